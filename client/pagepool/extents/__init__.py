@@ -1,0 +1,27 @@
+"""Extents, and the frames they are stored and sent in."""
+
+from pagepool.extents.frame import (
+    EXTENT_SIZE,
+    FRAME_SIZE,
+    ZSTD_LEVEL,
+    EncodedFrame,
+    Encoding,
+    Frame,
+    FrameHead,
+    Role,
+    check_extent,
+    encode_frame,
+)
+
+__all__ = [
+    "EXTENT_SIZE",
+    "FRAME_SIZE",
+    "ZSTD_LEVEL",
+    "EncodedFrame",
+    "Encoding",
+    "Frame",
+    "FrameHead",
+    "Role",
+    "check_extent",
+    "encode_frame",
+]

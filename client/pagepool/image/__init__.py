@@ -1,0 +1,29 @@
+"""Layers: splitting a tar, rebuilding it from a recipe, merging layers into a tree."""
+
+from pagepool.image.chunk import decode_chunk
+from pagepool.image.layer import MAX_LITERAL, LayerSplitter, Sink
+from pagepool.image.limits import Limits
+from pagepool.image.member import Kind, Member, normalise_path
+from pagepool.image.members import iter_members
+from pagepool.image.ops import LITERAL, OBJECT, SLICE, Op
+from pagepool.image.recipe import EncodedChunk, RecipeWriter
+from pagepool.image.sparse import stored_pieces
+
+__all__ = [
+    "LayerSplitter",
+    "Sink",
+    "MAX_LITERAL",
+    "Limits",
+    "Kind",
+    "Member",
+    "normalise_path",
+    "stored_pieces",
+    "RecipeWriter",
+    "EncodedChunk",
+    "decode_chunk",
+    "iter_members",
+    "Op",
+    "LITERAL",
+    "OBJECT",
+    "SLICE",
+]

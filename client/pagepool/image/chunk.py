@@ -1,0 +1,254 @@
+"""The encoding of one recipe chunk; docs/format/recipe.md has it byte by byte.
+
+Pure functions. The operations lie by column, and each column by byte plane, because like compresses with
+like; digests do not compress, and stay out of the zstd frame, where they would spoil its tables. Some
+literals go through one more step (`Columns.fold_header`). Chunks have no checksum of their own: the store's
+records have.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterable, Sequence
+
+import zstandard
+from pagepool.errors import CorruptError
+from pagepool.image.header import BLOCK, sum_block
+from pagepool.image.ops import LITERAL, OBJECT, SLICE, Op
+
+VERSION = 1
+
+# A chunk ends when it covers this much of the plain stream, or costs about this much encoded.
+CHUNK_PLAIN = 4 << 20
+CHUNK_ENCODED = 64 << 10
+OP_COST = 4
+
+# What a reader accepts: the most that a writer can produce.
+_MAX_OPS = CHUNK_ENCODED // OP_COST + 1
+_MAX_LITERALS = CHUNK_PLAIN
+_MAX_SIZE = (1 << 63) - 1
+
+_DIGEST = 32
+# version, column widths (2 bits each: sizes, references, offsets), operations, digests, literal bytes
+_HEAD = struct.Struct("<BBIII")
+_CODES = ("B", "H", "I", "Q")
+
+# In the encoding only: a literal that ends in a header block whose size and checksum are derived.
+_FOLDED = 3
+_OBJECT_BYTE = bytes((OBJECT,))
+_SIZE_FIELD = slice(124, 136)
+_CHECKSUM_FIELD = slice(148, 156)
+_MAX_OCTAL = 8**11 - 1
+
+
+class Columns:
+    """The operations of one chunk that is being written, by column.
+
+    Attributes:
+        plain_start: where its range of the plain stream begins.
+        plain_size: bytes of that range so far.
+        cost: an estimate of the encoded size, of which the owner adds what the literals cost.
+        kinds: one byte an operation.
+        sizes: bytes of the plain stream, one an operation.
+        references: one an operation that is no literal: 0 for the next new digest, else how many digests
+            back.
+        offsets: one a slice.
+        digests: each digest once, in the order of their first reference, with its place in that order.
+        literals: the bytes of all literals.
+    """
+
+    def __init__(self, plain_start: int) -> None:
+        self.plain_start = plain_start
+        self.plain_size = 0
+        self.cost = 0
+        self.kinds = bytearray()
+        self.sizes: list[int] = []
+        self.references: list[int] = []
+        self.offsets: list[int] = []
+        self.digests: dict[bytes, int] = {}
+        self.literals = bytearray()
+
+    def add(self, kind: int, size: int) -> None:
+        """Add an operation."""
+        self.kinds.append(kind)
+        self.sizes.append(size)
+        self.plain_size += size
+        self.cost += OP_COST
+
+    def add_literal(self, data: bytes | memoryview) -> None:
+        """Add bytes, to the last operation if that is a literal."""
+        self.literals += data
+        if self.kinds and self.kinds[-1] == LITERAL:
+            self.sizes[-1] += len(data)
+            self.plain_size += len(data)
+        else:
+            self.add(LITERAL, len(data))
+
+    def refer(self, digest: bytes) -> None:
+        """Add the reference of the operation that is added next."""
+        count = len(self.digests)
+        index = self.digests.setdefault(digest, count)
+        if index == count:
+            self.references.append(0)
+            self.cost += _DIGEST
+        else:
+            self.references.append(count - index)
+
+    def fold_header(self, size: int) -> None:
+        """Blank what the last block of the literals says twice, if it is the header of `size` bytes of data.
+
+        The size and the checksum change from member to member and follow from the rest: without them a recipe
+        is a ninth smaller. An `OBJECT` of `size` must be added next.
+        """
+        if self.kinds and self.kinds[-1] == LITERAL and self.sizes[-1] >= BLOCK and size <= _MAX_OCTAL:
+            block = self.literals[-BLOCK:]
+            fields = bytes(block[_SIZE_FIELD]), bytes(block[_CHECKSUM_FIELD])
+            block[_SIZE_FIELD] = bytes(12)
+            block[_CHECKSUM_FIELD] = bytes(8)
+            if fields == _derive_fields(block, size):
+                self.literals[-BLOCK:] = block
+                self.kinds[-1] = _FOLDED
+
+
+def _derive_fields(block: bytes | bytearray, size: int) -> tuple[bytes, bytes]:
+    """The size and checksum fields of a header that has NULs there, as nearly every writer spells them."""
+    field = b"%011o\0" % size
+    return field, b"%06o\0 " % (sum_block(block) + sum(field) + 8 * 0x20)
+
+
+def encode_chunk(columns: Columns, compressor: zstandard.ZstdCompressor) -> bytes:
+    """Encode a chunk of at least one operation.
+
+    Args:
+        columns: the operations.
+        compressor: one that writes the content size into the frame.
+    """
+    parts = [bytes(columns.kinds)]
+    widths = 0
+    for place, column in enumerate((columns.sizes, columns.references, columns.offsets)):
+        code, encoded = _pack(column)
+        widths |= code << (2 * place)
+        parts.append(encoded)
+    parts.append(bytes(columns.literals))
+    head = _HEAD.pack(VERSION, widths, len(columns.kinds), len(columns.digests), len(columns.literals))
+    return b"".join((head, *columns.digests, compressor.compress(b"".join(parts))))
+
+
+def _pack(column: Sequence[int]) -> tuple[int, bytes]:
+    """Encode a column: the code of its width, and all lowest bytes, then all second bytes …"""
+    top = max(column, default=0)
+    code = (top > 0xFF) + (top > 0xFFFF) + (top > 0xFFFFFFFF)
+    raw = struct.pack(f"<{len(column)}{_CODES[code]}", *column)
+    return code, b"".join(raw[place :: 1 << code] for place in range(1 << code))
+
+
+def _unpack(planes: bytes, count: int, code: int) -> tuple[int, ...]:
+    raw = bytearray(len(planes))
+    for place in range(1 << code):
+        raw[place :: 1 << code] = planes[place * count : (place + 1) * count]
+    return struct.unpack(f"<{count}{_CODES[code]}", raw)
+
+
+def decode_chunk(payload: bytes | memoryview, name: str = "") -> Sequence[Op]:
+    """Decode one chunk.
+
+    Args:
+        payload: what `encode_chunk` made.
+        name: how to name the chunk in an error.
+
+    Returns:
+        its operations. The data of literals are views of one buffer that the views keep alive.
+
+    Raises:
+        CorruptError: it is not a chunk that a writer can have written.
+    """
+    try:
+        return _decode(memoryview(payload))
+    except (ValueError, struct.error, zstandard.ZstdError) as error:
+        raise CorruptError("recipe chunk", name, str(error)) from error
+
+
+def _decode(payload: memoryview) -> list[Op]:
+    version, widths, ops, digests, literal_size = _HEAD.unpack_from(payload)
+    if version != VERSION or widths >> 6:
+        raise ValueError(f"version {version} with widths {widths}")
+    if not 0 < ops <= _MAX_OPS or digests > ops or literal_size > _MAX_LITERALS:
+        raise ValueError("counts out of range")
+    table = payload[_HEAD.size : _HEAD.size + digests * _DIGEST].tobytes()
+    frame = payload[_HEAD.size + len(table) :]
+    # Checked before a byte is allocated for it.
+    if not 0 < zstandard.frame_content_size(frame) <= ops * (1 + 3 * 8) + literal_size:
+        raise ValueError("a frame of a size that does not agree")
+    body = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    kinds = body[:ops]
+    slices = kinds.count(SLICE)
+    counts = (ops, kinds.count(OBJECT) + slices, slices)
+    codes = (widths & 3, widths >> 2 & 3, widths >> 4 & 3)
+    spans = (count << code for count, code in zip(counts, codes, strict=True))
+    starts = list(itertools.accumulate(spans, initial=ops))
+    if len(body) != starts[-1] + literal_size or max(kinds) > _FOLDED:
+        raise ValueError("columns that do not agree")
+    sizes, backs, offsets = (
+        _unpack(body[start:end], count, code)
+        for start, end, count, code in zip(starts, starts[1:], counts, codes, strict=False)
+    )
+    literals = bytearray(memoryview(body)[starts[-1] :])
+    _unfold_headers(kinds, sizes, literals)
+    named = _resolve([table[at : at + _DIGEST] for at in range(0, len(table), _DIGEST)], backs)
+    return _build(kinds, sizes, named, offsets, memoryview(literals).toreadonly())
+
+
+def _unfold_headers(kinds: bytes, sizes: tuple[int, ...], literals: bytearray) -> None:
+    """Put back what `Columns.fold_header` left out."""
+    position = 0
+    for index, kind in enumerate(kinds):
+        if kind == LITERAL:
+            position += sizes[index]
+        elif kind == _FOLDED:
+            position += sizes[index]
+            if sizes[index] < BLOCK or position > len(literals) or kinds[index + 1 : index + 2] != _OBJECT_BYTE:
+                raise ValueError("a header without its object")
+            size = sizes[index + 1]
+            if size > _MAX_OCTAL:
+                raise ValueError("a header with an object too large")
+            block = literals[position - BLOCK : position]
+            block[_SIZE_FIELD], block[_CHECKSUM_FIELD] = _derive_fields(block, size)
+            literals[position - BLOCK : position] = block
+
+
+def _resolve(digests: list[bytes], backs: tuple[int, ...]) -> list[bytes]:
+    """The digest of each reference."""
+    named = []
+    seen = 0
+    for back in backs:
+        if back == 0:
+            seen += 1
+        if back > seen or seen > len(digests):
+            raise ValueError("a reference to no digest")
+        named.append(digests[seen - (back or 1)])
+    if seen != len(digests):
+        raise ValueError("digests that nothing refers to")
+    return named
+
+
+def _build(
+    kinds: bytes, sizes: Iterable[int], named: Iterable[bytes], offsets: Iterable[int], literals: memoryview
+) -> list[Op]:
+    ops: list[Op] = []
+    digests, starts = iter(named), iter(offsets)
+    position = 0
+    for kind, size in zip(kinds, sizes, strict=True):
+        if not size and kind != SLICE:
+            raise ValueError("an empty operation")
+        if kind in (LITERAL, _FOLDED):
+            ops.append(Op(LITERAL, literals[position : position + size], 0, size))
+            position += size
+        else:
+            offset = next(starts) if kind == SLICE else 0
+            if offset + size > _MAX_SIZE:
+                raise ValueError("an object too large")
+            ops.append(Op(kind, next(digests), offset, size))
+    if position != len(literals):
+        raise ValueError("literals that do not add up")
+    return ops

@@ -1,0 +1,27 @@
+"""How much a layer may claim before it counts as a bomb.
+
+A tar of a few kilobytes can claim terabytes (sparse maps) or millions of members. The limits are checked
+while the tar is split, before anything is allocated or hashed for the claim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one layer.
+
+    Args:
+        max_member_size: logical bytes of one regular file, holes included.
+        max_layer_size: logical bytes of all regular files together, holes included.
+        max_members: members, of any kind.
+        max_header_size: bytes of one extended header (PAX, long name, sparse map). Go's archive/tar, and so
+            every container runtime, refuses more than 1 MiB.
+    """
+
+    max_member_size: int = 64 << 30
+    max_layer_size: int = 512 << 30
+    max_members: int = 5_000_000
+    max_header_size: int = 1 << 20

@@ -1,0 +1,20 @@
+"""HTTP clients: any OCI registry, and pagepool's own service."""
+
+from pagepool.transport.auth import Credentials
+from pagepool.transport.http import Session, is_loopback
+from pagepool.transport.registry import Pulled, RegistryClient
+from pagepool.transport.retry import RetryPolicy
+from pagepool.transport.service import FileEntry, ImageState, LayerState, ServiceClient
+
+__all__ = [
+    "Session",
+    "Credentials",
+    "RetryPolicy",
+    "RegistryClient",
+    "Pulled",
+    "ServiceClient",
+    "ImageState",
+    "LayerState",
+    "FileEntry",
+    "is_loopback",
+]

@@ -1,0 +1,1 @@
+"""pagepool's service: the registry, its store, and the maintenance of it."""

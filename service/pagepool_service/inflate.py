@@ -1,0 +1,158 @@
+"""From the bytes of a layer blob to the bytes of its tar: gzip (any number of members), zstd (any number of
+frames), plain.
+
+Streaming, in bounded memory, whatever the input claims: output is asked for a megabyte at a time, zstd
+windows are limited, and a stream that grows beyond a ratio or an absolute size is given up. isal inflates
+gzip and checks its CRC; both libraries release the GIL.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from dataclasses import dataclass
+from enum import Enum
+from typing import IO, TYPE_CHECKING, cast
+
+import zstandard
+from isal import igzip
+from pagepool.errors import LayerInvalidError
+
+from pagepool_service.zstdframes import FrameWalker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHUNK_SIZE = 1 << 20
+_ZSTD_WINDOW = 128 << 20  # what zstd's own command line accepts without being told to
+
+
+class Compression(Enum):
+    """How a layer blob is compressed."""
+
+    NONE = "none"
+    GZIP = "gzip"
+    ZSTD = "zstd"
+
+
+@dataclass(frozen=True, slots=True)
+class InflateLimits:
+    """When a compressed stream is taken for a decompression bomb.
+
+    Args:
+        plain_size: most plain bytes of a layer.
+        ratio: most plain bytes per compressed byte...
+        ratio_from: ...once there are this many plain bytes (a small archive of zeros is no bomb).
+    """
+
+    plain_size: int = 256 << 30
+    ratio: int = 200
+    ratio_from: int = 256 << 20
+
+
+def detect(head: bytes) -> Compression:
+    """How the blob that begins with `head` is compressed.
+
+    Raises:
+        LayerInvalidError: in a way that layers may not be (bzip2, xz).
+    """
+    if head[:2] == b"\x1f\x8b":
+        return Compression.GZIP
+    if head[:4] == b"\x28\xb5\x2f\xfd" or (head[1:4] == b"\x2a\x4d\x18" and head[:1] and 0x50 <= head[0] <= 0x5F):
+        return Compression.ZSTD
+    for magic, name in ((b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"\x04\x22\x4d\x18", "lz4")):
+        if head.startswith(magic):
+            raise LayerInvalidError(name, "layers are plain tar, gzip or zstd")
+    return Compression.NONE
+
+
+class BlobFile(io.RawIOBase):
+    """A readable file over the pieces of a blob, counting what was read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+        self.consumed = 0
+        self.walker: FrameWalker | None = None
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Fill as much of `buffer` as the next piece has."""
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+            if self.walker:
+                self.walker.feed(self._rest)
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        self.consumed += size
+        return size
+
+
+def inflate(pieces: Iterator[bytes], limits: InflateLimits) -> tuple[Compression, Iterator[bytes]]:
+    """Begin to decompress a blob.
+
+    Args:
+        pieces: the blob's bytes, in order.
+
+    Returns:
+        How it is compressed, and its plain bytes in chunks of at most 1 MiB. Going on with them raises
+        LayerInvalidError where the stream is damaged, cut short, or a bomb.
+    """
+    first = next(pieces, b"")
+    compression = detect(first)
+    file = BlobFile(_chain(first, pieces))
+    if compression is Compression.NONE:
+        chunks = _read_chunks(file)
+    elif compression is Compression.GZIP:
+        buffered = io.BufferedReader(file, CHUNK_SIZE)
+        chunks = _read_chunks(igzip.IGzipFile(fileobj=buffered, mode="rb"))  # type: ignore[no-untyped-call]
+    else:
+        file.walker = FrameWalker()
+        context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+        chunks = _read_chunks(
+            context.stream_reader(cast("IO[bytes]", file), read_size=CHUNK_SIZE, read_across_frames=True)
+        )
+    return compression, _guarded(chunks, file, compression, limits)
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    if first:
+        yield first
+    yield from rest
+
+
+def _read_chunks(file: io.RawIOBase | igzip.IGzipFile | zstandard.ZstdDecompressionReader) -> Iterator[bytes]:
+    read = getattr(file, "read1", file.read)
+    while chunk := read(CHUNK_SIZE):
+        yield chunk
+
+
+def _guarded(
+    chunks: Iterator[bytes], file: BlobFile, compression: Compression, limits: InflateLimits
+) -> Iterator[bytes]:
+    """Turn the libraries' errors into ours, and stop at the limits."""
+    name = f"{compression.value} stream"
+    total = 0
+    while True:
+        try:
+            chunk = next(chunks, None)
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError, ValueError) as error:
+            raise LayerInvalidError(name, f"{error} (after {total} plain bytes)") from error
+        if chunk is None:
+            if file.walker and not file.walker.at_frame_end:
+                raise LayerInvalidError(name, f"cut short (after {total} plain bytes)")
+            return
+        total += len(chunk)
+        if total > limits.plain_size:
+            raise LayerInvalidError(name, f"a decompression bomb: more than {limits.plain_size} plain bytes")
+        if total > limits.ratio_from and total > limits.ratio * max(file.consumed, 1):
+            ratio = total // max(file.consumed, 1)
+            raise LayerInvalidError(name, f"a decompression bomb: {ratio} times its size after {total} bytes")
+        yield chunk

@@ -1,0 +1,467 @@
+"""Read a layer: one streaming pass from the blob's bytes to extents, frames and a recipe, verified before it
+counts.
+
+A pipeline of threads, each mostly inside code that releases the GIL:
+
+    inflate, SHA-256 -> split, BLAKE3, look up -> zstd (pool) -> LMDB batch -> rebuild, SHA-256
+
+The splitting thread owns all decisions. It gathers new extents into frames, and frames, objects and recipe
+chunks into a batch; a batch is committed as one transaction, so a recipe chunk is never visible before the
+extents it names. The verifying thread reads each committed chunk back and rebuilds the tar from what is
+stored. A layer is ready when the digest of what was rebuilt is that of what came in.
+
+Only the maintenance process ingests, one layer at a time: an extent is looked up and stored once. What a
+crash leaves (chunks of an unfinished recipe, extents nobody refers to) is removed by the next attempt and by
+collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+from pagepool.digest import Digest
+from pagepool.errors import CorruptError, LayerInvalidError
+from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, EncodedFrame, Role, encode_frame
+from pagepool.image import LayerSplitter, RecipeWriter
+
+from pagepool_service.store.environment import Table
+from pagepool_service.store.rebuild import rebuild_chunk
+from pagepool_service.store.schema import LayerRecord, recipe_key
+from pagepool_service.store.totals import Totals, take_number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pagepool.image import EncodedChunk, Limits, Member
+
+    from pagepool_service.store.environment import Reader
+    from pagepool_service.store.store import Store
+
+ZSTD_THREADS = 2
+_CHUNKS_AHEAD = 8  # of 1 MiB, inflated and not yet split
+_FRAMES_AHEAD = 32  # of 256 KiB, split and not yet compressed
+_BATCHES_AHEAD = 2
+_BATCH_NEW = 24 << 20  # new plain bytes after which a batch is closed ...
+_BATCH_STREAM = 64 << 20  # ... or bytes of the stream
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one transaction stores."""
+
+    frames: list[Future[EncodedFrame]] = field(default_factory=list)
+    objects: list[tuple[bytes, int, list[bytes]]] = field(default_factory=list)
+    chunks: list[EncodedChunk] = field(default_factory=list)
+    fresh: set[bytes] = field(default_factory=set)
+    new_bytes: int = 0
+    stream_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """A layer that was read: its diff_id and record."""
+
+    diff_id: Digest
+    layer: LayerRecord
+
+
+class LayerIngest:
+    """One attempt to read one layer. Use once: `run`.
+
+    Args:
+        store: where to.
+        limits: of what the tar may claim.
+        level: of zstd.
+    """
+
+    def __init__(self, store: Store, limits: Limits, *, level: int = 3) -> None:
+        self._store = store
+        self._limits = limits
+        self._level = level
+        self._stop = threading.Event()
+        with store.env.write() as txn:
+            self.recipe = take_number(txn, "recipe")
+
+    def run(self, plain: Iterator[bytes]) -> Ingested:
+        """Read the layer.
+
+        Args:
+            plain: its plain bytes, in chunks.
+
+        Raises:
+            LayerInvalidError: it is not a layer that could be mounted; nothing refers to what was stored of
+                it.
+            CorruptError: what it shares with the store is damaged there.
+            StoreFullError: as it says. `discard` removes what is left.
+        """
+        chunks: queue.Queue[bytes | None] = queue.Queue(_CHUNKS_AHEAD)
+        with ThreadPoolExecutor(3 + ZSTD_THREADS, thread_name_prefix="ingest") as pool:
+            committer = Committer(self._store, self.recipe, self._stop, pool)
+            try:
+                hashing = pool.submit(self._inflate, plain, chunks)
+                splitting = Splitting(self._store, committer, pool, self._limits, self._level)
+                with splitting:
+                    while (chunk := chunks.get()) is not None:
+                        splitting.feed(chunk)
+                    diff_id = hashing.result()
+                    splitting.close()
+                rebuilt = committer.finish()
+            except BaseException:
+                self._stop.set()
+                committer.abandon()
+                _drain(chunks)
+                raise
+        if rebuilt != diff_id.raw:
+            raise CorruptError("layer", str(diff_id), f"what was stored rebuilds to sha256:{rebuilt.hex()}")
+        record = LayerRecord(self.recipe, committer.plain_size, splitting.members, splitting.file_bytes)
+        return Ingested(diff_id, record)
+
+    def discard(self) -> None:
+        """Remove the recipe's chunks, after a failed attempt."""
+        with self._store.env.write() as txn:
+            removed = 0
+            for _, payload in txn.scan(Table.RECIPES, recipe_key(self.recipe, 0)[:8], check=False):
+                removed += len(payload)
+            txn.delete_prefix(Table.RECIPES, recipe_key(self.recipe, 0)[:8])
+            totals = Totals.load(txn)
+            totals.recipes_stored = max(0, totals.recipes_stored - removed)
+            totals.store(txn)
+
+    def _inflate(self, plain: Iterator[bytes], chunks: queue.Queue[bytes | None]) -> Digest:
+        """Thread: inflate and hash. Always ends the queue with None."""
+        sha = hashlib.sha256()
+        try:
+            for chunk in plain:
+                sha.update(chunk)
+                chunks.put(chunk)
+                if self._stop.is_set():
+                    break
+        finally:
+            chunks.put(None)
+        return Digest("sha256", sha.digest())
+
+
+class Splitting:
+    """The splitting thread's state: sink of the splitter, maker of extents, frames, objects and recipe."""
+
+    def __init__(
+        self, store: Store, committer: Committer, pool: ThreadPoolExecutor, limits: Limits, level: int
+    ) -> None:
+        self._committer = committer
+        self._pool = pool
+        self._level = level
+        self._lookup = Lookup(store)
+        self._recipe = RecipeWriter()
+        self._splitter = LayerSplitter(self, limits)
+        self._slots = threading.Semaphore(_FRAMES_AHEAD)
+        self._batch = Batch()
+        self._frame: list[tuple[bytes, bytes]] = []
+        self._frame_size = 0
+        self._object = ObjectBuilder(self)
+        self._member: Member | None = None
+        self.members = 0
+        self.file_bytes = 0
+
+    def __enter__(self) -> Splitting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lookup.close()
+
+    def feed(self, chunk: bytes) -> None:
+        """Split a chunk of the tar.
+
+        Raises:
+            LayerInvalidError: the splitter met something that cannot be mounted.
+        """
+        self._splitter.feed(chunk)
+        self._check()
+        self._batch.stream_bytes += len(chunk)
+        if self._batch.new_bytes >= _BATCH_NEW or self._batch.stream_bytes >= _BATCH_STREAM:
+            self._close_batch()
+
+    def close(self) -> None:
+        """The tar has ended."""
+        self._splitter.close()
+        self._check()
+        self.members = self._splitter.members
+        self._recipe.finish()
+        self._close_batch()
+
+    def _check(self) -> None:
+        if self._splitter.problem:
+            raise LayerInvalidError("tar", self._splitter.problem)
+
+    def _close_batch(self) -> None:
+        self._close_frame()
+        while (encoded := self._recipe.take_chunk()) is not None:
+            self._batch.chunks.append(encoded)
+        self._lookup.batch_closed(self._batch.fresh)
+        self._committer.put(self._batch)
+        self._batch = Batch()
+        self._lookup.renew(self._committer.committed)
+
+    # -- the splitter's sink ---------------------------------------------------------------------------------
+
+    def literal(self, data: memoryview) -> None:
+        """Bytes of the tar that are no file's."""
+        self._recipe.append_literal(data)
+
+    def begin(self, member: Member) -> None:
+        """A regular file's data begins."""
+        self._member = member
+        self._object.begin(member)
+
+    def data(self, view: memoryview) -> None:
+        """The next bytes of it."""
+        self._object.data(view)
+
+    def end(self) -> None:
+        """It is complete: name it in the recipe."""
+        member = self._member
+        assert member is not None
+        digest, size, extents = self._object.end()
+        self.file_bytes += size
+        if size > EXTENT_SIZE:
+            self._batch.objects.append((digest, size, extents))
+        if member.segments is None:
+            self._recipe.append_object(digest, size)
+        else:
+            for offset, length in member.segments:
+                self._recipe.append_slice(digest, offset, length)
+
+    # -- extents ---------------------------------------------------------------------------------------------
+
+    def extent(self, digest: bytes, data: bytes | memoryview) -> None:
+        """Store an extent unless it is known."""
+        fresh = self._batch.fresh
+        if digest in fresh or self._lookup.known(digest):
+            return
+        fresh.add(digest)
+        size = len(data)
+        self._frame.append((digest, bytes(data)))
+        self._frame_size += size
+        self._batch.new_bytes += size
+        if self._frame_size >= FRAME_SIZE:
+            self._close_frame()
+
+    def _close_frame(self) -> None:
+        if self._frame:
+            self._slots.acquire()
+            encoding = self._pool.submit(encode_frame, self._frame, Role.FILES, level=self._level)
+            encoding.add_done_callback(lambda _: self._slots.release())
+            self._batch.frames.append(encoding)
+            self._frame = []
+            self._frame_size = 0
+
+
+class ObjectBuilder:
+    """Cut one file's bytes into extents and name it."""
+
+    def __init__(self, sink: Splitting) -> None:
+        self._sink = sink
+        self._whole = blake3()
+        self._extents: list[bytes] = []
+        self._held = bytearray()
+        self._size = 0
+        self._segments: deque[tuple[int, int]] | None = None
+
+    def begin(self, member: Member) -> None:
+        """A new file."""
+        self._extents = []
+        self._held.clear()
+        self._size = 0
+        self._final = member.size
+        self._segments = None
+        if member.segments is not None:
+            self._segments = deque(member.segments)
+            self._left = self._segments[0][1] if self._segments else 0
+        if member.size > EXTENT_SIZE:
+            self._whole = blake3()
+
+    def data(self, view: memoryview) -> None:
+        """The next stored bytes of the file; of a sparse one, those of its next segments."""
+        if self._segments is None:
+            self._append(view)
+            return
+        while view:
+            offset, length = self._segments[0]
+            if self._left == length:
+                self._zeros(offset - self._size)
+            piece = view[: self._left]
+            self._append(piece)
+            self._left -= len(piece)
+            view = view[len(piece) :]
+            if not self._left:
+                self._segments.popleft()
+                self._left = self._segments[0][1] if self._segments else 0
+
+    def end(self) -> tuple[bytes, int, list[bytes]]:
+        """(BLAKE3, size, extents) of the file."""
+        if self._segments is not None:
+            self._zeros(self._final - self._size)
+        if self._held:
+            self._emit(bytes(self._held))
+            self._held.clear()
+        if self._size > EXTENT_SIZE:
+            return self._whole.digest(), self._size, self._extents
+        return (self._extents[0] if self._extents else blake3().digest()), self._size, self._extents
+
+    def _append(self, view: memoryview) -> None:
+        self._size += len(view)
+        if self._final > EXTENT_SIZE:
+            self._whole.update(view)
+        if self._held:
+            taken = view[: EXTENT_SIZE - len(self._held)]
+            self._held += taken
+            if len(self._held) < EXTENT_SIZE:
+                return
+            self._emit(bytes(self._held))
+            self._held.clear()
+            view = view[len(taken) :]
+        if len(view) == self._final <= EXTENT_SIZE:  # a small file, whole
+            self._emit(view)
+            return
+        while len(view) >= EXTENT_SIZE:
+            self._emit(view[:EXTENT_SIZE])
+            view = view[EXTENT_SIZE:]
+        self._held += view
+
+    def _zeros(self, count: int) -> None:
+        """A hole, as bytes: an extent of zeros is stored once, however often it is named."""
+        piece = memoryview(_ZEROS)
+        while count > 0:
+            self._append(piece[:count])
+            count -= min(count, len(piece))
+
+    def _emit(self, data: bytes | memoryview) -> None:
+        digest = blake3(data).digest()
+        self._extents.append(digest)
+        self._sink.extent(digest, data)
+
+
+_ZEROS = bytes(1 << 20)
+
+
+class Lookup:
+    """Whether an extent is stored, or on its way in a batch that is not committed yet.
+
+    Holds a read transaction for the length of a batch, never longer.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._under_way: deque[set[bytes]] = deque()
+        self._closed = 0
+        self._open()
+
+    def known(self, digest: bytes) -> bool:
+        """Whether storing it again would be once too often."""
+        return any(digest in fresh for fresh in self._under_way) or self._txn.has(Table.EXTENTS, digest)
+
+    def batch_closed(self, fresh: set[bytes]) -> None:
+        """A batch is on its way."""
+        self._under_way.append(fresh)
+        self._closed += 1
+
+    def renew(self, committed: int) -> None:
+        """Look from a newer snapshot, in which the first `committed` batches are."""
+        self.close()
+        self._open()
+        while len(self._under_way) > self._closed - committed:
+            self._under_way.popleft()
+
+    def close(self) -> None:
+        """End the read transaction."""
+        self._context.__exit__(None, None, None)
+
+    def _open(self) -> None:
+        self._context = self._store.env.read()
+        self._txn: Reader = self._context.__enter__()
+
+
+class Committer:
+    """The committing and the verifying thread, each fed by a bounded queue."""
+
+    def __init__(self, store: Store, recipe: int, stop: threading.Event, pool: ThreadPoolExecutor) -> None:
+        self._store = store
+        self._recipe = recipe
+        self._stop = stop
+        self._batches: queue.Queue[Batch | None] = queue.Queue(_BATCHES_AHEAD)
+        self._written: queue.Queue[int | None] = queue.Queue()
+        self.committed = 0
+        self.plain_size = 0
+        self._committing = pool.submit(self._commit_all)
+        self._verifying = pool.submit(self._verify_all)
+
+    def put(self, batch: Batch) -> None:
+        """Hand a batch over; waits while too many are under way. Raises what either thread failed with."""
+        while True:
+            for thread in (self._committing, self._verifying):
+                if thread.done():
+                    thread.result()
+            try:
+                self._batches.put(batch, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def finish(self) -> bytes:
+        """Wait for the end. Returns the SHA-256 of the tar as it was rebuilt from the store."""
+        self._batches.put(None)
+        self._committing.result()
+        return self._verifying.result()
+
+    def abandon(self) -> None:
+        """Make both threads end soon."""
+        _drain(self._batches)
+        self._batches.put(None)
+        self._written.put(None)
+
+    def _commit_all(self) -> None:
+        try:
+            while (batch := self._batches.get()) is not None and not self._stop.is_set():
+                self._commit(batch)
+                self.committed += 1
+                for chunk in batch.chunks:
+                    self._written.put(chunk.plain_start)
+        finally:
+            self._written.put(None)
+
+    def _commit(self, batch: Batch) -> None:
+        frames = [future.result() for future in batch.frames]
+        size = sum(len(frame.payload) for frame in frames) + sum(len(chunk.payload) for chunk in batch.chunks)
+        extents = self._store.extents
+        with self._store.env.write(reserve=size + 128 * len(batch.fresh)) as txn:
+            extents.put_frames(txn, frames)
+            for digest, object_size, names in batch.objects:
+                extents.put_object(txn, digest, object_size, names)
+            for chunk in batch.chunks:
+                txn.put(Table.RECIPES, recipe_key(self._recipe, chunk.plain_start), chunk.payload)
+                self.plain_size = chunk.plain_start + chunk.plain_size
+            totals = Totals.load(txn)
+            totals.recipes_stored += sum(len(chunk.payload) for chunk in batch.chunks)
+            totals.store(txn)
+
+    def _verify_all(self) -> bytes:
+        sha = hashlib.sha256()
+        while (start := self._written.get()) is not None and not self._stop.is_set():
+            for piece in rebuild_chunk(self._store.env, self._store.extents, recipe_key(self._recipe, start)):
+                sha.update(piece)
+        return sha.digest()
+
+
+def _drain(waiting: queue.Queue[bytes | None] | queue.Queue[Batch | None]) -> None:
+    """Empty a queue, so that whoever is blocked putting into it goes on."""
+    try:
+        while True:
+            waiting.get_nowait()
+    except queue.Empty:
+        return

@@ -1,0 +1,239 @@
+"""The maintenance process: takes jobs off the queue, one at a time.
+
+INGEST understands a blob as a layer (`ingest`); SETTLE moves a blob's bytes out of the spool to where they
+stay. Ingest goes first: an image is ready before its blobs are settled. A job that fails for a reason of the
+layer's is finished with that reason; one that fails for a reason of the store's is tried again with a growing
+pause; one that takes its process down with it is given up after a few attempts. Exactly one process per data
+directory runs this.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pagepool.errors import (
+    BlobUnknownError,
+    CorruptError,
+    LayerInvalidError,
+    ReadOnlyError,
+    StoreFullError,
+)
+from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, encode_frame
+from pagepool.image import Limits
+
+from pagepool_service.inflate import Compression, InflateLimits, inflate
+from pagepool_service.ingest import LayerIngest
+from pagepool_service.store.environment import Table
+from pagepool_service.store.schema import ContentKind, JobKind, LayerState
+from pagepool_service.store.store import Store
+
+if TYPE_CHECKING:
+    from pagepool.digest import Digest
+
+    from pagepool_service.ingest import Ingested
+    from pagepool_service.settings import Settings
+    from pagepool_service.store.schema import BlobRecord, Job
+
+log = logging.getLogger("pagepool.maintenance")
+
+_MOST_ATTEMPTS = 3
+_LONGEST_PAUSE_S = 30.0
+_IDLE_S = 1.0  # how often the queue is looked at without being woken
+_SETTLE_BATCH = 64  # extents moved in one transaction: 8 MiB
+
+
+def run(settings: Settings, wake_fd: int) -> None:
+    """Work until the process is ended. Blocks.
+
+    Args:
+        settings: of the service.
+        wake_fd: becomes readable when a job was added.
+    """
+    # Threads of ours hold the GIL for microseconds between long calls that release it. With the default of 5
+    # ms a thread that comes back from such a call waits for the splitting thread to be switched out.
+    sys.setswitchinterval(0.0005)
+    with Store.open(settings.data, quota_bytes=settings.quota_bytes) as store:
+        Maintenance(store).run_forever(wake_fd)
+
+
+class Maintenance:
+    """Runs jobs of one store.
+
+    Args:
+        limits: of what a tar may claim.
+        inflate_limits: of what a compressed stream may grow to.
+    """
+
+    def __init__(
+        self, store: Store, *, limits: Limits | None = None, inflate_limits: InflateLimits | None = None
+    ) -> None:
+        self._store = store
+        self._limits = limits or Limits()
+        self._inflate_limits = inflate_limits or InflateLimits()
+
+    def run_forever(self, wake_fd: int) -> None:
+        """Run jobs as they come."""
+        pause = _IDLE_S
+        while True:
+            try:
+                while self.run_one():
+                    pause = _IDLE_S
+            except (StoreFullError, ReadOnlyError, CorruptError) as error:
+                pause = min(pause * 2, _LONGEST_PAUSE_S)
+                log.error("job put off for %.0f s: %s", pause, error)
+            self._wait(wake_fd, pause)
+            self._store.env.check_readers()
+
+    def run_all(self) -> int:
+        """Run until the queue is empty. Returns how many jobs were run."""
+        count = 0
+        while self.run_one():
+            count += 1
+        return count
+
+    def run_one(self) -> bool:
+        """Run the first job. Returns whether there was one.
+
+        Raises:
+            StoreFullError, ReadOnlyError: the store cannot take the result now; the job stays in the queue.
+            CorruptError: stored bytes are wrong, and trying again has not helped.
+        """
+        job = self._store.jobs.begin_next()
+        if job is None:
+            return False
+        try:
+            record = self._store.blobs.stat(job.blob)
+        except BlobUnknownError:
+            self._drop(job)
+            return True
+        if job.kind is JobKind.INGEST:
+            self._ingest(job, record)
+        else:
+            self._settle(job, record)
+        return True
+
+    # -- ingest ----------------------------------------------------------------------------------------------
+
+    def _ingest(self, job: Job, record: BlobRecord) -> None:
+        if job.attempts > _MOST_ATTEMPTS:
+            self._give_up(job, record, f"reading it as a layer failed {_MOST_ATTEMPTS} times")
+            return
+        try:
+            compression, plain = inflate(self._store.blobs.read(job.blob), self._inflate_limits)
+            ingest = LayerIngest(self._store, self._limits)
+            try:
+                result = ingest.run(plain)
+            except BaseException:
+                ingest.discard()
+                raise
+        except LayerInvalidError as error:
+            self._give_up(job, record, error.reason or str(error))
+        except CorruptError as error:
+            self._heal(job, record, error)
+        else:
+            self._ready(job, record, compression, ingest, result)
+
+    def _ready(
+        self, job: Job, record: BlobRecord, compression: Compression, ingest: LayerIngest, result: Ingested
+    ) -> None:
+        """Make the layer visible, and its blob with it."""
+        key = result.diff_id.key
+        plain = compression is Compression.NONE
+        with self._store.env.write() as txn:
+            known = txn.get(Table.LAYERS, key)
+            if known is None:
+                txn.put(Table.LAYERS, key, result.layer.encode())
+            done = replace(record, state=LayerState.READY, diff_id=result.diff_id)
+            if plain:
+                done = done.settled_as(ContentKind.RECIPE)
+            elif record.content is ContentKind.SPOOL:
+                self._store.jobs.add(txn, JobKind.SETTLE, job.blob)
+            if txn.has(Table.BLOBS, job.blob.key):
+                self._store.blobs.update(txn, job.blob, done)
+            self._store.jobs.finish(txn, job)
+        if known is not None:  # the same tar was there, compressed in another way: its recipe serves both
+            ingest.discard()
+        if plain:
+            self._store.blobs.forget_file(job.blob)
+        log.info("layer %s ready: diff_id %s, %d members", job.blob, result.diff_id, result.layer.members)
+
+    def _give_up(self, job: Job, record: BlobRecord, reason: str) -> None:
+        """The blob stays, as bytes."""
+        log.info("blob %s is no mountable layer: %s", job.blob, reason)
+        with self._store.env.write() as txn:
+            if txn.has(Table.BLOBS, job.blob.key):
+                done = replace(record, state=LayerState.UNMOUNTABLE, reason=reason)
+                self._store.blobs.update(txn, job.blob, done)
+                if record.content is ContentKind.SPOOL:
+                    self._store.jobs.add(txn, JobKind.SETTLE, job.blob)
+            self._store.jobs.finish(txn, job)
+
+    def _heal(self, job: Job, record: BlobRecord, error: CorruptError) -> None:
+        """Bytes that are stored already, and shared by this layer, are damaged.
+
+        The layer brings good ones: forget where the damaged ones lie and read it again, which stores them
+        anew and mends every image that shares them.
+        """
+        log.error("reading layer %s met damage: %s", job.blob, error)
+        if job.attempts >= _MOST_ATTEMPTS:
+            self._give_up(job, record, f"it shares stored data that is damaged: {error}")
+            return
+        if error.kind in ("frame", "extent"):
+            self._store.extents.forget_damaged(self._store.env, error)
+
+    def _drop(self, job: Job) -> None:
+        with self._store.env.write() as txn:
+            self._store.jobs.finish(txn, job)
+
+    # -- settle ----------------------------------------------------------------------------------------------
+
+    def _settle(self, job: Job, record: BlobRecord) -> None:
+        """Move a blob from the spool into frames."""
+        if record.content is ContentKind.SPOOL:
+            try:
+                self._into_frames(job.blob, record)
+            except CorruptError as error:
+                log.error("blob %s cannot be settled: %s", job.blob, error)
+                self._drop(job)
+                return
+        with self._store.env.write() as txn:
+            if txn.has(Table.BLOBS, job.blob.key) and record.content is ContentKind.SPOOL:
+                newest = self._store.blobs.record(txn, job.blob)
+                self._store.blobs.update(txn, job.blob, newest.settled_as(ContentKind.OBJECT))
+            self._store.jobs.finish(txn, job)
+        self._store.blobs.forget_file(job.blob)
+
+    def _into_frames(self, blob: Digest, record: BlobRecord) -> None:
+        with self._store.env.read() as txn:
+            extents = self._store.extents.object_record(txn, record.object, record.size)
+            names = [digest for _, digest in extents.extents()]
+        # Gzip and zstd streams do not get smaller; what is not a layer may.
+        level = 0 if record.state is LayerState.READY else 3
+        pieces = self._store.blobs.read(blob)
+        batch: list[tuple[bytes, bytes]] = []
+        for number, digest in enumerate(names, 1):
+            batch.append((digest, next(pieces, b"")))
+            if len(batch) == _SETTLE_BATCH or number == len(names):
+                self._store_batch(batch, level)
+                batch = []
+
+    def _store_batch(self, batch: list[tuple[bytes, bytes]], level: int) -> None:
+        extents = self._store.extents
+        with self._store.env.read() as reader:
+            new = {digest: data for digest, data in batch if extents.find(reader, digest) is None}
+        listed = list(new.items())
+        step = FRAME_SIZE // EXTENT_SIZE
+        groups = [listed[index : index + step] for index in range(0, len(listed), step)]
+        frames = [encode_frame(group, Role.OPAQUE, level=level) for group in groups]
+        with self._store.env.write(reserve=sum(len(frame.payload) for frame in frames)) as txn:
+            extents.put_frames(txn, frames)
+
+    def _wait(self, wake_fd: int, timeout_s: float) -> None:
+        ready, _, _ = select.select([wake_fd], [], [], timeout_s)
+        if ready:
+            os.read(wake_fd, 4096)

@@ -1,0 +1,133 @@
+"""Errors as answers: one table from class to HTTP status and OCI error code.
+
+Every answer of the service that is an error comes from here, in the form of distribution-spec v1.1 "Error Codes".
+The table names each class of `pagepool.errors` (a test compares); a class is looked up by itself, then by its bases.
+Codes beyond the specification's, where it has none: RANGE_INVALID (as Docker's registry says it), TAG_INVALID,
+CORRUPT, UNAVAILABLE, STORE_FULL, UNKNOWN.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pagepool import errors
+from starlette.exceptions import HTTPException
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+
+log = logging.getLogger("pagepool.http")
+
+TABLE: dict[type[Exception], tuple[int, str]] = {
+    errors.PagepoolError: (500, "UNKNOWN"),
+    errors.InvalidError: (400, "UNSUPPORTED"),
+    errors.DigestInvalidError: (400, "DIGEST_INVALID"),
+    errors.DigestUnsupportedError: (400, "DIGEST_INVALID"),
+    errors.DigestMismatchError: (400, "DIGEST_INVALID"),
+    errors.NameInvalidError: (400, "NAME_INVALID"),
+    errors.TagInvalidError: (400, "TAG_INVALID"),
+    errors.ReferenceInvalidError: (400, "MANIFEST_INVALID"),
+    errors.ManifestInvalidError: (400, "MANIFEST_INVALID"),
+    errors.ManifestBlobUnknownError: (404, "MANIFEST_BLOB_UNKNOWN"),
+    errors.RangeInvalidError: (416, "RANGE_INVALID"),
+    errors.SizeInvalidError: (400, "SIZE_INVALID"),
+    errors.UploadInvalidError: (400, "BLOB_UPLOAD_INVALID"),
+    errors.LayerInvalidError: (422, "UNSUPPORTED"),
+    errors.ImageInvalidError: (422, "UNSUPPORTED"),
+    errors.LimitError: (413, "SIZE_INVALID"),
+    errors.NotFoundError: (404, "NAME_UNKNOWN"),
+    errors.BlobUnknownError: (404, "BLOB_UNKNOWN"),
+    errors.ManifestUnknownError: (404, "MANIFEST_UNKNOWN"),
+    errors.NameUnknownError: (404, "NAME_UNKNOWN"),
+    errors.UploadUnknownError: (404, "BLOB_UPLOAD_UNKNOWN"),
+    errors.PathUnknownError: (404, "PATH_UNKNOWN"),
+    errors.StoreFullError: (507, "STORE_FULL"),
+    errors.ReadOnlyError: (405, "UNSUPPORTED"),
+    errors.StoreFormatError: (503, "UNAVAILABLE"),
+    errors.BusyError: (503, "UNAVAILABLE"),
+    errors.UploadBusyError: (409, "BLOB_UPLOAD_INVALID"),
+    errors.PendingError: (202, "UNAVAILABLE"),
+    errors.UnauthorizedError: (401, "UNAUTHORIZED"),
+    errors.DeniedError: (403, "DENIED"),
+    errors.UnsupportedError: (405, "UNSUPPORTED"),
+    errors.UnreachableError: (502, "UNAVAILABLE"),
+    errors.ResponseError: (502, "UNAVAILABLE"),
+    errors.CorruptError: (500, "CORRUPT"),
+}
+
+# Answers that HTTP wants another header with.
+_HEADERS = {405: {"Allow": "GET, HEAD"}, 503: {"Retry-After": "5"}, 409: {"Retry-After": "1"}}
+_PARAMETERS = {"digest": "DIGEST_INVALID", "mount": "DIGEST_INVALID", "name": "NAME_INVALID", "from": "NAME_INVALID"}
+
+
+def status_and_code(error: Exception) -> tuple[int, str]:
+    """The HTTP status and OCI code of an error."""
+    return next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), (500, "UNKNOWN"))
+
+
+def render(error: Exception, **headers: str) -> JSONResponse:
+    """The answer to a request that failed."""
+    status, code = status_and_code(error)
+    return error_response(status, code, str(error), _detail(error), {**_HEADERS.get(status, {}), **headers})
+
+
+def error_response(
+    status: int, code: str, message: str, detail: Any = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """An answer in the specification's form."""
+    # What a client sent may hold lone surrogates, which no answer can.
+    text = message.encode(errors="replace").decode()
+    body: dict[str, Any] = {"code": code, "message": text}
+    if detail is not None:
+        body["detail"] = detail
+    return JSONResponse({"errors": [body]}, status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make an application answer every error through the table."""
+    app.add_exception_handler(errors.PagepoolError, _on_pagepool_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_unexpected)
+
+
+async def _on_pagepool_error(request: Request, error: Exception) -> JSONResponse:
+    status, _ = status_and_code(error)
+    if status >= 500:
+        log.error("%s %s: %s", request.method, request.url.path, error)
+    return render(error)
+
+
+async def _on_invalid_parameter(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    return error_response(400, _PARAMETERS.get(name, "UNSUPPORTED"), f"{name}: {first['msg']}")
+
+
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {HTTPStatus(error.status_code).phrase.lower()}"
+    return error_response(error.status_code, "UNSUPPORTED", message, headers=dict(error.headers or {}))
+
+
+async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(500, "UNKNOWN", "an internal error; the service's log has more")
+
+
+def _detail(error: Exception) -> dict[str, Any] | None:
+    """The data an error carries, for programs."""
+    if isinstance(error, errors.DigestMismatchError):
+        return {"expected": str(error.expected), "got": str(error.got), "size": error.size}
+    if isinstance(error, errors.LimitError):
+        return {"what": error.what, "size": error.size, "limit": error.limit}
+    if isinstance(error, errors.CorruptError):
+        return {"kind": error.kind, "name": error.name}
+    if isinstance(error, errors.ManifestBlobUnknownError):
+        return {"digest": str(error.value)}
+    return None

@@ -1,0 +1,172 @@
+"""Bodies in and out of the event loop: blocking reads in threads, one piece ahead of the network.
+
+`PieceResponse` sends what a blocking iterator yields: while one piece goes out the next is read, so disk and
+decompression overlap with sending, and at most two pieces are in memory. Before the status line is sent the first
+piece is there, so an error that shows at once is an error answer; one that shows later ends the connection, and the
+client sees fewer bytes than announced. A client that leaves is noticed at the next piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from pagepool.errors import PagepoolError
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from concurrent.futures import ThreadPoolExecutor
+    from typing import TypeVar
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    Result = TypeVar("Result")
+
+log = logging.getLogger("pagepool.http")
+
+PIECE_SIZE = 1 << 20
+
+
+class Threads:
+    """Where blocking work runs."""
+
+    def __init__(self, executor: ThreadPoolExecutor) -> None:
+        self._executor = executor
+
+    async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Call a blocking function in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    def start(self, function: Callable[..., Result], *arguments: object) -> asyncio.Future[Result]:
+        """Begin a call; the future has its result."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+
+class PieceReader:
+    """Gathers what an iterator yields into pieces of about `PIECE_SIZE`. Blocks; one thread at a time."""
+
+    def __init__(self, source: Iterator[bytes]) -> None:
+        self._source = source
+
+    def next(self) -> list[bytes]:
+        """The next pieces; empty at the end."""
+        parts: list[bytes] = []
+        size = 0
+        for part in self._source:
+            parts.append(part)
+            size += len(part)
+            if size >= PIECE_SIZE:
+                break
+        return parts
+
+    def close(self) -> None:
+        """Let go of what the source holds."""
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()
+
+
+class PieceResponse(Response):
+    """An answer whose body comes from a blocking reader.
+
+    Args:
+        first: its first pieces, read already.
+        size: bytes of the body.
+        name: what it is, for the log.
+    """
+
+    def __init__(
+        self,
+        threads: Threads,
+        reader: PieceReader,
+        first: list[bytes],
+        *,
+        status: int,
+        headers: Mapping[str, str],
+        size: int,
+        name: str,
+    ) -> None:
+        super().__init__(status_code=status, headers={**headers, "Content-Length": str(size)})
+        self._threads = threads
+        self._reader = reader
+        self._first = first
+        self._left = size
+        self._name = name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        gone = asyncio.create_task(_until_disconnect(receive)) if self._left > PIECE_SIZE else None
+        ahead: asyncio.Future[list[bytes]] | None = None
+        try:
+            parts = self._first
+            self._first = []
+            while parts and not (gone is not None and gone.done()):
+                if sum(map(len, parts)) < self._left:
+                    ahead = self._threads.start(self._reader.next)
+                await self._send(send, parts)
+                parts = []
+                if ahead is not None:
+                    parts = await ahead
+                    ahead = None
+            if self._left == 0 and gone is None:
+                return
+            if self._left and not (gone is not None and gone.done()):
+                raise RuntimeError(f"{self._name} ended {self._left} bytes early")
+        except PagepoolError as error:
+            log.error("%s broke off with %d bytes to go: %s", self._name, self._left, error)
+            raise BrokenOffError(self._name) from error
+        finally:
+            if gone is not None:
+                gone.cancel()
+            await self._let_go(ahead)
+
+    async def _send(self, send: Send, parts: list[bytes]) -> None:
+        for part in parts:
+            self._left -= len(part)
+            await send({"type": "http.response.body", "body": part, "more_body": self._left > 0})
+
+    async def _let_go(self, ahead: asyncio.Future[list[bytes]] | None) -> None:
+        """Close the reader, after the read that may be going on in a thread."""
+        if ahead is not None:
+            await asyncio.wait([ahead])
+            ahead.exception()  # it is of no interest any more
+        self._reader.close()
+
+
+class BrokenOffError(Exception):
+    """A body that cannot go on: raised through the server, which then closes the connection."""
+
+
+async def open_pieces(threads: Threads, source: Iterator[bytes]) -> tuple[PieceReader, list[bytes]]:
+    """Begin to read, so that what is wrong at once can still be answered."""
+    reader = PieceReader(source)
+    return reader, await threads.run(reader.next)
+
+
+async def body_chunks(request: Request, timeout_s: float) -> AsyncIterator[bytes]:
+    """The body of a request as it comes.
+
+    Raises:
+        ClientDisconnect: the client left before its end, or sent nothing for `timeout_s`.
+    """
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(timeout_s):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise ClientDisconnect from None
+        if chunk is None:
+            return
+        if chunk:
+            yield chunk
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

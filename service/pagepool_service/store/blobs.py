@@ -1,0 +1,267 @@
+"""Blobs: admitted whole, read back from wherever their bytes are, bit for bit.
+
+Owns the tables `blobs` and the spool directory. A blob comes in as a verified file: up to one extent it goes
+straight into a frame, a larger one is renamed into the spool and settled later. Write order: file synced,
+renamed, directory synced, then one transaction with the object's extent list, the blob record, and the job
+that reads it as a layer. A crash before the transaction leaves a spool file without a record, which
+`sweep_spool` removes at the next start.
+
+Every read checks BLAKE3 of each extent (or the checksum of its frame) before a byte is returned.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from pagepool.digest import Digest
+from pagepool.errors import BlobUnknownError, CorruptError, RangeInvalidError, StoreFullError
+from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
+
+from pagepool_service.store.environment import Table
+from pagepool_service.store.rebuild import rebuild
+from pagepool_service.store.schema import BlobRecord, ContentKind, JobKind, LayerRecord, LayerState, ObjectRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pagepool_service.store.environment import Environment, Reader, Writer
+    from pagepool_service.store.extents import ExtentStore
+    from pagepool_service.store.jobs import JobQueue
+    from pagepool_service.store.sums import Sums
+
+BATCH_SIZE = 1 << 20  # bytes returned at a time, and read in one transaction
+
+
+class BlobStore:
+    """Blobs by digest, whatever repository they were pushed to.
+
+    Args:
+        spool: directory of blobs not settled yet; on the file system of the uploads.
+    """
+
+    def __init__(self, env: Environment, extents: ExtentStore, jobs: JobQueue, spool: Path) -> None:
+        self._env = env
+        self._extents = extents
+        self._jobs = jobs
+        self._spool = spool
+        self.on_job: Callable[[], None] | None = None
+
+    # -- admitting -------------------------------------------------------------------------------------------
+
+    def admit(self, source: Path, sums: Sums, also: Callable[[Writer], None]) -> None:
+        """Take a verified file in as a blob. On return it is durable and `source` is gone.
+
+        Idempotent: a blob that is there already stays as it is. On an error `source` may be left, nothing
+            else.
+
+        Args:
+            source: the file; its bytes are those `sums` was computed over.
+            also: runs in the same transaction (the link to the repository).
+
+        Raises:
+            StoreFullError, ReadOnlyError: nothing was kept.
+        """
+        if sums.size <= EXTENT_SIZE:
+            self.admit_bytes(source.read_bytes(), sums, also)
+            source.unlink(missing_ok=True)
+            return
+        if not self.exists(sums.digest):
+            _sync_file(source)
+        with self._env.write(reserve=len(sums.extents) * 36 + 4096) as txn:
+            if not txn.has(Table.BLOBS, sums.digest.key):
+                # Renamed under the writer lock, as `forget_file` unlinks under it: a blob that is removed and
+                # pushed again at the same time cannot lose its new file.
+                self._into_spool(source, sums.digest)
+                self._extents.put_object(txn, sums.object, sums.size, sums.extents)
+                self._add_record(txn, sums, ContentKind.SPOOL)
+            also(txn)
+        source.unlink(missing_ok=True)
+        self._wake()
+
+    def admit_bytes(self, data: bytes, sums: Sums, also: Callable[[Writer], None]) -> None:
+        """Take a blob of at most one extent in; see `admit`."""
+        frame = encode_frame([(sums.object, data)], Role.OPAQUE) if data else None
+        with self._env.write(reserve=len(data) + 4096) as txn:
+            if not txn.has(Table.BLOBS, sums.digest.key):
+                if frame and self._extents.find(txn, sums.object) is None:
+                    self._extents.put_frames(txn, [frame])
+                self._add_record(txn, sums, ContentKind.OBJECT)
+            also(txn)
+        self._wake()
+
+    def _into_spool(self, source: Path, digest: Digest) -> None:
+        target = self.spool_path(digest)
+        try:
+            source.rename(target)
+            sync_directory(target.parent)
+        except OSError as error:
+            raise StoreFullError(f"cannot keep {digest}: {error.strerror}") from error
+
+    def _add_record(self, txn: Writer, sums: Sums, content: ContentKind) -> None:
+        record = BlobRecord(content, LayerState.PENDING, sums.size, time.time_ns(), sums.object)
+        txn.put(Table.BLOBS, sums.digest.key, record.encode())
+        self._jobs.add(txn, JobKind.INGEST, sums.digest)
+
+    def _wake(self) -> None:
+        if self.on_job:
+            self.on_job()
+
+    # -- records ---------------------------------------------------------------------------------------------
+
+    def exists(self, digest: Digest) -> bool:
+        """Whether the blob is stored at all."""
+        with self._env.read() as txn:
+            return txn.has(Table.BLOBS, digest.key)
+
+    def record(self, txn: Reader, digest: Digest) -> BlobRecord:
+        """The blob's record.
+
+        Raises:
+            BlobUnknownError: there is none.
+        """
+        payload = txn.get(Table.BLOBS, digest.key)
+        if payload is None:
+            raise BlobUnknownError(digest)
+        return BlobRecord.decode(payload, str(digest))
+
+    def stat(self, digest: Digest) -> BlobRecord:
+        """`record`, in a transaction of its own."""
+        with self._env.read() as txn:
+            return self.record(txn, digest)
+
+    def layer(self, txn: Reader, record: BlobRecord) -> LayerRecord | None:
+        """The layer that a blob was understood as, or None."""
+        payload = None if record.diff_id is None else txn.get(Table.LAYERS, record.diff_id.key)
+        return None if payload is None else LayerRecord.decode(payload)
+
+    def update(self, txn: Writer, digest: Digest, record: BlobRecord) -> None:
+        """Replace a blob's record."""
+        txn.put(Table.BLOBS, digest.key, record.encode())
+
+    def remove(self, txn: Writer, digest: Digest) -> None:
+        """Remove the record: the blob is unknown from then on. Its extents are left to collection.
+
+        The caller has made sure that no repository links to it, and calls `forget_file` after the
+        transaction.
+        """
+        txn.delete(Table.BLOBS, digest.key)
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def read(self, digest: Digest, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The blob's bytes `[start, end)` in pieces of about 1 MiB. No transaction is held between pieces.
+
+        Raises:
+            BlobUnknownError: no such blob.
+            RangeInvalidError: the range is not within it.
+            CorruptError: stored bytes are wrong; what was yielded before was right.
+        """
+        record = self.stat(digest)
+        end = record.size if end is None else end
+        if not 0 <= start <= end <= record.size:
+            raise RangeInvalidError(f"{start}-{end}", f"the blob has {record.size} bytes")
+        return self._pieces(digest, record, start, end)
+
+    def _pieces(self, digest: Digest, record: BlobRecord, start: int, end: int) -> Iterator[bytes]:
+        if record.content is ContentKind.RECIPE:
+            yield from self._rebuilt(digest, record, start, end)
+            return
+        with self._env.read() as txn:
+            extents = self._extents.object_record(txn, record.object, record.size)
+        if record.content is ContentKind.SPOOL:
+            try:
+                file = self.spool_path(digest).open("rb", buffering=0)
+            except FileNotFoundError:
+                # Settled since the record was read: the record now says where.
+                newer = self.stat(digest)
+                if newer.content is ContentKind.SPOOL:
+                    raise CorruptError("blob", str(digest), "its spool file is missing") from None
+                yield from self._pieces(digest, newer, start, end)
+                return
+            with file:
+                yield from _spool_pieces(file.fileno(), extents, start, end)
+            return
+        yield from self._object_pieces(extents, start, end)
+
+    def _rebuilt(self, digest: Digest, record: BlobRecord, start: int, end: int) -> Iterator[bytes]:
+        with self._env.read() as txn:
+            layer = self.layer(txn, record)
+        if layer is None or layer.plain_size != record.size:
+            raise CorruptError("blob", str(digest), f"its layer {record.diff_id} is missing or of another size")
+        yield from rebuild(self._env, self._extents, layer.recipe, start, end)
+
+    def _object_pieces(self, record: ObjectRecord, start: int, end: int) -> Iterator[bytes]:
+        extents = record.extents(start) if start < end else iter(())
+        position = start
+        while position < end:
+            parts: list[memoryview] = []
+            with self._env.read() as txn:
+                for offset, digest in extents:
+                    view = self._extents.extent(txn, digest)[max(0, start - offset) : end - offset]
+                    parts.append(view)
+                    position += len(view)
+                    if position >= end or sum(map(len, parts)) >= BATCH_SIZE:
+                        break
+            if not parts:
+                raise CorruptError("object", "", "it ends before its size")
+            yield b"".join(parts)
+
+    # -- the spool -------------------------------------------------------------------------------------------
+
+    def spool_path(self, digest: Digest) -> Path:
+        """Where a blob's file is while it is not settled."""
+        return self._spool / f"{digest.algorithm}-{digest.hex}"
+
+    def forget_file(self, digest: Digest) -> None:
+        """Remove a blob's spool file if no record refers to it any more. Open readers keep it.
+
+        Called after the transaction that stopped referring to it, never within: a file must outlive its
+        record.
+        """
+        with self._env.write() as txn:
+            payload = txn.get(Table.BLOBS, digest.key)
+            if payload is None or BlobRecord.decode(payload, str(digest)).content is not ContentKind.SPOOL:
+                self.spool_path(digest).unlink(missing_ok=True)
+
+    def sweep_spool(self) -> int:
+        """Remove files that no record refers to, left by a crash. Only when no service is running. Returns how many."""
+        removed = 0
+        for path in list(self._spool.iterdir()):
+            algorithm, _, value = path.name.partition("-")
+            with self._env.read() as txn:
+                payload = txn.get(Table.BLOBS, Digest.parse(f"{algorithm}:{value}").key)
+                keep = payload is not None and BlobRecord.decode(payload, path.name).content is ContentKind.SPOOL
+            if not keep:
+                path.unlink()
+                removed += 1
+        return removed
+
+
+def _spool_pieces(fd: int, record: ObjectRecord, start: int, end: int) -> Iterator[bytes]:
+    """Read a spool file by extents, each checked against its name in the extent list."""
+    for offset, digest in record.extents(start) if start < end else ():
+        data = os.pread(fd, min(EXTENT_SIZE, record.size - offset), offset)
+        check_extent(digest, data, f"the spool file at {offset}")
+        yield data[max(0, start - offset) : end - offset]
+        if offset + len(data) >= end:
+            return
+
+
+def _sync_file(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StoreFullError(f"cannot keep {path.name}: {error.strerror}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,347 @@
+"""The LMDB environment: opening, transactions, record checksums, quota, and errors in our own words.
+
+Owns: one environment with the named tables of `Table`, and the rule that every record ends in a checksum of
+its table, key and payload, which is checked on each read. Does not own what the payloads mean (`schema`).
+
+Concurrency: any number of threads and processes read without blocking; writers take LMDB's one writer lock
+    for the
+length of a transaction, so writers prepare everything (compression, hashing) before they begin. A transaction
+belongs to the thread that began it. Never keep a read transaction across a network wait: it pins every page
+freed since it began.
+
+Crash: a transaction is visible and durable as a whole once `write()` has left its block without an exception,
+    and
+not at all otherwise (LMDB's own guarantee, with its default of two synchronous meta pages).
+
+Format: docs/format/store.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from contextlib import contextmanager
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import lmdb
+from blake3 import blake3
+from pagepool.errors import (
+    BusyError,
+    CorruptError,
+    PagepoolError,
+    ReadOnlyError,
+    StoreFormatError,
+    StoreFullError,
+)
+
+from pagepool_service.store.mapping import MappedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+FORMAT_VERSION = 1
+MAP_SIZE = 16 << 40  # address space only; the file starts at a few kilobytes
+MAX_READERS = 4096
+CHECKSUM_SIZE = 8
+# After this many bytes read through the map its pages are dropped from our page tables: the page cache keeps
+# them.
+_MAPPED_BYTES_KEPT = 32 << 20
+
+
+class Table(Enum):
+    """The named databases. The value is (code in checksums, name)."""
+
+    META = (1, "meta")
+    EXTENTS = (2, "extents")
+    FRAMES = (3, "frames")
+    OBJECTS = (4, "objects")
+    RECIPES = (5, "recipes")
+    LAYERS = (6, "layers")
+    BLOBS = (7, "blobs")
+    LINKS = (8, "links")
+    MANIFESTS = (9, "manifests")
+    MANIFEST_LINKS = (10, "manifest_links")
+    TAGS = (11, "tags")
+    REFERRERS = (12, "referrers")
+    JOBS = (13, "jobs")
+    TREES = (14, "trees")
+    LEASES = (15, "leases")
+    CORRECTIONS = (16, "corrections")
+
+    def __init__(self, code: int, label: str) -> None:
+        self.code = bytes((code,))
+        self.label = label
+
+
+def checksum(table: Table, key: bytes, payload: bytes | memoryview) -> bytes:
+    """The check of one record: 8 bytes of BLAKE3 over table code, key and payload."""
+    return blake3(table.code + key).update(payload).digest(CHECKSUM_SIZE)
+
+
+class Reader:
+    """A read transaction: one consistent snapshot. Values are views that die with the transaction."""
+
+    __slots__ = ("_tables", "_txn", "_used")
+
+    def __init__(self, txn: lmdb.Transaction[memoryview], tables: dict[Table, lmdb._Database]) -> None:
+        self._txn = txn
+        self._tables = tables
+        self._used = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of values that were looked at so far."""
+        return self._used
+
+    def get(self, table: Table, key: bytes) -> memoryview | None:
+        """The payload under `key`, checked, or None.
+
+        Raises:
+            CorruptError: the record is there and its checksum is wrong.
+        """
+        value = self._txn.get(key, db=self._tables[table])
+        return None if value is None else self._checked(table, key, value)
+
+    def has(self, table: Table, key: bytes) -> bool:
+        """Whether a record is there, without reading it."""
+        return self._txn.get(key, db=self._tables[table]) is not None
+
+    def scan(
+        self, table: Table, prefix: bytes = b"", *, start: bytes | None = None, check: bool = True
+    ) -> Iterator[tuple[bytes, memoryview]]:
+        """Records whose key begins with `prefix`, in key order, from `start` (inclusive) on.
+
+        Raises:
+            CorruptError: at the first record whose checksum is wrong (not with check=False, which leaves
+                the checksum on the value: fsck goes on behind a damaged record).
+        """
+        with self._txn.cursor(self._tables[table]) as cursor:
+            found = cursor.set_range(start if start is not None else prefix)
+            while found:
+                key = bytes(cursor.key())
+                if not key.startswith(prefix):
+                    return
+                value = cursor.value()
+                yield key, self._checked(table, key, value) if check else value
+                found = cursor.next()
+
+    def last(self, table: Table, prefix: bytes, at_most: bytes) -> tuple[bytes, memoryview] | None:
+        """The record with the greatest key that begins with `prefix` and is <= `at_most`, or None."""
+        with self._txn.cursor(self._tables[table]) as cursor:
+            if cursor.set_range(at_most):
+                if bytes(cursor.key()) != at_most and not cursor.prev():
+                    return None
+            elif not cursor.last():
+                return None
+            key = bytes(cursor.key())
+            return (key, self._checked(table, key, cursor.value())) if key.startswith(prefix) else None
+
+    def count(self, table: Table) -> int:
+        """Number of records in a table."""
+        return self._txn.stat(self._tables[table])["entries"]
+
+    def table_bytes(self, table: Table) -> int:
+        """Bytes of database pages that a table takes."""
+        stat = self._txn.stat(self._tables[table])
+        return stat["psize"] * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+
+    def used_bytes(self) -> int:
+        """Bytes of database pages in use by all tables: the file without its free pages."""
+        return sum(map(self.table_bytes, Table))
+
+    def _checked(self, table: Table, key: bytes, value: memoryview) -> memoryview:
+        self._used += len(value)
+        payload = value[:-CHECKSUM_SIZE]
+        if len(value) < CHECKSUM_SIZE or checksum(table, key, payload) != value[-CHECKSUM_SIZE:]:
+            raise CorruptError(f"{table.label} record", key.hex(), "its checksum does not match its bytes")
+        return payload
+
+
+class Writer(Reader):
+    """The write transaction: sees its own writes. Everything in it becomes visible and durable at once."""
+
+    __slots__ = ()
+
+    def put(self, table: Table, key: bytes, payload: bytes, *, append: bool = False) -> None:
+        """Store a record, replacing one under the same key. `append` promises that the key is the greatest."""
+        value = payload + checksum(table, key, payload)
+        self._txn.put(key, value, db=self._tables[table], append=append)
+
+    def put_new(self, table: Table, key: bytes, payload: bytes) -> bool:
+        """Store a record unless one is there. Returns whether it was stored."""
+        value = payload + checksum(table, key, payload)
+        return self._txn.put(key, value, db=self._tables[table], overwrite=False)
+
+    def delete(self, table: Table, key: bytes) -> bool:
+        """Remove a record. Returns whether there was one."""
+        return self._txn.delete(key, db=self._tables[table])
+
+    def delete_prefix(self, table: Table, prefix: bytes) -> int:
+        """Remove every record whose key begins with `prefix`. Returns how many there were."""
+        removed = 0
+        with self._txn.cursor(self._tables[table]) as cursor:
+            found = cursor.set_range(prefix)
+            while found and bytes(cursor.key()).startswith(prefix):
+                found = cursor.delete()
+                removed += 1
+        return removed
+
+
+class Environment:
+    """The store's LMDB environment. Make with `open`; close when done.
+
+    Args:
+        env: the open LMDB environment.
+        path: its directory.
+        quota_bytes: most bytes of database pages that may be in use after a write; 0 for no limit.
+        readonly: whether writes are refused.
+    """
+
+    def __init__(self, env: lmdb.Environment, path: Path, *, quota_bytes: int, readonly: bool) -> None:
+        self._env = env
+        self._path = path
+        self._quota = quota_bytes
+        self.readonly = readonly
+        self.on_panic: Callable[[], None] | None = None
+        self._mapped = MappedFile(path / "data.mdb")
+        self._mapped_bytes = 0
+        self._lock = threading.Lock()
+        self._tables: dict[Table, lmdb._Database] = {}
+
+    @classmethod
+    def open(cls, path: Path, *, quota_bytes: int = 0, readonly: bool = False) -> Environment:
+        """Open the environment in a directory, making it when it is not there.
+
+        Raises:
+            StoreFormatError: it is of another format version, or not a store.
+            ReadOnlyError: it cannot be written to, and `readonly` was not asked for.
+        """
+        try:
+            if not readonly:
+                path.mkdir(parents=True, exist_ok=True)
+            env = lmdb.open(
+                str(path), map_size=MAP_SIZE, max_dbs=len(Table) + 4, max_readers=MAX_READERS, readonly=readonly,
+                create=not readonly, lock=not readonly, readahead=False, meminit=False, max_spare_txns=16,
+                mode=0o600,
+            )  # fmt: skip
+        except (lmdb.Error, OSError) as error:
+            raise _translated(error, path) from error
+        self = cls(env, path, quota_bytes=quota_bytes, readonly=readonly)
+        try:
+            self._open_tables()
+        except BaseException:
+            env.close()
+            raise
+        return self
+
+    def _open_tables(self) -> None:
+        try:
+            for table in Table:
+                name = table.label.encode()
+                self._tables[table] = self._env.open_db(name, create=not self.readonly)
+            if not self.readonly:
+                self._env.reader_check()
+        except lmdb.Error as error:
+            raise _translated(error, self._path) from error
+        with self.read() as txn:
+            stored = txn.get(Table.META, b"format")
+            version = None if stored is None else int.from_bytes(stored, "big")
+        if version is None and not self.readonly:
+            with self.write() as txn:
+                txn.put(Table.META, b"format", FORMAT_VERSION.to_bytes(4, "big"))
+        elif version != FORMAT_VERSION:
+            raise StoreFormatError(
+                f"{self._path} has store format {version}; this pagepool reads format {FORMAT_VERSION}"
+            )
+
+    def close(self) -> None:
+        """Close. Every transaction must have ended."""
+        self._env.close()
+
+    def __enter__(self) -> Environment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """A read transaction for the length of a block."""
+        try:
+            with self._env.begin(buffers=True) as txn:
+                reader = Reader(txn, self._tables)
+                yield reader
+        except lmdb.Error as error:
+            raise _translated(error, self._path) from error
+        self._count_mapped(reader.bytes_read)
+
+    @contextmanager
+    def write(self, *, reserve: int = 0) -> Iterator[Writer]:
+        """The write transaction, for the length of a block: commits at its end, aborts on an exception.
+
+        Args:
+            reserve: about how many bytes the block will add, held against the quota before it begins.
+
+        Raises:
+            StoreFullError: quota or disk; nothing was written.
+            ReadOnlyError: the store cannot be written to.
+        """
+        if self.readonly:
+            raise ReadOnlyError("it was opened read-only")
+        try:
+            with self._env.begin(write=True, buffers=True) as txn:
+                writer = Writer(txn, self._tables)
+                if self._quota and reserve:
+                    self._check_quota(writer, reserve)
+                yield writer
+        except lmdb.PanicError as error:
+            if self.on_panic:
+                self.on_panic()
+            raise StoreFullError(f"the disk refused a write to the database header ({error})") from error
+        except lmdb.Error as error:
+            raise _translated(error, self._path) from error
+        self._count_mapped(writer.bytes_read)
+
+    def check_readers(self) -> int:
+        """Free the reader slots of processes that died. Returns how many there were."""
+        return self._env.reader_check()
+
+    def file_bytes(self) -> int:
+        """Size of the database file on disk, free pages included."""
+        return self._path.joinpath("data.mdb").stat().st_blocks * 512
+
+    def _check_quota(self, writer: Writer, reserve: int) -> None:
+        used = writer.used_bytes()
+        if used + reserve > self._quota:
+            raise StoreFullError(f"{used} bytes used, {reserve} more needed, the quota is {self._quota}")
+
+    def _count_mapped(self, size: int) -> None:
+        """Keep the process's resident share of the map bounded, whatever it reads."""
+        with self._lock:
+            self._mapped_bytes += size
+            if self._mapped_bytes < _MAPPED_BYTES_KEPT:
+                return
+            self._mapped_bytes = 0
+        self._mapped.release()
+
+
+def _translated(error: Exception, path: Path) -> PagepoolError:
+    """LMDB's and the system's errors in our own words."""
+    text = str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, lmdb.MapFullError):
+        return StoreFullError(f"the database has reached its largest size of {MAP_SIZE} bytes")
+    if isinstance(error, lmdb.DiskError) or number in (errno.ENOSPC, errno.EDQUOT) or "quota" in text.lower():
+        return StoreFullError(f"no space left on the disk under {path}")
+    if isinstance(error, lmdb.ReadonlyError) or number == errno.EROFS or "Read-only file system" in text:
+        return ReadOnlyError(f"{path}: {text}")
+    if isinstance(error, (lmdb.ReadersFullError, lmdb.LockError)):
+        return BusyError(f"the store at {path} is busy: {text}")
+    if isinstance(error, (lmdb.InvalidError, lmdb.VersionMismatchError)):
+        return StoreFormatError(f"{path} is not a pagepool store: {text}")
+    return CorruptError("database", str(path), text)

@@ -1,0 +1,202 @@
+"""Extents and frames: put new extents in, each once, and read them back, checked.
+
+Owns the tables `extents`, `frames` and `objects`, and the totals of what they hold. A frame holds consecutive
+new extents, compressed together; frame ids grow forever. An extent's index record points into the frame that
+holds it and is written in the same transaction, so neither is ever seen without the other. `extents` can be
+rebuilt from the frames.
+
+Reading takes a transaction from the caller, so that many extents are read in one snapshot. Decoded frames are
+kept in a small cache: frames are immutable and their ids never used again, so it cannot be stale.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from pagepool.errors import CorruptError
+from pagepool.extents import EXTENT_SIZE, EncodedFrame, Frame
+
+from pagepool_service.store.environment import Table
+from pagepool_service.store.schema import Location, ObjectRecord, encode_object, u64
+from pagepool_service.store.totals import Totals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pagepool_service.store.environment import Environment, Reader, Writer
+
+
+class FrameCache:
+    """The last decoded frames, up to a number of plain bytes. Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._frames: OrderedDict[int, Frame] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, number: int) -> Frame | None:
+        """The frame, if it is kept; it becomes the most recent."""
+        with self._lock:
+            frame = self._frames.get(number)
+            if frame is not None:
+                self._frames.move_to_end(number)
+            return frame
+
+    def put(self, frame: Frame) -> None:
+        """Keep a frame, dropping the least recent beyond the limit."""
+        with self._lock:
+            if frame.number in self._frames:
+                return
+            self._frames[frame.number] = frame
+            self._bytes += len(frame.plain)
+            while self._bytes > self._limit and len(self._frames) > 1:
+                _, dropped = self._frames.popitem(last=False)
+                self._bytes -= len(dropped.plain)
+
+
+class ExtentStore:
+    """Extents, frames and objects in the environment.
+
+    Args:
+        cache_bytes: plain bytes of decoded frames to keep.
+    """
+
+    def __init__(self, *, cache_bytes: int = 16 << 20) -> None:
+        self._cache = FrameCache(cache_bytes)
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def find(self, txn: Reader, digest: bytes) -> Location | None:
+        """Where an extent lies, or None."""
+        try:
+            payload = txn.get(Table.EXTENTS, digest)
+        except CorruptError as error:
+            raise CorruptError("extent", digest.hex(), f"its index record: {error.reason}") from error
+        return None if payload is None else Location.decode(payload)
+
+    def frame(self, txn: Reader, number: int) -> Frame:
+        """A frame, from the cache or the environment.
+
+        Raises:
+            CorruptError: it is damaged, or missing though something refers to it.
+        """
+        kept = self._cache.get(number)
+        if kept is not None:
+            return kept
+        try:
+            payload = txn.get(Table.FRAMES, u64(number))
+        except CorruptError as error:
+            raise CorruptError("frame", str(number), error.reason) from error
+        if payload is None:
+            raise CorruptError("frame", str(number), "it is referred to and not there")
+        frame = Frame.decode(number, payload)
+        self._cache.put(frame)
+        return frame
+
+    def extent(self, txn: Reader, digest: bytes) -> memoryview:
+        """The plain bytes of an extent. The view stays valid after the transaction.
+
+        Raises:
+            CorruptError: it is damaged or missing; names the extent.
+        """
+        frame = self.frame_of(txn, digest)
+        offset, length = frame.index[digest]
+        return frame.view[offset : offset + length]
+
+    def frame_of(self, txn: Reader, digest: bytes) -> Frame:
+        """The frame that holds an extent.
+
+        Raises:
+            CorruptError: as `extent`.
+        """
+        location = self.find(txn, digest)
+        if location is None:
+            raise CorruptError("extent", digest.hex(), "it is referred to and not there")
+        frame = self.frame(txn, location.frame)
+        if frame.index.get(digest) != (location.offset, location.length):
+            raise CorruptError("extent", digest.hex(), f"its place in frame {location.frame} holds another")
+        return frame
+
+    def object_by_name(self, txn: Reader, digest: bytes) -> ObjectRecord:
+        """The extents of an object of which only the name is known.
+
+        Raises:
+            CorruptError: it is damaged, or not there.
+        """
+        payload = txn.get(Table.OBJECTS, digest)
+        if payload is not None:
+            return ObjectRecord.decode(payload, digest.hex())
+        location = self.find(txn, digest)
+        if location is None:
+            raise CorruptError("object", digest.hex(), "it is referred to and not there")
+        return ObjectRecord(location.length, ((1, digest),))
+
+    def object_record(self, txn: Reader, digest: bytes, size: int) -> ObjectRecord:
+        """The extents of an object whose size is known.
+
+        Raises:
+            CorruptError: the record is damaged, missing, or of another size.
+        """
+        if size == 0:
+            return ObjectRecord(0, ())
+        if size <= EXTENT_SIZE:
+            return ObjectRecord(size, ((1, digest),))
+        payload = txn.get(Table.OBJECTS, digest)
+        if payload is None:
+            raise CorruptError("object", digest.hex(), "it is referred to and not there")
+        record = ObjectRecord.decode(payload, digest.hex())
+        if record.size != size:
+            raise CorruptError("object", digest.hex(), f"its size is {record.size}, {size} was expected")
+        return record
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def put_frames(self, txn: Writer, frames: Sequence[EncodedFrame]) -> None:
+        """Store frames and the index of their extents.
+
+        An extent that another writer stored meanwhile keeps its first place; the copy in the new frame is
+        dead space that compaction takes back.
+        """
+        if not frames:
+            return
+        totals = Totals.load(txn)
+        number = totals.next_frame
+        for frame in frames:
+            txn.put(Table.FRAMES, u64(number), frame.payload, append=True)
+            offset = 0
+            for digest, size in frame.extents:
+                if not txn.put_new(Table.EXTENTS, digest, Location(number, offset, size).encode()):
+                    totals.dead_bytes += size
+                offset += size
+            totals.count_frame(frame.role, frame.plain_size, len(frame.payload), len(frame.extents))
+            number += 1
+        totals.next_frame = number
+        totals.store(txn)
+
+    def put_object(self, txn: Writer, digest: bytes, size: int, extents: Iterable[bytes]) -> None:
+        """Store the extent list of an object of more than one extent, if it is not there."""
+        if size > EXTENT_SIZE:
+            txn.put_new(Table.OBJECTS, digest, encode_object(size, extents))
+
+    def forget_damaged(self, env: Environment, error: CorruptError) -> int:
+        """Take damaged extents out of the index, so that the next layer which brings them stores them anew.
+
+        Args:
+            error: what a read raised: of a ``frame`` (all extents that lie in it) or an ``extent``.
+
+        Returns:
+            how many were taken out. The frame's bytes are left to collection.
+        """
+        with env.write() as txn:
+            if error.kind == "extent":
+                lost = [bytes.fromhex(error.name)]
+            else:
+                number = int(error.name)
+                records = txn.scan(Table.EXTENTS, check=False)
+                lost = [digest for digest, value in records if Location.decode(value[:16]).frame == number]
+            for digest in lost:
+                txn.delete(Table.EXTENTS, digest)
+        return len(lost)

@@ -1,0 +1,374 @@
+"""The registry's catalogue: which repository has which blobs, manifests, tags and referrers.
+
+Owns the tables `links`, `manifests`, `manifest_links`, `tags` and `referrers`, and the rule that content is
+kept once and is readable only through a repository that links to it. Names and digests are validated by the
+caller: nothing here takes text that a client sent, but the `last` of a listing.
+
+A repository is there while it has a blob or a manifest; nothing is made or removed for it. Each change is one
+transaction: a manifest's check that its parts are there, its record, links, tags and referrer become visible
+    and
+durable together, and a concurrent delete is seen either before or after.
+
+Format: docs/format/catalogue.md.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pagepool.digest import Digest
+from pagepool.errors import (
+    BlobUnknownError,
+    ManifestBlobUnknownError,
+    ManifestUnknownError,
+    NameUnknownError,
+    NotFoundError,
+)
+from pagepool.oci import Descriptor, Index
+from pagepool.oci.mediatypes import is_foreign_layer
+
+from pagepool_service.store.catalogue import (
+    FORWARD,
+    StoredManifest,
+    Tag,
+    after_repository,
+    after_tag,
+    holder_key,
+    holder_of,
+    link_key,
+    referrer_key,
+    referrers_prefix,
+    repository_of,
+    repository_prefix,
+    split_tag_key,
+    tag_key,
+)
+from pagepool_service.store.environment import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pagepool.oci import Manifest
+
+    from pagepool_service.store.blobs import BlobStore
+    from pagepool_service.store.environment import Environment, Reader, Writer
+    from pagepool_service.store.schema import BlobRecord
+
+# Descriptors of one answer of the referrers API: an index that any client takes (manifests may have 4 MiB).
+REFERRERS_BYTES = 3 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some names of a listing, in order; `more` says whether there are others behind them."""
+
+    names: list[str]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReferrersPage:
+    """Some descriptors of a listing, as JSON objects; `last` is where to go on, or None at the end."""
+
+    descriptors: list[dict[str, Any]]
+    last: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedImage:
+    """A tag of some repository, and the manifest it points to."""
+
+    repository: str
+    tag: str
+    updated_ns: int
+    manifest: StoredManifest
+
+
+class Registry:
+    """The catalogue. Methods block; any thread may call them.
+
+    Args:
+        env: the store's environment.
+        blobs: whose records go when the last repository has unlinked a blob.
+    """
+
+    def __init__(self, env: Environment, blobs: BlobStore) -> None:
+        self._env = env
+        self._blobs = blobs
+
+    # -- blobs -----------------------------------------------------------------------------------------------
+
+    def stat_blob(self, repository: str, digest: Digest) -> BlobRecord:
+        """The record of a blob that a repository has.
+
+        Raises:
+            BlobUnknownError: it has none of that digest.
+        """
+        with self._env.read() as txn:
+            if not txn.has(Table.LINKS, link_key(repository, digest)):
+                raise BlobUnknownError(digest)
+            return self._blobs.record(txn, digest)
+
+    def linker(self, repository: str, digest: Digest) -> Callable[[Writer], None]:
+        """What links a blob to a repository, for the transaction that admits the blob."""
+
+        def link(txn: Writer) -> None:
+            _link(txn, Table.LINKS, repository, digest)
+
+        return link
+
+    def mount_blob(self, repository: str, digest: Digest, source: str | None) -> bool:
+        """Link a blob that another repository has. Returns whether it was found.
+
+        Args:
+            source: the repository to take it from; None for any.
+        """
+        with self._env.read() as txn:
+            if not self._can_mount(txn, digest, source):
+                return False
+        with self._env.write() as txn:
+            if not self._can_mount(txn, digest, source):
+                return False
+            _link(txn, Table.LINKS, repository, digest)
+        return True
+
+    def delete_blob(self, repository: str, digest: Digest) -> None:
+        """Unlink a blob from a repository; the last one to do so removes it.
+
+        Raises:
+            BlobUnknownError: the repository does not have it.
+        """
+        with self._env.write() as txn:
+            if not _unlink(txn, Table.LINKS, repository, digest):
+                raise BlobUnknownError(digest)
+            orphaned = not _is_held(txn, Table.LINKS, digest)
+            if orphaned:
+                self._blobs.remove(txn, digest)
+        if orphaned:
+            self._blobs.forget_file(digest)
+
+    def _can_mount(self, txn: Reader, digest: Digest, source: str | None) -> bool:
+        if not txn.has(Table.BLOBS, digest.key):
+            return False
+        if source is not None:
+            return txn.has(Table.LINKS, link_key(source, digest))
+        return _is_held(txn, Table.LINKS, digest)
+
+    # -- manifests -------------------------------------------------------------------------------------------
+
+    def put_manifest(
+        self, repository: str, digest: Digest, document: Manifest | Index, tags: Iterable[str] = ()
+    ) -> None:
+        """Store a manifest under its digest, and point tags to it. On return all of it is durable.
+
+        Args:
+            digest: of `document.raw`, verified by the caller.
+
+        Raises:
+            ManifestBlobUnknownError: it refers to a blob or manifest that the repository lacks.
+            StoreFullError, ReadOnlyError: nothing was kept.
+        """
+        now = time.time_ns()
+        stored = StoredManifest(digest, document.media_type, now, document.raw)
+        with self._env.write(reserve=len(document.raw) + 8192) as txn:
+            _check_parts(txn, repository, document)
+            txn.put_new(Table.MANIFESTS, digest.key, stored.encode())
+            _link(txn, Table.MANIFEST_LINKS, repository, digest)
+            for tag in tags:
+                txn.put(Table.TAGS, tag_key(repository, tag), Tag(digest, now).encode())
+            if document.subject is not None:
+                key = referrer_key(repository, document.subject.digest, digest)
+                txn.put(Table.REFERRERS, key, _referrer(digest, document))
+
+    def manifest(self, repository: str, reference: Digest | str) -> StoredManifest:
+        """A manifest of a repository, by digest or tag.
+
+        Raises:
+            ManifestUnknownError: the repository has none such.
+            NameUnknownError: nor anything else.
+        """
+        with self._env.read() as txn:
+            return self.find_manifest(txn, repository, reference)
+
+    def find_manifest(self, txn: Reader, repository: str, reference: Digest | str) -> StoredManifest:
+        """`manifest`, in a transaction of the caller's."""
+        digest = reference
+        if isinstance(digest, str):
+            payload = txn.get(Table.TAGS, tag_key(repository, digest))
+            if payload is None:
+                raise self._missing(txn, repository, ManifestUnknownError(reference))
+            digest = Tag.decode(tag_key(repository, digest), payload).digest
+        payload = None
+        if txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)):
+            payload = txn.get(Table.MANIFESTS, digest.key)
+        if payload is None:
+            raise self._missing(txn, repository, ManifestUnknownError(reference))
+        return StoredManifest.decode(digest, payload)
+
+    def delete_tag(self, repository: str, tag: str) -> None:
+        """Remove a tag; the manifest stays.
+
+        Raises:
+            ManifestUnknownError, NameUnknownError: there is none.
+        """
+        with self._env.write() as txn:
+            if not txn.delete(Table.TAGS, tag_key(repository, tag)):
+                raise self._missing(txn, repository, ManifestUnknownError(tag))
+
+    def delete_manifest(self, repository: str, digest: Digest) -> None:
+        """Remove a manifest from a repository, with the tags that point to it and its entry as a referrer.
+
+        Raises:
+            ManifestUnknownError, NameUnknownError: there is none.
+        """
+        with self._env.write() as txn:
+            if not _unlink(txn, Table.MANIFEST_LINKS, repository, digest):
+                raise self._missing(txn, repository, ManifestUnknownError(digest))
+            prefix = repository_prefix(repository)
+            found = [key for key, payload in txn.scan(Table.TAGS, prefix) if Tag.decode(key, payload).digest == digest]
+            for key in found:
+                txn.delete(Table.TAGS, key)
+            payload = txn.get(Table.MANIFESTS, digest.key)
+            if payload is not None:
+                subject = _subject(StoredManifest.decode(digest, payload))
+                if subject is not None:
+                    txn.delete(Table.REFERRERS, referrer_key(repository, subject, digest))
+            if not _is_held(txn, Table.MANIFEST_LINKS, digest):
+                txn.delete(Table.MANIFESTS, digest.key)
+
+    # -- listings --------------------------------------------------------------------------------------------
+
+    def list_repositories(self, limit: int, last: str = "") -> Page:
+        """Repositories that have a manifest, in byte order, those after `last`."""
+        names: list[str] = []
+        with self._env.read() as txn:
+            start = after_repository(last)
+            while len(names) <= limit:
+                record = next(txn.scan(Table.MANIFEST_LINKS, start=start), None)
+                if record is None:
+                    break
+                names.append(repository_of(record[0]))
+                start = after_repository(names[-1])
+        return Page(names[:limit], len(names) > limit)
+
+    def list_tags(self, repository: str, limit: int, last: str = "") -> Page:
+        """Tags of a repository, in byte order, those after `last`.
+
+        Raises:
+            NameUnknownError: no such repository.
+        """
+        prefix = repository_prefix(repository)
+        with self._env.read() as txn:
+            records = txn.scan(Table.TAGS, prefix, start=after_tag(repository, last))
+            names = [split_tag_key(key)[1] for key, _ in islice(records, limit + 1)]
+            if not names and not _exists(txn, repository):
+                raise NameUnknownError(repository)
+        return Page(names[:limit], len(names) > limit)
+
+    def list_images(self, limit: int, last: tuple[str, str] | None = None) -> tuple[list[TaggedImage], bool]:
+        """Tags of all repositories with their manifests, in byte order, those after `last`; and whether more follow."""
+        images: list[TaggedImage] = []
+        start = FORWARD if last is None else after_tag(*last)
+        with self._env.read() as txn:
+            for key, payload in txn.scan(Table.TAGS, start=start):
+                if len(images) == limit:
+                    return images, True
+                tag = Tag.decode(key, payload)
+                manifest = txn.get(Table.MANIFESTS, tag.digest.key)
+                if manifest is not None:
+                    stored = StoredManifest.decode(tag.digest, manifest)
+                    images.append(TaggedImage(*split_tag_key(key), tag.updated_ns, stored))
+        return images, False
+
+    def list_referrers(
+        self,
+        repository: str,
+        subject: Digest,
+        *,
+        artifact_type: str | None = None,
+        limit: int = 1000,
+        last: Digest | None = None,
+    ) -> ReferrersPage:
+        """Descriptors of the manifests whose subject is `subject`, by digest, those after `last`.
+
+        At least one is returned if there are any, however large; an unknown repository has none.
+        """
+        found: list[dict[str, Any]] = []
+        size = 0
+        prefix = referrers_prefix(repository, subject)
+        start = prefix if last is None else referrer_key(repository, subject, last) + b"\0"
+        with self._env.read() as txn:
+            for _, payload in txn.scan(Table.REFERRERS, prefix, start=start):
+                descriptor = json.loads(bytes(payload))
+                if artifact_type is not None and descriptor.get("artifactType", "") != artifact_type:
+                    continue
+                size += len(payload)
+                if found and (len(found) == limit or size > REFERRERS_BYTES):
+                    return ReferrersPage(found, Digest.parse(found[-1]["digest"]))
+                found.append(descriptor)
+        return ReferrersPage(found, None)
+
+    def holders(self, txn: Reader, digest: Digest) -> list[str]:
+        """The repositories that have a blob."""
+        return [holder_of(key, digest) for key, _ in txn.scan(Table.LINKS, digest.key)]
+
+    def _missing(self, txn: Reader, repository: str, error: NotFoundError) -> NotFoundError:
+        return error if _exists(txn, repository) else NameUnknownError(repository)
+
+
+def _exists(txn: Reader, repository: str) -> bool:
+    prefix = repository_prefix(repository)
+    tables = (Table.MANIFEST_LINKS, Table.LINKS)
+    return any(next(txn.scan(table, prefix), None) is not None for table in tables)
+
+
+def _link(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
+    txn.put_new(table, link_key(repository, digest), time.time_ns().to_bytes(8, "big"))
+    txn.put_new(table, holder_key(repository, digest), b"")
+
+
+def _unlink(txn: Writer, table: Table, repository: str, digest: Digest) -> bool:
+    txn.delete(table, holder_key(repository, digest))
+    return txn.delete(table, link_key(repository, digest))
+
+
+def _is_held(txn: Reader, table: Table, digest: Digest) -> bool:
+    return next(txn.scan(table, digest.key), None) is not None
+
+
+def _check_parts(txn: Reader, repository: str, document: Manifest | Index) -> None:
+    """Everything a document needs must be in the repository, but a subject, and layers that may be kept elsewhere."""
+    if isinstance(document, Index):
+        for entry in document.manifests:
+            key = link_key(repository, entry.digest)
+            # An index may list things that are no manifests; those are blobs.
+            if not txn.has(Table.MANIFEST_LINKS, key) and not txn.has(Table.LINKS, key):
+                raise ManifestBlobUnknownError(str(entry.digest), f"{repository} has no such manifest")
+        return
+    for entry in document.blobs:
+        if txn.has(Table.LINKS, link_key(repository, entry.digest)):
+            continue
+        if not (is_foreign_layer(entry.media_type) and entry.urls):
+            raise ManifestBlobUnknownError(str(entry.digest), f"{repository} has no such blob")
+
+
+def _referrer(digest: Digest, document: Manifest | Index) -> bytes:
+    """What the referrers API says of a document."""
+    descriptor = Descriptor(
+        document.media_type,
+        digest,
+        len(document.raw),
+        annotations=document.annotations,
+        artifact_type=document.artifact_type,
+    )
+    return json.dumps(descriptor.to_json(), separators=(",", ":")).encode()
+
+
+def _subject(stored: StoredManifest) -> Digest | None:
+    """The subject of a manifest that was validated when it was stored."""
+    subject = json.loads(stored.raw).get("subject")
+    return None if subject is None else Digest.parse(subject["digest"])

@@ -1,0 +1,227 @@
+"""What the records of each table mean: keys and payloads as values, encoded and decoded.
+
+Pure: no transaction, no I/O. Byte by byte in docs/format/store.md. Integers are big-endian, so that keys sort
+    by
+number. Decoders raise CorruptError for bytes that no encoder wrote.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from pagepool.digest import Digest
+from pagepool.errors import CorruptError
+from pagepool.extents import EXTENT_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_U64 = struct.Struct(">Q")
+_LOCATION = struct.Struct(">QII")
+_RUN = struct.Struct(">I32s")
+_RECIPE_KEY = struct.Struct(">QQ")
+_BLOB_HEAD = struct.Struct(">BBBQQ32s")
+_LAYER = struct.Struct(">QQQQ")
+_JOB_KEY = struct.Struct(">BQ")
+
+
+def u64(number: int) -> bytes:
+    """A number as a key that sorts."""
+    return _U64.pack(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where an extent lies: `length` bytes at `offset` of a frame's plain data."""
+
+    frame: int
+    offset: int
+    length: int
+
+    def encode(self) -> bytes:
+        """The payload in `extents`, 16 bytes."""
+        return _LOCATION.pack(self.frame, self.offset, self.length)
+
+    @classmethod
+    def decode(cls, payload: bytes | memoryview) -> Location:
+        """Read it back."""
+        return cls(*_LOCATION.unpack(payload))
+
+
+def encode_object(size: int, extents: Iterable[bytes]) -> bytes:
+    """The payload in `objects`: the size, then runs of equal extents (a hole is one run, however long)."""
+    parts = [_U64.pack(size)]
+    previous, repeat = b"", 0
+    for digest in extents:
+        if digest != previous and repeat:
+            parts.append(_RUN.pack(repeat, previous))
+            repeat = 0
+        previous = digest
+        repeat += 1
+    if repeat:
+        parts.append(_RUN.pack(repeat, previous))
+    return b"".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """An object of more than one extent: its size in bytes, and runs of (repeat, extent digest)."""
+
+    size: int
+    runs: tuple[tuple[int, bytes], ...]
+
+    @classmethod
+    def decode(cls, payload: memoryview, name: str) -> ObjectRecord:
+        """Read it back."""
+        try:
+            (size,) = _U64.unpack_from(payload)
+            runs = tuple(_RUN.iter_unpack(payload[_U64.size :]))
+        except struct.error as error:
+            raise CorruptError("object", name, f"its record cannot be read: {error}") from error
+        if sum(repeat for repeat, _ in runs) != -(-size // EXTENT_SIZE):
+            raise CorruptError("object", name, "its record contradicts its size")
+        return cls(size, runs)
+
+    def extents(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
+        """(offset in the object, digest) of each extent from the one that holds byte `start` on."""
+        index = 0
+        first = start // EXTENT_SIZE
+        for repeat, digest in self.runs:
+            for number in range(max(index, first), index + repeat):
+                yield number * EXTENT_SIZE, digest
+            index += repeat
+
+
+class ContentKind(IntEnum):
+    """Where the bytes of a blob are."""
+
+    SPOOL = 1  # a file in the spool directory, until it is settled
+    OBJECT = 2  # an opaque object: its extents are in frames
+    RECIPE = 3  # rebuilt from the layer's recipe, then compressed by `encoder` if there is one
+
+
+class LayerState(IntEnum):
+    """What is known of a blob as a layer."""
+
+    PENDING = 0
+    READY = 1
+    UNMOUNTABLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRecord:
+    """A blob: where its bytes are, and its state as a layer.
+
+    Args:
+        content: where the bytes are.
+        state: as a layer; `reason` says why when it is unmountable.
+        size: of the blob, bytes.
+        created_ns: Unix time of the push.
+        object: BLAKE3 of the blob's bytes; names the extent list in `objects` where content is SPOOL or
+            OBJECT.
+        diff_id: SHA-256 of the plain tar, when known.
+        encoder: what rebuilds the compressed form (`encoders`), when content is RECIPE; empty for a plain
+            tar.
+    """
+
+    content: ContentKind
+    state: LayerState
+    size: int
+    created_ns: int
+    object: bytes
+    diff_id: Digest | None = None
+    reason: str = ""
+    encoder: bytes = b""
+
+    def encode(self) -> bytes:
+        """The payload in `blobs`."""
+        diff = b"" if self.diff_id is None else self.diff_id.key
+        head = _BLOB_HEAD.pack(self.content, self.state, len(diff), self.size, self.created_ns, self.object)
+        reason = self.reason.encode()[:4000]
+        return head + diff + len(reason).to_bytes(2, "big") + reason + self.encoder
+
+    @classmethod
+    def decode(cls, payload: memoryview, name: str) -> BlobRecord:
+        """Read it back."""
+        try:
+            content, state, diff_size, size, created, digest = _BLOB_HEAD.unpack_from(payload)
+            rest = bytes(payload[_BLOB_HEAD.size :])
+            diff = Digest.from_key(rest[:diff_size]) if diff_size else None
+            reason_end = diff_size + 2 + int.from_bytes(rest[diff_size : diff_size + 2], "big")
+            reason = rest[diff_size + 2 : reason_end].decode(errors="replace")
+            kind, layer = ContentKind(content), LayerState(state)
+        except (struct.error, ValueError) as error:
+            raise CorruptError("blob", name, f"its record cannot be read: {error}") from error
+        return cls(kind, layer, size, created, digest, diff, reason, rest[reason_end:])
+
+    def settled_as(self, content: ContentKind, encoder: bytes = b"") -> BlobRecord:
+        """The same blob with its bytes kept elsewhere."""
+        return replace(self, content=content, encoder=encoder)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """A layer that was understood, by diff_id: its recipe, plain size in bytes, members, and bytes of file data."""
+
+    recipe: int
+    plain_size: int
+    members: int
+    file_bytes: int
+
+    def encode(self) -> bytes:
+        """The payload in `layers`, 32 bytes."""
+        return _LAYER.pack(self.recipe, self.plain_size, self.members, self.file_bytes)
+
+    @classmethod
+    def decode(cls, payload: bytes | memoryview) -> LayerRecord:
+        """Read it back."""
+        return cls(*_LAYER.unpack(payload))
+
+
+def recipe_key(recipe: int, plain_start: int) -> bytes:
+    """The key in `recipes` of the chunk that begins at a byte of the plain stream."""
+    return _RECIPE_KEY.pack(recipe, plain_start)
+
+
+def parse_recipe_key(key: bytes) -> tuple[int, int]:
+    """(recipe id, plain start) of a key in `recipes`."""
+    recipe, start = _RECIPE_KEY.unpack(key)
+    return recipe, start
+
+
+class JobKind(IntEnum):
+    """Work for the maintenance process; lower numbers first."""
+
+    INGEST = 1
+    SETTLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A piece of work on a blob. `attempts` counts how often it was begun, over crashes."""
+
+    kind: JobKind
+    number: int
+    blob: Digest
+    attempts: int = 0
+
+    @property
+    def key(self) -> bytes:
+        """The key in `jobs`."""
+        return _JOB_KEY.pack(self.kind, self.number)
+
+    def encode(self) -> bytes:
+        """The payload in `jobs`."""
+        return bytes((self.attempts,)) + self.blob.key
+
+    @classmethod
+    def decode(cls, key: bytes, payload: memoryview) -> Job:
+        """Read it back."""
+        try:
+            kind, number = _JOB_KEY.unpack(key)
+            return cls(JobKind(kind), number, Digest.from_key(bytes(payload[1:])), payload[0])
+        except (struct.error, ValueError, IndexError) as error:
+            raise CorruptError("job", key.hex(), f"its record cannot be read: {error}") from error

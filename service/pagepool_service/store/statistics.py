@@ -1,0 +1,101 @@
+"""What the store holds, in bytes: logical, unique, stored by kind, and what opaque copies cost.
+
+The totals are kept as they change (`totals`); blobs are counted by one scan of their records. Per image, the
+layers' recipes are read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pagepool_service.store.environment import Table
+from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord, LayerState
+from pagepool_service.store.totals import Totals
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pagepool_service.store.environment import Reader
+    from pagepool_service.store.store import Store
+
+_METADATA = (Table.BLOBS, Table.LAYERS, Table.MANIFESTS, Table.MANIFEST_LINKS, Table.LINKS, Table.TAGS)
+_REST = (Table.REFERRERS, Table.JOBS, Table.TREES, Table.LEASES, Table.CORRECTIONS, Table.META)
+
+
+def collect_totals(store: Store) -> dict[str, int | float | dict[str, int]]:
+    """The figures of the whole store, bytes unless the name says otherwise.
+
+    Returns:
+        `plain_bytes`: of all layers, each counted once per distinct tar; `unique_bytes`: distinct file
+        content; `stored`: what that takes, by kind; `disk_bytes`: what the data directory takes on disk in
+        all; `opaque_copies_bytes`: of it, compressed blobs kept beside the layers they hold.
+    """
+    with store.env.read() as txn:
+        totals = Totals.load(txn)
+        blobs = _count_blobs(txn)
+        plain = sum(LayerRecord.decode(payload).plain_size for _, payload in txn.scan(Table.LAYERS))
+        files = sum(LayerRecord.decode(payload).file_bytes for _, payload in txn.scan(Table.LAYERS))
+        stored = {
+            "files": totals.files_stored,
+            "opaque": totals.opaque_stored,
+            "recipes": totals.recipes_stored,
+            "index": txn.table_bytes(Table.EXTENTS) + txn.table_bytes(Table.OBJECTS),
+            "metadata": sum(map(txn.table_bytes, _METADATA + _REST)),
+            "spool": directory_bytes(store.data / "spool"),
+            "uploads": directory_bytes(store.uploads),
+        }
+        pages = txn.used_bytes()
+        counts = {
+            "layers": txn.count(Table.LAYERS),
+            "manifests": txn.count(Table.MANIFESTS),
+            "tags": txn.count(Table.TAGS),
+        }
+        waiting = store.jobs.count(txn)
+    stored["page_rounding"] = max(0, pages - sum(stored.values()) + stored["spool"] + stored["uploads"])
+    file_bytes = store.env.file_bytes()
+    return {
+        **counts,
+        **blobs,
+        "frames": totals.frames,
+        "extents": totals.extents,
+        "jobs_waiting": waiting,
+        "plain_bytes": plain,
+        "file_bytes": files,
+        "unique_bytes": totals.files_plain - totals.dead_bytes,
+        "stored": stored,
+        "stored_bytes": sum(stored.values()),
+        "free_pages_bytes": max(0, file_bytes - pages),
+        "disk_bytes": file_bytes + stored["spool"] + stored["uploads"],
+        "dead_bytes": totals.dead_bytes,
+        "dedup_ratio": _ratio(files, totals.files_plain),
+        "compression_ratio": _ratio(totals.files_plain, totals.files_stored),
+    }
+
+
+def _count_blobs(txn: Reader) -> dict[str, int]:
+    """Blobs by what is known of them."""
+    counted = dict.fromkeys(("blobs", "blob_bytes", "layers_pending", "layers_unmountable", "opaque_copies_bytes"), 0)
+    for key, payload in txn.scan(Table.BLOBS):
+        record = BlobRecord.decode(payload, key.hex())
+        counted["blobs"] += 1
+        counted["blob_bytes"] += record.size
+        counted["layers_pending"] += record.state is LayerState.PENDING
+        counted["layers_unmountable"] += record.state is LayerState.UNMOUNTABLE
+        if record.state is LayerState.READY and record.content is not ContentKind.RECIPE:
+            counted["opaque_copies_bytes"] += record.size
+    return counted
+
+
+def directory_bytes(path: Path) -> int:
+    """Bytes that the files of a directory take on disk."""
+    total = 0
+    for entry in path.iterdir() if path.is_dir() else ():
+        try:
+            total += entry.stat().st_blocks * 512
+        except FileNotFoundError:  # settled or finished meanwhile
+            continue
+    return total
+
+
+def _ratio(numerator: int, denominator: int) -> float:
+    return round(numerator / denominator, 3) if denominator else 1.0

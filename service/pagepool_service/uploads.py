@@ -1,0 +1,375 @@
+"""Upload sessions: blobs on their way in, as plain files that survive the process.
+
+Owns the directory of uploads. A session is ``ID``, the bytes so far, and ``ID.json``, its repository and digest
+algorithm. How much has come in is the size of the file and nothing else, so a session goes on after a restart and on
+any worker. `OpenUpload` is the right to write to one: it holds a flock on the file, and hashes what passes through,
+so that a blob that came through one process need not be read again to be verified.
+
+Concurrency: one writer per session over all processes; a second one is refused with UploadBusyError. `Uploads` may be
+used from any thread, an `OpenUpload` from one at a time (`close` waits for a write that is going on).
+
+Crash: sessions stay as far as they were written. What was acknowledged as a blob is the store's (`BlobStore.admit`).
+A session without its second file, and one that was idle for too long, is removed by `sweep`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pagepool.errors import (
+    DigestMismatchError,
+    LimitError,
+    PagepoolError,
+    ReadOnlyError,
+    StoreFullError,
+    UploadBusyError,
+    UploadUnknownError,
+)
+
+from pagepool_service.store.sums import Summer, sum_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pagepool.digest import Digest
+
+    from pagepool_service.store.environment import Writer
+    from pagepool_service.store.store import Store
+
+# Sessions between two requests whose hash state is kept: a session dropped from here is hashed from its file.
+_SUMMERS_KEPT = 64
+# Bytes written between two looks at the quota.
+_QUOTA_STEP = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What `ID.json` says."""
+
+    id: str
+    repository: str
+    algorithm: str
+
+
+class Uploads:
+    """The sessions of one store.
+
+    Args:
+        store: takes the finished blobs; its quota counts sessions too.
+        max_size: most bytes of one blob.
+        quota_bytes: most bytes of store, spool and sessions together; 0 for no limit.
+    """
+
+    def __init__(self, store: Store, *, max_size: int, quota_bytes: int = 0) -> None:
+        self._store = store
+        self._directory = store.uploads
+        self._max_size = max_size
+        self._quota = quota_bytes
+        self._summers: OrderedDict[str, Summer] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def begin(self, repository: str, algorithm: str = "sha256") -> Session:
+        """Make a session.
+
+        Raises:
+            ReadOnlyError, StoreFullError: it cannot be made.
+        """
+        if self._store.env.readonly:
+            raise ReadOnlyError("it was opened read-only")
+        session = Session(str(uuid.uuid4()), repository, algorithm)
+        text = json.dumps({"repository": repository, "algorithm": algorithm, "created": int(time.time())})
+        try:
+            self._record_path(session.id).write_text(text)
+            self._path(session.id).touch(mode=0o600, exist_ok=False)
+        except OSError as error:
+            self._record_path(session.id).unlink(missing_ok=True)
+            raise _translated(error) from error
+        return session
+
+    def size(self, repository: str, session_id: str) -> int:
+        """How many bytes have come in.
+
+        Raises:
+            UploadUnknownError: no such session in this repository.
+        """
+        self._session(repository, session_id)
+        try:
+            return self._path(session_id).stat().st_size
+        except OSError:
+            raise UploadUnknownError(session_id) from None
+
+    def open(self, repository: str, session_id: str) -> OpenUpload:
+        """Take the right to write to a session.
+
+        Raises:
+            UploadUnknownError: no such session in this repository.
+            UploadBusyError: another request is writing to it.
+        """
+        session = self._session(repository, session_id)
+        path = self._path(session_id)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.EROFS:
+                raise ReadOnlyError(str(error.strerror)) from error
+            raise UploadUnknownError(session_id) from None
+        try:
+            _lock_file(fd, path, session_id)
+            return OpenUpload(self, session, path, fd, self._take_summer(session, os.fstat(fd).st_size))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def cancel(self, repository: str, session_id: str) -> None:
+        """Remove a session.
+
+        Raises:
+            UploadUnknownError, UploadBusyError: see `open`.
+        """
+        upload = self.open(repository, session_id)
+        upload.remove()
+        upload.close()
+
+    def check_room(self, incoming: int) -> None:
+        """See that so many more bytes may come in.
+
+        Raises:
+            StoreFullError: over the quota, or more than the disk has.
+        """
+        if self._quota:
+            taken = directory_size(self._directory) + directory_size(self._store.data / "spool")
+            with self._store.env.read() as txn:
+                taken += txn.used_bytes()
+            if taken + incoming > self._quota:
+                raise StoreFullError(f"{taken} bytes used, {incoming} more coming, the quota is {self._quota}")
+        disk = os.statvfs(self._directory)
+        free = disk.f_bavail * disk.f_frsize
+        if incoming > free:
+            raise StoreFullError(f"{incoming} bytes coming, the disk has {free} left")
+
+    def check_size(self, size: int) -> None:
+        """See that a blob may be so large.
+
+        Raises:
+            LimitError: it may not.
+        """
+        if size > self._max_size:
+            raise LimitError("blob", size, self._max_size)
+
+    def admit(self, path: Path, digest: Digest, summer: Summer, also: Callable[[Writer], None]) -> None:
+        """Verify a session's file and hand it to the store."""
+        sums = summer.sums()
+        if sums.digest != digest:
+            raise DigestMismatchError(digest, sums.digest, sums.size)
+        self._store.blobs.admit(path, sums, also)
+
+    def forget(self, session_id: str) -> None:
+        """Remove what is left of a session."""
+        self._path(session_id).unlink(missing_ok=True)
+        self._record_path(session_id).unlink(missing_ok=True)
+
+    def keep_summer(self, session_id: str, summer: Summer) -> None:
+        """Keep the hash state of a session between two requests."""
+        with self._lock:
+            self._summers[session_id] = summer
+            while len(self._summers) > _SUMMERS_KEPT:
+                self._summers.popitem(last=False)
+
+    def _take_summer(self, session: Session, size: int) -> Summer | None:
+        with self._lock:
+            summer = self._summers.pop(session.id, None)
+        if summer is not None and summer.size == size:
+            return summer
+        return Summer(session.algorithm) if size == 0 else None
+
+    def _session(self, repository: str, session_id: str) -> Session:
+        try:
+            # Only what `begin` makes: an id from a request never names another file.
+            if str(uuid.UUID(session_id)) != session_id:
+                raise UploadUnknownError(session_id)
+            record = json.loads(self._record_path(session_id).read_bytes())
+            session = Session(session_id, record["repository"], record["algorithm"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UploadUnknownError(session_id) from None
+        if session.repository != repository:
+            raise UploadUnknownError(session_id)
+        return session
+
+    def _path(self, session_id: str) -> Path:
+        return self._directory / session_id
+
+    def _record_path(self, session_id: str) -> Path:
+        return self._directory / f"{session_id}.json"
+
+
+class OpenUpload:
+    """The right to write to one session, until `close`.
+
+    Args:
+        summer: hash state over exactly what the file holds, or None if it must be read again.
+    """
+
+    def __init__(self, uploads: Uploads, session: Session, path: Path, fd: int, summer: Summer | None) -> None:
+        self._uploads = uploads
+        self._path = path
+        self._fd = fd
+        self._summer = summer
+        self._lock = threading.Lock()
+        self._until_quota = 0
+        self.session = session
+        self.size = os.fstat(fd).st_size
+
+    def write(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """Append bytes. On an error the caller truncates to where it began.
+
+        Raises:
+            LimitError: the blob would be larger than allowed.
+            StoreFullError, ReadOnlyError: they cannot be written.
+        """
+        with self._lock:
+            for piece in pieces:
+                self._append(memoryview(piece))
+
+    def truncate(self, size: int) -> None:
+        """Go back to an earlier size."""
+        with self._lock:
+            if size == self.size:
+                return
+            os.ftruncate(self._fd, size)
+            self.size = size
+            # A hash cannot be taken back.
+            self._summer = Summer(self.session.algorithm) if size == 0 else None
+
+    def finish(self, digest: Digest, also: Callable[[Writer], None]) -> None:
+        """Make the session's bytes a blob. On return it is durable, and the session is gone.
+
+        Args:
+            digest: what the client says it is; verified.
+            also: runs in the transaction that makes the blob visible.
+
+        Raises:
+            DigestMismatchError: the bytes have another digest; the session is removed.
+            StoreFullError, ReadOnlyError: the blob was not taken in.
+        """
+        with self._lock:
+            summer = self._summer
+            if summer is None or summer.algorithm != digest.algorithm:
+                summer = sum_file(self._path, digest.algorithm)
+            self._summer = None
+            try:
+                self._uploads.admit(self._path, digest, summer, also)
+            except DigestMismatchError:
+                self._uploads.forget(self.session.id)
+                raise
+            self._uploads.forget(self.session.id)
+
+    def remove(self) -> None:
+        """Remove the session."""
+        with self._lock:
+            self._summer = None
+            self._uploads.forget(self.session.id)
+
+    def close(self) -> None:
+        """Give the right back. Waits for a write that is going on in another thread."""
+        with self._lock:
+            if self._fd < 0:
+                return
+            if self._summer is not None and self._summer.size == self.size > 0:
+                self._uploads.keep_summer(self.session.id, self._summer)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _append(self, view: memoryview) -> None:
+        self._uploads.check_size(self.size + len(view))
+        self._until_quota -= len(view)
+        if self._until_quota < 0:
+            self._uploads.check_room(len(view))
+            self._until_quota = _QUOTA_STEP
+        rest = view
+        while rest:
+            try:
+                done = os.pwrite(self._fd, rest, self.size)
+            except OSError as error:
+                raise _translated(error) from error
+            self.size += done
+            rest = rest[done:]
+        if self._summer is not None:
+            self._summer.update(view)
+
+
+def sweep(directory: Path, idle_s: float) -> int:
+    """Remove sessions that nobody wrote to for `idle_s` seconds, and leftovers. Returns how many files.
+
+    Safe beside a running service: a session that is being written to is locked, and left alone.
+    """
+    removed = 0
+    oldest = time.time() - idle_s
+    for path in list(directory.iterdir()) if directory.is_dir() else []:
+        try:
+            if path.stat().st_mtime > oldest:
+                continue
+            data = path.with_suffix("")
+            if path.suffix != ".json":
+                removed += _remove_unlocked(path)
+            elif not data.exists():
+                path.unlink()
+                removed += 1
+        except FileNotFoundError:  # finished meanwhile
+            continue
+    return removed
+
+
+def directory_size(path: Path) -> int:
+    """Bytes in the files of a directory."""
+    total = 0
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                try:
+                    total += entry.stat(follow_symlinks=False).st_size
+                except FileNotFoundError:  # finished meanwhile
+                    continue
+    except FileNotFoundError:
+        return 0
+    return total
+
+
+def _remove_unlocked(path: Path) -> int:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+    return 1
+
+
+def _lock_file(fd: int, path: Path, session_id: str) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UploadBusyError(f"upload {session_id} is being written to by another request") from None
+    # Whoever held the lock may have finished: the file is then a blob in the spool, or gone.
+    try:
+        same = os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise UploadUnknownError(session_id)
+
+
+def _translated(error: OSError) -> PagepoolError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StoreFullError(f"writing an upload failed: {error.strerror}")
+    return ReadOnlyError(f"writing an upload failed: {error.strerror}")

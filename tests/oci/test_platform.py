@@ -1,0 +1,78 @@
+"""Which image of an index is chosen."""
+
+from __future__ import annotations
+
+import pytest
+from pagepool.digest import Digest
+from pagepool.errors import InvalidError, ManifestUnknownError
+from pagepool.oci import Descriptor, Platform, mediatypes, select_platform
+
+
+def _index(*platforms: str) -> list[Descriptor]:
+    return [
+        Descriptor(
+            mediatypes.OCI_MANIFEST,
+            Digest.of(str(number).encode()),
+            number,
+            platform=Platform.parse(text) if text else None,
+        )
+        for number, text in enumerate(platforms)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered", "chosen"),
+    [
+        ("linux/amd64", ["linux/arm64", "linux/amd64"], 1),
+        ("linux/amd64", ["linux/amd64", "linux/amd64"], 0),
+        ("linux/amd64", ["windows/amd64", "linux/amd64"], 1),
+        ("linux/x86_64", ["linux/arm64", "linux/amd64"], 1),
+        ("linux/arm64", ["linux/arm/v7", "linux/arm64/v8"], 1),
+        ("linux/arm64/v8", ["linux/arm/v7", "linux/arm64"], 1),
+        ("linux/aarch64", ["linux/arm64"], 0),
+        ("linux/arm/v7", ["linux/arm/v5", "linux/arm/v6"], 1),
+        ("linux/arm", ["linux/arm/v6", "linux/arm/v7"], 1),
+        ("linux/amd64/v3", ["linux/amd64", "linux/amd64/v2", "linux/amd64/v4"], 1),
+        ("linux/amd64", ["", "linux/amd64"], 1),
+        ("linux/amd64", ["linux/arm64", ""], 1),
+    ],
+)
+def test_choice(wanted: str, offered: list[str], chosen: int) -> None:
+    assert select_platform(_index(*offered), Platform.parse(wanted)).size == chosen
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered"),
+    [
+        ("linux/amd64", []),
+        ("linux/amd64", ["linux/arm64"]),
+        ("linux/amd64", ["linux/amd64/v2"]),
+        ("linux/arm/v6", ["linux/arm/v7"]),
+        ("linux/arm64", ["linux/arm64/v9"]),
+    ],
+)
+def test_nothing_suits(wanted: str, offered: list[str]) -> None:
+    with pytest.raises(ManifestUnknownError, match=offered[0] if offered else "no platform"):
+        select_platform(_index(*offered), Platform.parse(wanted))
+
+
+def test_attestations_are_never_chosen() -> None:
+    attestation = Descriptor(
+        mediatypes.OCI_MANIFEST,
+        Digest.of(b"a"),
+        0,
+        annotations={"vnd.docker.reference.type": "attestation-manifest"},
+    )
+    image = _index("linux/arm64", "linux/amd64")[1]
+    assert select_platform([attestation, image], Platform.parse("linux/amd64")) is image
+
+
+@pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "a/b/c/d"])
+def test_bad_platforms(text: str) -> None:
+    with pytest.raises(InvalidError):
+        Platform.parse(text)
+
+
+def test_local_platform_is_linux() -> None:
+    assert Platform.local().os == "linux"
+    assert Platform.parse(str(Platform.local())) == Platform.local()
