@@ -111,8 +111,8 @@ def inflate(pieces: Iterator[bytes], limits: InflateLimits) -> tuple[Compression
     if compression is Compression.NONE:
         chunks = _read_chunks(file)
     elif compression is Compression.GZIP:
-        buffered = io.BufferedReader(file, CHUNK_SIZE)
-        chunks = _read_chunks(igzip.IGzipFile(fileobj=buffered, mode="rb"))  # type: ignore[no-untyped-call]
+        opened = igzip.IGzipFile(fileobj=file, mode="rb")  # type: ignore[no-untyped-call]
+        chunks = _read_chunks(opened)
     else:
         file.walker = FrameWalker()
         context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)

@@ -1,4 +1,4 @@
-"""The maintenance process: takes jobs off the queue, one at a time.
+"""The maintenance processes: each takes jobs off the queue, one at a time.
 
 INGEST understands a blob as a layer (`ingest`); SETTLE moves a blob's bytes out of the spool to where they
 stay. Ingest goes first: an image is ready before its blobs are settled. A job that fails for a reason of the
@@ -9,6 +9,7 @@ directory runs this.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -26,6 +27,7 @@ from pagepool.errors import (
 from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, encode_frame
 from pagepool.image import Limits
 
+from pagepool_service.allocator import keep_large_blocks
 from pagepool_service.inflate import Compression, InflateLimits, inflate
 from pagepool_service.ingest import LayerIngest
 from pagepool_service.store.environment import Table
@@ -47,18 +49,20 @@ _IDLE_S = 1.0  # how often the queue is looked at without being woken
 _SETTLE_BATCH = 64  # extents moved in one transaction: 8 MiB
 
 
-def run(settings: Settings, wake_fd: int) -> None:
+def run(settings: Settings, wake_fd: int, slot: int = 0) -> None:
     """Work until the process is ended. Blocks.
 
     Args:
         settings: of the service.
         wake_fd: becomes readable when a job was added.
+        slot: number of this process; no other that runs has it.
     """
     # Threads of ours hold the GIL for microseconds between long calls that release it. With the default of 5
     # ms a thread that comes back from such a call waits for the splitting thread to be switched out.
     sys.setswitchinterval(0.0005)
+    keep_large_blocks()
     with Store.open(settings.data, quota_bytes=settings.quota_bytes) as store:
-        Maintenance(store).run_forever(wake_fd)
+        Maintenance(store, slot=slot).run_forever(wake_fd)
 
 
 class Maintenance:
@@ -70,14 +74,22 @@ class Maintenance:
     """
 
     def __init__(
-        self, store: Store, *, limits: Limits | None = None, inflate_limits: InflateLimits | None = None
+        self,
+        store: Store,
+        *,
+        slot: int = 0,
+        limits: Limits | None = None,
+        inflate_limits: InflateLimits | None = None,
     ) -> None:
         self._store = store
+        self._slot = slot
         self._limits = limits or Limits()
         self._inflate_limits = inflate_limits or InflateLimits()
 
     def run_forever(self, wake_fd: int) -> None:
         """Run jobs as they come."""
+        os.set_blocking(wake_fd, False)
+        self._store.jobs.release(self._slot)
         pause = _IDLE_S
         while True:
             try:
@@ -86,6 +98,7 @@ class Maintenance:
             except (StoreFullError, ReadOnlyError, CorruptError) as error:
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 log.error("job put off for %.0f s: %s", pause, error)
+                self._release()
             self._wait(wake_fd, pause)
             self._store.env.check_readers()
 
@@ -103,7 +116,7 @@ class Maintenance:
             StoreFullError, ReadOnlyError: the store cannot take the result now; the job stays in the queue.
             CorruptError: stored bytes are wrong, and trying again has not helped.
         """
-        job = self._store.jobs.begin_next()
+        job = self._store.jobs.begin_next(self._slot)
         if job is None:
             return False
         try:
@@ -185,6 +198,7 @@ class Maintenance:
             return
         if error.kind in ("frame", "extent"):
             self._store.extents.forget_damaged(self._store.env, error)
+        self._store.jobs.release(self._slot)
 
     def _drop(self, job: Job) -> None:
         with self._store.env.write() as txn:
@@ -213,27 +227,33 @@ class Maintenance:
             extents = self._store.extents.object_record(txn, record.object, record.size)
             names = [digest for _, digest in extents.extents()]
         # Gzip and zstd streams do not get smaller; what is not a layer may.
-        level = 0 if record.state is LayerState.READY else 3
+        compress = record.state is not LayerState.READY
         pieces = self._store.blobs.read(blob)
         batch: list[tuple[bytes, bytes]] = []
         for number, digest in enumerate(names, 1):
             batch.append((digest, next(pieces, b"")))
             if len(batch) == _SETTLE_BATCH or number == len(names):
-                self._store_batch(batch, level)
+                self._store_batch(batch, compress)
                 batch = []
 
-    def _store_batch(self, batch: list[tuple[bytes, bytes]], level: int) -> None:
+    def _store_batch(self, batch: list[tuple[bytes, bytes]], compress: bool) -> None:
         extents = self._store.extents
         with self._store.env.read() as reader:
             new = {digest: data for digest, data in batch if extents.find(reader, digest) is None}
         listed = list(new.items())
         step = FRAME_SIZE // EXTENT_SIZE
         groups = [listed[index : index + step] for index in range(0, len(listed), step)]
-        frames = [encode_frame(group, Role.OPAQUE, level=level) for group in groups]
+        frames = [encode_frame(group, Role.OPAQUE, compress=compress) for group in groups]
         with self._store.env.write(reserve=sum(len(frame.payload) for frame in frames)) as txn:
             extents.put_frames(txn, frames)
 
     def _wait(self, wake_fd: int, timeout_s: float) -> None:
         ready, _, _ = select.select([wake_fd], [], [], timeout_s)
         if ready:
-            os.read(wake_fd, 4096)
+            with contextlib.suppress(BlockingIOError):  # another process was quicker
+                os.read(wake_fd, 4096)
+
+    def _release(self) -> None:
+        """Give the job back; when even that cannot be written, it stays ours until it can."""
+        with contextlib.suppress(StoreFullError, ReadOnlyError, CorruptError):
+            self._store.jobs.release(self._slot)

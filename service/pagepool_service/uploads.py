@@ -22,6 +22,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ from pagepool.errors import (
 from pagepool_service.store.sums import Summer, sum_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from pagepool.digest import Digest
 
@@ -77,6 +78,7 @@ class Uploads:
         self._quota = quota_bytes
         self._summers: OrderedDict[str, Summer] = OrderedDict()
         self._lock = threading.Lock()
+        self._hashers = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="hash")
 
     def begin(self, repository: str, algorithm: str = "sha256") -> Session:
         """Make a session.
@@ -178,6 +180,10 @@ class Uploads:
         self._path(session_id).unlink(missing_ok=True)
         self._record_path(session_id).unlink(missing_ok=True)
 
+    def start_hashing(self, summer: Summer | None, pieces: Sequence[bytes]) -> Future[None]:
+        """Hash bytes beside their being written: neither takes the whole of a core."""
+        return self._hashers.submit(_hash, summer, pieces)
+
     def keep_summer(self, session_id: str, summer: Summer) -> None:
         """Keep the hash state of a session between two requests."""
         with self._lock:
@@ -229,16 +235,25 @@ class OpenUpload:
         self.session = session
         self.size = os.fstat(fd).st_size
 
-    def write(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Append bytes. On an error the caller truncates to where it began.
+    def write(self, pieces: Sequence[bytes]) -> None:
+        """Append bytes, at most 512 pieces of them. On an error the caller truncates to where it began.
 
         Raises:
             LimitError: the blob would be larger than allowed.
             StoreFullError, ReadOnlyError: they cannot be written.
         """
+        size = sum(map(len, pieces))
         with self._lock:
-            for piece in pieces:
-                self._append(memoryview(piece))
+            self._uploads.check_size(self.size + size)
+            self._until_quota -= size
+            if self._until_quota < 0:
+                self._uploads.check_room(size)
+                self._until_quota = _QUOTA_STEP
+            hashing = self._uploads.start_hashing(self._summer, pieces)
+            try:
+                self._append(pieces)
+            finally:
+                wait([hashing])
 
     def truncate(self, size: int) -> None:
         """Go back to an earlier size."""
@@ -289,22 +304,23 @@ class OpenUpload:
             os.close(self._fd)
             self._fd = -1
 
-    def _append(self, view: memoryview) -> None:
-        self._uploads.check_size(self.size + len(view))
-        self._until_quota -= len(view)
-        if self._until_quota < 0:
-            self._uploads.check_room(len(view))
-            self._until_quota = _QUOTA_STEP
-        rest = view
-        while rest:
-            try:
-                done = os.pwrite(self._fd, rest, self.size)
-            except OSError as error:
-                raise _translated(error) from error
-            self.size += done
-            rest = rest[done:]
-        if self._summer is not None:
-            self._summer.update(view)
+    def _append(self, pieces: Sequence[bytes]) -> None:
+        end = self.size + sum(map(len, pieces))
+        try:
+            self.size += os.pwritev(self._fd, pieces, self.size)
+            if self.size < end:  # a disk that is nearly full takes a part, and then says so
+                rest = memoryview(b"".join(pieces))[self.size - end :]
+                while rest:
+                    done = os.pwrite(self._fd, rest, self.size)
+                    self.size += done
+                    rest = rest[done:]
+        except OSError as error:
+            raise _translated(error) from error
+
+
+def _hash(summer: Summer | None, pieces: Sequence[bytes]) -> None:
+    for piece in pieces if summer is not None else ():
+        summer.update(piece)
 
 
 def sweep(directory: Path, idle_s: float) -> int:

@@ -3,7 +3,6 @@
 from pagepool.extents.frame import (
     EXTENT_SIZE,
     FRAME_SIZE,
-    ZSTD_LEVEL,
     EncodedFrame,
     Encoding,
     Frame,
@@ -16,7 +15,6 @@ from pagepool.extents.frame import (
 __all__ = [
     "EXTENT_SIZE",
     "FRAME_SIZE",
-    "ZSTD_LEVEL",
     "EncodedFrame",
     "Encoding",
     "Frame",

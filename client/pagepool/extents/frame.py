@@ -24,7 +24,11 @@ EXTENT_SIZE = 128 << 10
 # Plain bytes after which a frame is closed. Measured on a Debian root file system (170 MB, zstd level 3): 128
 # KiB frames take 61.2 MB, 256 KiB 58.1 MB, 512 KiB 55.6 MB, and a miss must inflate one whole frame.
 FRAME_SIZE = 256 << 10
-ZSTD_LEVEL = 3
+# zstd's level 3 with hash tables that stay in a core's own cache: 449 instead of 397 MB/s on the files of a Debian
+# and a numpy layer, for 1 % more bytes (76.25 instead of 75.53 of 218 MB).
+_PARAMETERS = zstandard.ZstdCompressionParameters(
+    window_log=19, chain_log=15, hash_log=15, search_log=1, min_match=5, strategy=zstandard.STRATEGY_DFAST
+)
 _MOST_KEPT_RAW = 0.97  # a frame that zstd does not make smaller than this stays as it is
 
 _FRAME_HEAD = struct.Struct(">BBHII")
@@ -86,20 +90,20 @@ class EncodedFrame:
 
 
 def encode_frame(
-    extents: Sequence[tuple[bytes, bytes | memoryview]], role: Role, *, level: int = ZSTD_LEVEL
+    extents: Sequence[tuple[bytes, bytes | memoryview]], role: Role, *, compress: bool = True
 ) -> EncodedFrame:
     """Compress extents into a frame. Pure and thread-safe; releases the GIL in zstd.
 
     Args:
         extents: (BLAKE3, bytes) of each, in order.
         role: why they are kept.
-        level: of zstd; 0 stores without trying.
+        compress: try to; False where the bytes are known to be compressed already.
     """
     plain = b"".join(data for _, data in extents)
     sizes = tuple((digest, len(data)) for digest, data in extents)
     stored, encoding = plain, Encoding.RAW
-    if level:
-        packed = _compressor(level).compress(plain)
+    if compress:
+        packed = _compressor().compress(plain)
         if len(packed) < len(plain) * _MOST_KEPT_RAW:
             stored, encoding = packed, Encoding.ZSTD
     head = FrameHead(encoding, role, len(plain), sizes)
@@ -149,14 +153,12 @@ def check_extent(digest: bytes, data: bytes | memoryview, where: str) -> None:
         raise CorruptError("extent", digest.hex(), f"{where} holds {got.hex()} ({len(data)} bytes)")
 
 
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    """This thread's compressor of a level: contexts are costly to make and belong to one thread at a time."""
-    kept: dict[int, zstandard.ZstdCompressor] | None = getattr(_contexts, "compressors", None)
+def _compressor() -> zstandard.ZstdCompressor:
+    """This thread's compressor: contexts are costly to make, and belong to one thread at a time."""
+    kept: zstandard.ZstdCompressor | None = getattr(_contexts, "compressor", None)
     if kept is None:
-        kept = _contexts.compressors = {}
-    if level not in kept:
-        kept[level] = zstandard.ZstdCompressor(level=level, write_checksum=False, write_content_size=True)
-    return kept[level]
+        kept = _contexts.compressor = zstandard.ZstdCompressor(compression_params=_PARAMETERS)
+    return kept
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:

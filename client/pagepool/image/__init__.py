@@ -5,9 +5,11 @@ from pagepool.image.layer import MAX_LITERAL, LayerSplitter, Sink
 from pagepool.image.limits import Limits
 from pagepool.image.member import Kind, Member, normalise_path
 from pagepool.image.members import iter_members
+from pagepool.image.merge import TreeMerger, merge_layers
 from pagepool.image.ops import LITERAL, OBJECT, SLICE, Op
 from pagepool.image.recipe import EncodedChunk, RecipeWriter
 from pagepool.image.sparse import stored_pieces
+from pagepool.image.tree import Node, Tree
 
 __all__ = [
     "LayerSplitter",
@@ -22,6 +24,10 @@ __all__ = [
     "EncodedChunk",
     "decode_chunk",
     "iter_members",
+    "TreeMerger",
+    "merge_layers",
+    "Tree",
+    "Node",
     "Op",
     "LITERAL",
     "OBJECT",

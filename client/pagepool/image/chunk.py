@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable, Sequence
 
 import zstandard
+
 from pagepool.errors import CorruptError
 from pagepool.image.header import BLOCK, sum_block
 from pagepool.image.ops import LITERAL, OBJECT, SLICE, Op

@@ -19,6 +19,8 @@ MAX_NAME = 255
 MAX_PATH = 4095
 # The largest is (uid_t) -1, which means "leave as it is".
 MAX_OWNER = (1 << 32) - 2
+MAX_MAJOR = (1 << 12) - 1
+MAX_MINOR = (1 << 20) - 1
 
 _BAD_WHITEOUTS = (b".wh.", b".wh..", b".wh...")
 
@@ -115,11 +117,7 @@ def normalise_path(raw: bytes) -> bytes:
 
 
 def check_member(member: Member) -> str:
-    """Why a member cannot be in a layer, as the end of a sentence, or "".
-
-    Raises:
-        LayerInvalidError: a hard link's target escapes the root.
-    """
+    """Why a member cannot be in a layer, as the end of a sentence, or ""."""
     path, kind = member.path, member.kind
     if not path and kind is not Kind.DIRECTORY:
         return "has the name of the root and is not a directory"
@@ -127,13 +125,20 @@ def check_member(member: Member) -> str:
         return "has a name that is too long for Linux"
     if not (0 <= member.uid <= MAX_OWNER and 0 <= member.gid <= MAX_OWNER):
         return f"has an owner out of range ({member.uid}:{member.gid})"
+    if not (0 <= member.devmajor <= MAX_MAJOR and 0 <= member.devminor <= MAX_MINOR):
+        return f"has a device number out of range ({member.devmajor}:{member.devminor})"
     if b".wh." in path and path.rpartition(b"/")[2] in _BAD_WHITEOUTS:
         return "is a whiteout that names no file"
     if kind is Kind.SYMLINK and not 0 < len(member.linkname) <= MAX_PATH:
         return "is a symbolic link with an empty or too long target"
-    if kind is Kind.HARDLINK and not member.link_path:
-        return "is a hard link to the root"
-    return ""
+    return _check_link(member) if kind is Kind.HARDLINK else ""
+
+
+def _check_link(member: Member) -> str:
+    try:
+        return "" if member.link_path else "is a hard link to the root"
+    except LayerInvalidError as error:
+        return f"is a hard link to {error.value!r}, which {error.reason}"
 
 
 def show_name(raw: bytes) -> str:

@@ -62,10 +62,10 @@ def parse_integer(value: bytes) -> int:
         ValueError: it is none.
     """
     if not _INTEGER.fullmatch(value):
-        raise ValueError(f"a number {value[:40]!r}")
+        raise ValueError(f"a bad number {_quote(value)}")
     number = int(value)
     if not -(1 << 63) <= number < 1 << 63:
-        raise ValueError(f"a number {value[:40]!r}")
+        raise ValueError(f"a bad number {_quote(value)}")
     return number
 
 
@@ -77,10 +77,14 @@ def parse_time(value: bytes) -> int:
     """
     match = _TIME.fullmatch(value)
     if match is None:
-        raise ValueError(f"a time {value[:40]!r}")
+        raise ValueError(f"a bad time {_quote(value)}")
     seconds, fraction = match.groups(b"")
     nanoseconds = int(fraction[:9].ljust(9, b"0"))
     return int(seconds) * 1_000_000_000 + (-nanoseconds if value.startswith(b"-") else nanoseconds)
+
+
+def _quote(value: bytes) -> str:
+    return repr(value[:40].decode("ascii", "backslashreplace"))
 
 
 def parse_xattrs(records: Mapping[bytes, bytes]) -> dict[bytes, bytes]:

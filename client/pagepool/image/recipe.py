@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import zstandard
+
 from pagepool.image.chunk import CHUNK_ENCODED, CHUNK_PLAIN, Columns, encode_chunk
 from pagepool.image.ops import OBJECT, SLICE
 

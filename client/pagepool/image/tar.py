@@ -48,6 +48,7 @@ _KINDS = {
     b"D": Kind.DIRECTORY,
 }
 _LINKS = (Kind.HARDLINK, Kind.SYMLINK)
+_DEVICES = (Kind.CHAR, Kind.BLOCK)
 _WITH_DATA = b"D"
 _EXTENSIONS = b"xXLK"
 _PASSED_OVER = b"gVN"
@@ -99,11 +100,11 @@ class TarMachine:
         elif self.step == self._read_extension:
             if len(partial) < self._extension[1]:
                 self._report("an extended header is longer than the stream (truncated)")
-        elif partial.count(0) != len(partial):
-            self._report("the stream ends within a header (truncated)" if self._last else _NOT_A_TAR)
+        elif partial:
+            is_tar = self._last or not any(partial)
+            self._report("the stream ends within a block (truncated)" if is_tar else _NOT_A_TAR)
 
     # -- header blocks
-    # -------------------------------------------------------------------------------------------
 
     def _read_header(self, block: bytes) -> Member | None:
         self.data = self.skip = self.pad = 0
@@ -155,7 +156,6 @@ class TarMachine:
             return self._lose(f"member {_show(header.name)} has {error} in its headers")
 
     # -- extended headers
-    # ----------------------------------------------------------------------------------------
 
     def _begin_extension(self, header: Header) -> Member | None:
         size = header.size
@@ -192,7 +192,6 @@ class TarMachine:
         self._long_name = self._long_link = b""
 
     # -- sparse maps
-    # ---------------------------------------------------------------------------------------------
 
     def _begin_gnu_map(self, header: Header, block: bytes) -> Member | None:
         if not header.gnu:
@@ -250,7 +249,6 @@ class TarMachine:
         return self._finish(header, size, tuple(segment for segment in segments if segment[1]))
 
     # -- members
-    # -------------------------------------------------------------------------------------------------
 
     def _finish(self, header: Header, size: int, segments: tuple[tuple[int, int], ...] | None) -> Member | None:
         """Make the member of a header that everything has been applied to.
@@ -276,6 +274,8 @@ class TarMachine:
             return self._refuse(name, f"claims {size} bytes, over the limit of {self._limits.max_member_size}", stored)
         try:
             xattrs = parse_xattrs(self._records) if self._records else NO_XATTRS
+            if kind not in _DEVICES:
+                major = minor = 0
             member = Member(
                 normalise_path(name), name, kind, mode & 0o7777, uid, gid, mtime_ns, size,
                 stored if kind is Kind.REGULAR else 0, linkname if kind in _LINKS else b"", major, minor,
@@ -283,7 +283,7 @@ class TarMachine:
             )  # fmt: skip
             wrong = check_member(member)
         except LayerInvalidError as error:
-            wrong = f"{error.reason}"
+            wrong = error.reason
         except ValueError as error:
             wrong = f"has {error}"
         if wrong:

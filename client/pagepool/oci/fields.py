@@ -138,7 +138,7 @@ class Object:
 
 
 def load_object(data: bytes, what: str, error: MakeError = ManifestInvalidError) -> Object:
-    """Parse the bytes of a whole document.
+    """Parse the bytes of a document that is an object.
 
     Args:
         data: UTF-8 without a byte order mark. The caller has limited its size.
@@ -148,12 +148,26 @@ def load_object(data: bytes, what: str, error: MakeError = ManifestInvalidError)
     Raises:
         error: not JSON, not an object, or one of the things this module refuses.
     """
+    value = _load(data, what, error)
+    if not isinstance(value, dict):
+        raise error(what, f"{_show(value)} is not an object")
+    return Object(value, "", error)
 
+
+def load_objects(data: bytes, what: str, error: MakeError = ManifestInvalidError) -> list[Object]:
+    """As `load_object`, for a document that is a list of objects."""
+    value = _load(data, what, error)
+    if not isinstance(value, list):
+        raise error(what, f"{_show(value)} is not a list")
+    return list(Object({what: value}, "", error).objects(what))
+
+
+def _load(data: bytes, what: str, error: MakeError) -> Any:
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) != len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            names = [name for name, _ in pairs]
+            twice = next(name for position, name in enumerate(names) if name in names[:position])
             raise error(what, f"the name {_show(twice)} comes twice in one object")
         return fields
 
@@ -162,18 +176,14 @@ def load_object(data: bytes, what: str, error: MakeError = ManifestInvalidError)
 
     try:
         # bytes() first: str() of other buffers is not their text.
-        value = json.loads(
-            bytes(data).decode("utf-8"), object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant
-        )
+        text = bytes(data).decode("utf-8")
+        return json.loads(text, object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant)
     except UnicodeDecodeError as bad:
         raise error(what, f"byte {bad.start} is not UTF-8") from None
     except ValueError as bad:  # JSONDecodeError, or an integer of more digits than Python converts
         raise error(what, f"not JSON: {_shorten(str(bad))}") from None
     except RecursionError:
         raise error(what, "nested too deeply") from None
-    if not isinstance(value, dict):
-        raise error(what, f"{_show(value)} is not an object")
-    return Object(value, "", error)
 
 
 def _show(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from pagepool.transport.auth import Credentials
 from pagepool.transport.http import Session, is_loopback
+from pagepool.transport.images import RegistrySink, RegistrySource
 from pagepool.transport.registry import Pulled, RegistryClient
 from pagepool.transport.retry import RetryPolicy
 from pagepool.transport.service import FileEntry, ImageState, LayerState, ServiceClient
@@ -12,6 +13,8 @@ __all__ = [
     "RetryPolicy",
     "RegistryClient",
     "Pulled",
+    "RegistrySource",
+    "RegistrySink",
     "ServiceClient",
     "ImageState",
     "LayerState",

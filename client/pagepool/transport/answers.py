@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
+
 from pagepool.errors import (
     BlobUnknownError,
     BusyError,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import httpx
+
 from pagepool.errors import PagepoolError, UnauthorizedError
 from pagepool.oci.fields import load_object
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import httpx
+
 from pagepool.errors import InvalidError, LimitError, UnreachableError
 from pagepool.transport.answers import Subject, error_of
 from pagepool.transport.auth import Authorizer, Credentials, add_params

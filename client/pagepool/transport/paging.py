@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import httpx
+
 from pagepool.errors import UnreachableError
 from pagepool.transport.http import Call, Session
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import httpx
+
 from pagepool.digest import Digest
 from pagepool.errors import (
     BlobUnknownError,

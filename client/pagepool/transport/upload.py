@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 
 import httpx
+
 from pagepool.digest import Digest, new_hasher
 from pagepool.errors import (
     DigestMismatchError,

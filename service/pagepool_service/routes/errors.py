@@ -2,8 +2,8 @@
 
 Every answer of the service that is an error comes from here, in the form of distribution-spec v1.1 "Error Codes".
 The table names each class of `pagepool.errors` (a test compares); a class is looked up by itself, then by its bases.
-Codes beyond the specification's, where it has none: RANGE_INVALID (as Docker's registry says it), TAG_INVALID,
-CORRUPT, UNAVAILABLE, STORE_FULL, UNKNOWN.
+Codes beyond the specification's, where it has none: RANGE_INVALID and TAG_INVALID (as Docker's registry has them),
+REFERENCE_INVALID, LAYER_INVALID, PATH_UNKNOWN, STORE_FULL, READ_ONLY, BUSY, CORRUPT, UNAVAILABLE, UNKNOWN.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pagepool import errors
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -30,13 +31,13 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.DigestMismatchError: (400, "DIGEST_INVALID"),
     errors.NameInvalidError: (400, "NAME_INVALID"),
     errors.TagInvalidError: (400, "TAG_INVALID"),
-    errors.ReferenceInvalidError: (400, "MANIFEST_INVALID"),
+    errors.ReferenceInvalidError: (400, "REFERENCE_INVALID"),
     errors.ManifestInvalidError: (400, "MANIFEST_INVALID"),
-    errors.ManifestBlobUnknownError: (404, "MANIFEST_BLOB_UNKNOWN"),
+    errors.ManifestBlobUnknownError: (400, "MANIFEST_BLOB_UNKNOWN"),
     errors.RangeInvalidError: (416, "RANGE_INVALID"),
     errors.SizeInvalidError: (400, "SIZE_INVALID"),
     errors.UploadInvalidError: (400, "BLOB_UPLOAD_INVALID"),
-    errors.LayerInvalidError: (422, "UNSUPPORTED"),
+    errors.LayerInvalidError: (422, "LAYER_INVALID"),
     errors.ImageInvalidError: (422, "UNSUPPORTED"),
     errors.LimitError: (413, "SIZE_INVALID"),
     errors.NotFoundError: (404, "NAME_UNKNOWN"),
@@ -46,10 +47,10 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.UploadUnknownError: (404, "BLOB_UPLOAD_UNKNOWN"),
     errors.PathUnknownError: (404, "PATH_UNKNOWN"),
     errors.StoreFullError: (507, "STORE_FULL"),
-    errors.ReadOnlyError: (405, "UNSUPPORTED"),
+    errors.ReadOnlyError: (405, "READ_ONLY"),
     errors.StoreFormatError: (503, "UNAVAILABLE"),
-    errors.BusyError: (503, "UNAVAILABLE"),
-    errors.UploadBusyError: (409, "BLOB_UPLOAD_INVALID"),
+    errors.BusyError: (503, "BUSY"),
+    errors.UploadBusyError: (409, "BUSY"),
     errors.PendingError: (202, "UNAVAILABLE"),
     errors.UnauthorizedError: (401, "UNAUTHORIZED"),
     errors.DeniedError: (403, "DENIED"),
@@ -92,6 +93,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(errors.PagepoolError, _on_pagepool_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_unexpected)
 
 
@@ -113,6 +115,12 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {HTTPStatus(error.status_code).phrase.lower()}"
     return error_response(error.status_code, "UNSUPPORTED", message, headers=dict(error.headers or {}))
+
+
+async def _on_disconnect(request: Request, _error: Exception) -> JSONResponse:
+    # Nobody reads this but a client that stopped sending and is still there.
+    log.info("%s %s: the client left in the middle of the body", request.method, request.url.path)
+    return error_response(408, "SIZE_INVALID", "the body did not arrive in time", headers={"Connection": "close"})
 
 
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:

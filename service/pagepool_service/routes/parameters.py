@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import Depends, Path, Query
 from pagepool.digest import Digest
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 NAME_PATTERN = r"^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$"
 TAG_PATTERN = r"^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$"
 DIGEST_PATTERN = r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}|blake3:[0-9a-f]{64})$"
-REFERENCE_PATTERN = f"{DIGEST_PATTERN[:-1]}|{TAG_PATTERN[1:]}".replace("^(", "^((", 1).replace(")|[", ")|[", 1)
+REFERENCE_PATTERN = f"({DIGEST_PATTERN})|({TAG_PATTERN})"
 MOST_LISTED = 10_000
 USUALLY_LISTED = 1000
 
@@ -166,3 +167,8 @@ def byte_range(text: str | None, size: int) -> tuple[int, int] | None:
     if start >= end:
         raise RangeInvalidError((text or "")[:64], f"the content has {size} bytes")
     return start, end
+
+
+def next_link(path: str, **query: object) -> dict[str, str]:
+    """The header that names the next page of a list."""
+    return {"Link": f'<{path}?{urlencode(query, errors="replace")}>; rel="next"'}

@@ -75,7 +75,7 @@ class PieceResponse(Response):
 
     Args:
         first: its first pieces, read already.
-        size: bytes of the body.
+        size: bytes of the body, at least one.
         name: what it is, for the log.
     """
 
@@ -97,32 +97,32 @@ class PieceResponse(Response):
         self._left = size
         self._name = name
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(
+        self,
+        scope: Scope,  # noqa: ARG002  (ASGI)
+        receive: Receive,
+        send: Send,
+    ) -> None:
         """Send it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        gone = asyncio.create_task(_until_disconnect(receive)) if self._left > PIECE_SIZE else None
+        gone = asyncio.create_task(_until_disconnect(receive))
         ahead: asyncio.Future[list[bytes]] | None = None
+        parts, self._first = self._first, []
         try:
-            parts = self._first
-            self._first = []
-            while parts and not (gone is not None and gone.done()):
+            while not gone.done():
                 if sum(map(len, parts)) < self._left:
                     ahead = self._threads.start(self._reader.next)
                 await self._send(send, parts)
-                parts = []
-                if ahead is not None:
-                    parts = await ahead
-                    ahead = None
-            if self._left == 0 and gone is None:
-                return
-            if self._left and not (gone is not None and gone.done()):
-                raise RuntimeError(f"{self._name} ended {self._left} bytes early")
+                if ahead is None:
+                    return
+                parts, ahead = await ahead, None
+                if not parts:
+                    raise BrokenOffError(f"{self._name} ended {self._left} bytes early")
         except PagepoolError as error:
             log.error("%s broke off with %d bytes to go: %s", self._name, self._left, error)
             raise BrokenOffError(self._name) from error
         finally:
-            if gone is not None:
-                gone.cancel()
+            gone.cancel()
             await self._let_go(ahead)
 
     async def _send(self, send: Send, parts: list[bytes]) -> None:

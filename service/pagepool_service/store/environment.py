@@ -38,7 +38,7 @@ from pagepool.errors import (
 from pagepool_service.store.mapping import MappedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -105,9 +105,18 @@ class Reader:
         value = self._txn.get(key, db=self._tables[table])
         return None if value is None else self._checked(table, key, value)
 
+    def get_unchecked(self, table: Table, key: bytes) -> memoryview | None:
+        """The value under `key` as it lies there, checksum and all: for what repairs damage."""
+        return self._txn.get(key, db=self._tables[table])
+
     def has(self, table: Table, key: bytes) -> bool:
         """Whether a record is there, without reading it."""
         return self._txn.get(key, db=self._tables[table]) is not None
+
+    def present(self, table: Table, keys: Sequence[bytes]) -> set[bytes]:
+        """Which of many keys have a record. One call gives the GIL up once, not once a key."""
+        with self._txn.cursor(self._tables[table]) as cursor:
+            return {bytes(key) for key, _ in cursor.getmulti(keys)}
 
     def scan(
         self, table: Table, prefix: bytes = b"", *, start: bytes | None = None, check: bool = True
@@ -212,8 +221,12 @@ class Environment:
         self._tables: dict[Table, lmdb._Database] = {}
 
     @classmethod
-    def open(cls, path: Path, *, quota_bytes: int = 0, readonly: bool = False) -> Environment:
+    def open(cls, path: Path, *, quota_bytes: int = 0, readonly: bool = False, shared: bool = False) -> Environment:
         """Open the environment in a directory, making it when it is not there.
+
+        Args:
+            shared: with `readonly`: others may write meanwhile. Takes part in the readers' table, which must be
+                writable; without it, pages that this reader looks at may be written over.
 
         Raises:
             StoreFormatError: it is of another format version, or not a store.
@@ -224,7 +237,7 @@ class Environment:
                 path.mkdir(parents=True, exist_ok=True)
             env = lmdb.open(
                 str(path), map_size=MAP_SIZE, max_dbs=len(Table) + 4, max_readers=MAX_READERS, readonly=readonly,
-                create=not readonly, lock=not readonly, readahead=False, meminit=False, max_spare_txns=16,
+                create=not readonly, lock=shared or not readonly, readahead=False, meminit=False, max_spare_txns=16,
                 mode=0o600,
             )  # fmt: skip
         except (lmdb.Error, OSError) as error:
@@ -310,6 +323,10 @@ class Environment:
     def check_readers(self) -> int:
         """Free the reader slots of processes that died. Returns how many there were."""
         return self._env.reader_check()
+
+    def version(self) -> int:
+        """The number of the last transaction that was committed, by whatever process."""
+        return self._env.info()["last_txnid"]
 
     def file_bytes(self) -> int:
         """Size of the database file on disk, free pages included."""

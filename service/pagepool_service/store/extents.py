@@ -16,7 +16,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
-from pagepool.extents import EXTENT_SIZE, EncodedFrame, Frame
+from pagepool.extents import EXTENT_SIZE, EncodedFrame, Frame, encode_frame
 
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import Location, ObjectRecord, encode_object, u64
@@ -155,25 +155,23 @@ class ExtentStore:
     # -- writing ---------------------------------------------------------------------------------------------
 
     def put_frames(self, txn: Writer, frames: Sequence[EncodedFrame]) -> None:
-        """Store frames and the index of their extents.
+        """Store frames and the index of their extents, each extent once.
 
-        An extent that another writer stored meanwhile keeps its first place; the copy in the new frame is
-        dead space that compaction takes back.
+        An extent that another process stored since the frame was made is cut out of it: whoever commits first keeps it.
         """
-        if not frames:
-            return
         totals = Totals.load(txn)
-        number = totals.next_frame
-        for frame in frames:
+        for offered in frames:
+            frame = _without_stored(txn, offered)
+            if frame is None:
+                continue
+            number = totals.next_frame
             txn.put(Table.FRAMES, u64(number), frame.payload, append=True)
             offset = 0
             for digest, size in frame.extents:
-                if not txn.put_new(Table.EXTENTS, digest, Location(number, offset, size).encode()):
-                    totals.dead_bytes += size
+                txn.put(Table.EXTENTS, digest, Location(number, offset, size).encode())
                 offset += size
             totals.count_frame(frame.role, frame.plain_size, len(frame.payload), len(frame.extents))
-            number += 1
-        totals.next_frame = number
+            totals.next_frame = number + 1
         totals.store(txn)
 
     def put_object(self, txn: Writer, digest: bytes, size: int, extents: Iterable[bytes]) -> None:
@@ -197,6 +195,21 @@ class ExtentStore:
                 number = int(error.name)
                 records = txn.scan(Table.EXTENTS, check=False)
                 lost = [digest for digest, value in records if Location.decode(value[:16]).frame == number]
+            totals = Totals.load(txn)
             for digest in lost:
+                location = txn.get_unchecked(Table.EXTENTS, digest)
+                totals.dead_bytes += Location.decode(location[:16]).length if location else 0
                 txn.delete(Table.EXTENTS, digest)
+            totals.store(txn)
         return len(lost)
+
+
+def _without_stored(txn: Reader, frame: EncodedFrame) -> EncodedFrame | None:
+    """The frame with only those extents that are not stored yet; None if that is none of them."""
+    stored = txn.present(Table.EXTENTS, [digest for digest, _ in frame.extents])
+    if not stored:
+        return frame
+    plain = Frame.decode(0, memoryview(frame.payload))
+    places = ((digest, *place) for digest, place in plain.index.items() if digest not in stored)
+    left = [(digest, plain.view[offset : offset + size]) for digest, offset, size in places]
+    return encode_frame(left, frame.role) if left else None

@@ -1,4 +1,4 @@
-"""The queue of work that the maintenance process does: durable, in order of kind, then of arrival."""
+"""The queue of work that the maintenance processes do: durable, in order of kind, then of arrival."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pagepool_service.store.schema import Job, JobKind
 from pagepool_service.store.totals import take_number
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pagepool.digest import Digest
 
     from pagepool_service.store.environment import Environment, Reader, Writer
@@ -27,20 +29,40 @@ class JobQueue:
         txn.put(Table.JOBS, job.key, job.encode())
         return job
 
-    def begin_next(self) -> Job | None:
-        """The first job, with one more attempt noted durably: a job that crashes its process is seen to do so."""
-        job = self.peek()
-        if job is None:
+    def begin_next(self, slot: int = 0) -> Job | None:
+        """Take the first free job, noting owner and attempt durably: one that crashes its process is seen to do so.
+
+        Args:
+            slot: of the maintenance process that asks. One process at a time has a slot.
+        """
+        if self.peek(slot) is None:
             return None
-        begun = replace(job, attempts=min(job.attempts + 1, 255))
         with self._env.write() as txn:
+            free = next(self._open(txn, slot), None)
+            if free is None:
+                return None
+            begun = replace(free, attempts=min(free.attempts + 1, 255), owner=slot + 1)
             txn.put(Table.JOBS, begun.key, begun.encode())
         return begun
 
-    def peek(self) -> Job | None:
-        """The first job, or None."""
+    def peek(self, slot: int = 0) -> Job | None:
+        """The job that `begin_next` would take, or None."""
         with self._env.read() as txn:
-            return next((Job.decode(key, payload) for key, payload in txn.scan(Table.JOBS)), None)
+            return next(self._open(txn, slot), None)
+
+    def release(self, slot: int) -> int:
+        """Free the jobs of a slot whose process has died, or cannot do them now. Returns how many."""
+        with self._env.write() as txn:
+            jobs = (Job.decode(key, payload) for key, payload in txn.scan(Table.JOBS))
+            held = [job for job in jobs if job.owner == slot + 1]
+            for job in held:
+                txn.put(Table.JOBS, job.key, replace(job, owner=0).encode())
+        return len(held)
+
+    def _open(self, txn: Reader, slot: int) -> Iterator[Job]:
+        """Jobs that a slot may take: free ones, and what it began itself and did not finish."""
+        jobs = (Job.decode(key, payload) for key, payload in txn.scan(Table.JOBS))
+        return (job for job in jobs if job.owner in (0, slot + 1))
 
     def finish(self, txn: Writer, job: Job) -> None:
         """Take a job off the queue."""

@@ -201,12 +201,18 @@ class JobKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A piece of work on a blob. `attempts` counts how often it was begun, over crashes."""
+    """A piece of work on a blob.
+
+    Args:
+        attempts: how often it was begun, over crashes.
+        owner: 0 while it is free, else 1 + the slot of the maintenance process that works on it.
+    """
 
     kind: JobKind
     number: int
     blob: Digest
     attempts: int = 0
+    owner: int = 0
 
     @property
     def key(self) -> bytes:
@@ -215,13 +221,14 @@ class Job:
 
     def encode(self) -> bytes:
         """The payload in `jobs`."""
-        return bytes((self.attempts,)) + self.blob.key
+        return bytes((self.attempts, self.owner)) + self.blob.key
 
     @classmethod
     def decode(cls, key: bytes, payload: memoryview) -> Job:
         """Read it back."""
         try:
             kind, number = _JOB_KEY.unpack(key)
-            return cls(JobKind(kind), number, Digest.from_key(bytes(payload[1:])), payload[0])
+            blob = Digest.from_key(bytes(payload[2:]))
+            return cls(JobKind(kind), number, blob, payload[0], payload[1])
         except (struct.error, ValueError, IndexError) as error:
             raise CorruptError("job", key.hex(), f"its record cannot be read: {error}") from error

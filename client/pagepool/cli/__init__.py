@@ -1,0 +1,5 @@
+"""The command line program `pagepool`."""
+
+from pagepool.cli.app import main
+
+__all__ = ["main"]

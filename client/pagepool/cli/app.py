@@ -1,0 +1,126 @@
+"""The program `pagepool`: its commands, and the one place where errors become text and an exit code.
+
+Expected errors (pagepool's own, wrong usage, the operating system's) are one line on standard error, never a
+traceback. Anything else is a bug, and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from pagepool.cli import exits, output
+from pagepool.cli.lazy import LazyGroup
+from pagepool.errors import PagepoolError, StoreFullError
+from pagepool.version import __version__
+
+_COMMANDS = {
+    "push": "Push an image file into a registry.",
+    "pull": "Pull an image into a file.",
+    "images": "List images.",
+    "tags": "List the tags of a repository.",
+    "inspect": "Show an image and its layers.",
+    "ls": "List files in images.",
+    "stats": "Show sizes, and what sharing saves.",
+    "rm": "Delete tags or manifests.",
+    "completion": "Print a shell completion script.",
+    "version": "Show the version.",
+}
+
+
+def _epilog() -> str:
+    codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in exits.MEANINGS.items())
+    return f"""\b
+A REF is [HOST[:PORT]/]NAME[:TAG][@DIGEST], the tag "latest" if none is given.
+
+\b
+Examples:
+  pagepool push ./layout app:1
+  pagepool images
+  pagepool ls -l app:1:/etc
+  pagepool pull app:1 app.tar
+
+\b
+Errors are one line on standard error; with --json, a JSON object there:
+  {{"error": {{"class": "…", "message": "…", "exit_code": 3}}}}
+
+\b
+Exit codes:
+{codes}
+"""
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_epilog(),
+)
+@click.version_option(__version__, prog_name="pagepool")
+def group() -> None:
+    """Push, pull and look into container images on a pagepool service, or any OCI registry."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program and exit. The entry point of the distribution."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        arguments: the command line without the program's name; None: this process's own.
+
+    Returns:
+        The exit code.
+    """
+    state = output.State()
+    try:
+        result = group.main(arguments, prog_name="pagepool", standalone_mode=False, obj=state)
+        output.flush()
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail(state, "Interrupted", "interrupted", exits.INTERRUPTED)
+    except click.ClickException as error:
+        return _fail(state, type(error).__name__, _usage(error), exits.USAGE)
+    except PagepoolError as error:
+        return _fail(state, type(error).__name__, str(error), exits.exit_code(error))
+    except OSError as error:
+        return _os_error(state, error)
+    return result if isinstance(result, int) else exits.OK
+
+
+def _usage(error: click.ClickException) -> str:
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{message} (see {context.command_path} --help)" if context else message
+
+
+def _os_error(state: output.State, error: OSError) -> int:
+    if isinstance(error, BrokenPipeError):
+        output.hush()
+        return exits.BROKEN_PIPE
+    words = error.strerror or str(error)
+    message = f"{os.fsdecode(error.filename)}: {words}" if error.filename is not None else words
+    full = StoreFullError(message) if words in (os.strerror(28), os.strerror(122)) else None
+    return _fail(state, type(error).__name__, message, exits.exit_code(full) if full else exits.FAILURE)
+
+
+def _fail(state: output.State, kind: str, message: str, code: int) -> int:
+    """Tell the error in one line, and return the code."""
+    text = output.printable(" ".join(message.split()))
+    if state.json:
+        text = json.dumps({"error": {"class": kind, "message": text, "exit_code": code}}, ensure_ascii=False)
+    else:
+        text = f"pagepool: error: {text}"
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        output.hush()  # nobody reads it; the code still says it
+    return code

@@ -1,0 +1,1 @@
+"""The commands of the client: one module each, with the attribute `command`."""

@@ -1,0 +1,69 @@
+"""``pagepool images``: what a registry has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Unpack
+
+import click
+
+from pagepool.cli import output
+from pagepool.cli.connect import Connection, ServerOptions, connect
+from pagepool.cli.options import output_options, server_options
+from pagepool.errors import NotFoundError
+from pagepool.transport.service import platform_text
+
+
+@click.command(name="images", short_help="List images.")
+@output_options
+@server_options
+def command(**server: Unpack[ServerOptions]) -> None:
+    """List the tagged images of a registry.
+
+    A registry that is not a pagepool service says less: names and digests, if it lists its repositories at
+    all.
+
+    \b
+    Examples:
+      pagepool images
+      pagepool images -q
+      pagepool images --json --server https://registry.example.org
+    """
+    with connect(server) as connection:
+        rows = connection.service.images() if connection.service.available() else _of_registry(connection)
+        if output.current().quiet and not output.current().json:
+            output.print_lines(output.printable(f"{row['name']}:{row['tag']}") for row in rows)
+            return
+        found = list(rows)
+    if output.current().json:
+        output.print_json({"images": found})
+        return
+    output.print_table(
+        ("NAME", "TAG", "DIGEST", "PLATFORM", "SIZE", "CREATED", "STATE"), [_cells(row) for row in found], right=(4,)
+    )
+
+
+def _of_registry(connection: Connection) -> Iterator[Mapping[str, Any]]:
+    """The same rows, as far as any registry can say."""
+    registry = connection.registry
+    for name in registry.catalog():
+        try:
+            tags = list(registry.tags(name))
+        except NotFoundError:
+            continue  # some registries go on listing a repository after its last image was deleted
+        for tag in tags:
+            found = registry.head_manifest(name, tag)
+            if found is not None:
+                yield {"name": name, "tag": tag, "digest": str(found.digest), "media_type": found.media_type}
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        output.pick(row, "name"),
+        output.pick(row, "tag"),
+        output.short_digest(output.pick(row, "digest")),
+        platform_text(row.get("platform")),
+        output.human_size(row.get("size")),
+        output.pick(row, "created")[:19].replace("T", " "),
+        output.pick(row, "state"),
+    )

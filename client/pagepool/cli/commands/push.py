@@ -1,0 +1,144 @@
+"""``pagepool push``: an image file into a registry."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import click
+
+from pagepool.cli import output
+from pagepool.cli.connect import Connection, ServerOptions, connect, on_server
+from pagepool.cli.options import (
+    ReferenceType,
+    jobs_option,
+    output_options,
+    platform_option,
+    server_options,
+)
+from pagepool.cli.progress import Counter, spinner, transfer
+from pagepool.errors import ManifestUnknownError, UnsupportedError
+from pagepool.layout import Plan, open_source, plan_copy, run_copy, split_path
+from pagepool.layout.formats import STANDARD_INPUT
+from pagepool.oci import Platform, Reference
+from pagepool.transport import ImageState, RegistrySink
+from pagepool.transport.service import UNMOUNTABLE
+
+
+@click.command(name="push", short_help="Push an image file into a registry.")
+@click.argument("path", metavar="PATH[:NAME]")
+@click.argument("reference", metavar="REF", type=ReferenceType())
+@platform_option
+@jobs_option
+@click.option("--mount-from", metavar="REPOSITORY", help="Another repository there that may have the layers.")
+@click.option("--wait/--no-wait", default=None, help="Wait until the layers can be mounted [if the server can say].")
+@click.option("--timeout", type=click.FloatRange(min=0), default=600.0, show_default=True, help="Seconds to wait.")
+@output_options
+@server_options
+def command(
+    path: str,
+    reference: Reference,
+    platform: Platform | None,
+    jobs: int,
+    mount_from: str | None,
+    wait: bool | None,
+    timeout: float,
+    **server: Unpack[ServerOptions],
+) -> None:
+    """Push the image at PATH into a registry, as REF.
+
+    PATH is an OCI layout directory, an OCI archive, or what "docker save" wrote, compressed or not; "-" is
+    standard input. Which of these it is, is found out. If it holds several images, NAME says which: its tag
+    there, its digest, or, in a docker archive, @0, @1 and so on.
+
+    An index is pushed whole, with the images of all its platforms, unless --platform names one. Manifests and
+    blobs go as they are, so digests do not change. What the registry has already is not sent again. The
+    layers of a docker archive are pushed plain, as they lie in it.
+
+    A pagepool service reads the layers after the push; push waits for that, unless --no-wait is given. An
+    image that cannot be mounted is stored all the same: push says why, and succeeds.
+
+    \b
+    Examples:
+      pagepool push ./layout app:1
+      pagepool push ./layout:2.0 registry.example.org/team/app:2.0
+      docker save app:1 | pagepool push - app:1
+      pagepool push --platform linux/arm64 multi.tar app:arm
+    """
+    if path == STANDARD_INPUT and server["password_stdin"]:
+        raise click.UsageError("PATH - and --password-stdin both want standard input.")
+    reference = on_server(reference)
+    with connect(server, reference) as connection:
+        wait = _check_wait(connection, wait)
+        plan, counter = _copy(connection, path, reference, platform, jobs, mount_from)
+        image = _wait(connection, reference, plan, timeout) if wait else None
+    _report(reference, plan, counter, image)
+
+
+def _check_wait(connection: Connection, wait: bool | None) -> bool:
+    """Whether there is something to wait for.
+
+    Raises:
+        UnsupportedError: the user wants to wait, and this server cannot say.
+    """
+    if wait is False:
+        return False
+    available = connection.service.available()
+    if wait and not available:
+        raise UnsupportedError(f"{connection.session.where} is not a pagepool service: there is nothing to wait for")
+    return available
+
+
+def _copy(
+    connection: Connection,
+    path: str,
+    reference: Reference,
+    platform: Platform | None,
+    jobs: int,
+    mount_from: str | None,
+) -> tuple[Plan, Counter]:
+    source = open_source(*split_path(path))
+    try:
+        plan = plan_copy(source, platform)
+        with transfer("pushing") as watcher:
+            sink = RegistrySink(connection.registry, reference, mount_from)
+            run_copy(plan, source, sink, jobs=jobs, watcher=watcher)
+    finally:
+        source.close()
+    return plan, watcher
+
+
+def _wait(connection: Connection, reference: Reference, plan: Plan, timeout: float) -> ImageState | None:
+    digest = str(plan.root[0].digest)
+    with spinner("waiting for the layers to be read") as show:
+
+        def tell(image: ImageState) -> None:
+            done = len(image.layers) - len(image.waiting)
+            show(f"layers read: {done} of {len(image.layers)}")
+
+        try:
+            return connection.service.wait(reference.repository, digest, timeout, tell)
+        except ManifestUnknownError:
+            return None  # not an image: an artifact, or an index of artifacts
+
+
+def _report(reference: Reference, plan: Plan, counter: Counter, image: ImageState | None) -> None:
+    descriptor, _ = plan.root
+    if image and image.state == UNMOUNTABLE:
+        output.warn(f"{reference} is stored, and cannot be mounted: {image.reason}")
+    if output.current().json:
+        result: dict[str, Any] = {
+            "reference": str(reference),
+            "digest": str(descriptor.digest),
+            "media_type": descriptor.media_type,
+            "size": plan.size,
+            "blobs": {"total": counter.total, "copied": counter.copied, "copied_size": counter.size},
+            "state": image.state if image else None,
+            "reason": image.reason if image else None,
+        }
+        output.print_json(result)
+        return
+    output.print_line(str(descriptor.digest))
+    output.note(
+        f"pushed {reference}: {counter.copied} of {counter.total} blobs sent, {output.human_size(counter.size)}"
+        + (f", {image.state}" if image else "")
+    )

@@ -1,0 +1,102 @@
+"""From a reference and the server options to a connection."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+import click
+
+from pagepool.cli import output
+from pagepool.cli.credentials import find_credentials
+from pagepool.errors import NotFoundError, UnsupportedError
+from pagepool.oci import Reference
+from pagepool.transport import Credentials, RegistryClient, ServiceClient, Session, is_loopback
+from pagepool.transport.http import parse_base
+
+_DOCKER_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
+
+
+class ServerOptions(TypedDict):
+    """What `options.server_options` hands to a command."""
+
+    server: str
+    plain_http: bool
+    insecure: bool
+    username: str | None
+    password_stdin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A server, and the two ways to talk to it.
+
+    Args:
+        session: the connection itself.
+        registry: its registry routes.
+        service: pagepool's own routes; they may not be there.
+    """
+
+    session: Session
+    registry: RegistryClient
+    service: ServiceClient
+
+    def explain(self, error: NotFoundError) -> Exception:
+        """The error to show for a 404 on one of pagepool's own routes: other registries have none of them."""
+        if self.service.available():
+            return error
+        return UnsupportedError(f"{self.session.where} is not a pagepool service")
+
+
+@contextmanager
+def connect(options: ServerOptions, reference: Reference | None = None) -> Iterator[Connection]:
+    """Connect to the server that a reference names, or else to the default one.
+
+    Raises:
+        PagepoolError: an address or credentials that cannot be used. The server itself is not asked yet.
+    """
+    url, host = server_url(options, reference)
+    credentials = _credentials(options, host, reference.repository if reference else "")
+    session = Session(url, credentials=credentials, verify=not options["insecure"], on_warning=output.note)
+    try:
+        yield Connection(session, RegistryClient(session), ServiceClient(session))
+    finally:
+        session.close()
+
+
+def on_server(reference: Reference) -> Reference:
+    """The reference as its server knows it: Docker Hub's own images lie below ``library/``."""
+    if reference.host in _DOCKER_HUB and "/" not in reference.repository:
+        return replace(reference, repository=f"library/{reference.repository}")
+    return reference
+
+
+def server_url(options: ServerOptions, reference: Reference | None) -> tuple[str, str]:
+    """The address to connect to, and the host as credentials name it.
+
+    A host in the reference wins over the default server. Without a scheme, this machine is spoken to by http,
+    others by https, unless `--plain-http` says otherwise.
+    """
+    host = reference.host if reference else None
+    given = host or options["server"]
+    if host is None and "://" in given:
+        base = parse_base(given)
+        return given.rstrip("/"), base.netloc.decode("ascii")
+    name = given.rstrip("/")
+    address = _DOCKER_HUB.get(name, name)
+    bare = parse_base(f"http://{address}").host
+    scheme = "http" if options["plain_http"] or is_loopback(bare) else "https"
+    return f"{scheme}://{address}", name
+
+
+def _credentials(options: ServerOptions, host: str, repository: str) -> Credentials:
+    if options["password_stdin"]:
+        if not options["username"]:
+            raise click.UsageError("--password-stdin needs --username.")
+        return Credentials(options["username"], sys.stdin.readline().rstrip("\r\n"))
+    if options["username"]:
+        raise click.UsageError("--username needs --password-stdin.")
+    return find_credentials(host, repository)

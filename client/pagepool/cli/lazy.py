@@ -1,0 +1,45 @@
+"""A group whose commands are imported when they are called, so that the program starts fast."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+import click
+
+from pagepool.cli import plugins
+
+
+class LazyGroup(click.Group):
+    """The commands of the client, by name: one line of help each; and those of the service.
+
+    The command is the attribute `command` of the module ``pagepool.cli.commands.<name>``.
+
+    Args:
+        lazy: one line of help for each command of the client, in the order of `--help`.
+    """
+
+    def __init__(self, *args: object, lazy: Mapping[str, str], **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """All names, the client's first."""
+        return [*self._lazy, *sorted(plugins.names().keys() - self._lazy.keys())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import one."""
+        if cmd_name not in self._lazy:
+            return plugins.load(cmd_name)
+        module = importlib.import_module(f"pagepool.cli.commands.{cmd_name}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """The list of commands, without importing any."""
+        served = {name: text for name, text in plugins.names().items() if name not in self._lazy}
+        for title, lines in (("Commands", self._lazy), ("Service commands", served)):
+            if lines:
+                with formatter.section(title):
+                    formatter.write_dl(list(lines.items()))

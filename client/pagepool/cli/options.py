@@ -1,0 +1,111 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from pagepool.cli.output import State
+from pagepool.errors import InvalidError
+from pagepool.oci.platform import Platform
+from pagepool.oci.reference import Reference
+
+DEFAULT_SERVER = "http://127.0.0.1:5000"
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class ReferenceType(click.ParamType):  # type: ignore[type-arg] # not generic before click 8.2
+    """An image reference as an argument."""
+
+    name = "reference"
+
+    def convert(self, value: Any, *_: object) -> Reference:
+        """Parse; a bad reference is invalid input, not wrong usage."""
+        return value if isinstance(value, Reference) else Reference.parse(value)
+
+
+class PlatformType(click.ParamType):  # type: ignore[type-arg] # not generic before click 8.2
+    """A platform, or ``all``, as an option."""
+
+    name = "platform"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Platform | None:
+        """Parse; ``all`` is None."""
+        if isinstance(value, Platform) or value == "all":
+            return value if isinstance(value, Platform) else None
+        try:
+            return Platform.local() if value == "local" else Platform.parse(value)
+        except InvalidError as error:
+            self.fail(str(error), param, ctx)
+
+
+def output_options(command: _Command) -> _Command:
+    """``--json`` and ``--quiet``."""
+    command = click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_json,
+        is_eager=True,
+        help="Print JSON, sizes in bytes; errors, too, on standard error.",
+    )(command)
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_quiet,
+        is_eager=True,
+        help="No progress and no remarks; only names or digests where there is a table.",
+    )(command)
+
+
+def server_options(command: _Command) -> _Command:
+    """Which server, by what protocol, and who we are. They arrive as one keyword for each."""
+    for option in reversed(
+        (
+            click.option(
+                "--server",
+                envvar="PAGEPOOL_SERVER",
+                default=DEFAULT_SERVER,
+                metavar="URL",
+                help="Server for names without a host [$PAGEPOOL_SERVER, or " + DEFAULT_SERVER + "].",
+            ),
+            click.option("--plain-http", is_flag=True, help="http also for hosts other than this machine."),
+            click.option("--insecure", is_flag=True, help="Do not check the server's certificate."),
+            click.option("--username", metavar="NAME", help="User name [from docker's or podman's login]."),
+            click.option("--password-stdin", is_flag=True, help="Read the password from standard input."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def jobs_option(command: _Command) -> _Command:
+    """How many layers go at once."""
+    option = click.option(
+        "-j", "--jobs", type=click.IntRange(1, 32), default=3, show_default=True, help="Layers transferred at once."
+    )
+    return option(command)
+
+
+def platform_option(command: _Command) -> _Command:
+    """One platform out of an index."""
+    option = click.option(
+        "--platform",
+        type=PlatformType(),
+        default=None,
+        metavar="OS/ARCH",
+        help="Of an index, only the image for this platform (linux/arm64/v8; local: this machine's).",
+    )
+    return option(command)
+
+
+def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.ensure_object(State).json |= value
+
+
+def _set_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.ensure_object(State).quiet |= value

@@ -1,0 +1,142 @@
+"""What goes to standard output and standard error, and how.
+
+Data goes to standard output: tables for people, sizes in SI units as docker prints them; or JSON, sizes in
+bytes. Everything else goes to standard error. Text that came from a server or an image is printed with
+control characters escaped, so that it cannot command the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from pagepool.cli.exits import BROKEN_PIPE
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+@dataclass(slots=True)
+class State:
+    """What the options of the running command ask of all output. One per run of the program.
+
+    Args:
+        json: print JSON.
+        quiet: print nothing but data.
+    """
+
+    json: bool = False
+    quiet: bool = False
+
+
+def current() -> State:
+    """The state of the running command."""
+    context = click.get_current_context(silent=True)
+    return (context.find_object(State) if context else None) or State()
+
+
+def print_line(text: str = "") -> None:
+    """Print a line of data."""
+    _write(f"{text}\n")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines of data as they come."""
+    for line in lines:
+        _write(f"{line}\n")
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document."""
+    _write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def note(text: str) -> None:
+    """Tell the user something that is not data, unless he wants quiet."""
+    if not current().quiet:
+        click.echo(f"pagepool: {printable(text)}", err=True)
+
+
+def warn(text: str) -> None:
+    """Warn the user, even if he wants quiet."""
+    click.echo(f"pagepool: warning: {printable(text)}", err=True)
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:
+    """Print a table, two spaces between columns.
+
+    Args:
+        headers: one for each column.
+        rows: cells; text of others is made printable here.
+        right: columns to align on the right, counted from 0.
+    """
+    cells = [list(headers), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+    aligned = set(right)
+    for row in cells:
+        parts = (
+            cell.rjust(width) if at in aligned else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print_line("  ".join(parts).rstrip())
+
+
+def human_size(size: object) -> str:
+    """A size in SI units; "" if there is none."""
+    if not isinstance(size, int | float) or isinstance(size, bool):
+        return ""
+    value = float(size)
+    for unit in _UNITS:
+        if abs(value) < 999.95 or unit == _UNITS[-1]:
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def short_digest(digest: str) -> str:
+    """A digest for people: the first twelve digits."""
+    return digest.partition(":")[2][:12] or digest[:12]
+
+
+def printable(text: str) -> str:
+    """Text with everything escaped that a terminal might obey or could not show."""
+    if text.isprintable() and text.isascii():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def pick(value: Mapping[str, Any], name: str) -> str:
+    """A field as text; "" if it is absent or null."""
+    found = value.get(name)
+    return "" if found is None else str(found)
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        if sys.stdout.isatty():
+            sys.stdout.flush()
+    except BrokenPipeError:
+        hush()
+        raise click.exceptions.Exit(BROKEN_PIPE) from None
+
+
+def flush() -> None:
+    """Write out what is buffered. To be called before the program ends, while failure can still be told."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        hush()
+        raise click.exceptions.Exit(BROKEN_PIPE) from None
+
+
+def hush() -> None:
+    """Let further output go nowhere, so that Python does not complain about the pipe when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)

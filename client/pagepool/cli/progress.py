@@ -1,0 +1,111 @@
+"""Progress of long work: bars on a terminal, silence elsewhere. Only standard error is used."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pagepool.cli import output
+from pagepool.digest import Digest
+from pagepool.oci import Descriptor
+
+
+@dataclass(slots=True)
+class Counter:
+    """Counts what was copied. Called by several threads.
+
+    Args:
+        total: how many blobs there are.
+        copied: how many were transferred.
+        size: bytes of those.
+    """
+
+    total: int = 0
+    copied: int = 0
+    size: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def begin(self, blobs: Sequence[Descriptor]) -> None:
+        """Hear of all blobs."""
+        self.total = len(blobs)
+
+    def progress(self, blob: Descriptor, count: int) -> None:
+        """Nothing to count before a blob is over there."""
+
+    def finish(self, blob: Descriptor, copied: bool) -> None:
+        """Count a blob."""
+        with self._lock:
+            self.copied += copied
+            self.size += blob.size if copied else 0
+
+
+class _Bars(Counter):
+    """A counter that also draws a bar for each blob on its way, and one for all."""
+
+    def __init__(self, verb: str) -> None:
+        super().__init__()
+        # Imported only here: it takes longer than all else that the program needs at its start.
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description:<14}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self.bars = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._all = self.bars.add_task(verb, total=None)
+        self._tasks: dict[Digest, object] = {}
+
+    def begin(self, blobs: Sequence[Descriptor]) -> None:
+        """Hear of all blobs."""
+        super().begin(blobs)
+        self.bars.update(self._all, total=sum(blob.size for blob in blobs))
+
+    def progress(self, blob: Descriptor, count: int) -> None:
+        """Move the bars."""
+        with self._lock:
+            if blob.digest not in self._tasks:
+                self._tasks[blob.digest] = self.bars.add_task(blob.digest.short, total=blob.size)
+            self.bars.advance(self._tasks[blob.digest], count)  # type: ignore[arg-type]
+            self.bars.advance(self._all, count)
+
+    def finish(self, blob: Descriptor, copied: bool) -> None:
+        """Take the blob's bar away."""
+        super().finish(blob, copied)
+        with self._lock:
+            task = self._tasks.pop(blob.digest, None)
+            if task is not None:
+                self.bars.remove_task(task)  # type: ignore[arg-type]
+            elif not copied:
+                self.bars.advance(self._all, blob.size)
+
+
+@contextmanager
+def transfer(verb: str) -> Iterator[Counter]:
+    """Watch a copy, for the length of the block.
+
+    Args:
+        verb: what is being done, for people: "pushing".
+    """
+    if not _visible():
+        yield Counter()
+        return
+    bars = _Bars(verb)
+    with bars.bars:
+        yield bars
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[Callable[[str], None]]:
+    """Show that something is waited for; the function given changes the text."""
+    if not _visible():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(output.printable(text)) as status:
+        yield lambda changed: status.update(output.printable(changed))
+
+
+def _visible() -> bool:
+    return sys.stderr.isatty() and not output.current().quiet

@@ -1,0 +1,83 @@
+"""Writing files so that each is whole or absent: written under another name beside its place, synced,
+renamed.
+
+A crash leaves at most names that begin with a dot and end in ``.tmp``, which nobody reads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from pagepool.errors import StoreFullError
+
+
+@contextmanager
+def published(path: Path) -> Iterator[BinaryIO]:
+    """Write a file; it gets its name at the end of the block, and does not if the block fails.
+
+    Raises:
+        StoreFullError: the disk or quota is full.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
+    try:
+        with translated(path), os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn a full disk into our own error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFullError(f"{path.parent}: {error.strerror}") from error
+        raise
+
+
+def make_stage(path: Path) -> Path:
+    """Make an empty directory beside `path`, on the same file system.
+
+    Raises:
+        OSError: the parent is missing or cannot be written to.
+    """
+    stage = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent))
+    stage.chmod(0o777 & ~_umask())
+    return stage
+
+
+def drop_stage(stage: Path) -> None:
+    """Remove a directory made by `make_stage`, if it is still there."""
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    # There is no way to read it without setting it, except this file, which keeps other threads out of it.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022

@@ -1,0 +1,104 @@
+"""The HTTP application of one worker: routes, errors, and the description of the API.
+
+Owns no state but what `create_app` is given. Everything that blocks runs in the worker's threads; the event loop only
+moves bytes. The description is served under /v1/openapi.json; there is no page that loads scripts from elsewhere.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from pagepool_service.routes import blobs, errors, health, images, listings, manifests, uploads
+from pagepool_service.routes.context import Context
+from pagepool_service.routes.streaming import Threads
+from pagepool_service.trees import Trees
+from pagepool_service.uploads import Uploads
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from pagepool_service.settings import Settings
+    from pagepool_service.store.store import Store
+
+# Threads that block for requests: on the disk, on the store's writer lock, in compression. None waits for another.
+_THREADS = 32
+
+
+def create_app(settings: Settings, store: Store) -> ASGIApp:
+    """The application over an open store, which the caller closes after the application has ended."""
+    executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="request")
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        executor.shutdown()
+
+    app = FastAPI(
+        title="pagepool",
+        summary="A container image registry with a deduplicated store.",
+        version=_version(),
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    sessions = Uploads(store, max_size=settings.max_blob_bytes, quota_bytes=settings.quota_bytes)
+    app.state.context = Context(settings, store, sessions, Threads(executor), Trees(store))
+    errors.install(app)
+    # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
+    for module in (health, listings, uploads, manifests, blobs, images):
+        app.include_router(module.router)
+    app.openapi = lambda: _description(app)  # type: ignore[method-assign]
+    return VersionHeader(app)
+
+
+class VersionHeader:
+    """Adds the header by which Docker's clients know a registry to every answer under /v2."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http" or not scope["path"].startswith("/v2"):
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_version(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"docker-distribution-api-version", b"registry/2.0"))
+            await send(message)
+
+        await self.app(scope, receive, send_with_version)
+
+
+def _description(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's description, without the answer 422 that it adds everywhere: ours are OCI's errors."""
+    if app.openapi_schema is None:
+        schema = FastAPI.openapi(app)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                described = operation["responses"].get("422", {})
+                if "HTTPValidationError" in str(described):
+                    del operation["responses"]["422"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema.get("components", {}).get("schemas", {}).pop(name, None)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("pagepool")
+    except PackageNotFoundError:  # run from a source tree
+        return "0"

@@ -1,0 +1,1 @@
+"""Commands of `pagepool` that need the service's packages, found through the entry point group `pagepool.commands`."""

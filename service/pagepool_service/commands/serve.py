@@ -1,0 +1,93 @@
+"""`pagepool serve`: run the service."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pagepool_service import logs
+from pagepool_service.settings import SettingInvalidError, Settings, parse_listen, parse_size
+from pagepool_service.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("pagepool.supervisor")
+
+_EPILOG = """
+\b
+Examples:
+  pagepool serve
+  pagepool serve --listen 127.0.0.1:5000 --data /var/lib/pagepool --workers 4
+  pagepool serve --listen 127.0.0.1:0 --data ./data --quota 100GB
+"""
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """An option's callback that parses its text."""
+
+    def callback(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+        try:
+            return None if text is None else parse(text)
+        except SettingInvalidError as error:
+            raise click.BadParameter(f"{text!r} {error.reason}", ctx, param) from error
+
+    return callback
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data directory.")
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    callback=_parsed(parse_listen),
+    help="Address and port; port 0 lets the system choose. [127.0.0.1:5000]",
+)
+@click.option("--workers", type=click.IntRange(1, 256), help="HTTP worker processes. [1]")
+@click.option(
+    "--quota",
+    "quota_bytes",
+    metavar="SIZE",
+    callback=_parsed(parse_size),
+    help="Most bytes the store may take. [no limit]",
+)
+@click.option(
+    "--max-blob-size",
+    "max_blob_bytes",
+    metavar="SIZE",
+    callback=_parsed(parse_size),
+    help="Largest blob taken in. [512GiB]",
+)
+@click.option("--upload-idle", "upload_idle_s", type=float, help="Seconds until an idle upload is removed. [86400]")
+@click.option("--graceful-timeout", "graceful_s", type=float, help="Seconds that requests may take to end. [10]")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="[text]")
+@click.option("--access-log/--no-access-log", default=None, help="Log every request. [no]")
+@click.option("--read-only/--no-read-only", default=None, help="Serve what is there, refuse every write. [no]")
+def serve(listen: tuple[str, int] | None, **options: Any) -> None:
+    """Run the registry and store, until SIGTERM or Ctrl-C.
+
+    Every option can also be given as an environment variable (PAGEPOOL_DATA, PAGEPOOL_LISTEN, ...); options win.
+    """
+    host, port = listen or (None, None)
+    settings = Settings.load(host=host, port=port, **options)
+    logs.configure(settings)
+    Supervisor(settings, lambda address: _announce(settings, address)).run()
+
+
+def _announce(settings: Settings, address: str) -> None:
+    if not _is_loopback(settings.host):
+        log.warning("listening on %s without authentication: everyone who reaches it can read and write", settings.host)
+    mode = ", read-only" if settings.read_only else ""
+    click.echo(f"pagepool serving on {address} data {settings.data} workers {settings.workers}{mode}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

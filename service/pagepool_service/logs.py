@@ -1,0 +1,67 @@
+"""How the service logs: one line for each event, on standard error, as text or as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from pagepool_service.routes.streaming import BrokenOffError
+
+if TYPE_CHECKING:
+    from pagepool_service.settings import Settings
+
+
+class TextFormatter(logging.Formatter):
+    """Time (UTC), level, logger, process, message."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s[%(process)d] %(message)s", "%Y-%m-%dT%H:%M:%S"
+        )
+
+
+class JsonFormatter(logging.Formatter):
+    """The same as a JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        fields: dict[str, object] = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "pid": os.getpid(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+def configure(settings: Settings) -> None:
+    """Set the process's logging up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    handler.addFilter(_is_news)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    # The server tells of its own coming and going, which the supervisor does for all workers at once.
+    logging.getLogger("uvicorn.error").setLevel(max(root.level, logging.WARNING))
+    logging.getLogger("uvicorn.access").setLevel(logging.INFO if settings.access_log else logging.CRITICAL)
+    for noisy in ("asyncio", "multipart"):
+        logging.getLogger(noisy).setLevel(max(root.level, logging.WARNING))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out what was logged where it happened, and what is usual.
+
+    A body that broke off is raised on to close its connection. Clients that do not know yet whether the service
+    speaks TLS try it first.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if record.msg == "Invalid HTTP request received.":
+        return logging.getLogger().level <= logging.DEBUG
+    return not isinstance(error, BrokenOffError)

@@ -1,0 +1,116 @@
+"""Blobs of a repository: read whole or in part, check, delete (distribution-spec v1.1, end-2 and end-10)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request, Response
+from pagepool.errors import RangeInvalidError
+
+from pagepool_service.routes.context import Context, Service
+from pagepool_service.routes.described import (
+    BINARY,
+    DIGEST,
+    LENGTH,
+    failures,
+    head_failures,
+    header,
+    header_parameter,
+    success,
+)
+from pagepool_service.routes.errors import render
+from pagepool_service.routes.parameters import BlobDigest, Repository, byte_range
+from pagepool_service.routes.streaming import PieceResponse, open_pieces
+
+if TYPE_CHECKING:
+    from pagepool.digest import Digest
+
+router = APIRouter()
+
+_PATH = "/v2/{name:repository}/blobs/{digest}"
+_HEADERS = {"Docker-Content-Digest": DIGEST, "Content-Length": LENGTH, "ETag": header("The digest, quoted.")}
+_CONDITIONS = {
+    "parameters": [
+        header_parameter("Range", "One range of bytes; several are answered by all of the content."),
+        header_parameter("If-None-Match", "Answer 304 if the digest is among these."),
+    ]
+}
+
+
+@router.get(
+    _PATH,
+    response_class=Response,
+    openapi_extra=_CONDITIONS,
+    responses={
+        200: success("The blob.", _HEADERS, BINARY),
+        206: success("The range of it.", {**_HEADERS, "Content-Range": header("Which bytes.")}, BINARY),
+        304: success("The client has it."),
+        **failures(416),
+    },
+)
+async def get_blob(request: Request, service: Service, name: Repository, digest: BlobDigest) -> Response:
+    """Read a blob, or a range of it. Every byte sent was verified against its digest when it was read."""
+    record = await service.threads.run(service.registry.stat_blob, name, digest)
+    headers = _headers(digest)
+    if is_known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    try:
+        wanted = byte_range(request.headers.get("range"), record.size)
+    except RangeInvalidError as error:
+        return render(error, **{"Content-Range": f"bytes */{record.size}"})
+    if wanted is None:
+        return await _send(service, digest, 0, record.size, 200, headers)
+    start, end = wanted
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{record.size}"
+    return await _send(service, digest, start, end, 206, headers)
+
+
+@router.head(
+    _PATH,
+    response_class=Response,
+    responses={200: success("The blob is there.", _HEADERS), 304: success("The client has it."), **head_failures()},
+)
+async def head_blob(request: Request, service: Service, name: Repository, digest: BlobDigest) -> Response:
+    """Check for a blob."""
+    record = await service.threads.run(service.registry.stat_blob, name, digest)
+    headers = _headers(digest)
+    if is_known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(headers={**headers, "Content-Length": str(record.size)})
+
+
+@router.delete(
+    _PATH, status_code=202, response_class=Response, responses={202: success("Deleted."), **failures(405, 507)}
+)
+async def delete_blob(service: Service, name: Repository, digest: BlobDigest) -> Response:
+    """Remove a blob from a repository, whether manifests refer to it or not. Other repositories keep theirs."""
+    await service.threads.run(service.registry.delete_blob, name, digest)
+    return Response(status_code=202, headers={"Docker-Content-Digest": str(digest)})
+
+
+def is_known(request: Request, etag: str) -> bool:
+    """Whether the client says it has the content already."""
+    known = request.headers.get("if-none-match", "")
+    return known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
+
+
+def _headers(digest: Digest) -> dict[str, str]:
+    return {
+        "Content-Type": "application/octet-stream",
+        "Docker-Content-Digest": str(digest),
+        "ETag": f'"{digest}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "public, max-age=31536000, immutable",
+    }
+
+
+async def _send(
+    service: Context, digest: Digest, start: int, end: int, status: int, headers: dict[str, str]
+) -> Response:
+    if start == end:
+        return Response(status_code=status, headers=headers)
+    source = await service.threads.run(service.store.blobs.read, digest, start, end)
+    reader, first = await open_pieces(service.threads, source)
+    return PieceResponse(
+        service.threads, reader, first, status=status, headers=headers, size=end - start, name=f"blob {digest}"
+    )

@@ -1,0 +1,307 @@
+"""The supervisor: one process that owns the socket and the data directory, and keeps the others alive.
+
+    supervisor --+-- worker 1..N      serve HTTP on the shared socket
+                 +-- maintenance      reads layers, settles blobs; woken by the workers through an eventfd
+
+Everything is imported before the fork, so that the processes share those pages; the store is opened after it, by each
+for itself. The supervisor holds the lock of the data directory and never has the store open while others run.
+
+A process that ends is started again, after a pause that grows while it keeps ending. SIGTERM and SIGINT end all of
+them, the workers after the requests in flight. If the supervisor itself is killed the kernel kills the others, and
+the lock, which they share, is free when the last one is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import gc
+import importlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
+
+from pagepool_service import logs
+from pagepool_service.store.store import Store
+from pagepool_service.uploads import sweep
+from pagepool_service.worker import run_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pagepool_service.settings import Settings
+
+log = logging.getLogger("pagepool.supervisor")
+
+_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SHORTEST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 10.0
+_STEADY_S = 60.0  # a process that lived so long starts from the shortest pause again
+_SWEEP_S = 600.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(slots=True)
+class Child:
+    """A process to keep alive.
+
+    Args:
+        name: for the log.
+        run: what it does, in the child.
+        pid: 0 while it does not run.
+        due: when it is to be started, on the monotonic clock.
+    """
+
+    name: str
+    run: Callable[[], None]
+    pid: int = 0
+    started: float = 0.0
+    due: float = 0.0
+    pause_s: float = field(default=_SHORTEST_PAUSE_S)
+
+
+class Supervisor:
+    """Runs a service. Make one in the main thread of a process that does nothing else, and `run` it.
+
+    Args:
+        announce: called once with the address when the service takes requests.
+    """
+
+    def __init__(self, settings: Settings, announce: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._announce = announce
+        self._children: list[Child] = []
+        self._stopping = False
+        self._swept = 0.0
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT. Blocks.
+
+        Raises:
+            BusyError: another service has the data directory.
+            UnreachableError: the address cannot be listened on.
+            ReadOnlyError, StoreFormatError: the store cannot be opened.
+        """
+        settings = self._settings
+        lock_fd = lock_data(settings.data, read_only=settings.read_only)
+        listener = listen(settings.host, settings.port)
+        prepare(settings)
+        wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        ready_read, ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        gc.collect()
+        gc.freeze()
+        self._children = [
+            Child(f"worker {number}", lambda: run_worker(settings, listener, wake_fd, ready_write))
+            for number in range(1, settings.workers + 1)
+        ]
+        if not settings.read_only and (maintain := _maintenance()) is not None:
+            self._children.append(Child("maintenance", lambda: maintain(settings, wake_fd)))
+        try:
+            self._start_due()
+            if self._wait_ready(ready_read):
+                self._announce(address_of(listener))
+                self._supervise()
+        finally:
+            self._end()
+            listener.close()
+            for fd in (wake_fd, ready_read, ready_write):
+                os.close(fd)
+            if lock_fd is not None:
+                os.close(lock_fd)
+
+    def _wait_ready(self, ready_fd: int) -> bool:
+        """Wait until every worker serves. Returns False if the service is told to end before."""
+        waiting = self._settings.workers
+        while waiting and not self._stopping:
+            self._take_signal(0.0)
+            self._start_due()
+            if select.select([ready_fd], [], [], 0.02)[0]:
+                waiting -= len(os.read(ready_fd, waiting))
+        return not self._stopping
+
+    def _supervise(self) -> None:
+        while not self._stopping:
+            now = time.monotonic()
+            due = [child.due for child in self._children if not child.pid]
+            self._take_signal(min([_SWEEP_S, *(max(0.01, moment - now) for moment in due)]))
+            self._start_due()
+            self._sweep(now)
+
+    def _take_signal(self, timeout_s: float) -> None:
+        info = signal.sigtimedwait(_SIGNALS, timeout_s)
+        if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
+            self._stopping = True
+        self._reap()
+
+    def _reap(self) -> None:
+        """Note the processes that ended, and when they are to start again."""
+        for child in self._children:
+            if not child.pid:
+                continue
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if not pid:
+                continue
+            child.pid = 0
+            if self._stopping:
+                continue
+            now = time.monotonic()
+            steady = now - child.started >= _STEADY_S
+            child.pause_s = _SHORTEST_PAUSE_S if steady else min(2 * child.pause_s, _LONGEST_PAUSE_S)
+            child.due = now + child.pause_s
+            log.error("%s ended (%s); it starts again in %.1f s", child.name, _how(status), child.pause_s)
+
+    def _start_due(self) -> None:
+        for child in self._children:
+            if not child.pid and not self._stopping and child.due <= time.monotonic():
+                child.pid = _fork(child.run, self._settings)
+                child.started = time.monotonic()
+                log.debug("%s runs as process %d", child.name, child.pid)
+
+    def _sweep(self, now: float) -> None:
+        if now - self._swept < _SWEEP_S or self._settings.read_only:
+            return
+        self._swept = now
+        removed = sweep(self._settings.data / "uploads", self._settings.upload_idle_s)
+        if removed:
+            log.info("removed %d uploads that were idle for %.0f s", removed, self._settings.upload_idle_s)
+
+    def _end(self) -> None:
+        """End every process: ask, wait for the requests in flight, then kill."""
+        self._stopping = True
+        self._signal_all(signal.SIGTERM)
+        deadline = time.monotonic() + self._settings.graceful_s + 2.0
+        while any(child.pid for child in self._children) and time.monotonic() < deadline:
+            self._take_signal(0.1)
+        self._signal_all(signal.SIGKILL)
+        for child in self._children:
+            if child.pid:
+                log.error("%s did not end in time; it was killed", child.name)
+                os.waitpid(child.pid, 0)
+                child.pid = 0
+
+    def _signal_all(self, number: int) -> None:
+        for child in self._children:
+            if child.pid:
+                os.kill(child.pid, number)
+
+
+def lock_data(data: Path, *, read_only: bool) -> int | None:
+    """Take the lock of a data directory: one service each. Returns the descriptor that holds it.
+
+    Returns None where a read-only service cannot even make the lock file.
+
+    Raises:
+        BusyError: another service has it; names its process.
+        ReadOnlyError: the directory cannot be written to.
+    """
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        fd = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if read_only:
+            return None
+        raise ReadOnlyError(f"{error.filename}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise BusyError(f"{data} is in use by process {holder}") from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UnreachableError: the address is not ours, or in use.
+    """
+    where = f"{host}:{port}"
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it: a client that vanished without a word does not hold its request for ever.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.bind(address)
+        listener.listen(2048)
+        listener.setblocking(False)
+    except OSError as error:
+        raise UnreachableError(where, f"cannot listen: {error.strerror or error}") from error
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL of a listening socket, with the port it really has."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def prepare(settings: Settings) -> None:
+    """Check and tidy the store before anyone uses it.
+
+    Raises:
+        ReadOnlyError, StoreFormatError: it cannot be used.
+    """
+    with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
+        if settings.read_only:
+            return
+        removed = store.blobs.sweep_spool()
+    removed += sweep(settings.data / "uploads", settings.upload_idle_s)
+    if removed:
+        log.info("removed %d files that an earlier run left", removed)
+
+
+def _maintenance() -> Callable[[Settings, int], None] | None:
+    try:
+        run: Callable[[Settings, int], None] = importlib.import_module("pagepool_service.maintenance").run
+    except ModuleNotFoundError as error:
+        log.warning("layers are not read: %s", error)
+        return None
+    return run
+
+
+def _fork(run: Callable[[], None], settings: Settings) -> int:
+    """Run a function in a process of its own, which dies with this one. Returns its id."""
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        # An interrupt from the terminal reaches the whole group: only the supervisor decides what it means.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        logs.configure(settings)
+        run()
+        status = 0
+    except Exception:
+        log.critical("a process of the service failed", exc_info=True)
+    finally:
+        # Not sys.exit: what the supervisor would do at its end is not this process's to do.
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"

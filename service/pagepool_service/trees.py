@@ -1,0 +1,172 @@
+"""The merged file system of an image, read out of its layers' recipes.
+
+Trees take a while to merge (about 20 µs for each member), so the last few are kept. No file data is read.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_from_bytes
+
+from pagepool.errors import LayerInvalidError, LimitError, PendingError
+from pagepool.image import Tree, TreeMerger, decode_chunk, iter_members
+
+from pagepool_service.images import PENDING, UNMOUNTABLE
+from pagepool_service.store.environment import Table
+from pagepool_service.store.schema import recipe_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pagepool.image import Node, Op
+
+    from pagepool_service.images import ImageView
+    from pagepool_service.store.store import Store
+
+MAX_MEMBERS = 2_000_000
+_TREES_KEPT = 2
+_LARGEST_KEPT = 200_000  # nodes
+
+
+@dataclass(frozen=True, slots=True)
+class FilesPage:
+    """Some entries of a listing, as JSON objects; `next` is where to go on, or None at the end."""
+
+    entries: list[dict[str, Any]]
+    next: str | None
+
+
+class Trees:
+    """Merges trees, and keeps the last ones. Thread-safe."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._kept: OrderedDict[tuple[int, ...], Tree] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def tree(self, view: ImageView) -> Tree:
+        """The tree of an image. Blocks while it is merged.
+
+        Raises:
+            PendingError: its layers are still being read.
+            LayerInvalidError: it is unmountable.
+            LimitError: it has more members than a listing is made for.
+        """
+        if view.state == UNMOUNTABLE:
+            raise LayerInvalidError(str(view.digest), view.reason)
+        if view.state == PENDING:
+            raise PendingError(view.digest, view.waiting)
+        layers = [layer.layer for layer in view.layers if layer.layer is not None]
+        members = sum(layer.members for layer in layers)
+        if members > MAX_MEMBERS:
+            raise LimitError("number of members", members, MAX_MEMBERS)
+        recipes = tuple(layer.recipe for layer in layers)
+        with self._lock:  # also so that two requests do not merge the same tree side by side
+            tree = self._kept.get(recipes)
+            if tree is None:
+                tree = self._merge(recipes)
+                if tree.size <= _LARGEST_KEPT:
+                    self._kept[recipes] = tree
+            else:
+                self._kept.move_to_end(recipes)
+            while len(self._kept) > _TREES_KEPT:
+                self._kept.popitem(last=False)
+        return tree
+
+    def _merge(self, recipes: Sequence[int]) -> Tree:
+        merger = TreeMerger()
+        for recipe in recipes:
+            merger.apply_layer(iter_members(self._chunks(recipe)))
+        return merger.finish()
+
+    def _chunks(self, recipe: int) -> Iterator[Sequence[Op]]:
+        """The decoded chunks of a recipe, each read in a transaction of its own."""
+        prefix = recipe_key(recipe, 0)[:8]
+        start: bytes | None = prefix
+        while start is not None:
+            with self._store.env.read() as txn:
+                record = next(txn.scan(Table.RECIPES, prefix, start=start), None)
+                if record is None:
+                    return
+                ops = decode_chunk(record[1])
+            start = record[0] + b"\0"
+            yield ops
+
+
+def list_files(tree: Tree, path: bytes, *, recursive: bool, limit: int, after: bytes | None) -> FilesPage:
+    """What `path` names: a directory's entries, or everything below it, or one file.
+
+    Args:
+        after: the path of the last entry of the page before.
+
+    Raises:
+        PathUnknownError: there is no such path.
+    """
+    found = _below(tree, path) if recursive else _entries(tree, path)
+    if after is not None:
+        mark = after.split(b"/")
+        found = ((name, node) for name, node in found if name.split(b"/") > mark)
+    page = list(islice(found, limit + 1))
+    more = len(page) > limit
+    entries = [_describe(name, node) for name, node in page[:limit]]
+    return FilesPage(entries, quote_from_bytes(page[limit - 1][0]) if more and limit else None)
+
+
+def _entries(tree: Tree, path: bytes) -> Iterator[tuple[bytes, Node]]:
+    clean = path.strip(b"/")
+    if tree.lookup(path).children is None:
+        yield clean, tree.lookup(path)
+        return
+    for name, node in tree.list(path):
+        yield (clean + b"/" + name if clean else name), node
+
+
+def _below(tree: Tree, path: bytes) -> Iterator[tuple[bytes, Node]]:
+    """A node and all below it, a directory before its entries, in the order of path components."""
+    stack = [(path.strip(b"/"), tree.lookup(path))]
+    while stack:
+        here, node = stack.pop()
+        yield here, node
+        prefix = here + b"/" if here else b""
+        stack += [(prefix + name, child) for name, child in sorted((node.children or {}).items(), reverse=True)]
+
+
+def _describe(path: bytes, node: Node) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "path": _text(b"/" + path),
+        "type": node.kind.value,
+        "mode": node.mode,
+        "uid": node.uid,
+        "gid": node.gid,
+        "size": node.size,
+        "mtime_ns": node.mtime_ns,
+        "nlink": node.nlink,
+        "linkname": _text(node.target),
+        "object": "" if node.object is None else node.object.hex(),
+    }
+    if node.devmajor or node.devminor:
+        entry |= {"devmajor": node.devmajor, "devminor": node.devminor}
+    if node.xattrs:
+        values = {_text(name): base64.b64encode(value).decode() for name, value in sorted(node.xattrs.items())}
+        entry["xattrs"] = values
+    if not _is_text(path):
+        entry["path_base64"] = base64.b64encode(b"/" + path).decode()
+    return entry
+
+
+def _text(name: bytes) -> str:
+    """A name for JSON: bytes that are not UTF-8 as ``\\xNN``."""
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,118 @@
+"""One HTTP worker: an event loop that serves the application on a socket it was handed.
+
+Runs after the fork: it opens the store (LMDB environments do not survive a fork), says when it serves, and ends after
+the requests in flight once it is told to. It can be killed at any moment; see `store` and `uploads` for what stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from pagepool_service.app import create_app
+from pagepool_service.store.store import Store
+
+if TYPE_CHECKING:
+    import socket
+
+    from pagepool_service.settings import Settings
+
+log = logging.getLogger("pagepool.worker")
+
+_LONGEST_HEAD = 64 << 10
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain\r\ncontent-length: 0\r\n"
+    b"connection: close\r\n\r\n"
+)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with a bound on a request's line and headers: it would gather them without end."""
+
+    _head_size = 0
+    _in_head = False
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, unless the head of the request has become too large."""
+        if self._in_head and self._head_size > _LONGEST_HEAD:
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+            return
+        was_in_head = self._in_head
+        super().data_received(data)
+        # What a head begins or ends in may be mostly bodies; a head that goes on over a whole read is all head.
+        if was_in_head and self._in_head:
+            self._head_size += len(data)
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._in_head, self._head_size = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """It has ended."""
+        self._in_head = False
+        super().on_headers_complete()
+
+
+class Worker(uvicorn.Server):
+    """uvicorn's server that tells a descriptor when it serves."""
+
+    def __init__(self, config: uvicorn.Config, ready_fd: int) -> None:
+        super().__init__(config)
+        self._ready_fd = ready_fd
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
+        await super().startup(sockets)
+        if self.started:
+            os.write(self._ready_fd, b".")
+
+
+def run_worker(settings: Settings, listener: socket.socket, wake_fd: int, ready_fd: int) -> None:
+    """Serve until told to end. Blocks.
+
+    Args:
+        listener: the bound socket, shared with the other workers.
+        wake_fd: an eventfd that wakes the maintenance process.
+        ready_fd: gets one byte when this worker serves.
+    """
+    with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
+        store.blobs.on_job = lambda: _wake(wake_fd)
+        store.env.on_panic = _end_at_once
+        config = uvicorn.Config(
+            create_app(settings, store),
+            http=BoundedProtocol,
+            loop="uvloop",
+            lifespan="on",
+            log_config=None,
+            access_log=settings.access_log,
+            server_header=False,
+            backlog=2048,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, round(settings.graceful_s)),
+        )
+        gc.freeze()
+        _serve(Worker(config, ready_fd), listener)
+
+
+def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+
+
+def _wake(wake_fd: int) -> None:
+    with contextlib.suppress(BlockingIOError):  # the counter is full: it is awake already
+        os.eventfd_write(wake_fd, 1)
+
+
+def _end_at_once() -> None:
+    # LMDB refuses everything once a write of its header has failed; a fresh process starts from what is durable.
+    log.critical("the database refused a write of its header; this process ends")
+    os._exit(70)

@@ -1,0 +1,135 @@
+"""A real service for tests: `pagepool serve` as a process of its own, on a free port of the loopback interface.
+
+No test needs a mock of the service: starting one takes about a second. `running_service` is the context manager;
+`service` fixtures are made of it in the conftest of a test package. The process dies with the test run, and with it
+its workers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ROOT = Path(__file__).parents[2]
+_MAIN = "from pagepool_service.commands.serve import serve; serve(standalone_mode=True)"
+_READY = re.compile(r"serving on (http://(\S+))")
+START_TIMEOUT_S = 60.0
+
+
+class ServiceError(Exception):
+    """A service that did not start; says what it printed."""
+
+
+@dataclass(slots=True)
+class Service:
+    """A service that was started.
+
+    Args:
+        data: its data directory.
+        arguments: of `pagepool serve`, but the data directory and address.
+        url: where it is, ``http://127.0.0.1:PORT``; the same over restarts.
+    """
+
+    data: Path
+    arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    url: str = ""
+    host: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    log_path: Path = field(default_factory=Path)
+
+    def start(self) -> None:
+        """Start it, and wait until it takes requests.
+
+        Raises:
+            ServiceError: it ended instead, or took too long.
+        """
+        descriptor, name = tempfile.mkstemp(prefix="service-", suffix=".log", dir=self.data.parent)
+        self.log_path = Path(name)
+        listen = self.host or "127.0.0.1:0"
+        command = [sys.executable, "-c", _MAIN, "--data", str(self.data), "--listen", listen, *self.arguments]
+        with os.fdopen(descriptor, "wb") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(self.environment)
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (found := _READY.search(self.log())):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise ServiceError(f"the service did not start:\n{self.log()}")
+            time.sleep(0.02)
+        self.url, self.host = found[1], found[2]
+
+    def log(self) -> str:
+        """What it printed since it was started last."""
+        return self.log_path.read_text(errors="replace")
+
+    def stop(self, timeout_s: float = 30.0) -> int:
+        """Ask it to end, and wait. Returns its exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """Kill the supervisor without warning; the kernel kills the others. Waits until the data directory is free."""
+        assert self.process is not None
+        pids = self.children()
+        self.process.kill()
+        self.process.wait()
+        deadline = time.monotonic() + 10
+        while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def children(self) -> dict[int, str]:
+        """The processes of the service but the supervisor: id, and state as in /proc (``S``, ``Z`` ...)."""
+        assert self.process is not None
+        found: dict[int, str] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            except OSError:  # ended meanwhile
+                continue
+            if int(parent) == self.process.pid:
+                found[int(stat.parent.name)] = state
+        return found
+
+
+@contextmanager
+def running_service(data: Path, *arguments: str, **environment: str) -> Iterator[Service]:
+    """A service over a data directory for the length of a block, with these options and PAGEPOOL_ variables."""
+    service = Service(data, arguments, environment)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PAGEPOOL_")}
+    paths = [str(_ROOT / "client"), str(_ROOT / "service"), kept.get("PYTHONPATH", "")]
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
