@@ -81,14 +81,19 @@ class VersionHeader:
 
 
 def _description(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's description, without the answer 422 that it adds everywhere: ours are OCI's errors."""
+    """FastAPI's description, corrected where it says what is not so.
+
+    It adds an answer 422 everywhere, and ours are OCI's errors; and it says that a parameter which may be left out may
+    be null, which a query cannot say.
+    """
     if app.openapi_schema is None:
         schema = FastAPI.openapi(app)
-        for path in schema["paths"].values():
-            for operation in path.values():
-                described = operation["responses"].get("422", {})
-                if "HTTPValidationError" in str(described):
-                    del operation["responses"]["422"]
+        for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+            for parameter in operation.get("parameters", []):
+                if parameter["schema"].pop("anyOf", None):
+                    parameter["schema"].setdefault("type", "string")
         for name in ("HTTPValidationError", "ValidationError"):
             schema.get("components", {}).get("schemas", {}).pop(name, None)
         app.openapi_schema = schema

@@ -28,9 +28,11 @@ from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, encode_frame
 from pagepool.image import Limits
 
 from pagepool_service.allocator import keep_large_blocks
+from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
 from pagepool_service.inflate import Compression, InflateLimits, inflate
 from pagepool_service.ingest import LayerIngest
 from pagepool_service.store.environment import Table
+from pagepool_service.store.rebuild import rebuild
 from pagepool_service.store.schema import ContentKind, JobKind, LayerState
 from pagepool_service.store.store import Store
 
@@ -62,13 +64,22 @@ def run(settings: Settings, wake_fd: int, slot: int = 0) -> None:
     sys.setswitchinterval(0.0005)
     keep_large_blocks()
     with Store.open(settings.data, quota_bytes=settings.quota_bytes) as store:
-        Maintenance(store, slot=slot).run_forever(wake_fd)
+        largest = settings.max_layer_bytes
+        Maintenance(
+            store,
+            slot=slot,
+            rebuild_compressed=settings.rebuild_compressed,
+            limits=Limits(max_member_size=min(largest, 64 << 30), max_layer_size=2 * largest),
+            inflate_limits=InflateLimits(plain_size=largest, ratio=settings.max_layer_ratio),
+        ).run_forever(wake_fd)
 
 
 class Maintenance:
     """Runs jobs of one store.
 
     Args:
+        slot: of the process, see `run`.
+        rebuild_compressed: drop compressed blobs that `encoders` can make again.
         limits: of what a tar may claim.
         inflate_limits: of what a compressed stream may grow to.
     """
@@ -78,11 +89,13 @@ class Maintenance:
         store: Store,
         *,
         slot: int = 0,
+        rebuild_compressed: bool = False,
         limits: Limits | None = None,
         inflate_limits: InflateLimits | None = None,
     ) -> None:
         self._store = store
         self._slot = slot
+        self._rebuild = rebuild_compressed
         self._limits = limits or Limits()
         self._inflate_limits = inflate_limits or InflateLimits()
 
@@ -177,7 +190,7 @@ class Maintenance:
 
     def _give_up(self, job: Job, record: BlobRecord, reason: str) -> None:
         """The blob stays, as bytes."""
-        log.info("blob %s is no mountable layer: %s", job.blob, reason)
+        log.debug("blob %s is no mountable layer: %s", job.blob, reason)
         with self._store.env.write() as txn:
             if txn.has(Table.BLOBS, job.blob.key):
                 done = replace(record, state=LayerState.UNMOUNTABLE, reason=reason)
@@ -207,20 +220,46 @@ class Maintenance:
     # -- settle ----------------------------------------------------------------------------------------------
 
     def _settle(self, job: Job, record: BlobRecord) -> None:
-        """Move a blob from the spool into frames."""
-        if record.content is ContentKind.SPOOL:
-            try:
-                self._into_frames(job.blob, record)
-            except CorruptError as error:
-                log.error("blob %s cannot be settled: %s", job.blob, error)
-                self._drop(job)
-                return
+        """Move a blob's bytes out of the spool."""
+        settled = record
+        try:
+            if record.content is ContentKind.SPOOL:
+                encoder = self._find_encoder(job.blob, record) if self._rebuild else None
+                if encoder:
+                    settled = record.settled_as(ContentKind.RECIPE, encoder.encode())
+                else:
+                    self._into_frames(job.blob, record)
+                    settled = record.settled_as(ContentKind.OBJECT)
+        except CorruptError as error:
+            log.error("blob %s cannot be settled: %s", job.blob, error)
+            self._drop(job)
+            return
         with self._store.env.write() as txn:
-            if txn.has(Table.BLOBS, job.blob.key) and record.content is ContentKind.SPOOL:
-                newest = self._store.blobs.record(txn, job.blob)
-                self._store.blobs.update(txn, job.blob, newest.settled_as(ContentKind.OBJECT))
+            if txn.has(Table.BLOBS, job.blob.key) and settled is not record:
+                self._store.blobs.update(txn, job.blob, settled)
             self._store.jobs.finish(txn, job)
         self._store.blobs.forget_file(job.blob)
+
+    def _find_encoder(self, blob: Digest, record: BlobRecord) -> Encoder | None:
+        """The encoder that makes the whole blob out of its layer again, or None. Runs at the encoder's speed."""
+        with self._store.env.read() as txn:
+            layer = self._store.blobs.layer(txn, record)
+        if layer is None:
+            return None
+        store = self._store
+        plain = b"".join(rebuild(store.env, store.extents, layer.recipe, 0, min(PROBE_SIZE, layer.plain_size)))
+        head = b"".join(store.blobs.read(blob, 0, min(PROBE_SIZE, record.size)))
+        encoder = identify(head, plain, layer.plain_size)
+        if encoder is None:
+            return None
+        with store.env.read() as txn:
+            names = [name for _, name in store.extents.object_record(txn, record.object, record.size).extents()]
+        made = encoder.compress(rebuild(store.env, store.extents, layer.recipe, 0, layer.plain_size))
+        try:
+            size = sum(map(len, checked(made, names, str(blob))))
+        except CorruptError:
+            return None
+        return encoder if size == record.size else None
 
     def _into_frames(self, blob: Digest, record: BlobRecord) -> None:
         with self._store.env.read() as txn:

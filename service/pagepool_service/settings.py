@@ -48,8 +48,12 @@ class Settings:
         host: address to listen on.
         port: port to listen on; 0 lets the system choose.
         workers: HTTP worker processes.
+        ingest_processes: processes that read layers, each one layer at a time.
         quota_bytes: most bytes that the store may take, uploads and spool included; 0 for no limit.
         max_blob_bytes: largest blob taken in.
+        max_layer_bytes: a layer with more plain bytes is kept as a blob, and cannot be mounted.
+        max_layer_ratio: so is one that grows by more than this factor (beyond the first 256 MiB).
+        rebuild_compressed: drop compressed blobs that can be made again exactly, and make them again at each pull.
         max_manifest_bytes: largest manifest taken in.
         chunk_min_bytes: what `OCI-Chunk-Min-Length` asks of clients; 0 sends no such header.
         upload_idle_s: an upload that nobody wrote to for so long is removed.
@@ -65,8 +69,12 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     workers: int = 1
+    ingest_processes: int = 2
     quota_bytes: int = 0
     max_blob_bytes: int = 512 << 30
+    max_layer_bytes: int = 256 << 30
+    max_layer_ratio: int = 200
+    rebuild_compressed: bool = False
     max_manifest_bytes: int = 4 << 20
     chunk_min_bytes: int = 0
     upload_idle_s: float = 24 * 3600.0
@@ -100,7 +108,12 @@ class Settings:
         Raises:
             SettingInvalidError: one is not.
         """
-        bounds = {"port": (0, 65535), "workers": (1, 256), "max_manifest_bytes": (1 << 10, 1 << 30)}
+        bounds = {
+            "port": (0, 65535),
+            "workers": (1, 256),
+            "ingest_processes": (1, 64),
+            "max_manifest_bytes": (1 << 10, 1 << 30),
+        }
         for field in fields(self):
             value = getattr(self, field.name)
             low, high = bounds.get(field.name, (0, 1 << 62))
@@ -174,8 +187,12 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_DATA": ("data", Path),
     "PAGEPOOL_LISTEN": ("listen", parse_listen),
     "PAGEPOOL_WORKERS": ("workers", int),
+    "PAGEPOOL_INGEST_PROCESSES": ("ingest_processes", int),
     "PAGEPOOL_QUOTA": ("quota_bytes", parse_size),
     "PAGEPOOL_MAX_BLOB_SIZE": ("max_blob_bytes", parse_size),
+    "PAGEPOOL_MAX_LAYER_SIZE": ("max_layer_bytes", parse_size),
+    "PAGEPOOL_MAX_LAYER_RATIO": ("max_layer_ratio", int),
+    "PAGEPOOL_REBUILD_COMPRESSED": ("rebuild_compressed", parse_flag),
     "PAGEPOOL_MAX_MANIFEST_SIZE": ("max_manifest_bytes", parse_size),
     "PAGEPOOL_CHUNK_MIN_SIZE": ("chunk_min_bytes", parse_size),
     "PAGEPOOL_UPLOAD_IDLE": ("upload_idle_s", float),

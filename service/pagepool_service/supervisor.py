@@ -25,6 +25,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
@@ -105,7 +106,10 @@ class Supervisor:
             for number in range(1, settings.workers + 1)
         ]
         if not settings.read_only and (maintain := _maintenance()) is not None:
-            self._children.append(Child("maintenance", lambda: maintain(settings, wake_fd)))
+            self._children += [
+                Child(f"maintenance {slot + 1}", partial(maintain, settings, wake_fd, slot))
+                for slot in range(settings.ingest_processes)
+            ]
         try:
             self._start_due()
             if self._wait_ready(ready_read):
@@ -266,9 +270,9 @@ def prepare(settings: Settings) -> None:
         log.info("removed %d files that an earlier run left", removed)
 
 
-def _maintenance() -> Callable[[Settings, int], None] | None:
+def _maintenance() -> Callable[[Settings, int, int], None] | None:
     try:
-        run: Callable[[Settings, int], None] = importlib.import_module("pagepool_service.maintenance").run
+        run: Callable[[Settings, int, int], None] = importlib.import_module("pagepool_service.maintenance").run
     except ModuleNotFoundError as error:
         log.warning("layers are not read: %s", error)
         return None

@@ -319,8 +319,9 @@ class OpenUpload:
 
 
 def _hash(summer: Summer | None, pieces: Sequence[bytes]) -> None:
-    for piece in pieces if summer is not None else ():
-        summer.update(piece)
+    if summer is not None:
+        for piece in pieces:
+            summer.update(piece)
 
 
 def sweep(directory: Path, idle_s: float) -> int:

@@ -22,7 +22,7 @@ _SPARSE_00 = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 SPARSE_MAP = b"GNU.sparse.map"
 
 _INTEGER = re.compile(rb"[+-]?[0-9]{1,19}")
-_TIME = re.compile(rb"([+-]?[0-9]{1,12})(?:\.([0-9]*))?")
+_TIME = re.compile(rb"([+-]?[0-9]{1,19})(?:\.([0-9]*))?")
 
 
 def parse_records(body: bytes) -> dict[bytes, bytes]:
@@ -76,11 +76,11 @@ def parse_time(value: bytes) -> int:
         ValueError: it is no time.
     """
     match = _TIME.fullmatch(value)
-    if match is None:
+    seconds = int(match[1]) if match else 1 << 63
+    if match is None or not -(1 << 63) <= seconds < 1 << 63:
         raise ValueError(f"a bad time {_quote(value)}")
-    seconds, fraction = match.groups(b"")
-    nanoseconds = int(fraction[:9].ljust(9, b"0"))
-    return int(seconds) * 1_000_000_000 + (-nanoseconds if value.startswith(b"-") else nanoseconds)
+    nanoseconds = int((match[2] or b"")[:9].ljust(9, b"0"))
+    return seconds * 1_000_000_000 + (-nanoseconds if value.startswith(b"-") else nanoseconds)
 
 
 def _quote(value: bytes) -> str:

@@ -48,6 +48,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
     help="Address and port; port 0 lets the system choose. [127.0.0.1:5000]",
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="HTTP worker processes. [1]")
+@click.option("--ingest-processes", type=click.IntRange(1, 64), help="Processes that read layers. [2]")
 @click.option(
     "--quota",
     "quota_bytes",
@@ -61,6 +62,23 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
     metavar="SIZE",
     callback=_parsed(parse_size),
     help="Largest blob taken in. [512GiB]",
+)
+@click.option(
+    "--max-layer-size",
+    "max_layer_bytes",
+    metavar="SIZE",
+    callback=_parsed(parse_size),
+    help="Most plain bytes of a layer that can be mounted. [256GiB]",
+)
+@click.option(
+    "--max-layer-ratio",
+    type=click.IntRange(2),
+    help="Most plain bytes per compressed byte of such a layer, beyond 256 MiB. [200]",
+)
+@click.option(
+    "--rebuild-compressed/--keep-compressed",
+    default=None,
+    help="Do not keep compressed blobs that zlib makes again exactly: less disk, slower pulls. [keep]",
 )
 @click.option("--upload-idle", "upload_idle_s", type=float, help="Seconds until an idle upload is removed. [86400]")
 @click.option("--graceful-timeout", "graceful_s", type=float, help="Seconds that requests may take to end. [10]")

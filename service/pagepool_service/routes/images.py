@@ -94,7 +94,11 @@ async def get_files(
         str, Query(description="Everything below, too.", json_schema_extra={"enum": ["true", "false"]})
     ] = "false",
     limit: Annotated[
-        str, Query(description="Most entries to return.", json_schema_extra={"pattern": "^[0-9]{1,5}$"})
+        str,
+        Query(
+            description="Most entries to return.",
+            json_schema_extra={"type": "integer", "minimum": 1, "maximum": 10_000},
+        ),
     ] = "1000",
     after: Annotated[str | None, Query(description="`next` of the page before.")] = None,
     platform: PlatformQuery = None,

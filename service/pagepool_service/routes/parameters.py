@@ -77,7 +77,7 @@ async def _limit(
         str | None,
         Query(
             description=f"Most entries to return; at most {MOST_LISTED}. More are announced by `Link`.",
-            json_schema_extra={"pattern": "^[0-9]{1,18}$"},
+            json_schema_extra={"type": "integer", "minimum": 0, "maximum": 10**17},
         ),
     ] = None,
 ) -> int:

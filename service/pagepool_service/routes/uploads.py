@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pagepool.digest import Digest, new_hasher
 from pagepool.errors import PagepoolError, RangeInvalidError, SizeInvalidError, UploadBusyError
 from pagepool.oci import validate_repository
@@ -49,7 +49,9 @@ _CHUNK_RANGE = header_parameter(
 )
 _DIGEST_SCHEMA = {"pattern": DIGEST_PATTERN}
 
-Session = Annotated[str, "id of a session, out of the path"]
+Session = Annotated[
+    str, Path(description="The session, out of a location.", json_schema_extra={"pattern": "^[0-9a-f-]{36}$"})
+]
 
 
 @router.post(_SESSIONS, include_in_schema=False)

@@ -19,6 +19,7 @@ from pagepool.digest import Digest
 from pagepool.errors import BlobUnknownError, CorruptError, RangeInvalidError, StoreFullError
 from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
 
+from pagepool_service.encoders import Encoder, checked
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import rebuild
 from pagepool_service.store.schema import BlobRecord, ContentKind, JobKind, LayerRecord, LayerState, ObjectRecord
@@ -189,9 +190,16 @@ class BlobStore:
     def _rebuilt(self, digest: Digest, record: BlobRecord, start: int, end: int) -> Iterator[bytes]:
         with self._env.read() as txn:
             layer = self.layer(txn, record)
-        if layer is None or layer.plain_size != record.size:
-            raise CorruptError("blob", str(digest), f"its layer {record.diff_id} is missing or of another size")
-        yield from rebuild(self._env, self._extents, layer.recipe, start, end)
+            if layer is None or not (record.encoder or layer.plain_size == record.size):
+                raise CorruptError("blob", str(digest), f"its layer {record.diff_id} is missing or of another size")
+            extents = self._extents.object_record(txn, record.object, record.size) if record.encoder else None
+        if extents is None:
+            yield from rebuild(self._env, self._extents, layer.recipe, start, end)
+            return
+        encoder = Encoder.decode(record.encoder, str(digest))
+        plain = rebuild(self._env, self._extents, layer.recipe, 0, layer.plain_size)
+        names = (name for _, name in extents.extents())
+        yield from cut(checked(encoder.compress(plain), names, str(digest)), start, end)
 
     def _object_pieces(self, record: ObjectRecord, start: int, end: int) -> Iterator[bytes]:
         extents = record.extents(start) if start < end else iter(())
@@ -247,6 +255,18 @@ def _spool_pieces(fd: int, record: ObjectRecord, start: int, end: int) -> Iterat
         check_extent(digest, data, f"the spool file at {offset}")
         yield data[max(0, start - offset) : end - offset]
         if offset + len(data) >= end:
+            return
+
+
+def cut(pieces: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
+    """The bytes `[start, end)` of a stream."""
+    position = 0
+    for piece in pieces:
+        part = piece[max(0, start - position) : max(0, end - position)]
+        position += len(piece)
+        if part:
+            yield part
+        if position >= end:
             return
 
 

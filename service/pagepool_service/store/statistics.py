@@ -74,13 +74,13 @@ def collect_totals(store: Store) -> dict[str, int | float | dict[str, int]]:
 
 def _count_blobs(txn: Reader) -> dict[str, int]:
     """Blobs by what is known of them."""
-    counted = dict.fromkeys(("blobs", "blob_bytes", "layers_pending", "layers_unmountable", "opaque_copies_bytes"), 0)
+    counted = dict.fromkeys(("blobs", "blob_bytes", "pending_blobs", "unmountable_blobs", "opaque_copies_bytes"), 0)
     for key, payload in txn.scan(Table.BLOBS):
         record = BlobRecord.decode(payload, key.hex())
         counted["blobs"] += 1
         counted["blob_bytes"] += record.size
-        counted["layers_pending"] += record.state is LayerState.PENDING
-        counted["layers_unmountable"] += record.state is LayerState.UNMOUNTABLE
+        counted["pending_blobs"] += record.state is LayerState.PENDING
+        counted["unmountable_blobs"] += record.state is LayerState.UNMOUNTABLE
         if record.state is LayerState.READY and record.content is not ContentKind.RECIPE:
             counted["opaque_copies_bytes"] += record.size
     return counted

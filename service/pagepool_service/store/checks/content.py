@@ -22,7 +22,7 @@ from pagepool.image import LITERAL, SLICE, decode_chunk
 from pagepool_service.store.checks.context import THREADS
 from pagepool_service.store.checks.walk import walk, walk_values
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
-from pagepool_service.store.schema import ContentKind, LayerRecord, ObjectRecord, recipe_key
+from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord, ObjectRecord, recipe_key
 
 if TYPE_CHECKING:
     from pagepool.extents import Frame
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pagepool_service.store.checks.context import Context
     from pagepool_service.store.environment import Environment, Reader
     from pagepool_service.store.extents import ExtentStore
-    from pagepool_service.store.schema import BlobRecord
 
 Item = TypeVar("Item")
 
@@ -117,7 +116,7 @@ def check_layers(context: Context) -> None:
         if wanted is None or key in wanted:
             layers.append((key, LayerRecord.decode(payload)))
 
-    walk(context.env, Table.LAYERS, context.findings, visit)
+    walk(context, Table.LAYERS, visit)
     if context.quick:
         return
     context.findings.stage("layers", sum(layer.plain_size for _, layer in layers))
@@ -231,7 +230,7 @@ def _readable_blob(context: Context, key: bytes, payload: memoryview) -> tuple[D
     """A blob that is to be read back; None where that was done with its layer, or its record is damaged."""
     try:
         digest = Digest.from_key(key)
-        record = context.store.blobs.decode(payload, digest)
+        record = BlobRecord.decode(payload, str(digest))
     except (CorruptError, InvalidError):
         return None  # reported where the blobs' records are checked
     if not context.wants_blob(digest) or (record.content is ContentKind.RECIPE and record.diff_id == digest):
@@ -251,7 +250,9 @@ def _check_blob(context: Context, digest: Digest, record: BlobRecord) -> None:
             size += len(piece)
             context.findings.advance(len(piece))
         if size != record.size or oci.digest() != digest.raw:
-            raise CorruptError("blob", str(digest), f"{size} bytes of the digest {Digest(digest.algorithm, oci.digest())}")
+            raise CorruptError(
+                "blob", str(digest), f"{size} bytes of the digest {Digest(digest.algorithm, oci.digest())}"
+            )
     except BlobUnknownError:
         return  # removed meanwhile
     except (CorruptError, OSError) as error:

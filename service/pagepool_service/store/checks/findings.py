@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from pagepool.errors import PagepoolError
 
 # Problems of one kind that are listed one by one; a table that is gone altogether is not a million lines.
 _LISTED = 1000
@@ -58,23 +60,44 @@ class Request:
     problems: tuple[Problem, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class CarriedError:
+    """An error on its way through a pipe: classes whose constructors take values cannot be pickled themselves."""
+
+    kind: type[PagepoolError]
+    text: str
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, error: PagepoolError) -> CarriedError:
+        """Pack it."""
+        return cls(type(error), str(error), dict(vars(error)))
+
+    def restore(self) -> PagepoolError:
+        """Unpack it."""
+        error = self.kind.__new__(self.kind)
+        error.args = (self.text,)
+        vars(error).update(self.values)
+        return error
+
+
 class Message(NamedTuple):
     """What a check says.
 
     Args:
         kind: which of these it is.
-        name: of the stage (`stage`, with the work it has in `number`), what is counted (`count`), the text
-            (`note`), or the class of an error that ends the check (`error`).
-        number: work done in this stage so far (`progress`), or how many (`count`).
+        name: of the step that begins (`stage`), what is counted (`count`), or the text (`note`).
+        number: of the stage that begins (`begin`), the work in a step (`stage`) or done of it so far (`progress`),
+            or how many (`count`).
         problem: what was found (`problem`), or the same again with its images (`images`).
-        error: see above.
+        error: what ended the check before it began (`error`).
     """
 
-    kind: Literal["stage", "progress", "count", "note", "problem", "images", "error", "end"]
+    kind: Literal["begin", "stage", "progress", "count", "note", "problem", "images", "error", "end"]
     name: str = ""
     number: int = 0
     problem: Problem | None = None
-    error: Exception | None = None
+    error: CarriedError | None = None
 
 
 @dataclass(slots=True)
@@ -92,6 +115,11 @@ class Findings:
     _done: int = 0
     _told: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, number: int) -> None:
+        """The stage of this number begins: where to go on if this process does not survive it."""
+        with self._lock:
+            self.send(Message("begin", number=number))
 
     def stage(self, name: str, work: int) -> None:
         """A stage begins, with so much to do."""
@@ -131,7 +159,7 @@ class Findings:
         with self._lock:
             self.send(Message("count", what, number))
 
-    def numbers(self, kind: str) -> set[str]:
+    def names(self, kind: str) -> set[str]:
         """The names of the problems of a kind."""
         with self._lock:
             return {problem.name for problem in self.problems if problem.kind == kind}

@@ -54,7 +54,7 @@ def check_frames(context: Context) -> None:
         count = walk_values(context.env, Table.FRAMES, reading.take)
         reading.finish()
     context.findings.count("frames", count)
-    context.seen["frames"] = count
+    context.seen[Table.FRAMES.label] = count
     if reading.bad:
         _report_bad(context, reading.bad)
 
@@ -125,7 +125,7 @@ class _Frames:
         for digest, (offset, size) in frame.index.items():
             if blake3(frame.view[offset : offset + size]).digest() != digest:
                 findings.problem("extent", digest.hex(), f"frame {frame.number} holds other bytes under its name")
-        findings.count("extents", len(frame.index))
+        findings.count("extents hashed", len(frame.index))
         findings.count("plain bytes", len(frame.plain))
 
 
@@ -180,8 +180,6 @@ _LOCATION_SIZE = len(Location(0, 0, 0).encode()) + CHECKSUM_SIZE
 
 def check_extents(context: Context) -> None:
     """Compare the index of extents with the heads of the frames."""
-    with context.env.read() as txn:
-        context.findings.stage("extents", txn.table_bytes(Table.EXTENTS))
 
     def visit(txn: Reader, key: bytes, payload: memoryview) -> None:
         if len(payload) + CHECKSUM_SIZE != _LOCATION_SIZE:
@@ -190,7 +188,7 @@ def check_extents(context: Context) -> None:
         if location.frame not in context.bad_frames and not _is_in_frame(txn, key, location):
             raise CorruptError("extent", key.hex(), f"the index says frame {location.frame}, which does not have it")
 
-    context.seen["extents"] = walk(context.env, Table.EXTENTS, context.findings, visit)
+    walk(context, Table.EXTENTS, visit)
 
 
 def _is_in_frame(txn: Reader, digest: bytes, location: Location) -> bool:

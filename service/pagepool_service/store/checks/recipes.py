@@ -27,9 +27,7 @@ _UNKNOWN = -1
 
 def check_objects(context: Context) -> None:
     """Every object's extents are there, and of the lengths that make up its size."""
-    with context.env.read() as txn:
-        context.findings.stage("objects", txn.table_bytes(Table.OBJECTS))
-    walk(context.env, Table.OBJECTS, context.findings, _check_object)
+    walk(context, Table.OBJECTS, _check_object)
 
 
 def _check_object(txn: Reader, key: bytes, payload: memoryview) -> None:
@@ -147,7 +145,7 @@ def _check_references(txn: Reader, ops: Sequence[Op], name: str) -> None:
 
 
 def references(ops: Sequence[Op]) -> tuple[set[bytes], set[bytes]]:
-    """The objects that operations name: those of one extent, and those that have, or may have, a record of their own."""
+    """The objects that operations name: those of one extent, and those that may have a record of their own."""
     small: set[bytes] = set()
     large: set[bytes] = set()
     for op in ops:

@@ -17,7 +17,7 @@ from pagepool_service.store.environment import CHECKSUM_SIZE, checksum
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pagepool_service.store.checks.findings import Findings
+    from pagepool_service.store.checks.context import Context
     from pagepool_service.store.environment import Environment, Reader, Table
 
 # A transaction pins every page that is freed while it lasts.
@@ -58,16 +58,14 @@ def walk_values(
     return seen
 
 
-def walk(
-    env: Environment,
-    table: Table,
-    findings: Findings,
-    visit: Callable[[Reader, bytes, memoryview], None] | None = None,
-) -> int:
-    """Visit every record's payload, once its checksum was found right.
+def walk(context: Context, table: Table, visit: Callable[[Reader, bytes, memoryview], None] | None = None) -> None:
+    """Visit every record's payload, once its checksum was found right, as a stage of the check.
 
     A wrong checksum, and a CorruptError from the visitor, are reported under the record's name.
     """
+    findings = context.findings
+    with context.env.read() as txn:
+        findings.stage(table.label.replace("_", " "), txn.table_bytes(table))
 
     def check(txn: Reader, key: bytes, value: memoryview) -> None:
         findings.advance(len(value))
@@ -82,6 +80,5 @@ def walk(
         except CorruptError as error:
             findings.problem(*name_record(table, key), error.reason)
 
-    seen = walk_values(env, table, check)
-    findings.count(f"{table.label} records", seen)
-    return seen
+    seen = context.seen[table.label] = walk_values(context.env, table, check)
+    findings.count(table.label.replace("_", " "), seen)

@@ -1,0 +1,83 @@
+"""Pushing by plain HTTP, as small as it can be."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from typing import TYPE_CHECKING, Any
+
+from pagepool.digest import Digest
+from pagepool.oci.mediatypes import OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import httpx
+
+
+def push_blob(http: httpx.Client, repository: str, data: bytes, algorithm: str = "sha256") -> Digest:
+    """Push a blob in one request."""
+    digest = Digest.of(data, algorithm)
+    answer = http.post(f"/v2/{repository}/blobs/uploads/", params={"digest": str(digest)}, content=data)
+    assert answer.status_code == 201, answer.text
+    return digest
+
+
+def tar_layer(files: Mapping[str, bytes]) -> bytes:
+    """A plain tar with these files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def descriptor(media_type: str, data: bytes, algorithm: str = "sha256") -> dict[str, Any]:
+    """A descriptor of some content."""
+    return {"mediaType": media_type, "digest": str(Digest.of(data, algorithm)), "size": len(data)}
+
+
+def image_parts(files: Mapping[str, bytes] | None = None, **extra: Any) -> tuple[bytes, bytes, bytes]:
+    """The manifest, configuration and only layer of an image; `extra` are more fields of the manifest."""
+    tar = tar_layer(files or {"etc/hello": b"hello\n"})
+    layer = gzip.compress(tar, mtime=0)
+    rootfs = {"type": "layers", "diff_ids": [str(Digest.of(tar))]}
+    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}).encode()
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": descriptor(OCI_CONFIG, config),
+        "layers": [descriptor(OCI_LAYER_GZIP, layer)],
+        **extra,
+    }
+    return json.dumps(manifest).encode(), config, layer
+
+
+def push_image(
+    http: httpx.Client, repository: str, reference: str, files: Mapping[str, bytes] | None = None, **extra: Any
+) -> Digest:
+    """Push an image of one layer."""
+    manifest, config, layer = image_parts(files, **extra)
+    for blob in (config, layer):
+        push_blob(http, repository, blob)
+    return put_manifest(http, repository, reference, manifest)
+
+
+def put_manifest(
+    http: httpx.Client, repository: str, reference: str, manifest: bytes, media_type: str = OCI_MANIFEST
+) -> Digest:
+    """Push a manifest."""
+    url = f"/v2/{repository}/manifests/{reference}"
+    answer = http.put(url, content=manifest, headers={"Content-Type": media_type})
+    assert answer.status_code == 201, answer.text
+    return Digest.parse(answer.headers["docker-content-digest"])
+
+
+def index_of(*manifests: bytes, **extra: Any) -> bytes:
+    """An index of some manifests."""
+    entries = [descriptor(OCI_MANIFEST, manifest) for manifest in manifests]
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries, **extra}).encode()
