@@ -171,7 +171,9 @@ class Splitting:
         self._frame: list[tuple[bytes, bytes]] = []
         self._frame_size = 0
         self._object = ObjectBuilder(self)
-        self._member: Member | None = None
+        self._member: Member
+        self._digest = b""
+        self._whole = False
         self.members = 0
         self.file_bytes = 0
 
@@ -225,25 +227,41 @@ class Splitting:
     def begin(self, member: Member) -> None:
         """A regular file's data begins."""
         self._member = member
-        self._object.begin(member)
+        self._digest = b""
+        self._whole = member.segments is None and member.size <= EXTENT_SIZE
+        if not self._whole:
+            self._object.begin(member)
 
     def data(self, view: memoryview) -> None:
         """The next bytes of it."""
+        if self._whole:
+            if len(view) == self._member.size:  # most files: small, and in one piece
+                digest = self._digest = blake3(view).digest()
+                if digest not in self._batch.fresh:
+                    self._seen.append((digest, view))
+                return
+            self._whole = False
+            self._object.begin(self._member)
         self._object.data(view)
 
     def end(self) -> None:
         """It is complete: name it in the recipe."""
         member = self._member
-        assert member is not None
+        self.file_bytes += member.size
+        if self._digest:
+            self._recipe.append_object(self._digest, member.size)
+        elif not self._whole:
+            self._end_object(member)
+
+    def _end_object(self, member: Member) -> None:
         digest, size, extents = self._object.end()
-        self.file_bytes += size
         if size > EXTENT_SIZE:
             self._batch.objects.append((digest, size, extents))
         if member.segments is None:
             self._recipe.append_object(digest, size)
-        else:
-            for offset, length in member.segments:
-                self._recipe.append_slice(digest, offset, length)
+            return
+        for offset, length in member.segments or ((0, 0),):
+            self._recipe.append_slice(digest, offset, length)
 
     # -- extents ---------------------------------------------------------------------------------------------
 

@@ -102,7 +102,6 @@ class Maintenance:
     def run_forever(self, wake_fd: int) -> None:
         """Run jobs as they come."""
         os.set_blocking(wake_fd, False)
-        self._store.jobs.release(self._slot)
         pause = _IDLE_S
         while True:
             try:
@@ -111,7 +110,6 @@ class Maintenance:
             except (StoreFullError, ReadOnlyError, CorruptError) as error:
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 log.error("job put off for %.0f s: %s", pause, error)
-                self._release()
             self._wait(wake_fd, pause)
             self._store.env.check_readers()
 
@@ -134,13 +132,20 @@ class Maintenance:
             return False
         try:
             record = self._store.blobs.stat(job.blob)
-        except BlobUnknownError:
+        except (BlobUnknownError, CorruptError) as error:
+            log.warning("job on %s dropped: %s", job.blob, error)
             self._drop(job)
             return True
-        if job.kind is JobKind.INGEST:
-            self._ingest(job, record)
-        else:
-            self._settle(job, record)
+        try:
+            if job.kind is JobKind.INGEST:
+                self._ingest(job, record)
+            else:
+                self._settle(job, record)
+        except (StoreFullError, ReadOnlyError):
+            # When even this cannot be written the job stays ours, and is taken up again all the same.
+            with contextlib.suppress(StoreFullError, ReadOnlyError):
+                self._store.jobs.put_back(job)
+            raise
         return True
 
     # -- ingest ----------------------------------------------------------------------------------------------
@@ -211,7 +216,6 @@ class Maintenance:
             return
         if error.kind in ("frame", "extent"):
             self._store.extents.forget_damaged(self._store.env, error)
-        self._store.jobs.release(self._slot)
 
     def _drop(self, job: Job) -> None:
         with self._store.env.write() as txn:
@@ -222,6 +226,10 @@ class Maintenance:
     def _settle(self, job: Job, record: BlobRecord) -> None:
         """Move a blob's bytes out of the spool."""
         settled = record
+        if job.attempts > _MOST_ATTEMPTS:
+            log.error("blob %s stays in the spool: settling it failed %d times", job.blob, _MOST_ATTEMPTS)
+            self._drop(job)
+            return
         try:
             if record.content is ContentKind.SPOOL:
                 encoder = self._find_encoder(job.blob, record) if self._rebuild else None
@@ -291,8 +299,3 @@ class Maintenance:
         if ready:
             with contextlib.suppress(BlockingIOError):  # another process was quicker
                 os.read(wake_fd, 4096)
-
-    def _release(self) -> None:
-        """Give the job back; when even that cannot be written, it stays ours until it can."""
-        with contextlib.suppress(StoreFullError, ReadOnlyError, CorruptError):
-            self._store.jobs.release(self._slot)

@@ -265,6 +265,7 @@ def prepare(settings: Settings) -> None:
         if settings.read_only:
             return
         removed = store.blobs.sweep_spool()
+        store.jobs.release_all()
     removed += sweep(settings.data / "uploads", settings.upload_idle_s)
     if removed:
         log.info("removed %d files that an earlier run left", removed)

@@ -25,16 +25,25 @@ from pagepool.image.tree import Node, Tree, resolve_path
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."
+MAX_NODES = 2_000_000
 _HOST_XATTRS = frozenset((b"security.selinux", b"system.nfs4_acl"))
 
 
 class TreeMerger:
-    """Builds one tree, layer by layer, the lowest first. Not thread-safe."""
+    """Builds one tree, layer by layer, the lowest first. Not thread-safe.
 
-    def __init__(self) -> None:
-        self._root = _new_directory()
-        # Paths that the layer being applied brought, and their parents: its whiteouts spare them.
-        self._touched: set[bytes] = set()
+    Args:
+        max_nodes: how many nodes may be made, those that are replaced or removed later included. A few megabytes of
+            long names can ask for millions of directories that no member describes.
+    """
+
+    def __init__(self, max_nodes: int = MAX_NODES) -> None:
+        self._root = Node(Kind.DIRECTORY, 0o755, children={})
+        self._max_nodes = max_nodes
+        self._nodes = 0
+        # Of each directory the entries that the layer being applied brought, or brought something into: its own
+        # whiteouts spare them.
+        self._touched: dict[Node, set[bytes]] = {}
 
     def apply_layer(self, members: Iterable[tuple[Member, Sequence[Op]]]) -> None:
         """Apply one layer.
@@ -43,14 +52,17 @@ class TreeMerger:
             members: what `members.iter_members` gives.
 
         Raises:
-            LayerInvalidError: a member cannot be applied: a hard link to nothing or to a directory, a symlink loop.
+            LayerInvalidError: a member cannot be applied: a hard link to nothing or to a directory, a symlink loop,
+                too many nodes.
         """
-        self._touched = set()
+        self._touched = {}
         for member, data in members:
             try:
                 self._apply(member, data)
             except PathUnknownError as error:
                 raise LayerInvalidError(show_name(member.path), "is behind a loop of symbolic links") from error
+            if self._nodes > self._max_nodes:
+                raise LayerInvalidError(show_name(member.path), f"is beyond the limit of {self._max_nodes} files")
 
     def finish(self) -> Tree:
         """The tree. The merger must not be used further."""
@@ -64,33 +76,39 @@ class TreeMerger:
         directory, _, name = path.rpartition(b"/")
         if b".wh." in path and (name.startswith(_WHITEOUT) or _is_aufs(directory)):
             if name == _OPAQUE and not _is_aufs(directory):
-                self._clear_directory(directory)
+                self._white_out(directory, None)
             elif not _is_aufs(path):
                 self._white_out(directory, name[len(_WHITEOUT) :])
             return
-        names, parent = self._make_parents(directory)
+        parent = self._make_parents(directory, name)
         assert parent.children is not None
         old = parent.children.get(name)
         if member.kind is Kind.DIRECTORY and old is not None and old.children is not None:
             _set_metadata(old, member)
+            return
+        # Gone before a hard link is looked up: one to itself, or into what it replaces, finds nothing.
+        parent.children.pop(name, None)
+        if member.kind is Kind.HARDLINK:
+            parent.children[name] = self._find_link(member)
         else:
-            # Gone before a hard link is looked up: one to itself, or into what it replaces, finds nothing.
-            parent.children.pop(name, None)
-            is_link = member.kind is Kind.HARDLINK
-            parent.children[name] = self._find_link(member) if is_link else _new_node(member, data)
-        self._touch([*names, name])
+            parent.children[name] = _new_node(member, data)
+            self._nodes += 1
 
-    def _make_parents(self, directory: bytes) -> tuple[list[bytes], Node]:
-        """The resolved directory, made where it is missing, and its node."""
+    def _make_parents(self, directory: bytes, name: bytes) -> Node:
+        """The node of a directory, made where it is missing, with the way to `name` in it marked as touched."""
         names, nodes = resolve_path(self._root, directory)
+        names.append(name)
         here = self._root
-        for name, node in zip(names, nodes[1:], strict=True):
+        for part, node in zip(names, nodes[1:], strict=False):
+            self._touched.setdefault(here, set()).add(part)
             if node is None or node.children is None:
                 assert here.children is not None
-                node = _new_directory()
-                here.children[name] = node
+                node = Node(Kind.DIRECTORY, 0o755, children={})
+                here.children[part] = node
+                self._nodes += 1
             here = node
-        return names, here
+        self._touched.setdefault(here, set()).add(name)
+        return here
 
     def _find_link(self, member: Member) -> Node:
         target = member.link_path
@@ -103,37 +121,26 @@ class TreeMerger:
             raise LayerInvalidError(show_name(member.path), reason)
         return node
 
-    def _touch(self, names: list[bytes]) -> None:
-        path = b"/".join(names)
-        while path and path not in self._touched:
-            self._touched.add(path)
-            path = path.rpartition(b"/")[0]
+    def _white_out(self, directory: bytes, name: bytes | None) -> None:
+        """Remove what lower layers brought: one entry of a directory, or all of them where no name is given.
 
-    def _white_out(self, directory: bytes, name: bytes) -> None:
-        names, nodes = resolve_path(self._root, directory)
-        parent = nodes[-1]
-        if parent is not None and parent.children is not None and name in parent.children:
-            self._remove_lower(parent, [name], b"/".join(names))
-
-    def _clear_directory(self, directory: bytes) -> None:
-        names, nodes = resolve_path(self._root, directory)
-        node = nodes[-1]
-        if node is not None and node.children is not None:
-            self._remove_lower(node, list(node.children), b"/".join(names))
-
-    def _remove_lower(self, parent: Node, names: list[bytes], path: bytes) -> None:
-        """Remove entries that this layer did not bring, and what lower layers brought into the others."""
-        stack = [(parent, name, path) for name in names]
+        Of an entry that this layer touched, what lower layers brought into it.
+        """
+        start = resolve_path(self._root, directory)[1][-1]
+        if start is None or not start.children:
+            return
+        stack = [(start, [name] if name is not None else list(start.children))]
         while stack:
-            parent, name, path = stack.pop()
-            assert parent.children is not None
-            child_path = path + b"/" + name if path else name
-            if child_path not in self._touched:
-                del parent.children[name]
-                continue
-            child = parent.children[name]
-            if child.children is not None:
-                stack += [(child, entry, child_path) for entry in child.children]
+            parent, names = stack.pop()
+            touched = self._touched.get(parent, ())
+            for entry in names:
+                assert parent.children is not None
+                if entry not in touched:
+                    parent.children.pop(entry, None)
+                    continue
+                child = parent.children.get(entry)
+                if child is not None and child.children:
+                    stack.append((child, list(child.children)))
 
 
 def merge_layers(layers: Iterable[Iterable[tuple[Member, Sequence[Op]]]]) -> Tree:
@@ -153,10 +160,6 @@ def merge_layers(layers: Iterable[Iterable[tuple[Member, Sequence[Op]]]]) -> Tre
 
 def _is_aufs(path: bytes) -> bool:
     return path.startswith(_AUFS) or b"/" + _AUFS in path
-
-
-def _new_directory() -> Node:
-    return Node(Kind.DIRECTORY, 0o755, children={})
 
 
 def _new_node(member: Member, data: Sequence[Op]) -> Node:

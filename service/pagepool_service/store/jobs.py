@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from pagepool.errors import CorruptError
 
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import Job, JobKind
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from pagepool.digest import Digest
 
     from pagepool_service.store.environment import Environment, Reader, Writer
+
+log = logging.getLogger("pagepool.jobs")
 
 
 class JobQueue:
@@ -50,19 +55,40 @@ class JobQueue:
         with self._env.read() as txn:
             return next(self._open(txn, slot), None)
 
-    def release(self, slot: int) -> int:
-        """Free the jobs of a slot whose process has died, or cannot do them now. Returns how many."""
+    def put_back(self, job: Job) -> None:
+        """Free a job whose attempt failed for a reason of the store's (full, read-only): it does not count."""
         with self._env.write() as txn:
-            jobs = (Job.decode(key, payload) for key, payload in txn.scan(Table.JOBS))
-            held = [job for job in jobs if job.owner == slot + 1]
-            for job in held:
-                txn.put(Table.JOBS, job.key, replace(job, owner=0).encode())
-        return len(held)
+            if txn.has(Table.JOBS, job.key):
+                back = replace(job, attempts=max(0, job.attempts - 1), owner=0)
+                txn.put(Table.JOBS, job.key, back.encode())
+
+    def release_all(self) -> None:
+        """Free every job: at the start of a service, when no process works on any.
+
+        Attempts under way when the whole service ended are not held against a job: it was not the one that ended it.
+        """
+        with self._env.write() as txn:
+            for job in list(self._readable(txn)):
+                if job.owner:
+                    txn.put(Table.JOBS, job.key, replace(job, owner=0, attempts=0).encode())
 
     def _open(self, txn: Reader, slot: int) -> Iterator[Job]:
-        """Jobs that a slot may take: free ones, and what it began itself and did not finish."""
-        jobs = (Job.decode(key, payload) for key, payload in txn.scan(Table.JOBS))
-        return (job for job in jobs if job.owner in (0, slot + 1))
+        """Jobs that a slot may take: free ones, and what it began itself and did not finish.
+
+        A damaged record is passed over: fsck names it, and it must not keep the others waiting.
+        """
+        for job in self._readable(txn):
+            if job.owner in (0, slot + 1):
+                yield job
+
+    def _readable(self, txn: Reader) -> Iterator[Job]:
+        for key, _ in txn.scan(Table.JOBS, check=False):
+            try:
+                payload = txn.get(Table.JOBS, key)
+                if payload is not None:
+                    yield Job.decode(key, payload)
+            except CorruptError as error:
+                log.error("%s", error)
 
     def finish(self, txn: Writer, job: Job) -> None:
         """Take a job off the queue."""

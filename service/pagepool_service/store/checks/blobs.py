@@ -68,14 +68,20 @@ def _check_layer_of(txn: Reader, digest: Digest, record: BlobRecord) -> None:
 
 
 def _check_place_of(context: Context, txn: Reader, digest: Digest, record: BlobRecord) -> None:
-    """The extent list, and the file of a blob in the spool, are there."""
-    if record.content is ContentKind.RECIPE or not record.size:
+    """The extent list, the extents, and the file of a blob in the spool are there, where it needs them."""
+    if not record.size or (record.content is ContentKind.RECIPE and not record.encoder):
         return
-    table = Table.OBJECTS if record.size > EXTENT_SIZE else Table.EXTENTS
-    if not (table is Table.EXTENTS and record.content is ContentKind.SPOOL) and not txn.has(table, record.object):
-        raise CorruptError("blob", str(digest), f"its object {record.object.hex()} is not there")
-    if record.content is not ContentKind.SPOOL:
-        return
+    large = record.size > EXTENT_SIZE
+    if large and not txn.has(Table.OBJECTS, record.object):
+        raise CorruptError("blob", str(digest), f"the list of its extents, {record.object.hex()}, is not there")
+    if record.content is ContentKind.OBJECT:
+        if record.object in context.incomplete or not (large or txn.has(Table.EXTENTS, record.object)):
+            raise CorruptError("blob", str(digest), f"extents of its object {record.object.hex()} are not there")
+    elif record.content is ContentKind.SPOOL:
+        _check_spool_file(context, digest, record)
+
+
+def _check_spool_file(context: Context, digest: Digest, record: BlobRecord) -> None:
     try:
         size = context.store.blobs.spool_path(digest).stat().st_size
     except FileNotFoundError:

@@ -245,8 +245,7 @@ def _check_blob(context: Context, digest: Digest, record: BlobRecord) -> None:
     try:
         for piece in context.store.blobs.read(digest):
             oci.update(piece)
-            if record.content is not ContentKind.RECIPE:
-                own.update(piece)
+            own.update(piece)
             size += len(piece)
             context.findings.advance(len(piece))
         if size != record.size or oci.digest() != digest.raw:
@@ -261,8 +260,7 @@ def _check_blob(context: Context, digest: Digest, record: BlobRecord) -> None:
         if not gone:
             context.findings.problem("blob", str(digest), f"it cannot be read back: {error}")
         return
-    if record.content is not ContentKind.RECIPE:
-        _compare_object(context, record.object, own.digest())
+    _compare_object(context, record.object, own.digest())
 
 
 def check_remaining_objects(context: Context) -> None:
@@ -273,7 +271,7 @@ def check_remaining_objects(context: Context) -> None:
     left: list[tuple[bytes, ObjectRecord]] = []
 
     def visit(_txn: Reader, key: bytes, value: memoryview) -> None:
-        if not context.is_verified(key):
+        if not context.is_verified(key) and key not in context.incomplete:
             try:
                 left.append((key, ObjectRecord.decode(value[:-CHECKSUM_SIZE], key.hex())))
             except CorruptError:

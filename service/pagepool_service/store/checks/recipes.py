@@ -26,20 +26,23 @@ _UNKNOWN = -1
 
 
 def check_objects(context: Context) -> None:
-    """Every object's extents are there, and of the lengths that make up its size."""
-    walk(context, Table.OBJECTS, _check_object)
+    """Every object's extents have the lengths that make up its size; those that are not stored are noted.
 
+    Whether an object must have all its extents depends on who refers to it: checked with the recipes and blobs.
+    """
 
-def _check_object(txn: Reader, key: bytes, payload: memoryview) -> None:
-    record = ObjectRecord.decode(payload, key.hex())
-    left = record.size
-    for repeat, digest in record.runs:
-        length = _length_of(txn, digest)
-        if length is None:
-            raise CorruptError("object", key.hex(), f"its extent {digest.hex()} is not there")
-        if length != _UNKNOWN and (length != min(left, EXTENT_SIZE) or repeat * length > left):
-            raise CorruptError("object", key.hex(), f"its extent {digest.hex()} has {length} bytes")
-        left -= repeat * EXTENT_SIZE
+    def visit(txn: Reader, key: bytes, payload: memoryview) -> None:
+        record = ObjectRecord.decode(payload, key.hex())
+        left = record.size
+        for repeat, digest in record.runs:
+            length = _length_of(txn, digest)
+            if length is None:
+                context.incomplete.add(key)
+            elif length != _UNKNOWN and (length != min(left, EXTENT_SIZE) or repeat * length > left):
+                raise CorruptError("object", key.hex(), f"its extent {digest.hex()} has {length} bytes")
+            left -= repeat * EXTENT_SIZE
+
+    walk(context, Table.OBJECTS, visit)
 
 
 def _length_of(txn: Reader, digest: bytes) -> int | None:
@@ -125,7 +128,7 @@ class _Recipes:
             self._context.findings.problem("recipe", name, f"the chunk before it ends at {self._position}")
         self._position = start + sum(op.size for op in ops)
         if self._context.quick:
-            _check_references(txn, ops, name)
+            _check_references(txn, ops, name, self._context.incomplete)
 
     def _close(self) -> None:
         size = self._sizes.pop(self._recipe, None)
@@ -134,12 +137,12 @@ class _Recipes:
             self._context.findings.problem("recipe", str(self._recipe), reason)
 
 
-def _check_references(txn: Reader, ops: Sequence[Op], name: str) -> None:
+def _check_references(txn: Reader, ops: Sequence[Op], name: str, incomplete: set[bytes]) -> None:
     small, large = references(ops)
     missing = small - txn.present(Table.EXTENTS, sorted(small))
-    missing |= large - txn.present(Table.OBJECTS, sorted(large))
-    # An object of which only a slice is named may be of one extent or of many.
-    missing = {digest for digest in missing if not (digest in large and txn.has(Table.EXTENTS, digest))}
+    absent = large - txn.present(Table.OBJECTS, sorted(large))
+    # An object of which only a slice is named may be of one extent.
+    missing |= absent - txn.present(Table.EXTENTS, sorted(absent)) | large & incomplete
     if missing:
         raise CorruptError("recipe", name, f"{min(missing).hex()} is referred to and not there ({len(missing)} in all)")
 
