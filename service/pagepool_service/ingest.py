@@ -32,17 +32,18 @@ from pagepool.errors import CorruptError, LayerInvalidError
 from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, EncodedFrame, Role, encode_frame
 from pagepool.image import LayerSplitter, RecipeWriter
 
-from pagepool_service.store.environment import Table
+from pagepool_service.store.environment import CHECKSUM_SIZE, Table
 from pagepool_service.store.rebuild import rebuild_chunk
 from pagepool_service.store.schema import LayerRecord, recipe_key
-from pagepool_service.store.totals import Totals, take_number
+from pagepool_service.store.totals import Totals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pagepool.image import EncodedChunk, Limits, Member
 
-    from pagepool_service.store.environment import Reader
+    from pagepool_service.store.environment import Reader, Writer
+    from pagepool_service.store.schema import Job
     from pagepool_service.store.store import Store
 
 ZSTD_THREADS = 2
@@ -87,15 +88,18 @@ class LayerIngest:
 
     Args:
         store: where to.
+        job: the job it is done for, as it was begun.
         limits: of what the tar may claim.
     """
 
-    def __init__(self, store: Store, limits: Limits) -> None:
+    def __init__(self, store: Store, job: Job, limits: Limits) -> None:
         self._store = store
         self._limits = limits
         self._stop = threading.Event()
         with store.env.write() as txn:
-            self.recipe = take_number(txn, "recipe")
+            if job.recipe:  # of an attempt that ended with its process
+                discard_recipe(txn, job.recipe)
+            self.recipe = store.jobs.begin_recipe(txn, job).recipe
 
     def run(self, plain: Iterator[bytes]) -> Ingested:
         """Read the layer.
@@ -134,13 +138,7 @@ class LayerIngest:
     def discard(self) -> None:
         """Remove the recipe's chunks, after a failed attempt."""
         with self._store.env.write() as txn:
-            removed = 0
-            for _, payload in txn.scan(Table.RECIPES, recipe_key(self.recipe, 0)[:8], check=False):
-                removed += len(payload)
-            txn.delete_prefix(Table.RECIPES, recipe_key(self.recipe, 0)[:8])
-            totals = Totals.load(txn)
-            totals.recipes_stored = max(0, totals.recipes_stored - removed)
-            totals.store(txn)
+            discard_recipe(txn, self.recipe)
 
     def _inflate(self, plain: Iterator[bytes], chunks: queue.Queue[bytes | None]) -> bytes:
         """Thread: inflate and hash. Always ends the queue with None. Returns the BLAKE3 of the tar."""
@@ -154,6 +152,16 @@ class LayerIngest:
         finally:
             chunks.put(None)
         return content.digest()
+
+
+def discard_recipe(txn: Writer, recipe: int) -> None:
+    """Remove the chunks of a recipe that no layer has."""
+    prefix = recipe_key(recipe, 0)[:8]
+    removed = sum(len(value) - CHECKSUM_SIZE for _, value in txn.scan(Table.RECIPES, prefix, check=False))
+    txn.delete_prefix(Table.RECIPES, prefix)
+    totals = Totals.load(txn)
+    totals.recipes_stored = max(0, totals.recipes_stored - removed)
+    totals.store(txn)
 
 
 class Splitting:

@@ -156,7 +156,7 @@ class Maintenance:
             return
         try:
             compression, plain = inflate(self._store.blobs.read(job.blob), self._inflate_limits)
-            ingest = LayerIngest(self._store, self._limits)
+            ingest = LayerIngest(self._store, job, self._limits)
             try:
                 result = ingest.run(plain)
             except BaseException:

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 # Sessions between two requests whose hash state is kept: a session dropped from here is hashed from its file.
 _SUMMERS_KEPT = 64
-# Bytes written between two looks at the quota.
-_QUOTA_STEP = 16 << 20
+# Bytes written at most between two looks at quota and disk: by so much may sessions that grow together go beyond.
+_MOST_UNCHECKED = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +142,24 @@ class Uploads:
         upload.remove()
         upload.close()
 
-    def check_room(self, incoming: int) -> None:
-        """See that so many more bytes may come in.
+    def check_room(self, incoming: int) -> int:
+        """See that so many more bytes may come in. Returns how many more could after them.
 
         Raises:
             StoreFullError: over the quota, or more than the disk has.
         """
+        disk = os.statvfs(self._directory)
+        room = disk.f_bavail * disk.f_frsize - incoming
+        if room < 0:
+            raise StoreFullError(f"{incoming} bytes coming, the disk has {room + incoming} left")
         if self._quota:
             taken = directory_size(self._directory) + directory_size(self._store.data / "spool")
             with self._store.env.read() as txn:
                 taken += txn.used_bytes()
-            if taken + incoming > self._quota:
+            room = min(room, self._quota - taken - incoming)
+            if room < 0:
                 raise StoreFullError(f"{taken} bytes used, {incoming} more coming, the quota is {self._quota}")
-        disk = os.statvfs(self._directory)
-        free = disk.f_bavail * disk.f_frsize
-        if incoming > free:
-            raise StoreFullError(f"{incoming} bytes coming, the disk has {free} left")
+        return room
 
     def check_size(self, size: int) -> None:
         """See that a blob may be so large.
@@ -231,7 +233,7 @@ class OpenUpload:
         self._fd = fd
         self._summer = summer
         self._lock = threading.Lock()
-        self._until_quota = 0
+        self._room = 0
         self.session = session
         self.size = os.fstat(fd).st_size
 
@@ -245,10 +247,9 @@ class OpenUpload:
         size = sum(map(len, pieces))
         with self._lock:
             self._uploads.check_size(self.size + size)
-            self._until_quota -= size
-            if self._until_quota < 0:
-                self._uploads.check_room(size)
-                self._until_quota = _QUOTA_STEP
+            self._room -= size
+            if self._room < 0:
+                self._room = min(_MOST_UNCHECKED, self._uploads.check_room(size))
             hashing = self._uploads.start_hashing(self._summer, pieces)
             try:
                 self._append(pieces)

@@ -285,3 +285,12 @@ def test_members_of_a_recipe() -> None:
 def test_file_data_out_of_place(ops: list[Op]) -> None:
     with pytest.raises(CorruptError, match="corrupt recipe"):
         members(*ops)
+
+
+def test_a_problem_in_an_accepted_recipe() -> None:
+    ops = [literal(make_file(b"../a", b"1"))]
+    with pytest.raises(CorruptError, match=r"it was accepted, but member '../a' escapes the root"):
+        list(iter_members([ops]))
+    assert list(iter_members([ops], strict=False)) == []
+    with pytest.raises(CorruptError, match="truncated"):
+        list(iter_members([[literal(make_header(b"a", 5))]]))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from blake3 import blake3
 from pagepool.errors import LayerInvalidError, PathUnknownError
-from pagepool.image import Kind, Node, Tree, iter_members, merge_layers
+from pagepool.image import Kind, Node, Tree, TreeMerger, iter_members, merge_layers
 
 from tests.image.harness import ingest, make_extension
 from tests.image.stacks import BASE, REFUSED, STACKS, directory, file, hardlink, layer, opaque, symlink, whiteout
@@ -92,6 +92,14 @@ def test_lookup_in_a_loop() -> None:
         tree.lookup(b"p")
 
 
+def test_lookup_through_many_links() -> None:
+    links = [symlink(b"l%d" % number, b"l%d" % (number + 1)) for number in range(60)]
+    tree = merge(layer(*links, directory(b"l60")))
+    assert tree.lookup(b"l20").kind is Kind.DIRECTORY
+    with pytest.raises(PathUnknownError, match="too many symbolic links"):
+        tree.lookup(b"l19")
+
+
 def test_list() -> None:
     tree = merge(BASE)
     assert [name for name, _ in tree.list(b"/lib/..")] == [b"lib"]
@@ -128,6 +136,14 @@ def test_deep_trees() -> None:
     tree = merge(layer(make_extension(b"L", b"d/" * 2000 + b"f"), file(b"f", b"1")))
     assert tree.lookup(b"d/" * 2000 + b"f").size == 1
     assert tree.size == 2002
+
+
+def test_too_many_directories() -> None:
+    merger = TreeMerger(max_nodes=100)
+    merger.apply_layer(iter_members(ingest(layer(file(b"d/" * 49 + b"f", b"1"))).decoded))
+    merger.apply_layer(iter_members(ingest(layer(file(b"e/" * 49 + b"f", b"1"))).decoded))
+    with pytest.raises(LayerInvalidError, match="'g': is beyond the limit of 100 files"):
+        merger.apply_layer(iter_members(ingest(layer(file(b"g", b"1"))).decoded))
 
 
 @pytest.mark.parametrize(("layers", "reason"), REFUSED.values(), ids=REFUSED.keys())

@@ -17,10 +17,22 @@ if TYPE_CHECKING:
     import httpx
 
 
+def begin_upload(http: httpx.Client, repository: str) -> str:
+    """Begin an upload; its location."""
+    answer = http.post(f"/v2/{repository}/blobs/uploads/")
+    assert answer.status_code == 202, answer.text
+    return str(answer.headers["location"])
+
+
+def finishing(location: str, digest: object) -> str:
+    """Where the upload at a location is finished: it may have a query of its own."""
+    return f"{location}{'&' if '?' in location else '?'}digest={digest}"
+
+
 def push_blob(http: httpx.Client, repository: str, data: bytes, algorithm: str = "sha256") -> Digest:
-    """Push a blob in one request."""
+    """Push a blob with POST and PUT, which every registry knows."""
     digest = Digest.of(data, algorithm)
-    answer = http.post(f"/v2/{repository}/blobs/uploads/", params={"digest": str(digest)}, content=data)
+    answer = http.put(finishing(begin_upload(http, repository), digest), content=data)
     assert answer.status_code == 201, answer.text
     return digest
 

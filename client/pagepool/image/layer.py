@@ -26,8 +26,8 @@ MAX_LITERAL = 1 << 20
 class Sink(Protocol):
     """What takes the parts of a layer, in the order of the stream.
 
-    Views are valid during the call only. An exception from the sink passes through `LayerSplitter.feed`, and
-    the splitter must not be used further.
+    Views are slices of the chunk that was fed, and as valid as that is. An exception from the sink passes through
+    `LayerSplitter.feed`, and the splitter must not be used further.
     """
 
     def literal(self, data: memoryview, /) -> None:

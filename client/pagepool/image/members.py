@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pagepool.errors import CorruptError
 from pagepool.image.layer import LayerSplitter
-from pagepool.image.limits import Limits
+from pagepool.image.limits import UNLIMITED, Limits
 from pagepool.image.member import Kind, Member
 from pagepool.image.ops import LITERAL, Op
 
@@ -41,20 +41,23 @@ class _Collector:
         """Nothing to do."""
 
 
-def iter_members(chunks: Iterable[Sequence[Op]], limits: Limits | None = None) -> Iterator[tuple[Member, list[Op]]]:
+def iter_members(
+    chunks: Iterable[Sequence[Op]], limits: Limits = UNLIMITED, *, strict: bool = True
+) -> Iterator[tuple[Member, list[Op]]]:
     """Read the members of a layer.
 
     Args:
         chunks: the decoded chunks of the whole recipe, in order.
-        limits: those that the layer was split with.
+        limits: none, for a layer that was accepted. For any other those that it was split with.
+        strict: whether a problem in the headers is an error, as it must be for a layer that was accepted. Otherwise
+            it is passed over as in splitting: for recipes of layers that cannot be mounted.
 
     Returns:
-        each good member in order, with the operations that stand for its file data: none for a file of no
-        bytes and for every other kind; usually one `OBJECT`; for a sparse file its `SLICE` operations, all of
-        one object.
+        each good member in order, with the operations that stand for its file data: none for a file of no bytes and
+        for every other kind; usually one `OBJECT`; for a sparse file its `SLICE` operations, all of one object.
 
     Raises:
-        CorruptError: the file data is not where the headers say.
+        CorruptError: the file data is not where the headers say; in strict mode also a problem in the headers.
     """
     collector = _Collector()
     splitter = LayerSplitter(collector, limits, collector.add)
@@ -66,8 +69,17 @@ def iter_members(chunks: Iterable[Sequence[Op]], limits: Limits | None = None) -
                 splitter.feed(op.data)
             else:
                 _refer(collector, splitter, op)
+        if strict:
+            _check(splitter)
     splitter.close()
+    if strict:
+        _check(splitter)
     yield from collector.found
+
+
+def _check(splitter: LayerSplitter) -> None:
+    if splitter.problem:
+        raise CorruptError("recipe", "", f"it was accepted, but {splitter.problem}")
 
 
 def _refer(collector: _Collector, splitter: LayerSplitter, op: Op) -> None:

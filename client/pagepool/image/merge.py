@@ -114,7 +114,7 @@ class TreeMerger:
         target = member.link_path
         directory, _, name = target.rpartition(b"/")
         parent = resolve_path(self._root, directory)[1][-1]
-        node = parent.children.get(name) if parent is not None and parent.children is not None else None
+        node = None if parent is None else parent.entry(name)
         if node is None or node.children is not None:
             what = "is not there" if node is None else "is a directory"
             reason = f"is a hard link to {show_name(target)!r}, which {what}"
@@ -138,7 +138,7 @@ class TreeMerger:
                 if entry not in touched:
                     parent.children.pop(entry, None)
                     continue
-                child = parent.children.get(entry)
+                child = parent.entry(entry)
                 if child is not None and child.children:
                     stack.append((child, list(child.children)))
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pagepool.errors import PathUnknownError
 from pagepool.image.member import NO_XATTRS, Kind, show_name
 
-# As the runtimes' path resolution has it (the kernel stops at 40).
-MAX_LINKS = 255
+# As Linux has it: a longer chain could not be opened in the container either.
+MAX_LINKS = 40
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +55,10 @@ class Node:
     number: int = 0
     nlink: int = 0
 
+    def entry(self, name: bytes) -> Node | None:
+        """The node of that name in this directory; None where there is none, or this is no directory."""
+        return None if self.children is None else self.children.get(name)
+
 
 def resolve_path(root: Node, path: bytes) -> tuple[list[bytes], list[Node | None]]:
     """Follow every symlink in a path, inside the root.
@@ -81,12 +85,10 @@ def resolve_path(root: Node, path: bytes) -> tuple[list[bytes], list[Node | None
         if name in (b"", b"."):
             continue
         if name == b"..":
-            if names:
-                names.pop()
-                nodes.pop()
+            del names[-1:], nodes[max(1, len(nodes) - 1) :]
             continue
         here = nodes[-1]
-        node = here.children.get(name) if here is not None and here.children is not None else None
+        node = None if here is None else here.entry(name)
         if node is not None and node.kind is Kind.SYMLINK:
             links += 1
             if links > MAX_LINKS:
@@ -141,7 +143,7 @@ class Tree:
             if name in (b"", b".", b".."):
                 return self.lookup(path)
             parent = resolve_path(self.root, directory)[1][-1]
-            node = parent.children.get(name) if parent is not None and parent.children is not None else None
+            node = None if parent is None else parent.entry(name)
         if node is None:
             raise PathUnknownError(repr(show_name(path)))
         return node

@@ -15,9 +15,12 @@ import httpx
 from pagepool.errors import (
     BlobUnknownError,
     BusyError,
+    CorruptError,
     DeniedError,
     DigestInvalidError,
     DigestUnsupportedError,
+    ImageInvalidError,
+    InvalidError,
     LayerInvalidError,
     ManifestBlobUnknownError,
     ManifestInvalidError,
@@ -51,10 +54,12 @@ class Subject:
     Args:
         missing: the error for 404 without a code.
         name: the digest, tag, path or repository asked for.
+        repository: the repository it should be in, if `name` is not that.
     """
 
     missing: type[NotFoundError]
     name: str
+    repository: str = ""
 
 
 _Maker = Callable[[str, str], PagepoolError]  # (name of what was asked for, the service's own words)
@@ -64,30 +69,44 @@ def _missing(error: type[NotFoundError]) -> _Maker:
     return lambda name, _: error(name)
 
 
+def _invalid(error: type[InvalidError]) -> _Maker:
+    # pagepool's service says the same words before the bad value that this side's error begins with.
+    return lambda name, words: error(name, words.removeprefix(f"invalid {error.what} "))
+
+
+def _store_full(_: str, words: str) -> PagepoolError:
+    return StoreFullError(words.removeprefix("the store is full: "))
+
+
+def _read_only(_: str, words: str) -> PagepoolError:
+    return ReadOnlyError(words.removeprefix("the store is read-only: "))
+
+
 _BY_CODE: dict[str, _Maker] = {
     # distribution-spec v1.1.0, "Error Codes"
     "BLOB_UNKNOWN": _missing(BlobUnknownError),
-    "BLOB_UPLOAD_INVALID": UploadInvalidError,
+    "BLOB_UPLOAD_INVALID": _invalid(UploadInvalidError),
     "BLOB_UPLOAD_UNKNOWN": _missing(UploadUnknownError),
-    "DIGEST_INVALID": DigestInvalidError,
-    "MANIFEST_BLOB_UNKNOWN": ManifestBlobUnknownError,
-    "MANIFEST_INVALID": ManifestInvalidError,
+    "DIGEST_INVALID": _invalid(DigestInvalidError),
+    "MANIFEST_BLOB_UNKNOWN": _invalid(ManifestBlobUnknownError),
+    "MANIFEST_INVALID": _invalid(ManifestInvalidError),
     "MANIFEST_UNKNOWN": _missing(ManifestUnknownError),
-    "NAME_INVALID": NameInvalidError,
+    "NAME_INVALID": _invalid(NameInvalidError),
     "NAME_UNKNOWN": _missing(NameUnknownError),
-    "SIZE_INVALID": SizeInvalidError,
+    "SIZE_INVALID": _invalid(SizeInvalidError),
     "UNAUTHORIZED": lambda _, words: UnauthorizedError(words),
     "DENIED": lambda _, words: DeniedError(words),
     "UNSUPPORTED": lambda _, words: UnsupportedError(words),
     # Docker's registry, and pagepool's service
-    "TAG_INVALID": TagInvalidError,
-    "RANGE_INVALID": RangeInvalidError,
-    "REFERENCE_INVALID": ReferenceInvalidError,
-    "DIGEST_UNSUPPORTED": DigestUnsupportedError,
-    "LAYER_INVALID": LayerInvalidError,
+    "TAG_INVALID": _invalid(TagInvalidError),
+    "RANGE_INVALID": _invalid(RangeInvalidError),
+    "REFERENCE_INVALID": _invalid(ReferenceInvalidError),
+    "DIGEST_UNSUPPORTED": _invalid(DigestUnsupportedError),
+    "LAYER_INVALID": _invalid(LayerInvalidError),
     "PATH_UNKNOWN": _missing(PathUnknownError),
-    "STORE_FULL": lambda _, words: StoreFullError(words),
-    "READ_ONLY": lambda _, words: ReadOnlyError(words),
+    "STORE_FULL": _store_full,
+    "READ_ONLY": _read_only,
+    "CORRUPT": lambda name, words: CorruptError("content", name, words),
     "BUSY": lambda _, words: BusyError(words),
 }
 
@@ -95,7 +114,8 @@ _BY_STATUS: dict[int, _Maker] = {
     401: _BY_CODE["UNAUTHORIZED"],
     403: _BY_CODE["DENIED"],
     405: _BY_CODE["UNSUPPORTED"],
-    416: RangeInvalidError,
+    416: _invalid(RangeInvalidError),
+    422: _invalid(ImageInvalidError),
     507: _BY_CODE["STORE_FULL"],
 }
 
@@ -109,12 +129,15 @@ def error_of(response: httpx.Response, body: bytes, about: Subject) -> PagepoolE
         about: what was asked for.
     """
     code, message = parse_error_body(body)
+    if code == "UNSUPPORTED" and response.status_code == 422:
+        code = ""  # there is a request for which this image will not do; the route itself is supported
     words = message or f"{response.status_code} {response.reason_phrase}".strip()
     maker = _BY_CODE.get(code)
     if maker is None and response.status_code == 404:
         maker = _missing(about.missing)
     maker = maker or _BY_STATUS.get(response.status_code)
-    return maker(about.name, words) if maker else ResponseError(response.status_code, code, words)
+    name = about.repository if code.startswith("NAME_") and about.repository else about.name
+    return maker(name, words) if maker else ResponseError(response.status_code, code, words)
 
 
 def parse_error_body(body: bytes) -> tuple[str, str]:

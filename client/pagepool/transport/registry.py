@@ -155,7 +155,7 @@ class RegistryClient:
             Call(
                 "PUT",
                 f"/v2/{repository}/manifests/{reference}",
-                Subject(NameUnknownError, f"{repository}:{reference}"),
+                Subject(NameUnknownError, f"{repository}:{reference}", repository),
                 expect=(201, 202, 200),
                 headers={"Content-Type": manifest.media_type, "Content-Length": str(len(manifest.raw))},
                 body=lambda: iter((manifest.raw,)),
@@ -176,14 +176,16 @@ class RegistryClient:
             ManifestUnknownError: there is none.
             UnsupportedError: this registry does not delete, or not by tag.
         """
-        self._delete(repository, "manifests", reference, Subject(ManifestUnknownError, f"{repository}:{reference}"))
+        self._delete(
+            repository, "manifests", reference, Subject(ManifestUnknownError, f"{repository}:{reference}", repository)
+        )
 
     def referrers(self, repository: str, subject: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
         """The manifests whose subject is `subject`, those of one artifact type only if one is given."""
         call = Call(
             "GET",
             f"/v2/{repository}/referrers/{subject}",
-            Subject(ManifestUnknownError, str(subject)),
+            Subject(ManifestUnknownError, str(subject), repository),
             params=(("artifactType", artifact_type),) if artifact_type else (),
             headers={"Accept": mediatypes.OCI_INDEX},
             scope=_scope(repository),
@@ -202,7 +204,7 @@ class RegistryClient:
 
     def has_blob(self, repository: str, blob: Descriptor) -> bool:
         """Tell whether a repository has a blob, of the right size as far as the registry says."""
-        about = Subject(BlobUnknownError, str(blob.digest))
+        about = Subject(BlobUnknownError, str(blob.digest), repository)
         call = Call("HEAD", f"/v2/{repository}/blobs/{blob.digest}", about, scope=_scope(repository))
         try:
             response = self.session.request(call)
@@ -221,7 +223,7 @@ class RegistryClient:
 
     def open_raw_blob(self, repository: str, blob: Descriptor) -> Readable:
         """As `open_blob`, unchecked, for those who check themselves."""
-        about = Subject(BlobUnknownError, str(blob.digest))
+        about = Subject(BlobUnknownError, str(blob.digest), repository)
         call = Call("GET", f"/v2/{repository}/blobs/{blob.digest}", about, scope=_scope(repository))
         return ResumingReader(self.session, call, blob.size)
 
@@ -275,7 +277,7 @@ class RegistryClient:
             BlobUnknownError: the repository does not have it.
             UnsupportedError: this registry does not delete.
         """
-        self._delete(repository, "blobs", str(digest), Subject(BlobUnknownError, str(digest)))
+        self._delete(repository, "blobs", str(digest), Subject(BlobUnknownError, str(digest), repository))
 
     # -- parts -----------------------------------------------------------------------------------------------
 
@@ -284,7 +286,7 @@ class RegistryClient:
         return Call(
             method,
             f"/v2/{repository}/manifests/{reference}",
-            Subject(ManifestUnknownError, f"{repository}{joint}{reference}"),
+            Subject(ManifestUnknownError, f"{repository}{joint}{reference}", repository),
             headers={"Accept": _ACCEPT},
             scope=_scope(repository),
             limit=_MANIFEST_LIMIT,

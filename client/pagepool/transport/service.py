@@ -194,7 +194,7 @@ class ServiceClient:
             PendingError: its layers are still being read.
         """
         params = (("path", path), ("recursive", "true" if recursive else "false"))
-        url, about = f"{_image_url(name, reference)}/files", Subject(PathUnknownError, path)
+        url, about = f"{_image_url(name, reference)}/files", Subject(PathUnknownError, path, name)
         for entry in self._list(url, about, params, "entries", _after_entry):
             yield _file_entry(Object(entry, "entries", _complain))
 
@@ -271,7 +271,7 @@ def _image_url(name: str, reference: str) -> str:
 
 
 def _image_call(name: str, reference: str) -> Call:
-    about = Subject(ManifestUnknownError, f"{name}{'@' if ':' in reference else ':'}{reference}")
+    about = Subject(ManifestUnknownError, f"{name}{'@' if ':' in reference else ':'}{reference}", name)
     return Call("GET", _image_url(name, reference), about, expect=(200, 202))
 
 

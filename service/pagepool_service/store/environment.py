@@ -193,7 +193,8 @@ class Writer(Reader):
         removed = 0
         with self._txn.cursor(self._tables[table]) as cursor:
             found = cursor.set_range(prefix)
-            while found and bytes(cursor.key()).startswith(prefix):
+            # Behind the last record the cursor's key is empty.
+            while found and (key := bytes(cursor.key())) and key.startswith(prefix):
                 found = cursor.delete()
                 removed += 1
         return removed
@@ -317,7 +318,7 @@ class Environment:
                 self.on_panic()
             raise StoreFullError(f"the disk refused a write to the database header ({error})") from error
         except lmdb.Error as error:
-            raise _translated(error, self._path) from error
+            raise _translated(error, self._path, writing=True) from error
         self._count_mapped(writer.bytes_read)
 
     def check_readers(self) -> int:
@@ -347,10 +348,13 @@ class Environment:
         self._mapped.release()
 
 
-def _translated(error: Exception, path: Path) -> PagepoolError:
+def _translated(error: Exception, path: Path, *, writing: bool = False) -> PagepoolError:
     """LMDB's and the system's errors in our own words."""
     text = str(error)
-    number = error.errno if isinstance(error, OSError) else None
+    number = error.errno if isinstance(error, OSError) else getattr(error, "code", None)
+    # A write that the disk takes only a part of, as one that is about to be full does, is EIO to LMDB.
+    if writing and number in (errno.EIO, errno.EFBIG):
+        return StoreFullError(f"the disk under {path} refused a write: {text}")
     if isinstance(error, lmdb.MapFullError):
         return StoreFullError(f"the database has reached its largest size of {MAP_SIZE} bytes")
     if isinstance(error, lmdb.DiskError) or number in (errno.ENOSPC, errno.EDQUOT) or "quota" in text.lower():

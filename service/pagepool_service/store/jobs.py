@@ -55,6 +55,12 @@ class JobQueue:
         with self._env.read() as txn:
             return next(self._open(txn, slot), None)
 
+    def begin_recipe(self, txn: Writer, job: Job) -> Job:
+        """Note a new recipe id in a job that was begun, so that what a crash leaves of it can be found."""
+        begun = replace(job, recipe=take_number(txn, "recipe"))
+        txn.put(Table.JOBS, begun.key, begun.encode())
+        return begun
+
     def put_back(self, job: Job) -> None:
         """Free a job whose attempt failed for a reason of the store's (full, read-only): it does not count."""
         with self._env.write() as txn:

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest
-from pagepool.errors import CorruptError
+from pagepool.errors import CorruptError, DigestInvalidError
 from pagepool.extents import EXTENT_SIZE
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _RECIPE_KEY = struct.Struct(">QQ")
 _BLOB_HEAD = struct.Struct(">BBBQQ32s")
 _LAYER = struct.Struct(">QQQQ")
 _JOB_KEY = struct.Struct(">BQ")
+_JOB = struct.Struct(">BBQ")
 
 
 def u64(number: int) -> bytes:
@@ -153,7 +154,7 @@ class BlobRecord:
             reason_end = diff_size + 2 + int.from_bytes(rest[diff_size : diff_size + 2], "big")
             reason = rest[diff_size + 2 : reason_end].decode(errors="replace")
             kind, layer = ContentKind(content), LayerState(state)
-        except (struct.error, ValueError) as error:
+        except (struct.error, ValueError, DigestInvalidError) as error:
             raise CorruptError("blob", name, f"its record cannot be read: {error}") from error
         return cls(kind, layer, size, created, digest, diff, reason, rest[reason_end:])
 
@@ -206,6 +207,7 @@ class Job:
     Args:
         attempts: how often it was begun, over crashes.
         owner: 0 while it is free, else 1 + the slot of the maintenance process that works on it.
+        recipe: id of the recipe that the last attempt began; 0 for none. Its chunks are roots of what they name.
     """
 
     kind: JobKind
@@ -213,6 +215,7 @@ class Job:
     blob: Digest
     attempts: int = 0
     owner: int = 0
+    recipe: int = 0
 
     @property
     def key(self) -> bytes:
@@ -221,14 +224,15 @@ class Job:
 
     def encode(self) -> bytes:
         """The payload in `jobs`."""
-        return bytes((self.attempts, self.owner)) + self.blob.key
+        return _JOB.pack(self.attempts, self.owner, self.recipe) + self.blob.key
 
     @classmethod
     def decode(cls, key: bytes, payload: memoryview) -> Job:
         """Read it back."""
         try:
             kind, number = _JOB_KEY.unpack(key)
-            blob = Digest.from_key(bytes(payload[2:]))
-            return cls(JobKind(kind), number, blob, payload[0], payload[1])
-        except (struct.error, ValueError, IndexError) as error:
+            attempts, owner, recipe = _JOB.unpack_from(payload)
+            blob = Digest.from_key(bytes(payload[_JOB.size :]))
+            return cls(JobKind(kind), number, blob, attempts, owner, recipe)
+        except (struct.error, ValueError, DigestInvalidError) as error:
             raise CorruptError("job", key.hex(), f"its record cannot be read: {error}") from error

@@ -54,7 +54,8 @@ def _of_registry(connection: Connection) -> Iterator[Mapping[str, Any]]:
         for tag in tags:
             found = registry.head_manifest(name, tag)
             if found is not None:
-                yield {"name": name, "tag": tag, "digest": str(found.digest), "media_type": found.media_type}
+                said = {"name": name, "tag": tag, "digest": str(found.digest), "media_type": found.media_type}
+                yield said | dict.fromkeys(("size", "platform", "created", "state"))
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -62,8 +63,16 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         output.pick(row, "name"),
         output.pick(row, "tag"),
         output.short_digest(output.pick(row, "digest")),
-        platform_text(row.get("platform")),
+        _platforms(row),
         output.human_size(row.get("size")),
         output.pick(row, "created")[:19].replace("T", " "),
         output.pick(row, "state"),
     )
+
+
+def _platforms(row: Mapping[str, Any]) -> str:
+    """The platform of an image, or those of an index."""
+    listed = row.get("platforms")
+    if isinstance(listed, list) and listed:
+        return ",".join(str(one) for one in listed[:3]) + (",…" if len(listed) > 3 else "")
+    return platform_text(row.get("platform"))

@@ -56,14 +56,14 @@ def _of_registry(connection: Connection, reference: Reference) -> dict[str, Any]
         "reference": reference.target,
         "digest": str(pulled.descriptor.digest),
         "media_type": pulled.descriptor.media_type,
-        "size": pulled.descriptor.size,
     }
     if isinstance(manifest, Index):
         return found | {"manifests": [entry.to_json() for entry in manifest.manifests]}
+    found["size"] = sum(blob.size for blob in manifest.blobs)
     diff_ids: tuple[object, ...] = ()
     if manifest.is_image:
         config = parse_config(_read(connection, reference.repository, manifest.config))
-        found |= {"platform": str(config.platform), "created": config.created, "config": config.run.to_json()}
+        found |= {"platform": config.platform.to_json(), "config": json.loads(config.raw)}
         diff_ids = config.diff_ids
     return found | {"layers": _layers(manifest, diff_ids)}
 
@@ -88,13 +88,15 @@ def _layers(manifest: Manifest, diff_ids: tuple[object, ...]) -> list[dict[str, 
 
 
 def _print(found: Mapping[str, Any]) -> None:
-    config = found.get("config") or {}
+    document = found.get("config")
+    document = document if isinstance(document, dict) else {}
+    config = document.get("config")
     lines = {
         "Name": f"{output.pick(found, 'name')} ({output.pick(found, 'reference')})",
         "Digest": output.pick(found, "digest"),
         "Type": output.pick(found, "media_type"),
         "Platform": platform_text(found.get("platform")),
-        "Created": output.pick(found, "created"),
+        "Created": output.pick(document, "created"),
         "State": ": ".join(part for part in (output.pick(found, "state"), output.pick(found, "reason")) if part),
     }
     if isinstance(config, dict):

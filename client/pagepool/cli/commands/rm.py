@@ -9,7 +9,7 @@ import click
 from pagepool.cli import output
 from pagepool.cli.connect import Connection, ServerOptions, connect, on_server
 from pagepool.cli.options import ReferenceType, output_options, server_options
-from pagepool.errors import DigestInvalidError, UnsupportedError
+from pagepool.errors import DigestInvalidError, ManifestUnknownError, UnsupportedError
 from pagepool.oci import Reference
 
 
@@ -51,7 +51,7 @@ def _delete(connection: Connection, reference: Reference) -> None:
             raise
         found = connection.registry.head_manifest(reference.repository, reference.target)
         if found is None:
-            raise
+            raise ManifestUnknownError(str(reference)) from None
         whole = reference.with_digest(found.digest)
         raise UnsupportedError(
             f"{connection.session.where} does not delete single tags; this deletes the image with all its tags: "

@@ -12,8 +12,6 @@ from pagepool.cli.connect import ServerOptions, connect
 from pagepool.cli.options import output_options, server_options
 from pagepool.errors import NotFoundError
 
-_PLAIN_NUMBERS = ("count", "images", "layers", "members", "objects", "files", "tags", "manifests", "repositories")
-
 
 @click.command(name="stats", short_help="Show sizes, and what sharing saves.")
 @output_options
@@ -45,35 +43,32 @@ def command(**server: Unpack[ServerOptions]) -> None:
         _print_images([image for image in images if isinstance(image, dict)])
 
 
-def _print_total(total: Mapping[str, Any], indent: str = "") -> None:
+def _print_total(total: Mapping[str, Any]) -> None:
     """All fields, whatever they are; groups indented below their name."""
-    simple = {name: value for name, value in total.items() if not isinstance(value, dict | list)}
-    width = max((len(name) for name in simple), default=0) + 2
-    for name, value in simple.items():
-        output.print_line(f"{indent}{output.printable(name.replace('_', ' ')):<{width}}{_show(name, value):>12}")
+    _print_group({name: value for name, value in total.items() if not isinstance(value, dict | list)}, "", "")
     for name, value in total.items():
         if isinstance(value, dict):
-            output.print_line(f"{indent}{output.printable(name.replace('_', ' '))}:")
-            # A group of sizes often has names without the word: stored {extents, opaque, …}.
-            as_bytes = {
-                key if key.endswith(("_bytes", "ratio")) or not isinstance(inner, int) else f"{key}_bytes": inner
-                for key, inner in value.items()
-            }
-            named = as_bytes if name in ("stored", "disk") else value
-            _print_group({key.removesuffix("_bytes"): (key, inner) for key, inner in named.items()}, indent + "  ")
+            output.print_line(f"{_label(name)}:")
+            # Fields of the group of sizes are not called bytes each: stored {extents, opaque, …}.
+            _print_group(value, "  ", "bytes" if name == "stored" else "")
 
 
-def _print_group(group: Mapping[str, tuple[str, Any]], indent: str) -> None:
-    width = max((len(name) for name in group), default=0) + 2
-    for name, (field, value) in group.items():
-        output.print_line(f"{indent}{output.printable(name.replace('_', ' ')):<{width}}{_show(field, value):>12}")
+def _print_group(group: Mapping[str, Any], indent: str, unit: str) -> None:
+    width = max((len(_label(name)) for name in group), default=0) + 2
+    for name, value in group.items():
+        if not isinstance(value, dict | list):
+            output.print_line(f"{indent}{_label(name):<{width}}{_show(name + unit, value):>12}")
+
+
+def _label(name: str) -> str:
+    return output.printable(name.removesuffix("_bytes").replace("_", " "))
 
 
 def _print_images(images: list[dict[str, Any]]) -> None:
     fields = [name for name, value in images[0].items() if not isinstance(value, dict | list)]
     rows = [[_show(field, image.get(field)) for field in fields] for image in images]
     right = [at for at, field in enumerate(fields) if isinstance(images[0][field], int | float)]
-    output.print_table([field.removesuffix("_bytes").replace("_", " ").upper() for field in fields], rows, right)
+    output.print_table([_label(field).upper() for field in fields], rows, right)
 
 
 def _show(name: str, value: Any) -> str:
