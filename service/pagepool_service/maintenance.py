@@ -30,7 +30,7 @@ from pagepool.image import Limits
 from pagepool_service.allocator import keep_large_blocks
 from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
 from pagepool_service.inflate import Compression, InflateLimits, inflate
-from pagepool_service.ingest import LayerIngest
+from pagepool_service.ingest import LayerIngest, discard_recipe
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import rebuild
 from pagepool_service.store.schema import ContentKind, JobKind, LayerState
@@ -167,11 +167,9 @@ class Maintenance:
         except CorruptError as error:
             self._heal(job, record, error)
         else:
-            self._ready(job, record, compression, ingest, result)
+            self._ready(job, record, compression, result)
 
-    def _ready(
-        self, job: Job, record: BlobRecord, compression: Compression, ingest: LayerIngest, result: Ingested
-    ) -> None:
+    def _ready(self, job: Job, record: BlobRecord, compression: Compression, result: Ingested) -> None:
         """Make the layer visible, and its blob with it."""
         key = result.diff_id.key
         plain = compression is Compression.NONE
@@ -179,6 +177,8 @@ class Maintenance:
             known = txn.get(Table.LAYERS, key)
             if known is None:
                 txn.put(Table.LAYERS, key, result.layer.encode())
+            else:  # the same tar was there, compressed in another way: its recipe serves both
+                discard_recipe(txn, result.layer.recipe)
             done = replace(record, state=LayerState.READY, diff_id=result.diff_id)
             if plain:
                 done = done.settled_as(ContentKind.RECIPE)
@@ -187,8 +187,6 @@ class Maintenance:
             if txn.has(Table.BLOBS, job.blob.key):
                 self._store.blobs.update(txn, job.blob, done)
             self._store.jobs.finish(txn, job)
-        if known is not None:  # the same tar was there, compressed in another way: its recipe serves both
-            ingest.discard()
         if plain:
             self._store.blobs.forget_file(job.blob)
         log.info("layer %s ready: diff_id %s, %d members", job.blob, result.diff_id, result.layer.members)
