@@ -45,7 +45,7 @@ class RecipeWriter:
     After any append, and after `finish`, take chunks until there is none. Encoding happens in `take_chunk`.
 
     Args:
-        level: zstd level. 9 costs a hundredth of the time that hashing takes; higher gains nothing.
+        level: zstd level. 3 makes recipes 4 % larger than 9; above 9 nothing is gained.
     """
 
     def __init__(self, level: int = LEVEL) -> None:

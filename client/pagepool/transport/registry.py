@@ -155,7 +155,7 @@ class RegistryClient:
             Call(
                 "PUT",
                 f"/v2/{repository}/manifests/{reference}",
-                Subject(NameUnknownError, f"{repository}:{reference}", repository),
+                Subject(NameUnknownError, _named(repository, reference), repository),
                 expect=(201, 202, 200),
                 headers={"Content-Type": manifest.media_type, "Content-Length": str(len(manifest.raw))},
                 body=lambda: iter((manifest.raw,)),
@@ -177,7 +177,7 @@ class RegistryClient:
             UnsupportedError: this registry does not delete, or not by tag.
         """
         self._delete(
-            repository, "manifests", reference, Subject(ManifestUnknownError, f"{repository}:{reference}", repository)
+            repository, "manifests", reference, Subject(ManifestUnknownError, _named(repository, reference), repository)
         )
 
     def referrers(self, repository: str, subject: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
@@ -282,11 +282,10 @@ class RegistryClient:
     # -- parts -----------------------------------------------------------------------------------------------
 
     def _manifest_call(self, method: str, repository: str, reference: str) -> Call:
-        joint = "@" if ":" in reference else ":"
         return Call(
             method,
             f"/v2/{repository}/manifests/{reference}",
-            Subject(ManifestUnknownError, f"{repository}{joint}{reference}", repository),
+            Subject(ManifestUnknownError, _named(repository, reference), repository),
             headers={"Accept": _ACCEPT},
             scope=_scope(repository),
             limit=_MANIFEST_LIMIT,
@@ -318,6 +317,10 @@ class RegistryClient:
 
 def _scope(repository: str, actions: str = "pull") -> str:
     return f"repository:{repository}:{actions}"
+
+
+def _named(repository: str, reference: str) -> str:
+    return f"{repository}{'@' if ':' in reference else ':'}{reference}"
 
 
 def _said_digest(response: httpx.Response) -> Digest | None:
