@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -58,10 +59,10 @@ def configure(settings: Settings) -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     """Leave out what was logged where it happened, and what is usual.
 
-    A body that broke off is raised on to close its connection. Clients that do not know yet whether the service
-    speaks TLS try it first.
+    A body that broke off is raised on to close its connection; a request that is cut off at the end was. Clients that
+    do not know yet whether the service speaks TLS try it first.
     """
     error = record.exc_info[1] if record.exc_info else None
     if record.msg == "Invalid HTTP request received.":
         return logging.getLogger().level <= logging.DEBUG
-    return not isinstance(error, BrokenOffError)
+    return not isinstance(error, (BrokenOffError, asyncio.CancelledError))

@@ -284,12 +284,14 @@ class Maintenance:
     def _store_batch(self, batch: list[tuple[bytes, bytes]], compress: bool) -> None:
         extents = self._store.extents
         with self._store.env.read() as reader:
-            new = {digest: data for digest, data in batch if extents.find(reader, digest) is None}
+            # Compared, not only looked up: the spool file that could mend a damaged extent goes when this is done.
+            new = {digest: data for digest, data in batch if not extents.is_sound(reader, digest)}
         listed = list(new.items())
         step = FRAME_SIZE // EXTENT_SIZE
         groups = [listed[index : index + step] for index in range(0, len(listed), step)]
         frames = [encode_frame(group, Role.OPAQUE, compress=compress) for group in groups]
         with self._store.env.write(reserve=sum(len(frame.payload) for frame in frames)) as txn:
+            extents.forget_unsound(txn, new)
             extents.put_frames(txn, frames)
 
     def _wait(self, wake_fd: int, timeout_s: float) -> None:

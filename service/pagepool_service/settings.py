@@ -28,7 +28,7 @@ _UNITS = {
     "gi": 1 << 30,
     "ti": 1 << 40,
 }
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?")
 _LISTEN = re.compile(r"(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):)?([0-9]{1,5})")
 DEFAULT_PORT = 5000
 

@@ -107,7 +107,7 @@ class Supervisor:
         ]
         if not settings.read_only and (maintain := _maintenance()) is not None:
             self._children += [
-                Child(f"maintenance {slot + 1}", partial(maintain, settings, wake_fd, slot))
+                Child(f"maintenance {slot + 1}", partial(_maintain, maintain, listener, settings, wake_fd, slot))
                 for slot in range(settings.ingest_processes)
             ]
         try:
@@ -116,8 +116,9 @@ class Supervisor:
                 self._announce(address_of(listener))
                 self._supervise()
         finally:
-            self._end()
+            # First, so that nobody's connection waits for an answer until the last process has ended.
             listener.close()
+            self._end()
             for fd in (wake_fd, ready_read, ready_write):
                 os.close(fd)
             if lock_fd is not None:
@@ -278,6 +279,13 @@ def _maintenance() -> Callable[[Settings, int, int], None] | None:
         log.warning("layers are not read: %s", error)
         return None
     return run
+
+
+def _maintain(
+    maintain: Callable[[Settings, int, int], None], listener: socket.socket, settings: Settings, wake_fd: int, slot: int
+) -> None:
+    listener.close()
+    maintain(settings, wake_fd, slot)
 
 
 def _fork(run: Callable[[], None], settings: Settings) -> int:

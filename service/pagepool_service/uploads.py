@@ -86,8 +86,7 @@ class Uploads:
         Raises:
             ReadOnlyError, StoreFullError: it cannot be made.
         """
-        if self._store.env.readonly:
-            raise ReadOnlyError("it was opened read-only")
+        self._check_writable()
         session = Session(str(uuid.uuid4()), repository, algorithm)
         text = json.dumps({"repository": repository, "algorithm": algorithm, "created": int(time.time())})
         try:
@@ -116,15 +115,17 @@ class Uploads:
         Raises:
             UploadUnknownError: no such session in this repository.
             UploadBusyError: another request is writing to it.
+            ReadOnlyError: nobody may.
         """
+        self._check_writable()
         session = self._session(repository, session_id)
         path = self._path(session_id)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno == errno.EROFS:
-                raise ReadOnlyError(str(error.strerror)) from error
+        except FileNotFoundError:
             raise UploadUnknownError(session_id) from None
+        except OSError as error:
+            raise _translated(error) from error
         try:
             _lock_file(fd, path, session_id)
             return OpenUpload(self, session, path, fd, self._take_summer(session, os.fstat(fd).st_size))
@@ -193,6 +194,10 @@ class Uploads:
             while len(self._summers) > _SUMMERS_KEPT:
                 self._summers.popitem(last=False)
 
+    def _check_writable(self) -> None:
+        if self._store.env.readonly:
+            raise ReadOnlyError("it was opened read-only")
+
     def _take_summer(self, session: Session, size: int) -> Summer | None:
         with self._lock:
             summer = self._summers.pop(session.id, None)
@@ -243,9 +248,12 @@ class OpenUpload:
         Raises:
             LimitError: the blob would be larger than allowed.
             StoreFullError, ReadOnlyError: they cannot be written.
+            UploadUnknownError: it was closed meanwhile.
         """
         size = sum(map(len, pieces))
         with self._lock:
+            if self._fd < 0:
+                raise UploadUnknownError(self.session.id)
             self._uploads.check_size(self.size + size)
             self._room -= size
             if self._room < 0:
@@ -259,12 +267,7 @@ class OpenUpload:
     def truncate(self, size: int) -> None:
         """Go back to an earlier size."""
         with self._lock:
-            if size == self.size:
-                return
-            os.ftruncate(self._fd, size)
-            self.size = size
-            # A hash cannot be taken back.
-            self._summer = Summer(self.session.algorithm) if size == 0 else None
+            self._truncate(size)
 
     def finish(self, digest: Digest, also: Callable[[Writer], None]) -> None:
         """Make the session's bytes a blob. On return it is durable, and the session is gone.
@@ -295,15 +298,29 @@ class OpenUpload:
             self._summer = None
             self._uploads.forget(self.session.id)
 
-    def close(self) -> None:
-        """Give the right back. Waits for a write that is going on in another thread."""
+    def close(self, size: int | None = None) -> None:
+        """Give the right back. Quick; but it waits for a write that is going on in another thread.
+
+        Args:
+            size: go back to this size first; a write that has not begun yet will not.
+        """
         with self._lock:
             if self._fd < 0:
                 return
+            if size is not None:
+                self._truncate(size)
             if self._summer is not None and self._summer.size == self.size > 0:
                 self._uploads.keep_summer(self.session.id, self._summer)
             os.close(self._fd)
             self._fd = -1
+
+    def _truncate(self, size: int) -> None:
+        if size == self.size:
+            return
+        os.ftruncate(self._fd, size)
+        self.size = size
+        # A hash cannot be taken back.
+        self._summer = Summer(self.session.algorithm) if size == 0 else None
 
     def _append(self, pieces: Sequence[bytes]) -> None:
         end = self.size + sum(map(len, pieces))

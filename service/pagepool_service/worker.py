@@ -10,6 +10,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -103,8 +104,11 @@ def run_worker(settings: Settings, listener: socket.socket, wake_fd: int, ready_
 
 
 def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listener])
+    # The server puts back the handlers it found and raises the signal once more when it is done; by default that
+    # would end the process before the requests that were cut off have put their uploads in order.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.handle_exit)
+    server.run(sockets=[listener])
 
 
 def _wake(wake_fd: int) -> None:

@@ -24,8 +24,8 @@ http: {{addr: "127.0.0.1:0"}}
 {auth}
 """
 _AUTH = 'auth: {{htpasswd: {{realm: test, path: "{path}"}}}}'
-# bcrypt of "secret", made by htpasswd -nbB user secret
-_HTPASSWD = "user:$2y$05$Xjmm7yfn0tX0EcKuXnrHlOTB6FbMnp85CCBTVDuQh3lFybbRURkRi\n"
+# bcrypt of "secret"; docker-registry takes no other kind.
+_HTPASSWD = "user:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,12 @@ def docker_registry(directory: Path, htpasswd: bool = False) -> Iterator[Peer]:
                 break
         else:
             raise AssertionError("docker-registry did not start:\n" + "".join(seen))
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # or it blocks when the pipe is full
+        drain = threading.Thread(target=process.stderr.read, daemon=True)  # or it blocks when the pipe is full
+        drain.start()
         yield Peer(match[1], root)
-    finally:
         process.terminate()
+        drain.join(30)
+    finally:
+        process.kill()
         process.wait(timeout=30)
+        process.stderr.close()

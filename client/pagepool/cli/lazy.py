@@ -21,15 +21,15 @@ class LazyGroup(click.Group):
 
     def __init__(self, *args: object, lazy: Mapping[str, str], **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self._lazy = lazy
+        self.lazy = lazy
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """All names, the client's first."""
-        return [*self._lazy, *sorted(plugins.names().keys() - self._lazy.keys())]
+        return [*self.lazy, *sorted(plugins.names().keys() - self.lazy.keys())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Import one."""
-        if cmd_name not in self._lazy:
+        if cmd_name not in self.lazy:
             return plugins.load(cmd_name)
         module = importlib.import_module(f"pagepool.cli.commands.{cmd_name}")
         command = module.command
@@ -38,8 +38,8 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """The list of commands, without importing any."""
-        served = {name: text for name, text in plugins.names().items() if name not in self._lazy}
-        for title, lines in (("Commands", self._lazy), ("Service commands", served)):
+        served = {name: text for name, text in plugins.names().items() if name not in self.lazy}
+        for title, lines in (("Commands", self.lazy), ("Service commands", served)):
             if lines:
                 with formatter.section(title):
                     formatter.write_dl(list(lines.items()))

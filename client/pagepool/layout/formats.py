@@ -122,11 +122,14 @@ def _open_plain(path: Path) -> BinaryIO:
             if not head.startswith(_COMPRESSED):
                 return file
         spool = tempfile.TemporaryFile(prefix="pagepool-")  # noqa: SIM115 - it is returned, and closed by TarFiles
-        with translated(Path(tempfile.gettempdir()) / "spool"):
-            for plain in inflate(iter(lambda: file.read(CHUNK_SIZE), b""), str(path)):
-                spool.write(plain)
-            spool.flush()
-        spool.seek(0)
+        try:
+            with translated(Path(tempfile.gettempdir()) / "spool"):
+                for plain in inflate(iter(lambda: file.read(CHUNK_SIZE), b""), str(path)):
+                    spool.write(plain)
+                spool.seek(0)
+        except BaseException:
+            spool.close()
+            raise
     except BaseException:
         file.close()
         raise

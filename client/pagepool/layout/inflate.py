@@ -17,6 +17,8 @@ from pagepool.errors import LayerInvalidError
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PIECE = 1 << 20
 _MAX_WINDOW = 1 << 30
+# One call returns all that its input decompresses to, and 4 bytes can stand for a block of 128 KiB.
+_ZSTD_STEP = 2 << 10
 
 
 def inflate(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
@@ -69,24 +71,20 @@ def _gzip(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
 
 def _zstd(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     frame = _new_frame()
-    begun = False
     for chunk in chunks:
-        data = chunk
-        while data:
+        view = memoryview(chunk)
+        while view:
             if frame.eof:
                 frame = _new_frame()
-            begun = True
-            # Fed in small pieces, because one call returns all that its input decompresses to.
-            piece, data = data[: 16 << 10], data[16 << 10 :]
+            piece = view[:_ZSTD_STEP]
             try:
                 plain = frame.decompress(piece)
             except zstandard.ZstdError as error:
                 raise LayerInvalidError(name, f"damaged zstd: {error}") from None
             if plain:
                 yield plain
-            if frame.eof:
-                data = frame.unused_data + data
-    if begun and not frame.eof:
+            view = view[len(piece) - (len(frame.unused_data) if frame.eof else 0) :]
+    if not frame.eof:
         raise LayerInvalidError(name, "zstd data ends early")
 
 

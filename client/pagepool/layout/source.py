@@ -8,6 +8,7 @@ schema 2, the config as it is, the layers as they lie in the archive.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pagepool.digest import Digest, new_hasher
@@ -130,8 +131,12 @@ def _names(entry: Descriptor) -> set[str]:
     """What an entry may be called: its annotations, the tag alone if they hold a whole name, and its digest."""
     names = {entry.ref_name, entry.annotations.get(CONTAINERD_NAME, "")} - {""}
     tags = {name.rsplit(":", 1)[1] for name in names if ":" in name.rsplit("/", 1)[-1]}
-    familiar = {name.removeprefix("docker.io/").removeprefix("library/") for name in names}
-    return names | tags | familiar | {str(entry.digest), f"@{entry.digest}"}
+    return names | tags | _familiar(names) | {str(entry.digest), f"@{entry.digest}"}
+
+
+def _familiar(names: Iterable[str]) -> set[str]:
+    """The names as people write them, where Docker's tools spell them out."""
+    return {name.removeprefix("docker.io/").removeprefix("library/") for name in names}
 
 
 def _offer(entries: tuple[Descriptor, ...]) -> str:
@@ -252,4 +257,5 @@ def _choose_saved(images: list[_Saved], name: str | None, where: str) -> _Saved:
 
 def _saved_names(image: _Saved) -> set[str]:
     tails = {tag.rsplit(":", 1)[1] for tag in image.tags if ":" in tag.rsplit("/", 1)[-1]}
-    return set(image.tags) | tails | {tag.removesuffix(":latest") for tag in image.tags}
+    names = set(image.tags) | _familiar(image.tags)
+    return names | tails | {name.removesuffix(":latest") for name in names}

@@ -138,9 +138,10 @@ class Authorizer:
                 with self._lock:
                     self._basic = True
                 return self._credentials.basic
-        raise UnauthorizedError(self._complaint())
+        raise UnauthorizedError(self.complaint())
 
-    def _complaint(self) -> str:
+    def complaint(self) -> str:
+        """What to tell the user after a refusal."""
         if self._credentials.username:
             return f"{self._host} does not accept the credentials of {self._credentials.username}"
         return f"{self._host} asks for credentials, and there are none for it"
@@ -180,7 +181,7 @@ class Authorizer:
 
     def _read_token(self, response: httpx.Response) -> tuple[str, float]:
         if response.status_code in (400, 401, 403):
-            raise UnauthorizedError(self._complaint())
+            raise UnauthorizedError(self.complaint())
         if not response.is_success:
             # Handled as the registry's own failure: it is tried again.
             raise httpx.RemoteProtocolError(

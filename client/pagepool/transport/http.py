@@ -22,7 +22,7 @@ from typing import Self
 
 import httpx
 
-from pagepool.errors import InvalidError, LimitError, UnreachableError
+from pagepool.errors import InvalidError, LimitError, UnauthorizedError, UnreachableError
 from pagepool.transport.answers import Subject, error_of
 from pagepool.transport.auth import Authorizer, Credentials, add_params
 from pagepool.transport.retry import RETRY_STATUSES, RetryPolicy
@@ -226,7 +226,11 @@ class Session:
         if not challenges:
             return response
         _close(response)
-        return self._send(call, url, self._authorizer.answer(challenges, call.scope, header))
+        response = self._send(call, url, self._authorizer.answer(challenges, call.scope, header))
+        if response.status_code == 401:
+            _close(response)
+            raise UnauthorizedError(self._authorizer.complaint())
+        return response
 
     def _send(self, call: Call, url: httpx.URL, authorization: str) -> httpx.Response:
         headers = dict(call.headers)

@@ -239,7 +239,6 @@ class RegistryClient:
         """Upload a blob, unless the registry has it or can mount it from a repository of its own.
 
         Args:
-            repository: repository name.
             blob: what it is; the content is checked against it on its way out.
             open_content: opens the content at its beginning; called again if an upload must start anew.
             mount_from: a repository of the same registry that may have it.
@@ -260,9 +259,8 @@ class RegistryClient:
             location = start_upload(self.session, repository, scope, blob.digest, mount_from)
             if location is None:
                 return False
-            upload = BlobUpload(self.session, scope, blob, open_content, progress)
             try:
-                upload.run(location)
+                BlobUpload(self.session, scope, blob, open_content, progress).run(location)
                 break
             except UploadUnknownError:
                 # Restarted, or committed what we sent and lost the answer. `has_blob` tells.

@@ -83,7 +83,7 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _fork(mask: set[signal.Signals]) -> int:
+def _fork(mask: set[int | signal.Signals]) -> int:
     parent = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -111,7 +111,10 @@ def _wait(child: int, ending: set[signal.Signals]) -> tuple[int, int]:
             return info.si_signo, 0
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is not None:
-            return 0, ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
+            if ended.si_code == os.CLD_EXITED:
+                return 0, ended.si_status
+            click.echo(f"pagepool: error: it was killed by {signal.Signals(ended.si_status).name}", err=True)
+            return 0, 128 + ended.si_status
 
 
 def _end_group(group: int) -> None:

@@ -98,10 +98,10 @@ async def begin_upload(
         await _take_body(request, service, upload)
         await service.threads.run(upload.finish, claimed, service.registry.linker(name, claimed))
     except BaseException:
-        await service.threads.run(upload.remove)
+        upload.remove()
         raise
     finally:
-        await service.threads.run(upload.close)
+        upload.close()
     return _created(name, claimed)
 
 
@@ -132,7 +132,7 @@ async def write_upload(request: Request, service: Service, name: Repository, ses
     except RangeInvalidError as error:
         return render(error, **_session_headers(name, session, upload.size))
     finally:
-        await service.threads.run(upload.close)
+        upload.close()
     return _accepted(service, name, session, upload.size)
 
 
@@ -164,7 +164,7 @@ async def finish_upload(
         await service.threads.run(upload.truncate, before)
         raise
     finally:
-        await service.threads.run(upload.close)
+        upload.close()
     return _created(name, claimed)
 
 
@@ -180,7 +180,7 @@ async def cancel_upload(service: Service, name: Repository, session: Session) ->
     try:
         await service.threads.run(upload.remove)
     finally:
-        await service.threads.run(upload.close)
+        upload.close()
     return Response(status_code=204)
 
 
@@ -226,6 +226,10 @@ async def _take_body(request: Request, service: Context, upload: OpenUpload) -> 
     except ClientDisconnect:
         if expected is not None:
             await service.threads.run(upload.truncate, before)
+        raise
+    except asyncio.CancelledError:
+        # The service ends, and its threads with it: not in one of them.
+        upload.close(None if expected is None else before)
         raise
     except PagepoolError:
         await service.threads.run(upload.truncate, before)

@@ -11,12 +11,21 @@ Every read checks BLAKE3 of each extent (or the checksum of its frame) before a 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import time
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest
-from pagepool.errors import BlobUnknownError, CorruptError, RangeInvalidError, StoreFullError
+from pagepool.errors import (
+    BlobUnknownError,
+    CorruptError,
+    InvalidError,
+    PagepoolError,
+    RangeInvalidError,
+    StoreFullError,
+)
 from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
 
 from pagepool_service.encoders import Encoder, checked
@@ -32,6 +41,8 @@ if TYPE_CHECKING:
     from pagepool_service.store.extents import ExtentStore
     from pagepool_service.store.jobs import JobQueue
     from pagepool_service.store.sums import Sums
+
+log = logging.getLogger("pagepool.store")
 
 BATCH_SIZE = 1 << 20  # bytes returned at a time, and read in one transaction
 
@@ -55,8 +66,7 @@ class BlobStore:
     def admit(self, source: Path, sums: Sums, also: Callable[[Writer], None]) -> None:
         """Take a verified file in as a blob. On return it is durable and `source` is gone.
 
-        Idempotent: a blob that is there already stays as it is. On an error `source` may be left, nothing
-            else.
+        Idempotent: a blob that is there already stays as it is. On an error `source` is left, and nothing else.
 
         Args:
             source: the file; its bytes are those `sums` was computed over.
@@ -69,16 +79,23 @@ class BlobStore:
             self.admit_bytes(source.read_bytes(), sums, also)
             source.unlink(missing_ok=True)
             return
-        if not self.exists(sums.digest):
+        is_new = not self.exists(sums.digest)
+        if is_new:
             _sync_file(source)
-        with self._env.write(reserve=len(sums.extents) * 36 + 4096) as txn:
-            if not txn.has(Table.BLOBS, sums.digest.key):
-                # Renamed under the writer lock, as `forget_file` unlinks under it: a blob that is removed and
-                # pushed again at the same time cannot lose its new file.
-                self._into_spool(source, sums.digest)
-                self._extents.put_object(txn, sums.object, sums.size, sums.extents)
-                self._add_record(txn, sums, ContentKind.SPOOL)
-            also(txn)
+        try:
+            with self._env.write(reserve=len(sums.extents) * 36 + 4096) as txn:
+                if not txn.has(Table.BLOBS, sums.digest.key):
+                    if not is_new:  # removed since
+                        _sync_file(source)
+                    # Renamed under the writer lock, as `forget_file` unlinks under it: a blob that is removed and
+                    # pushed again at the same time cannot lose its new file.
+                    self._into_spool(source, sums.digest)
+                    self._extents.put_object(txn, sums.object, sums.size, sums.extents)
+                    self._add_record(txn, sums, ContentKind.SPOOL)
+                also(txn)
+        except BaseException:
+            self._out_of_spool(source, sums.digest)
+            raise
         source.unlink(missing_ok=True)
         self._wake()
 
@@ -87,7 +104,8 @@ class BlobStore:
         frame = encode_frame([(sums.object, data)], Role.OPAQUE) if data else None
         with self._env.write(reserve=len(data) + 4096) as txn:
             if not txn.has(Table.BLOBS, sums.digest.key):
-                if frame and self._extents.find(txn, sums.object) is None:
+                if frame:
+                    self._extents.forget_unsound(txn, [sums.object])
                     self._extents.put_frames(txn, [frame])
                 self._add_record(txn, sums, ContentKind.OBJECT)
             also(txn)
@@ -100,6 +118,15 @@ class BlobStore:
             sync_directory(target.parent)
         except OSError as error:
             raise StoreFullError(f"cannot keep {digest}: {error.strerror}") from error
+
+    def _out_of_spool(self, source: Path, digest: Digest) -> None:
+        """Undo `_into_spool` after its transaction failed, so that the upload can be finished later."""
+        if source.exists():
+            return
+        # Under the writer lock: another process may have admitted the same blob meanwhile, and the file is its.
+        with contextlib.suppress(PagepoolError, OSError), self._env.write() as txn:
+            if not txn.has(Table.BLOBS, digest.key):
+                self.spool_path(digest).rename(source)
 
     def _add_record(self, txn: Writer, sums: Sums, content: ContentKind) -> None:
         record = BlobRecord(content, LayerState.PENDING, sums.size, time.time_ns(), sums.object)
@@ -176,9 +203,9 @@ class BlobStore:
             try:
                 file = self.spool_path(digest).open("rb", buffering=0)
             except FileNotFoundError:
-                # Settled since the record was read: the record now says where.
+                # Settled since the record was read, or removed and pushed again: the record now says where.
                 newer = self.stat(digest)
-                if newer.content is ContentKind.SPOOL:
+                if newer == record:
                     raise CorruptError("blob", str(digest), "its spool file is missing") from None
                 yield from self._pieces(digest, newer, start, end)
                 return
@@ -238,14 +265,22 @@ class BlobStore:
         """Remove files that no record refers to, left by a crash. Only when no service is running. Returns how many."""
         removed = 0
         for path in list(self._spool.iterdir()):
-            algorithm, _, value = path.name.partition("-")
-            with self._env.read() as txn:
-                payload = txn.get(Table.BLOBS, Digest.parse(f"{algorithm}:{value}").key)
-                keep = payload is not None and BlobRecord.decode(payload, path.name).content is ContentKind.SPOOL
+            try:
+                keep = self._is_spooled(Digest.parse(path.name.replace("-", ":", 1)))
+            except InvalidError:
+                continue  # not ours
+            except CorruptError as error:
+                log.error("the spool file %s is kept: %s", path.name, error)
+                continue
             if not keep:
                 path.unlink()
                 removed += 1
         return removed
+
+    def _is_spooled(self, digest: Digest) -> bool:
+        with self._env.read() as txn:
+            payload = txn.get(Table.BLOBS, digest.key)
+            return payload is not None and BlobRecord.decode(payload, str(digest)).content is ContentKind.SPOOL
 
 
 def _spool_pieces(fd: int, record: ObjectRecord, start: int, end: int) -> Iterator[bytes]:

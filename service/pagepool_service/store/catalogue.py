@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 
 from pagepool.digest import Digest
-from pagepool.errors import CorruptError
+from pagepool.errors import CorruptError, InvalidError
 
 _MANIFEST = struct.Struct(">QB")
 _TAG = struct.Struct(">Q")
@@ -135,5 +135,5 @@ class Tag:
         try:
             (updated,) = _TAG.unpack_from(payload)
             return cls(Digest.from_key(bytes(payload[_TAG.size :])), updated)
-        except (struct.error, ValueError) as error:
+        except (struct.error, ValueError, InvalidError) as error:
             raise CorruptError("tag", key.hex(), f"its record cannot be read: {error}") from error

@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from pagepool.digest import blake3_raw
 from pagepool.errors import CorruptError
 from pagepool.extents import EXTENT_SIZE, EncodedFrame, Frame, encode_frame
 
@@ -175,9 +176,15 @@ class ExtentStore:
         totals.store(txn)
 
     def put_object(self, txn: Writer, digest: bytes, size: int, extents: Iterable[bytes]) -> None:
-        """Store the extent list of an object of more than one extent, if it is not there."""
-        if size > EXTENT_SIZE:
-            txn.put_new(Table.OBJECTS, digest, encode_object(size, extents))
+        """Store the extent list of an object of more than one extent, if it is not there or damaged."""
+        if size <= EXTENT_SIZE:
+            return
+        try:
+            known = txn.get(Table.OBJECTS, digest) is not None
+        except CorruptError:
+            known = False
+        if not known:
+            txn.put(Table.OBJECTS, digest, encode_object(size, extents))
 
     def forget_damaged(self, env: Environment, error: CorruptError) -> int:
         """Take damaged extents out of the index, so that the next layer which brings them stores them anew.
@@ -189,19 +196,69 @@ class ExtentStore:
             how many were taken out. The frame's bytes are left to collection.
         """
         with env.write() as txn:
+            # The error may be of another copy (a spool file), or the damage mended by now: what is sound stays.
             if error.kind == "extent":
-                lost = [bytes.fromhex(error.name)]
+                digest = bytes.fromhex(error.name)
+                lost = [] if self.is_sound(txn, digest) else [digest]
+            elif self._is_sound_frame(txn, int(error.name)):
+                lost = []
             else:
                 number = int(error.name)
                 records = txn.scan(Table.EXTENTS, check=False)
-                lost = [digest for digest, value in records if Location.decode(value[:16]).frame == number]
-            totals = Totals.load(txn)
-            for digest in lost:
-                location = txn.get_unchecked(Table.EXTENTS, digest)
-                totals.dead_bytes += Location.decode(location[:16]).length if location else 0
-                txn.delete(Table.EXTENTS, digest)
-            totals.store(txn)
-        return len(lost)
+                lost = [digest for digest, value in records if _location(value).frame == number]
+            return _forget(txn, lost)
+
+    def forget_unsound(self, txn: Writer, digests: Iterable[bytes]) -> int:
+        """Take those of some extents out of the index that are stored and damaged, before good ones are stored.
+
+        Returns:
+            how many.
+        """
+        return _forget(txn, [name for name in digests if txn.has(Table.EXTENTS, name) and not self.is_sound(txn, name)])
+
+    def is_sound(self, txn: Reader, digest: bytes) -> bool:
+        """Whether an extent can be read from where it is stored, and has its name. Nothing kept in memory is asked."""
+        try:
+            location = self.find(txn, digest)
+            payload = None if location is None else txn.get(Table.FRAMES, u64(location.frame))
+            if location is None or payload is None:
+                return False
+            frame = Frame.decode(location.frame, payload)
+            place = frame.index.get(digest)
+        except CorruptError:
+            return False
+        if place != (location.offset, location.length):
+            return False
+        return blake3_raw(frame.view[location.offset : location.offset + location.length]) == digest
+
+    def _is_sound_frame(self, txn: Reader, number: int) -> bool:
+        """Whether a frame can be read from where it is stored."""
+        try:
+            payload = txn.get(Table.FRAMES, u64(number))
+            return payload is not None and bool(Frame.decode(number, payload).index)
+        except CorruptError:
+            return False
+
+
+def _forget(txn: Writer, digests: Sequence[bytes]) -> int:
+    """Take extents out of the index; their bytes stay in their frames, dead."""
+    if digests:
+        totals = Totals.load(txn)
+        for digest in digests:
+            totals.dead_bytes += _location(txn.get_unchecked(Table.EXTENTS, digest)).length
+            txn.delete(Table.EXTENTS, digest)
+        totals.store(txn)
+    return len(digests)
+
+
+def _location(value: memoryview | None) -> Location:
+    """What an index record says, whether its checksum is right or not; a place of no bytes if it says nothing."""
+    return (
+        Location(0, 0, 0) if value is None or len(value) < _LOCATION_SIZE else Location.decode(value[:_LOCATION_SIZE])
+    )
+
+
+_LOCATION_SIZE = len(Location(0, 0, 0).encode())
 
 
 def _without_stored(txn: Reader, frame: EncodedFrame) -> EncodedFrame | None:

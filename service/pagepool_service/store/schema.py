@@ -49,7 +49,10 @@ class Location:
     @classmethod
     def decode(cls, payload: bytes | memoryview) -> Location:
         """Read it back."""
-        return cls(*_LOCATION.unpack(payload))
+        try:
+            return cls(*_LOCATION.unpack(payload))
+        except struct.error as error:
+            raise CorruptError("extent", "", f"its index record cannot be read: {error}") from error
 
 
 def encode_object(size: int, extents: Iterable[bytes]) -> bytes:
@@ -179,7 +182,10 @@ class LayerRecord:
     @classmethod
     def decode(cls, payload: bytes | memoryview) -> LayerRecord:
         """Read it back."""
-        return cls(*_LAYER.unpack(payload))
+        try:
+            return cls(*_LAYER.unpack(payload))
+        except struct.error as error:
+            raise CorruptError("layer", "", f"its record cannot be read: {error}") from error
 
 
 def recipe_key(recipe: int, plain_start: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Unpack
 
@@ -65,12 +66,8 @@ def command(
     with connect(server, reference) as connection:
         source = RegistrySource(connection.registry, reference)
         plan = plan_copy(source, platform)
-        sink = open_sink(place, form, name)
-        try:
-            with transfer("pulling") as watcher:
-                run_copy(plan, source, sink, jobs=jobs, watcher=watcher)
-        finally:
-            sink.close()
+        with closing(open_sink(place, form, name)) as sink, transfer("pulling") as watcher:
+            run_copy(plan, source, sink, jobs=jobs, watcher=watcher)
     _report(reference, place, form, name, plan, watcher)
 
 

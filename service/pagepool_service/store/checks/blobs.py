@@ -8,6 +8,7 @@ from pagepool.digest import Digest
 from pagepool.errors import CorruptError, InvalidError
 from pagepool.extents import EXTENT_SIZE
 
+from pagepool_service.store.checks.recipes import lacks_extents
 from pagepool_service.store.checks.walk import walk
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import BlobRecord, ContentKind, Job, JobKind, LayerRecord, LayerState
@@ -75,7 +76,7 @@ def _check_place_of(context: Context, txn: Reader, digest: Digest, record: BlobR
     if large and not txn.has(Table.OBJECTS, record.object):
         raise CorruptError("blob", str(digest), f"the list of its extents, {record.object.hex()}, is not there")
     if record.content is ContentKind.OBJECT:
-        if record.object in context.incomplete or not (large or txn.has(Table.EXTENTS, record.object)):
+        if lacks_extents(txn, record.object) if large else not txn.has(Table.EXTENTS, record.object):
             raise CorruptError("blob", str(digest), f"extents of its object {record.object.hex()} are not there")
     elif record.content is ContentKind.SPOOL:
         _check_spool_file(context, digest, record)

@@ -20,6 +20,7 @@ from pagepool.extents import EXTENT_SIZE
 from pagepool.image import LITERAL, SLICE, decode_chunk
 
 from pagepool_service.store.checks.context import THREADS
+from pagepool_service.store.checks.recipes import lacks_extents
 from pagepool_service.store.checks.walk import walk, walk_values
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
 from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord, ObjectRecord, recipe_key
@@ -270,8 +271,8 @@ def check_remaining_objects(context: Context) -> None:
     context.findings.stage("objects' content", 0)
     left: list[tuple[bytes, ObjectRecord]] = []
 
-    def visit(_txn: Reader, key: bytes, value: memoryview) -> None:
-        if not context.is_verified(key) and key not in context.incomplete:
+    def visit(txn: Reader, key: bytes, value: memoryview) -> None:
+        if not context.is_verified(key) and not lacks_extents(txn, key):
             try:
                 left.append((key, ObjectRecord.decode(value[:-CHECKSUM_SIZE], key.hex())))
             except CorruptError:

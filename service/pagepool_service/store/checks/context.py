@@ -28,8 +28,6 @@ class Context:
         quick: leave content unread.
         selection: what to check of it, or None for everything.
         bad_frames: numbers of frames that cannot be read.
-        incomplete: names of objects of which not all extents are stored. The extents of a blob that is in the spool,
-            or is rebuilt from a recipe, are known by their digests alone.
         verified: the first 8 bytes of the names of objects whose content was read and is right.
         recounted: totals as counted by this check, where `complete`.
         version: of the store when the check began.
@@ -40,7 +38,6 @@ class Context:
     quick: bool = False
     selection: Selection | None = None
     bad_frames: set[int] = field(default_factory=set)
-    incomplete: set[bytes] = field(default_factory=set)
     verified: set[int] = field(default_factory=set)
     recounted: Totals = field(default_factory=Totals)
     seen: dict[str, int] = field(default_factory=dict)

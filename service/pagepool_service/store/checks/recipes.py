@@ -26,32 +26,46 @@ _UNKNOWN = -1
 
 
 def check_objects(context: Context) -> None:
-    """Every object's extents have the lengths that make up its size; those that are not stored are noted.
+    """Every object's extents have the lengths that make up its size.
 
-    Whether an object must have all its extents depends on who refers to it: checked with the recipes and blobs.
+    Whether they must be there depends on who refers to the object, see `lacks_extents`.
     """
+    walk(context, Table.OBJECTS, _check_object)
 
-    def visit(txn: Reader, key: bytes, payload: memoryview) -> None:
-        record = ObjectRecord.decode(payload, key.hex())
-        left = record.size
-        for repeat, digest in record.runs:
-            length = _length_of(txn, digest)
-            if length is None:
-                context.incomplete.add(key)
-            elif length != _UNKNOWN and (length != min(left, EXTENT_SIZE) or repeat * length > left):
-                raise CorruptError("object", key.hex(), f"its extent {digest.hex()} has {length} bytes")
-            left -= repeat * EXTENT_SIZE
 
-    walk(context, Table.OBJECTS, visit)
+def _check_object(txn: Reader, key: bytes, payload: memoryview) -> None:
+    record = ObjectRecord.decode(payload, key.hex())
+    left = record.size
+    for repeat, digest in record.runs:
+        length = _length_of(txn, digest)
+        if length is not None and (length != min(left, EXTENT_SIZE) or repeat * length > left):
+            raise CorruptError("object", key.hex(), f"its extent {digest.hex()} has {length} bytes")
+        left -= repeat * EXTENT_SIZE
+
+
+def lacks_extents(txn: Reader, digest: bytes) -> bool:
+    """Whether an object with an extent list has extents that are not stored.
+
+    No damage by itself: the extents of a blob that is in the spool, or is rebuilt from a recipe, are known by their
+    digests alone. A damaged list is reported with the objects.
+    """
+    value = txn.get_unchecked(Table.OBJECTS, digest)
+    if value is None:
+        return False
+    try:
+        names = {name for _, name in ObjectRecord.decode(value[:-CHECKSUM_SIZE], digest.hex()).runs}
+    except CorruptError:
+        return False
+    return len(txn.present(Table.EXTENTS, sorted(names))) < len(names)
 
 
 def _length_of(txn: Reader, digest: bytes) -> int | None:
-    """Bytes of an extent as the index has it; None if it does not, -1 if that record is damaged itself."""
+    """Bytes of an extent as the index has it; None if it does not, or that record is damaged itself."""
     try:
         payload = txn.get(Table.EXTENTS, digest)
         return None if payload is None else Location.decode(payload).length
-    except (CorruptError, struct.error):
-        return _UNKNOWN
+    except CorruptError:
+        return None
 
 
 def check_recipes(context: Context) -> None:
@@ -128,7 +142,7 @@ class _Recipes:
             self._context.findings.problem("recipe", name, f"the chunk before it ends at {self._position}")
         self._position = start + sum(op.size for op in ops)
         if self._context.quick:
-            _check_references(txn, ops, name, self._context.incomplete)
+            _check_references(txn, ops, name)
 
     def _close(self) -> None:
         size = self._sizes.pop(self._recipe, None)
@@ -137,12 +151,13 @@ class _Recipes:
             self._context.findings.problem("recipe", str(self._recipe), reason)
 
 
-def _check_references(txn: Reader, ops: Sequence[Op], name: str, incomplete: set[bytes]) -> None:
+def _check_references(txn: Reader, ops: Sequence[Op], name: str) -> None:
     small, large = references(ops)
     missing = small - txn.present(Table.EXTENTS, sorted(small))
     absent = large - txn.present(Table.OBJECTS, sorted(large))
     # An object of which only a slice is named may be of one extent.
-    missing |= absent - txn.present(Table.EXTENTS, sorted(absent)) | large & incomplete
+    missing |= absent - txn.present(Table.EXTENTS, sorted(absent))
+    missing |= {digest for digest in large - absent if lacks_extents(txn, digest)}
     if missing:
         raise CorruptError("recipe", name, f"{min(missing).hex()} is referred to and not there ({len(missing)} in all)")
 

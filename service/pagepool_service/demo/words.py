@@ -1,0 +1,88 @@
+"""What the demo tells a newcomer: before, after, and what to try next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pagepool.cli.output import human_size
+
+from pagepool_service.demo.images import Made
+from pagepool_service.demo.report import Report
+
+
+def opening(given: int) -> str:
+    """What is going to happen."""
+    if given:
+        images = "1 image" if given == 1 else f"{given} images"
+        return f"Taking {images} through a real registry and back.\n"
+    return "Taking two images of this machine's own files through a real registry and back.\n"
+
+
+def explanation(report: Report, made: tuple[Made, Made] | None) -> str:
+    """What the figures mean."""
+    parts = []
+    if made:
+        parts.append(_two_versions(report, made))
+    elif len(report.images) > 1:
+        parts.append(_several(report))
+    if opaque := report.stored.get("opaque", 0):
+        whole, here = human_size(report.total.pushed_bytes), human_size(report.total.stored_bytes)
+        parts.append(
+            f"A compressed layer is handed back bit for bit, and cannot in general be compressed the same way again.\n"
+            f"So the store keeps it beside its files: the {human_size(opaque)} of exact copies above, counted in STORED.\n"
+            f"A registry of whole blobs would take {whole} for what takes {here} here. A plain layer has no copy:\n"
+            f"it is rebuilt from its recipe at each pull."
+        )
+    parts.append(f"All of it took {report.seconds:.1f} s, on {human_size(report.total.logical_bytes)} of plain layers.")
+    return "\n" + "\n\n".join(parts)
+
+
+def _two_versions(report: Report, made: tuple[Made, Made]) -> str:
+    first, second = report.images
+    share = _percent(second.unique_bytes - second.new_bytes, second.unique_bytes)
+    same, new = human_size(report.same_blob_bytes), human_size(second.new_bytes)
+    return (
+        f"{second.name} is {first.name} as a later release would be: {made[1].changed} of its {made[1].files} files\n"
+        f"changed, and two of its three layers were packed anew. Only one layer, {same}, is the same blob in\n"
+        f"both: that is what a store of whole blobs can share. Here {share} of the file content was there already;\n"
+        f"{second.name} brought {new} of new content."
+    )
+
+
+def _several(report: Report) -> str:
+    logical = sum(row.unique_bytes for row in report.images)
+    return (
+        f"Each on its own, the images hold {human_size(logical)} of distinct file content; together they hold "
+        f"{human_size(report.total.unique_bytes)}.\n"
+        f"{human_size(report.same_blob_bytes)} of layers, as pushed, are the same blob in more than one of them."
+    )
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "all"
+
+
+def next_steps(kept: Path | None) -> str:
+    """Commands to try."""
+    data = f"{kept / 'store'}" if kept else "./pagepool-data"
+    lines = ["", "To go on with a service of your own:", "", f"  pagepool serve --data {data}", ""]
+    if kept:
+        lines += [
+            "and in another terminal, with what the demo has put into it:",
+            "",
+            "  pagepool images",
+            "  pagepool ls -l demo/app:2:/usr/bin",
+            "  pagepool stats",
+            "  skopeo inspect --tls-verify=false docker://127.0.0.1:5000/demo/app:2",
+        ]
+        return "\n".join(lines)
+    lines += [
+        "and in another terminal, with whichever client you have (an image debian:12 is assumed):",
+        "",
+        "  docker tag debian:12 127.0.0.1:5000/debian:12 && docker push 127.0.0.1:5000/debian:12",
+        "  podman push --tls-verify=false debian:12 127.0.0.1:5000/debian:12",
+        "  skopeo copy --dest-tls-verify=false docker://debian:12 docker://127.0.0.1:5000/debian:12",
+        "  pagepool ls -l debian:12:/etc",
+        "  pagepool stats",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,335 @@
+"""Servers that are not there or misbehave, Ctrl-C, credentials, and text that should not reach a terminal."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pty
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from pagepool.cli import output
+from pagepool.cli.connect import ServerOptions, on_server, server_url
+from pagepool.cli.credentials import find_credentials
+from pagepool.errors import UnauthorizedError
+from pagepool.oci import Reference
+from pagepool.transport import Credentials
+
+from tests.cli.conftest import Run, program_command, program_environment
+from tests.oci.samples import Sample
+from tests.transport.peer import docker_registry
+from tests.transport.scripted import Reply, Request, scripted_server
+
+
+def _host(url: str) -> str:
+    return url.removeprefix("http://")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["images"], ["tags", "a"], ["inspect", "a:1"], ["ls", "a:1"], ["stats"], ["rm", "a:1"]]
+)
+def test_nothing_listens(run: Run, arguments: list[str]) -> None:
+    with scripted_server(lambda _: Reply()) as server:
+        url = server.url
+    result = run(*arguments, "--server", url)
+    assert result.code == 6
+    assert result.err == f"pagepool: error: cannot reach {_host(url)}: Connection refused\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        (Reply(403), 7),
+        (Reply(401), 7),
+        (Reply(418, b"\x1b[2J<html>"), 1),
+        (Reply(200, b"<html>"), 1),
+        (Reply(507, b'{"errors":[{"code":"STORE_FULL","message":"the store is full: quota"}]}'), 8),
+        (Reply(409, b'{"errors":[{"code":"BUSY","message":"busy"}]}'), 9),
+    ],
+)
+def test_servers_that_refuse(run: Run, reply: Reply, code: int) -> None:
+    with scripted_server(lambda _: reply) as server:
+        result = run("tags", "a", "--server", server.url)
+    assert result.code == code
+    assert result.err.startswith("pagepool: error: ")
+    assert result.err[:-1].isprintable()
+    assert "is full: the store is full" not in result.err
+
+
+def test_environment_names_the_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted_server(lambda _: Reply(200, b'{"tags":["x"]}')) as server:
+        monkeypatch.setenv("PAGEPOOL_SERVER", server.url)
+        assert run("tags", "a").out == "x\n"
+
+
+def test_full_disk(run: Run, layout: tuple[Path, Sample]) -> None:
+    def fail(request: Request) -> Reply:
+        if request.method == "HEAD":
+            return Reply(404)
+        return Reply(507, b'{"errors":[{"code":"STORE_FULL","message":"the store is full: quota of 1 MB"}]}')
+
+    with scripted_server(fail) as server:
+        result = run("push", "--no-wait", layout[0], f"{_host(server.url)}/a:1")
+    assert result.code == 8
+    assert result.err == "pagepool: error: the store is full: quota of 1 MB\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [("push {0}/none {1}/a:1", 4), ("pull {1}/a:1 {0}/none/out", 4), ("push {0} {1}/a:1", 4), ("push {0} {1}/A:1", 4)],
+)
+def test_bad_paths_and_names(run: Run, tmp_path: Path, command: str, error: int) -> None:
+    body = b'{"schemaVersion":2,"manifests":[]}'
+    with scripted_server(lambda _: Reply(200, body)) as server:
+        result = run(*command.format(tmp_path, _host(server.url)).split())
+    assert result.code == error, result.err
+    assert result.err.count("\n") == 1
+
+
+def test_unwritable_place_is_one_line(run: Run, tmp_path: Path, layout: tuple[Path, Sample], peer: str) -> None:
+    name = f"{peer}/unwritable:1"
+    assert run("push", layout[0], name).code == 0
+    result = run("pull", name, "/proc/none")
+    assert result.code == 1
+    assert result.err.startswith("pagepool: error: /proc")
+    assert result.err.count("\n") == 1
+    assert tmp_path.exists()
+
+
+@pytest.mark.parametrize("direction", ["push", "pull"])
+def test_interrupt_is_clean_and_prompt(tmp_path: Path, layout: tuple[Path, Sample], direction: str) -> None:
+    reached, leave = threading.Event(), threading.Event()
+    path, sample = layout
+
+    def script(request: Request) -> Reply:
+        if "/manifests/" in request.path:
+            return Reply(200, sample.content[sample.root().digest], {"Content-Type": sample.root().media_type})
+        if "/blobs/" in request.path:
+            reached.set()
+            leave.wait(60)
+        return Reply(404)
+
+    with scripted_server(script) as server:
+        name = f"{_host(server.url)}/a:1"
+        arguments = ("push", path, name) if direction == "push" else ("pull", name, tmp_path / "out")
+        process = subprocess.Popen(
+            program_command(*arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=program_environment(),
+            cwd="/",
+        )
+        try:
+            assert reached.wait(30)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+            process.wait()
+            leave.set()
+    assert process.returncode == 130
+    assert out == b""
+    assert err.strip() == b"pagepool: error: interrupted"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["home", "layout"]
+
+
+def test_progress_on_a_terminal_only(layout: tuple[Path, Sample], peer: str) -> None:
+    leader, follower = pty.openpty()
+    environment = program_environment() | {"TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(
+        program_command("push", layout[0], f"{peer}/progress:1"),
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        env=environment,
+        cwd="/",
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
+        shown += part
+    out, _ = process.communicate(timeout=30)
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"pushing" in shown
+    assert out.decode() == f"{layout[1].root().digest}\n"
+
+
+# -- where to, and as whom -----------------------------------------------------------------------------------
+
+
+def _options(**changes: object) -> ServerOptions:
+    options: dict[str, object] = {"server": "http://127.0.0.1:5000", "plain_http": False, "insecure": False}
+    options |= {"username": None, "password_stdin": False}
+    return options | changes  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("reference", "changes", "url", "host"),
+    [
+        ("a:1", {}, "http://127.0.0.1:5000", "127.0.0.1:5000"),
+        ("a:1", {"server": "https://example.org/prefix/"}, "https://example.org/prefix", "example.org"),
+        ("a:1", {"server": "example.org"}, "https://example.org", "example.org"),
+        ("a:1", {"server": "localhost:5000"}, "http://localhost:5000", "localhost:5000"),
+        ("localhost:7/a", {"server": "https://example.org"}, "http://localhost:7", "localhost:7"),
+        ("[::1]:7/a", {}, "http://[::1]:7", "[::1]:7"),
+        ("example.org/a", {}, "https://example.org", "example.org"),
+        ("example.org:8/a", {"plain_http": True}, "http://example.org:8", "example.org:8"),
+        ("docker.io/debian", {}, "https://registry-1.docker.io", "docker.io"),
+    ],
+)
+def test_addresses(reference: str, changes: dict[str, object], url: str, host: str) -> None:
+    assert server_url(_options(**changes), Reference.parse(reference)) == (url, host)
+
+
+def test_docker_hub_keeps_its_own_images_below_library() -> None:
+    assert on_server(Reference.parse("docker.io/debian:12")).repository == "library/debian"
+    assert on_server(Reference.parse("docker.io/team/app")).repository == "team/app"
+    assert on_server(Reference.parse("debian:12")).repository == "debian"
+
+
+def _auth(user: str, password: str) -> dict[str, str]:
+    return {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+def _docker_config(home: Path, document: object) -> None:
+    (home / ".docker").mkdir(exist_ok=True)
+    (home / ".docker/config.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("key", ["h:1", "https://h:1", "http://h:1", "https://h:1/v2/", "h:1/team", "h:1/team/app"])
+def test_credentials_of_docker(tmp_path: Path, key: str) -> None:
+    _docker_config(tmp_path / "home", {"auths": {key: _auth("u", "p:q"), "other": _auth("x", "y")}})
+    assert find_credentials("h:1", "team/app") == Credentials("u", "p:q")
+    assert find_credentials("h:2", "team/app") == Credentials()
+
+
+def test_narrow_credentials_win(tmp_path: Path) -> None:
+    _docker_config(tmp_path / "home", {"auths": {"h": _auth("wide", "p"), "h/team": _auth("narrow", "p")}})
+    assert find_credentials("h", "team/app").username == "narrow"
+    assert find_credentials("h", "else").username == "wide"
+
+
+def test_identity_token_and_docker_hub(tmp_path: Path) -> None:
+    hub = {"https://index.docker.io/v1/": {"identitytoken": "t", "auth": ""}}
+    _docker_config(tmp_path / "home", {"auths": hub})
+    assert find_credentials("docker.io", "library/debian") == Credentials(identity_token="t")
+
+
+def test_podman_goes_before_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _docker_config(tmp_path / "home", {"auths": {"h": _auth("docker", "p")}})
+    podman = tmp_path / "run/containers/auth.json"
+    podman.parent.mkdir(parents=True)
+    podman.write_text(json.dumps({"auths": {"h": _auth("podman", "p")}}))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    assert find_credentials("h", "a").username == "podman"
+    (tmp_path / "named.json").write_text(json.dumps({"auths": {"h": _auth("named", "p")}}))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "named.json"))
+    assert find_credentials("h", "a").username == "named"
+
+
+HELPER = """#!/bin/sh
+read host
+test "$1 $host" = "get h" || exit 1
+printf '{"Username": "%s", "Secret": "s"}' "$NAME"
+"""
+
+
+@pytest.mark.parametrize("document", [{"credHelpers": {"h": "test"}}, {"credsStore": "test", "auths": {"h": {}}}])
+def test_credential_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: object) -> None:
+    program = tmp_path / "bin/docker-credential-test"
+    program.parent.mkdir()
+    program.write_text(HELPER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    _docker_config(tmp_path / "home", document)
+    monkeypatch.setenv("NAME", "u")
+    assert find_credentials("h", "a") == Credentials("u", "s")
+    assert find_credentials("other", "a") == Credentials()
+    monkeypatch.setenv("NAME", "<token>")
+    assert find_credentials("h", "a") == Credentials(identity_token="s")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        {"auths": []},
+        {"auths": {"h": {"auth": "***"}}},
+        {"auths": {"h": 5}},
+        {"credHelpers": {"h": "../../bin/sh"}},
+        {"credHelpers": {"h": "not-there"}},
+    ],
+)
+def test_credentials_that_cannot_be_used(tmp_path: Path, document: object) -> None:
+    _docker_config(tmp_path / "home", document)
+    with pytest.raises(UnauthorizedError) as caught:
+        find_credentials("h", "a")
+    assert "***" not in str(caught.value)
+
+
+def test_password_from_standard_input_and_from_login(tmp_path: Path, run: Run) -> None:
+    with docker_registry(tmp_path / "registry", htpasswd=True) as peer:
+        assert run("images", "--server", peer.url).code == 7
+        _docker_config(tmp_path / "home", {"auths": {peer.host: _auth("user", "secret")}})
+        assert run("images", "--server", peer.url).code == 0
+        _docker_config(tmp_path / "home", {"auths": {peer.host: _auth("user", "wrong")}})
+        refused = run("images", "--server", peer.url)
+        assert refused.code == 7
+        assert "wrong" not in refused.err
+        command = program_command("images", "--server", peer.url, "--username", "user", "--password-stdin")
+        done = subprocess.run(
+            command, input=b"secret\n", env=program_environment(), capture_output=True, check=False, cwd="/"
+        )
+        assert done.returncode == 0, done.stderr
+
+
+# -- output --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (1234, "1.2 kB"),
+        (999_949, "999.9 kB"),
+        (999_960, "1.0 MB"),
+        (63_334_854, "63.3 MB"),
+        (10**18, "1.0 EB"),
+        (-1500, "-1.5 kB"),
+        (None, ""),
+        (True, ""),
+        ("x", ""),
+    ],
+)
+def test_sizes(size: object, text: str) -> None:
+    assert output.human_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ä 日本", "plain ä 日本"),
+        ("\x1b[2J\n\t\x7f", "\\x1b[2J\\n\\t\\x7f"),
+        ("\u202eevil", "\\u202eevil"),
+        ("\udc80", "\\udc80"),
+    ],
+)
+def test_printable(text: str, shown: str) -> None:
+    assert output.printable(text) == shown
+
+
+def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_table(("A", "SIZE"), [("x", "1 B"), ("longer\x1b", "10 B")], right=(1,))
+    assert capsys.readouterr().out == "A           SIZE\nx            1 B\nlonger\\x1b  10 B\n"

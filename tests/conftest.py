@@ -1,0 +1,50 @@
+"""What holds for every test: in CI a test that is skipped has failed, unless its reason is known and accepted."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator
+from typing import TypeVar
+
+import pytest
+
+_Report = TypeVar("_Report", pytest.TestReport, pytest.CollectReport)
+
+NO_SKIP = "PAGEPOOL_NO_SKIP"
+"""Set in CI to make skips failures."""
+
+ACCEPTED = (
+    # The conformance program is a Go module that needs a newer toolchain than Debian 12 has, and CI may be offline
+    # to where toolchains come from.
+    re.compile(r"\bGo\b.*(1\.24|not installed|toolchain)|needs go\b", re.IGNORECASE),
+)
+"""Reasons that are fine in CI, too; everything else that tests need is installed by `.ci/run`."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn the skip of a test into a failure."""
+    report = yield
+    return _judge(report) if call.excinfo is not None and not hasattr(report, "wasxfail") else report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn the skip of a whole module into a failure."""
+    report = yield
+    return _judge(report)
+
+
+def _judge(report: _Report) -> _Report:
+    if not os.environ.get(NO_SKIP) or report.outcome != "skipped":
+        return report
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not any(pattern.search(reason) for pattern in ACCEPTED):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but {NO_SKIP} is set: {reason}"
+    return report

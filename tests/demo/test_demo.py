@@ -1,0 +1,221 @@
+"""`pagepool demo` from the outside: a whole round, in every form of its output."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pagepool.digest import Digest
+from pagepool.oci import Config, parse_config
+
+from tests.demo.runner import DEMO, Start
+
+_NOBODY = 65534
+_WITHOUT_SERVICE = (
+    "import sys; sys.modules |= dict.fromkeys(('isal', 'lmdb', 'fastapi', 'uvicorn'));"
+    " from pagepool.cli import main; main(['demo'])"
+)
+
+
+def _config(layout: Path, tag: str) -> tuple[Path, Config]:
+    """The config of one of the demo's images, and its file."""
+    entries = json.loads((layout / "index.json").read_bytes())["manifests"]
+    digest = next(entry["digest"] for entry in entries if tag in entry["annotations"].values())
+    manifest = json.loads((layout / "blobs" / digest.replace(":", "/")).read_bytes())
+    path = layout / "blobs" / manifest["config"]["digest"].replace(":", "/")
+    return path, parse_config(path.read_bytes())
+
+
+def test_a_whole_round(start: Start, place: Path) -> None:
+    status, printed, errors = start(place, "--json").finish()
+    assert (status, errors) == (0, "")
+    found = json.loads(printed)
+    assert found["equal"] is True
+    assert all(check["equal"] and check["expected"] == check["got"] for check in found["checks"])
+    kinds = [check["kind"] for check in found["checks"]]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"manifest": 2, "config": 2, "layer": 6, "diff_id": 6}
+    _check_figures(found)
+
+
+def _check_figures(found: dict[str, Any]) -> None:
+    """The figures must agree with each other, and show what the demo is there to show."""
+    first, second = found["images"]
+    total = found["total"]
+    assert first["state"] == second["state"] == "ready"
+    assert total["logical_bytes"] == first["logical_bytes"] + second["logical_bytes"]
+    shared = found["shared"]["same_blob_bytes"]
+    assert 0 < shared == first["pushed_bytes"] + second["pushed_bytes"] - total["pushed_bytes"]
+    assert first["new_bytes"] + second["new_bytes"] == total["new_bytes"] == total["unique_bytes"]
+    assert second["new_bytes"] < second["unique_bytes"] // 4, "nearly all was there already"
+    assert sum(total["stored"].values()) == total["stored_bytes"] <= total["disk_bytes"]
+    steps = [step["title"] for step in found["steps"]]
+    assert steps[:4] == [
+        "choose files of this machine",
+        "pack them into two images",
+        "start the service",
+        "push demo/app:1",
+    ]
+    assert 0 < sum(step["seconds"] for step in found["steps"]) <= found["seconds"]
+
+
+def test_the_report_for_people(start: Start, place: Path) -> None:
+    status, printed, errors = start(place).finish()
+    assert (status, errors) == (0, "")
+    for part in ("push demo/app:2", "LOGICAL  AS PUSHED", "demo/app:1  ", "both  ", "Every digest is equal.", "docker"):
+        assert part in printed
+    assert max(map(len, printed.splitlines())) <= 110
+
+
+def test_quiet_prints_the_tables_only(start: Start, place: Path) -> None:
+    status, printed, _ = start(place, "--quiet").finish()
+    assert status == 0
+    assert printed.startswith("IMAGE ")
+    assert "docker push" not in printed
+
+
+def test_what_is_kept_can_go_round_again(start: Start, place: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    status, printed, _ = start(place, "--keep", str(kept)).finish()
+    assert status == 0
+    assert f"pagepool serve --data {kept / 'store'}" in printed
+    assert {"images", "store", "pulled-1", "pulled-2"} <= {entry.name for entry in kept.iterdir()}
+    again = start(place, "--json", f"{kept}/images:1", f"{kept}/images:2", f"{kept}/pulled-1")
+    status, printed, errors = again.finish()
+    assert status == 0, errors
+    found = json.loads(printed)
+    assert [image["name"] for image in found["images"]] == ["demo/images:1", "demo/images:2", "demo/pulled-1:latest"]
+    assert found["images"][2]["new_bytes"] == 0, "it is the first image once more"
+
+
+def test_a_lying_config_is_found_out(start: Start, place: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    assert start(place, "--keep", str(kept)).finish()[0] == 0
+    layout = kept / "images"
+    path, config = _config(layout, "1")
+    lie = Digest.of(b"something else")
+    forged = config.raw.replace(str(config.diff_ids[0]).encode(), str(lie).encode())
+    _replace_config(layout, path, forged)
+    status, printed, errors = start(place, "--json", f"{layout}:1").finish()
+    assert status == 5, errors
+    found = json.loads(printed)
+    assert found["equal"] is False
+    assert [(check["kind"], check["expected"]) for check in found["checks"] if not check["equal"]] == [
+        ("diff_id", str(lie))
+    ]
+    assert found["images"][0]["state"] == "unmountable"
+
+
+def _replace_config(layout: Path, path: Path, forged: bytes) -> None:
+    """Put another config into an image, with all digests as they have to be."""
+    old, new = path.name, Digest.of(forged).hex
+    (layout / "blobs" / "sha256" / new).write_bytes(forged)
+    index = layout / "index.json"
+    for entry in json.loads(index.read_bytes())["manifests"]:
+        manifest = layout / "blobs" / entry["digest"].replace(":", "/")
+        raw = manifest.read_bytes()
+        if old.encode() in raw:
+            changed = raw.replace(old.encode(), new.encode())
+            name = Digest.of(changed).hex
+            manifest.with_name(name).write_bytes(changed)
+            index.write_bytes(index.read_bytes().replace(manifest.name.encode(), name.encode()))
+
+
+def test_a_broken_layout_is_refused(start: Start, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    status, _, errors = start(place, str(tmp_path / "empty")).finish()
+    assert status == 4
+    assert "without an OCI layout" in errors
+    status, _, errors = start(place, str(tmp_path / "missing")).finish()
+    assert (status, "no such layout" in errors) == (4, True)
+
+
+def test_wrong_usage_is_told(start: Start, place: Path) -> None:
+    for size in ("1", "many", "5000GB"):
+        status, _, errors = start(place, "--size", size).finish()
+        assert status == 2
+        assert f"'{size}'" in errors
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody without any rights")
+def test_needs_no_rights(start: Start, place: Path) -> None:
+    place.chmod(0o777)
+    for parent in place.parents[:3]:
+        parent.chmod(0o755)
+    reach = start(place, command=[sys.executable, "-c", "import pagepool_service.commands.demo"], uid=_NOBODY)
+    status, _, errors = reach.finish()
+    if status != 0:
+        pytest.skip(f"another user cannot use this Python or these sources: {errors[-80:]}")
+    status, printed, errors = start(place, "--json", uid=_NOBODY).finish()
+    assert status == 0, errors
+    assert json.loads(printed)["equal"] is True
+
+
+def test_settings_of_a_real_service_do_not_count(
+    start: Start, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAGEPOOL_READ_ONLY", "yes")
+    monkeypatch.setenv("PAGEPOOL_DATA", str(tmp_path / "precious"))
+    status, _, errors = start(place, "--quiet").finish()
+    assert status == 0, errors
+    assert not (tmp_path / "precious").exists()
+
+
+def test_says_what_is_missing_without_the_service(start: Start, place: Path) -> None:
+    status, _, errors = start(place, command=[sys.executable, "-P", "-c", _WITHOUT_SERVICE]).finish()
+    assert status == 1
+    assert errors == ("pagepool: error: the command demo needs pagepool[service]: pip install 'pagepool[service]'\n")
+
+
+def test_a_terminal_gets_a_live_line(place: Path) -> None:
+    written = _in_terminal([*DEMO, "--size", "12MB"], place)
+    assert b"\r\x1b[K  push demo/app:1" in written
+    assert b"%" in written
+    assert b"Every digest is equal." in written
+
+
+def test_a_terminal_is_left_as_it_was(place: Path) -> None:
+    """Ctrl-C through the terminal itself, with a shell's job control in between as usual."""
+    written = _in_terminal([*DEMO, "--size", "12MB"], place, interrupt_after=b"start the service  ")
+    assert written.endswith(b"pagepool: error: interrupted\r\n")
+    assert b"\x1b[?25h" in written[-120:], "the cursor is shown again"
+
+
+def _in_terminal(command: list[str], place: Path, interrupt_after: bytes = b"") -> bytes:
+    """Run a command in a terminal of its own, and return all that appears there."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TMPDIR"] = str(place)
+        root = Path(__file__).parents[2]
+        os.environ["PYTHONPATH"] = f"{root / 'client'}:{root / 'service'}:{os.environ.get('PYTHONPATH', '')}"
+        os.execv(command[0], command)
+    written = b""
+    interrupted = False
+    deadline = time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline:
+            written += os.read(terminal, 65536)
+            if interrupt_after and interrupt_after in written and not interrupted:
+                interrupted = True
+                os.write(terminal, b"\x03")
+    except OSError:  # how a terminal says that its last user has gone
+        pass
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == (130 if interrupt_after else 0), written
+    return written
+
+
+def test_the_demo_is_quick(start: Start, place: Path) -> None:
+    """The whole of it, as it is without options: it promises less than half a minute."""
+    if shutil.disk_usage(place).free < 2 * 10**9:
+        pytest.skip("needs 2 GB of free disk")
+    status, printed, errors = start(place, "--json", "--size", "120MB").finish()
+    assert status == 0, errors
+    assert json.loads(printed)["seconds"] < 30

@@ -1,0 +1,47 @@
+"""Real images, and a service to push them to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import images as recipes
+from tests.support import umoci
+from tests.support.server import Service, running_service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def images() -> dict[str, Path]:
+    """The OCI layouts of the `ci` set, built unless they are cached."""
+    names, cache = recipes.SETS["ci"], recipes.default_cache_dir()
+    missing = recipes.missing_tools()
+    if missing and not all(recipes.is_current(name, cache) for name in names):
+        pytest.skip(f"building images needs {', '.join(missing)}")
+    return recipes.build(names, cache)
+
+
+@pytest.fixture(scope="session")
+def unpacked(
+    images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[bytes, umoci.Row]]:
+    """Tells what an image's root file system is, before it was pushed anywhere."""
+    known: dict[str, dict[bytes, umoci.Row]] = {}
+
+    def describe(name: str) -> dict[bytes, umoci.Row]:
+        if name not in known:
+            known[name] = umoci.unpack(images[name], "latest", tmp_path_factory.mktemp("unpacked"))
+        return known[name]
+
+    return describe
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """A service with two workers and an empty store."""
+    with running_service(tmp_path / "data", "--workers", "2") as running:
+        yield running

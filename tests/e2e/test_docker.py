@@ -1,0 +1,79 @@
+"""dockerd: load, push, pull and save, against an image that skopeo gave it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.stages import PULLED, await_settled, stages
+from tests.support import skopeo, umoci
+from tests.support.docker import Docker, running_docker
+from tests.support.layouts import fetch_image, read_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.server import Service
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Iterator[Docker]:
+    """A daemon of its own."""
+    with running_docker(tmp_path / "docker") as running:
+        yield running
+
+
+def identity(docker: Docker, name: str) -> str:
+    """The image's ID, the digest of its configuration."""
+    return docker("image", "inspect", "--format", "{{.Id}}", name).strip()
+
+
+def check_saved(docker: Docker, name: str, expected: dict[bytes, umoci.Row], work: Path) -> None:
+    """What docker has unpacked and saves is the root file system that it should be."""
+    docker("save", "--output", work / "saved.tar", name)
+    skopeo.copy(f"docker-archive:{work / 'saved.tar'}", f"oci:{work / 'saved'}:latest")
+    assert umoci.unpack(work / "saved", "latest", work) == expected
+
+
+def test_load_push_pull(
+    images: dict[str, Path],
+    unpacked: Callable[[str], dict[bytes, umoci.Row]],
+    service: Service,
+    docker: Docker,
+    tmp_path: Path,
+) -> None:
+    remote = f"{service.host}/docker/python:1"
+    skopeo.copy(f"oci:{images['python-new']}:latest", f"docker-archive:{tmp_path / 'image.tar'}:{remote}")
+    docker("load", "--input", tmp_path / "image.tar")
+    loaded = identity(docker, remote)
+    said = docker("push", remote)
+    pushed = fetch_image(service.url, "docker/python", "1")
+    assert pushed.config.digest == loaded
+    assert pushed.manifest.digest in said
+    assert pushed.diff_ids == read_image(images["python-new"]).diff_ids
+    for stage in stages(service, [("docker/python", "1")]):
+        assert fetch_image(service.url, "docker/python", "1") == pushed, stage
+        if stage in PULLED:
+            docker("image", "rm", "--force", remote)
+            docker("pull", "--quiet", remote)
+            assert identity(docker, remote) == loaded, stage
+    check_saved(docker, remote, unpacked("python-new"), tmp_path)
+
+
+def test_pull_what_others_pushed(
+    images: dict[str, Path],
+    unpacked: Callable[[str], dict[bytes, umoci.Row]],
+    service: Service,
+    docker: Docker,
+    tmp_path: Path,
+) -> None:
+    source = read_image(images["nginx-new"])
+    remote = f"{service.host}/oci/nginx"
+    skopeo.copy(f"oci:{images['nginx-new']}:latest", f"docker://{remote}:1")
+    await_settled(service)
+    docker("pull", "--quiet", f"{remote}@{source.manifest.digest}")
+    assert identity(docker, f"{remote}@{source.manifest.digest}") == source.config.digest
+    docker("tag", f"{remote}@{source.manifest.digest}", f"{remote}:again")
+    check_saved(docker, f"{remote}:again", unpacked("nginx-new"), tmp_path)

@@ -1,0 +1,253 @@
+"""Faults, made through the interfaces where they happen: bytes of files, the kernel's limits, file systems, signals.
+
+Nothing here reaches into the code under test. Damage is done to files while no process has the store open; the name
+of a record's place is found by searching the database file for the record's own bytes, so that what is flipped is
+what lies on the disk. Whatever is mounted is unmounted when its block is left, however it is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lmdb
+import pytest
+from pagepool_service.store.environment import MAP_SIZE, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+# -- damage --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as it lies in the database: its table, key, and value with its checksum."""
+
+    table: Table
+    key: bytes
+    value: bytes
+
+
+def records(data: Path, table: Table) -> list[Record]:
+    """All records of a table. No process may have the store open for writing."""
+    with _raw(data, readonly=True) as env:
+        database = env.open_db(table.label.encode(), create=False)
+        with env.begin(database) as txn:
+            return [Record(table, bytes(key), bytes(value)) for key, value in txn.cursor()]
+
+
+def flip_record(data: Path, record: Record, at: int) -> None:
+    """Flip one bit of a record's value where it lies in data.mdb; in every copy, also those of old pages.
+
+    Args:
+        at: which byte of the value; negative from its end.
+    """
+    path = data / "store" / "data.mdb"
+    offset = at % len(record.value)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        place = content.find(record.value)
+        assert place >= 0, f"the value of {record.table.label} {record.key.hex()} does not lie in one piece"
+        while place >= 0:
+            content[place + offset] ^= 1
+            place = content.find(record.value, place + 1)
+
+
+def replace_record(data: Path, table: Table, key: bytes, value: bytes | None) -> None:
+    """Put a value in the place of another, or take it out, below everything that would prevent it."""
+    with _raw(data) as env:
+        database = env.open_db(table.label.encode(), create=False)
+        with env.begin(database, write=True) as txn:
+            if value is None:
+                assert txn.delete(key)
+            else:
+                txn.put(key, value)
+
+
+def flip_file(path: Path, at: int) -> None:
+    """Flip one bit of a file."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes((byte ^ 1,)))
+
+
+def flip_pages(data: Path, randomness: random.Random, count: int) -> list[int]:
+    """Change bytes of random pages of the database, of any kind but the two that locate all others.
+
+    Returns the offsets that were changed.
+    """
+    path = data / "store" / "data.mdb"
+    page = 4096
+    pages = path.stat().st_size // page
+    offsets = []
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        for _ in range(count):
+            offset = randomness.randrange(2, pages) * page + randomness.randrange(page)
+            content[offset] = randomness.randrange(256)
+            offsets.append(offset)
+    return offsets
+
+
+@contextlib.contextmanager
+def _raw(data: Path, *, readonly: bool = False) -> Iterator[lmdb.Environment]:
+    with lmdb.open(
+        str(data / "store"), map_size=MAP_SIZE, max_dbs=len(Table) + 4, readonly=readonly, lock=not readonly
+    ) as env:
+        yield env
+
+
+# -- processes -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a child process ended: what its function returned, or its exception as text, or a signal.
+
+    Args:
+        value: what the function returned.
+        error: the exception and its traceback, or "".
+        signal: what killed it, or None.
+    """
+
+    value: Any = None
+    error: str = ""
+    signal: signal.Signals | None = None
+
+
+def in_child(function: Callable[..., Any], *arguments: Any, timeout_s: float = 120.0) -> Outcome:
+    """Run a module's function in a new process, which may die of it."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(sender, function, arguments), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(timeout_s):
+            pytest.fail(f"{function.__name__} did not end within {timeout_s} s")
+        value, error = receiver.recv()
+        return Outcome(value, error)
+    except EOFError:
+        process.join(timeout_s)
+        code = process.exitcode or 0
+        return Outcome(signal=signal.Signals(-code) if code < 0 else None, error="" if code < 0 else f"status {code}")
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+
+
+def _call(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        result = (function(*arguments), "")
+    except Exception:  # the parent reports it
+        result = (None, traceback.format_exc())
+    sender.send(result)
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """The kernel refuses to let this process's files grow beyond `size`: a real EFBIG from every write."""
+    old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old_limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+        signal.signal(signal.SIGXFSZ, old_handler)
+
+
+def peak_memory() -> int:
+    """The most memory this process has had resident that is its own, not the page cache's; bytes."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024
+
+
+# -- file systems --------------------------------------------------------------------------------------------
+
+
+def needs_mounts() -> None:
+    """Skip the test unless this process may make and mount a file system on a loop device."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    for tool in ("mkfs.ext4", "mount", "umount"):
+        if shutil.which(tool, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
+            pytest.skip(f"{tool} is not installed")
+    if not Path("/dev/loop-control").exists():
+        pytest.skip("there are no loop devices")
+
+
+@contextlib.contextmanager
+def small_file_system(directory: Path, size: int, kind: str = "ext4") -> Iterator[Path]:
+    """A file system of `size` bytes, mounted on a new directory for the length of the block.
+
+    Args:
+        directory: where its image and mount point go.
+        kind: ``ext4`` or ``xfs``.
+    """
+    needs_mounts()
+    image, target = directory / "small.img", directory / "small"
+    target.mkdir()
+    with image.open("wb") as file:
+        file.truncate(size)
+    options = {"ext4": ["-q", "-F", "-m", "0", "-O", "^has_journal"], "xfs": ["-q", "-f"]}[kind]
+    _run(f"mkfs.{kind}", *options, str(image))
+    made = subprocess.run(["mount", "-o", "loop", str(image), str(target)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"mounting is not possible here: {made.stderr.strip()}")
+    try:
+        yield target
+    finally:
+        # Lazily if need be: a test that failed may have left a process behind that is being killed.
+        if subprocess.run(["umount", str(target)], capture_output=True, check=False).returncode:
+            _run("umount", "--lazy", str(target))
+
+
+def remount(target: Path, mode: str) -> None:
+    """Remount a file system ``ro`` or ``rw``."""
+    _run("mount", "-o", f"remount,{mode}", str(target))
+
+
+@contextlib.contextmanager
+def filled(directory: Path, leave: int = 0) -> Iterator[Path]:
+    """Fill the file system of a directory up to the last `leave` bytes, for the length of the block."""
+    ballast = directory / "ballast"
+    fill(ballast, leave)
+    try:
+        yield ballast
+    finally:
+        ballast.unlink(missing_ok=True)
+
+
+def fill(ballast: Path, leave: int = 0) -> None:
+    """Write a file until the file system is full."""
+    step = 1 << 20
+    with ballast.open("ab", buffering=0) as file:
+        while step >= 512:
+            disk = os.statvfs(ballast.parent)
+            room = disk.f_bavail * disk.f_frsize - leave
+            try:
+                if room < step or not file.write(bytes(step)):
+                    step //= 2
+            except OSError:
+                step //= 2
+        os.fsync(file.fileno())
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"

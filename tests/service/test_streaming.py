@@ -1,0 +1,135 @@
+"""Bodies out of blocking readers: order, read-ahead, errors in the middle, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pagepool.errors import CorruptError
+from pagepool_service.routes.streaming import PIECE_SIZE, BrokenOffError, PieceResponse, Threads, open_pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.types import Message
+
+
+class Source:
+    """A blocking iterator that tells what was asked of it, and by how many threads at once."""
+
+    def __init__(self, pieces: list[bytes | Exception]) -> None:
+        self._pieces = iter(pieces)
+        self._busy = threading.Lock()
+        self.taken = 0
+        self.closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        assert self._busy.acquire(blocking=False), "two threads read at once"
+        try:
+            piece = next(self._pieces)
+            if isinstance(piece, Exception):
+                raise piece
+            self.taken += 1
+            return piece
+        finally:
+            self._busy.release()
+
+    def close(self) -> None:
+        """As generators have it."""
+        assert self._busy.acquire(blocking=False), "closed while it is read"
+        self.closed = True
+        self._busy.release()
+
+
+class Client:
+    """The other end: takes messages, and may leave."""
+
+    def __init__(self, leave_after: int = 1 << 60) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self.complete = False
+        self._leave_after = leave_after
+        self._gone = asyncio.Event()
+
+    async def receive(self) -> Message:
+        """Nothing, until it leaves."""
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Take a message."""
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], dict(message["headers"])
+            return
+        self.body += message["body"]
+        self.complete = not message["more_body"]
+        if len(self.body) >= self._leave_after:
+            self._gone.set()
+        await asyncio.sleep(0)
+
+
+def respond(source: Source, size: int, client: Client) -> None:
+    """Send what a source yields to a client."""
+
+    async def run() -> None:
+        with ThreadPoolExecutor(4) as executor:
+            threads = Threads(executor)
+            reader, first = await open_pieces(threads, source)
+            answer = PieceResponse(threads, reader, first, status=200, headers={"X": "y"}, size=size, name="test")
+            scope: dict[str, Any] = {"type": "http"}
+            await answer(scope, client.receive, client.send)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("lengths", [[1], [PIECE_SIZE], [PIECE_SIZE] * 5, [131072] * 33, [1] * 100, [PIECE_SIZE, 1]])
+def test_everything_arrives_in_order(lengths: list[int]) -> None:
+    """Announced by its length, and the source is closed."""
+    pieces = [bytes((number % 256,)) * length for number, length in enumerate(lengths)]
+    source, client = Source(list(pieces)), Client()
+    respond(source, sum(lengths), client)
+    assert (client.status, client.body, client.complete) == (200, b"".join(pieces), True)
+    assert client.headers[b"content-length"] == str(sum(lengths)).encode()
+    assert client.headers[b"x"] == b"y"
+    assert source.closed
+
+
+def test_damage_in_the_middle_ends_the_connection() -> None:
+    """What was sent before was right; the client sees that there is less than announced."""
+    good = b"x" * PIECE_SIZE
+    source, client = Source([good, good, CorruptError("extent", "ab", "test")]), Client()
+    with pytest.raises(BrokenOffError):
+        respond(source, 4 * PIECE_SIZE, client)
+    assert (client.body, client.complete) == (2 * good, False)
+    assert source.closed
+
+
+def test_damage_at_once_can_be_answered() -> None:
+    """It is raised before anything was sent."""
+    client = Client()
+    with pytest.raises(CorruptError):
+        respond(Source([CorruptError("extent", "ab", "test")]), 10, client)
+    assert client.status == 0
+
+
+def test_source_that_ends_early() -> None:
+    """Is a fault that the client must notice."""
+    client = Client()
+    with pytest.raises(BrokenOffError):
+        respond(Source([b"x" * PIECE_SIZE]), 2 * PIECE_SIZE, client)
+    assert not client.complete
+
+
+def test_client_that_leaves_is_noticed() -> None:
+    """Nothing more is read than was on its way."""
+    source, client = Source([b"x" * PIECE_SIZE] * 100), Client(leave_after=3 * PIECE_SIZE)
+    respond(source, 100 * PIECE_SIZE, client)
+    assert source.taken <= 6
+    assert source.closed

@@ -1,0 +1,229 @@
+"""The service's processes: who starts them, who may die, and what is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from pagepool.digest import Digest
+
+from tests.service.pushes import begin_upload, finishing, push_blob, push_image
+from tests.support.server import Service, ServiceError, running_service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"still not: {what}"
+        time.sleep(0.01)
+
+
+def test_ready_line_says_where(tmp_path: Path) -> None:
+    """Address with the real port, data directory, workers; the directory is made."""
+    data = tmp_path / "new" / "data"
+    data.parent.mkdir()
+    with running_service(data, "--workers", "3") as service:
+        assert service.log().splitlines()[-1] == f"pagepool serving on {service.url} data {data} workers 3"
+        assert not service.url.endswith(":0")
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+
+
+def test_one_service_for_a_data_directory(tmp_path: Path) -> None:
+    """The second says which process has it; when the first is gone, another may start."""
+    with running_service(tmp_path / "data") as first:
+        assert first.process is not None
+        with pytest.raises(ServiceError, match=f"in use by process {first.process.pid}"):
+            Service(tmp_path / "data").start()
+        assert httpx.get(f"{first.url}/v2/").status_code == 200
+    with running_service(tmp_path / "data"):
+        pass
+
+
+def test_address_in_use(tmp_path: Path) -> None:
+    """Is said, and nothing is left running."""
+    with running_service(tmp_path / "one") as first:
+        other = Service(tmp_path / "two", host=first.host)
+        with pytest.raises(ServiceError, match="cannot listen"):
+            other.start()
+
+
+def test_killed_worker_is_replaced(tmp_path: Path) -> None:
+    """While the other goes on serving."""
+    with running_service(tmp_path / "data", "--workers", "2", "--ingest-processes", "1") as service:
+        with httpx.Client(base_url=service.url) as http:
+            digest = push_blob(http, "kill", b"stays")
+        before = set(service.children())
+        assert len(before) == 3
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+            until(partial(_is_reaped, service, pid), "the killed process is reaped")
+            for _ in range(5):
+                # A connection that the killed worker had accepted is lost; a new one is served.
+                assert httpx.get(f"{service.url}/v2/kill/blobs/{digest}").content == b"stays"
+            until(lambda: len(service.children()) == 3, "three processes run")
+        assert not before & set(service.children())
+        assert "signal SIGKILL" in service.log()
+
+
+def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
+    """The kernel ends the others, and the data directory is free."""
+    service = Service(tmp_path / "data", ("--workers", "2"))
+    service.start()
+    pids = list(service.children())
+    assert pids
+    service.kill()
+    until(lambda: not any(_runs(pid) for pid in pids), "the other processes are gone")
+    service.start()
+    service.stop()
+
+
+def test_requests_in_flight_are_finished(tmp_path: Path) -> None:
+    """After SIGTERM: an upload that is being sent, while new connections are refused."""
+    service = Service(tmp_path / "data")
+    service.start()
+    host, port = service.host.split(":")
+    data = b"x" * 100_000
+    with httpx.Client(base_url=service.url) as http:
+        target = finishing(begin_upload(http, "flight"), Digest.of(data))
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"PUT {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+        connection.sendall(head.encode() + data[:50_000])
+        upload = next((tmp_path / "data" / "uploads").glob("*-????????????"))
+        stopping = threading.Thread(target=service.stop)
+        time.sleep(0.2)  # not for an outcome: the request is in flight whether it was read or not
+        stopping.start()
+        until(lambda: _refused(host, int(port)), "new connections are refused")
+        connection.sendall(data[50_000:])
+        assert connection.recv(1000).startswith(b"HTTP/1.1 201")
+    stopping.join(30)
+    assert service.process is not None
+    assert service.process.returncode == 0
+    assert not upload.exists()
+    service.start()
+    try:
+        assert httpx.get(f"{service.url}/v2/flight/blobs/{Digest.of(data)}").content == data
+    finally:
+        service.stop()
+
+
+def test_requests_that_do_not_end_are_cut_off(tmp_path: Path) -> None:
+    """After the time they are given; what a session has is kept."""
+    service = Service(tmp_path / "data", ("--graceful-timeout", "1"))
+    service.start()
+    host, port = service.host.split(":")
+    with httpx.Client(base_url=service.url) as http:
+        location = begin_upload(http, "hang")
+        http.patch(location, content=b"abc")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
+        connection.sendall(head.encode() + b"12345")
+        begin = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - begin < 10
+    service.start()
+    try:
+        assert httpx.get(f"{service.url}{location}").headers["range"] == "0-2"
+    finally:
+        service.stop()
+
+
+def test_read_only(tmp_path: Path) -> None:
+    """Everything can be read; every write is refused with 405 and nothing else happens."""
+    data = tmp_path / "data"
+    with running_service(data) as service, httpx.Client(base_url=service.url) as http:
+        digest = push_image(http, "app", "latest")
+        location = begin_upload(http, "app")
+    with running_service(data, "--read-only") as service, httpx.Client(base_url=service.url) as http:
+        assert http.get("/v2/app/manifests/latest").headers["docker-content-digest"] == str(digest)
+        assert http.get("/v2/app/tags/list").json()["tags"] == ["latest"]
+        assert http.get("/readyz").json()["read_only"] is True
+        blob = http.get("/v2/app/manifests/latest").json()["config"]["digest"]
+        for answer in (
+            http.post("/v2/app/blobs/uploads/"),
+            http.post("/v2/app/blobs/uploads/", params={"digest": str(Digest.of(b"x"))}, content=b"x"),
+            http.post("/v2/other/blobs/uploads/", params={"mount": blob}),
+            http.patch(location, content=b"x"),
+            http.put(finishing(location, Digest.of(b""))),
+            http.delete(location),
+            http.put("/v2/app/manifests/x", content=http.get("/v2/app/manifests/latest").content),
+            http.delete("/v2/app/manifests/latest"),
+            http.delete(f"/v2/app/manifests/{digest}"),
+            http.delete(f"/v2/app/blobs/{blob}"),
+        ):
+            assert (answer.status_code, answer.json()["errors"][0]["code"]) == (405, "READ_ONLY"), answer.request
+            assert answer.headers["allow"]
+        assert "Traceback" not in service.log()
+
+
+@pytest.fixture
+def read_only_mount() -> Iterator[Callable[[Path], None]]:
+    """Makes a directory read-only by mounting it over itself; or skips."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("needs root, to mount a directory read-only")
+    mounted: list[Path] = []
+
+    def mount(path: Path) -> None:
+        subprocess.run(["mount", "--bind", path, path], check=True)
+        mounted.append(path)
+        subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_read_only_file_system(tmp_path: Path, read_only_mount: Callable[[Path], None]) -> None:
+    """Is served with --read-only, and refused clearly without."""
+    data = tmp_path / "data"
+    with running_service(data) as service, httpx.Client(base_url=service.url) as http:
+        digest = push_image(http, "app", "latest", {"a": os.urandom(300_000)})
+    read_only_mount(data)
+    with pytest.raises(ServiceError, match=r"[Rr]ead-only"):
+        Service(data).start()
+    with running_service(data, "--read-only", "--workers", "2") as service:
+        answer = httpx.get(f"{service.url}/v2/app/manifests/{digest}")
+        assert answer.status_code == 200
+        layer = answer.json()["layers"][0]["digest"]
+        assert str(Digest.of(httpx.get(f"{service.url}/v2/app/blobs/{layer}").content)) == layer
+
+
+def test_data_of_another_format(tmp_path: Path) -> None:
+    """Is refused before anything is touched."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "format").write_text("pagepool store 99\n")
+    with pytest.raises(ServiceError, match="pagepool store 99"):
+        Service(tmp_path / "data").start()
+
+
+def _is_reaped(service: Service, pid: int) -> bool:
+    return pid not in service.children()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _refused(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=1):
+            return False
+    except OSError:
+        return True
