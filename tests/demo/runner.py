@@ -28,10 +28,9 @@ class Running:
     Args:
         command: what to run.
         temporary: its directory for temporary files.
-        uid: user to run as; None: this one.
     """
 
-    def __init__(self, command: Sequence[str], temporary: Path, uid: int | None = None) -> None:
+    def __init__(self, command: Sequence[str], temporary: Path) -> None:
         self._mark = f"{_MARK}={secrets.token_hex(8)}"
         name, _, value = self._mark.partition("=")
         paths = [str(_ROOT / "client"), str(_ROOT / "service"), os.environ.get("PYTHONPATH", "")]
@@ -46,7 +45,6 @@ class Running:
             text=True,
             env=environment,
             cwd=temporary,
-            user=uid,
         )
 
     def read_lines(self, count: int) -> list[str]:
@@ -109,12 +107,10 @@ class Running:
 
 
 Start = Callable[..., Running]
-"""Starts a small demo: takes the directory for temporary files, then arguments; and `uid` and `command`."""
+"""Starts a small demo: takes the directory for temporary files, then arguments; or a whole command instead."""
 
 
-def start_demo(
-    temporary: Path, *arguments: str, uid: int | None = None, command: Sequence[str] | None = None
-) -> Running:
+def start_demo(temporary: Path, *arguments: str, command: Sequence[str] | None = None) -> Running:
     """Start a small demo; or another command, as one."""
     size = () if "--size" in arguments else ("--size", "12MB")
-    return Running(command or [*DEMO, *size, *arguments], temporary, uid)
+    return Running(command or [*DEMO, *size, *arguments], temporary)

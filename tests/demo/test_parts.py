@@ -26,8 +26,8 @@ def files(tmp_path: Path) -> Path:
     """A directory with a bit of everything."""
     root = tmp_path / "files"
     (root / "sub").mkdir(parents=True)
-    for number in range(120):
-        (root / "sub" / f"file{number:03}").write_bytes(b"%d " % number * number)
+    for number in range(400):
+        (root / "sub" / f"file{number:03}").write_bytes(b"%d " % number * (number % 50))
     (root / "large").write_bytes(os.urandom(300_000))
     (root / "link").symlink_to("sub/file001")
     (root / "secret").write_text("not for everyone")
@@ -90,7 +90,7 @@ def test_a_file_that_vanishes_is_left_out(files: Path, tmp_path: Path) -> None:
 
 def _make(files: Path, layout: Path) -> tuple[images.Made, images.Made]:
     members = _members(files)
-    return images.make_images(Material(members[:40], members[40:60], members[60:]), layout, lambda _: None)
+    return images.make_images(Material(members[:200], members[200:240], members[240:]), layout, lambda _: None)
 
 
 def test_the_second_image_is_a_refreshed_first(files: Path, tmp_path: Path) -> None:
@@ -119,8 +119,14 @@ def test_what_is_equal_compares_equal(pulled: tuple[Plan, Path]) -> None:
     assert sum(hashed) > sum(blob.size for blob in plan.blobs)
 
 
-@pytest.mark.parametrize("kind", ["manifest", "config", "layer"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        *(("manifest", damage) for damage in ("flip", "cut", "remove")),
+        *(("config", damage) for damage in ("flip", "remove")),  # one that is no JSON is an error of its own
+        *(("layer", damage) for damage in ("flip", "cut", "remove")),
+    ],
+)
 def test_every_difference_is_found(pulled: tuple[Plan, Path], kind: str, damage: str) -> None:
     plan, layout = pulled
     victim = {"manifest": plan.root[0], "config": plan.blobs[0], "layer": plan.blobs[1]}[kind]
@@ -135,8 +141,6 @@ def test_every_difference_is_found(pulled: tuple[Plan, Path], kind: str, damage:
         at = content.index(b"pagepool demo") if kind == "config" else len(content) // 2
         content[at] ^= 1
         path.write_bytes(content)
-    if kind == "config" and damage == "cut":
-        pytest.skip("a config that is no JSON ends the demo with an error of its own")
     bad = [check for check in compare(plan, layout, (), lambda _: None) if not check.equal]
     assert bad
     assert {check.name for check in bad} == {str(victim.digest)}
@@ -147,8 +151,8 @@ def test_too_little_room_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Path
 ) -> None:
     monkeypatch.setattr(command, "collect", lambda _: Material(_members(files), (), ()))
-    monkeypatch.setattr(command.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    with pytest.raises(StoreFullError, match=r"needs 2\.. MB in .* which has 1\.0 kB; see --size and \$TMPDIR"):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(StoreFullError, match=r"needs [0-9.]+ MB in .* which has 1\.0 kB; see --size and \$TMPDIR"):
         command._make(tmp_path / "work", 10**6, Narrator(speak=False, live=False))
     assert not (tmp_path / "work").exists()
 

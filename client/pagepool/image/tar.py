@@ -10,8 +10,7 @@ stream can still be followed, and otherwise counts everything further as literal
 not returned: their data is passed over as literal.
 
 Dialects: `header` (blocks), `pax` (records), `sparse` (maps). Choices where they disagree, all as Go's
-    archive/tar has
-them, because the container runtimes read layers with it:
+archive/tar has them, because the container runtimes read layers with it:
 
 - Links, devices, directories and FIFOs have no data, whatever their size says.
 - Only a type of NUL with a name that ends in ``/`` is a directory; type ``0`` is a file.

@@ -26,10 +26,11 @@ def explanation(report: Report, made: tuple[Made, Made] | None) -> str:
     elif len(report.images) > 1:
         parts.append(_several(report))
     if opaque := report.stored.get("opaque", 0):
+        copies = human_size(opaque)
         whole, here = human_size(report.total.pushed_bytes), human_size(report.total.stored_bytes)
         parts.append(
             f"A compressed layer is handed back bit for bit, and cannot in general be compressed the same way again.\n"
-            f"So the store keeps it beside its files: the {human_size(opaque)} of exact copies above, counted in STORED.\n"
+            f"So the store keeps it beside its files: the {copies} of exact copies above, counted in STORED.\n"
             f"A registry of whole blobs would take {whole} for what takes {here} here. A plain layer has no copy:\n"
             f"it is rebuilt from its recipe at each pull."
         )

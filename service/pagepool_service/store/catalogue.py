@@ -1,10 +1,9 @@
 """Keys and payloads of the registry's catalogue: which repository has what, under which names.
 
 Pure: no transaction, no I/O. Byte by byte in docs/format/catalogue.md. A repository name never holds a NUL
-    and begins
-with a letter or digit, and a digest key begins with its algorithm's code, 1 to 3: a forward key (by
-repository) and a reverse key (by digest) of one table never collide, and every forward key sorts behind every
-reverse key.
+and begins with a letter or digit, and a digest key begins with its algorithm's code, 1 to 3: a forward key
+(by repository) and a reverse key (by digest) of one table never collide, and every forward key sorts behind
+every reverse key.
 """
 
 from __future__ import annotations

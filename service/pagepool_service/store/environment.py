@@ -4,14 +4,12 @@ Owns: one environment with the named tables of `Table`, and the rule that every 
 its table, key and payload, which is checked on each read. Does not own what the payloads mean (`schema`).
 
 Concurrency: any number of threads and processes read without blocking; writers take LMDB's one writer lock
-    for the
-length of a transaction, so writers prepare everything (compression, hashing) before they begin. A transaction
-belongs to the thread that began it. Never keep a read transaction across a network wait: it pins every page
-freed since it began.
+for the length of a transaction, so writers prepare everything (compression, hashing) before they begin. A
+transaction belongs to the thread that began it. Never keep a read transaction across a network wait: it pins
+every page freed since it began.
 
 Crash: a transaction is visible and durable as a whole once `write()` has left its block without an exception,
-    and
-not at all otherwise (LMDB's own guarantee, with its default of two synchronous meta pages).
+and not at all otherwise (LMDB's own guarantee, with its default of two synchronous meta pages).
 
 Format: docs/format/store.md.
 """

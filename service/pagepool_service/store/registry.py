@@ -6,8 +6,7 @@ caller: nothing here takes text that a client sent, but the `last` of a listing.
 
 A repository is there while it has a blob or a manifest; nothing is made or removed for it. Each change is one
 transaction: a manifest's check that its parts are there, its record, links, tags and referrer become visible
-    and
-durable together, and a concurrent delete is seen either before or after.
+and durable together, and a concurrent delete is seen either before or after.
 
 Format: docs/format/catalogue.md.
 """

@@ -1,8 +1,7 @@
 """What the records of each table mean: keys and payloads as values, encoded and decoded.
 
 Pure: no transaction, no I/O. Byte by byte in docs/format/store.md. Integers are big-endian, so that keys sort
-    by
-number. Decoders raise CorruptError for bytes that no encoder wrote.
+by number. Decoders raise CorruptError for bytes that no encoder wrote.
 """
 
 from __future__ import annotations
