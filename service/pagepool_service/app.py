@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from pagepool.version import __version__
 
 from pagepool_service.routes import blobs, errors, health, images, listings, manifests, uploads
 from pagepool_service.routes.context import Context
@@ -42,7 +43,7 @@ def create_app(settings: Settings, store: Store) -> ASGIApp:
     app = FastAPI(
         title="pagepool",
         summary="A container image registry with a deduplicated store.",
-        version=_version(),
+        version=__version__,
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
@@ -98,12 +99,3 @@ def _description(app: FastAPI) -> dict[str, Any]:
             schema.get("components", {}).get("schemas", {}).pop(name, None)
         app.openapi_schema = schema
     return app.openapi_schema
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("pagepool")
-    except PackageNotFoundError:  # run from a source tree
-        return "0"

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import IO, TYPE_CHECKING, cast
 
 import zstandard
-from isal import igzip
+from isal import igzip, igzip_lib
 from pagepool.errors import LayerInvalidError
 
 from pagepool_service.zstdframes import FrameWalker
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CHUNK_SIZE = 1 << 20
+_IsalError = cast("type[Exception]", igzip_lib.IsalError)
 _ZSTD_WINDOW = 128 << 20  # what zstd's own command line accepts without being told to
 
 
@@ -62,7 +63,7 @@ def detect(head: bytes) -> Compression:
         return Compression.ZSTD
     for magic, name in ((b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"\x04\x22\x4d\x18", "lz4")):
         if head.startswith(magic):
-            raise LayerInvalidError(name, "layers are plain tar, gzip or zstd")
+            raise LayerInvalidError(name, f"compressed with {name}; layers are plain tar, gzip or zstd")
     return Compression.NONE
 
 
@@ -143,11 +144,11 @@ def _guarded(
     while True:
         try:
             chunk = next(chunks, None)
-        except (OSError, EOFError, zlib.error, zstandard.ZstdError, ValueError) as error:
-            raise LayerInvalidError(name, f"{error} (after {total} plain bytes)") from error
+        except (OSError, EOFError, zlib.error, _IsalError, zstandard.ZstdError, ValueError) as error:
+            raise LayerInvalidError(name, f"the {name} is damaged: {error} (after {total} plain bytes)") from error
         if chunk is None:
             if file.walker and not file.walker.at_frame_end:
-                raise LayerInvalidError(name, f"cut short (after {total} plain bytes)")
+                raise LayerInvalidError(name, f"the {name} is cut short (after {total} plain bytes)")
             return
         total += len(chunk)
         if total > limits.plain_size:

@@ -51,6 +51,7 @@ _RECIPE_LEVEL = 3  # 4 % more bytes of recipe than level 9, in a third of its ti
 _CHUNKS_AHEAD = 3  # of 1 MiB, inflated and not yet split
 _FRAMES_AHEAD = 8  # of 256 KiB, split and not yet compressed
 _BATCHES_AHEAD = 3
+_SEEN_MOST = 64  # extents of 128 KiB that are not looked up yet
 _BATCH_NEW = 12 << 20  # new plain bytes after which a batch is closed ...
 _BATCH_STREAM = 16 << 20  # ... or bytes of the stream
 
@@ -277,6 +278,9 @@ class Splitting:
         """Store an extent unless it is known. `data` must stay valid until `_sift`."""
         if digest not in self._batch.fresh:
             self._seen.append((digest, data))
+            # A sparse map makes any number of extents out of one chunk of the stream, and each is a copy.
+            if len(self._seen) >= _SEEN_MOST:
+                self._sift()
 
     def _sift(self) -> None:
         """Put those of the extents seen that are not stored yet into frames.

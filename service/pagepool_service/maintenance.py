@@ -14,6 +14,7 @@ import logging
 import os
 import select
 import sys
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from pagepool.errors import (
     StoreFullError,
 )
 from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, encode_frame
-from pagepool.image import Limits
+from pagepool.image import Limits, decode_chunk
 
 from pagepool_service.allocator import keep_large_blocks
 from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
@@ -33,7 +34,7 @@ from pagepool_service.inflate import Compression, InflateLimits, inflate
 from pagepool_service.ingest import LayerIngest, discard_recipe
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import rebuild
-from pagepool_service.store.schema import ContentKind, JobKind, LayerState
+from pagepool_service.store.schema import ContentKind, JobKind, LayerRecord, LayerState, recipe_key
 from pagepool_service.store.store import Store
 
 if TYPE_CHECKING:
@@ -41,11 +42,13 @@ if TYPE_CHECKING:
 
     from pagepool_service.ingest import Ingested
     from pagepool_service.settings import Settings
+    from pagepool_service.store.environment import Reader
     from pagepool_service.store.schema import BlobRecord, Job
 
 log = logging.getLogger("pagepool.maintenance")
 
 _MOST_ATTEMPTS = 3
+_MOST_HEALED = 1000  # damaged frames that one layer mends, each in an attempt that does not count
 _LONGEST_PAUSE_S = 30.0
 _IDLE_S = 1.0  # how often the queue is looked at without being woken
 _SETTLE_BATCH = 64  # extents moved in one transaction: 8 MiB
@@ -98,6 +101,7 @@ class Maintenance:
         self._rebuild = rebuild_compressed
         self._limits = limits or Limits()
         self._inflate_limits = inflate_limits or InflateLimits()
+        self._healed: Counter[Digest] = Counter()
 
     def run_forever(self, wake_fd: int) -> None:
         """Run jobs as they come."""
@@ -141,6 +145,8 @@ class Maintenance:
                 self._ingest(job, record)
             else:
                 self._settle(job, record)
+        except BlobUnknownError:  # removed meanwhile
+            self._drop(job)
         except (StoreFullError, ReadOnlyError):
             # When even this cannot be written the job stays ours, and is taken up again all the same.
             with contextlib.suppress(StoreFullError, ReadOnlyError):
@@ -174,7 +180,7 @@ class Maintenance:
         key = result.diff_id.key
         plain = compression is Compression.NONE
         with self._store.env.write() as txn:
-            known = txn.get(Table.LAYERS, key)
+            known = _sound_layer(txn, result.diff_id)
             if known is None:
                 txn.put(Table.LAYERS, key, result.layer.encode())
             else:  # the same tar was there, compressed in another way: its recipe serves both
@@ -209,11 +215,13 @@ class Maintenance:
         anew and mends every image that shares them.
         """
         log.error("reading layer %s met damage: %s", job.blob, error)
+        mendable = error.kind in ("frame", "extent") and self._healed[job.blob] < _MOST_HEALED
+        if mendable and self._store.extents.forget_damaged(self._store.env, error):
+            self._healed[job.blob] += 1
+            self._store.jobs.put_back(job)
+            return
         if job.attempts >= _MOST_ATTEMPTS:
             self._give_up(job, record, f"it shares stored data that is damaged: {error}")
-            return
-        if error.kind in ("frame", "extent"):
-            self._store.extents.forget_damaged(self._store.env, error)
 
     def _drop(self, job: Job) -> None:
         with self._store.env.write() as txn:
@@ -299,3 +307,23 @@ class Maintenance:
         if ready:
             with contextlib.suppress(BlockingIOError):  # another process was quicker
                 os.read(wake_fd, 4096)
+
+
+def _sound_layer(txn: Reader, diff_id: Digest) -> LayerRecord | None:
+    """The layer's record, if that and every chunk of its recipe can be read.
+
+    What is acknowledged now must not rest on an older recipe that is damaged: then the new one replaces it.
+    """
+    try:
+        payload = txn.get(Table.LAYERS, diff_id.key)
+        layer = None if payload is None else LayerRecord.decode(payload)
+        position = 0
+        while layer is not None and position < layer.plain_size:
+            chunk = txn.get(Table.RECIPES, recipe_key(layer.recipe, position))
+            if chunk is None:
+                return None
+            position += sum(op.size for op in decode_chunk(chunk))
+    except CorruptError as error:
+        log.error("layer %s is replaced by the one that was just read: %s", diff_id, error)
+        return None
+    return layer

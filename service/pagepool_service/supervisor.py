@@ -6,9 +6,9 @@
 Everything is imported before the fork, so that the processes share those pages; the store is opened after it, by each
 for itself. The supervisor holds the lock of the data directory and never has the store open while others run.
 
-A process that ends is started again, after a pause that grows while it keeps ending. SIGTERM and SIGINT end all of
-them, the workers after the requests in flight. If the supervisor itself is killed the kernel kills the others, and
-the lock, which they share, is free when the last one is gone.
+A process that ends is started again, after a pause that grows while it keeps ending. SIGTERM, SIGINT and SIGHUP end
+all of them, the workers after the requests in flight. If the supervisor itself is killed the kernel kills the others,
+and the lock, which they share, is free when the last one is gone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
 
 from pagepool_service import logs
 from pagepool_service.store.store import Store
-from pagepool_service.uploads import sweep
+from pagepool_service.uploadfiles import sweep
 from pagepool_service.worker import run_worker
 
 if TYPE_CHECKING:
@@ -74,11 +74,12 @@ class Supervisor:
     """Runs a service. Make one in the main thread of a process that does nothing else, and `run` it.
 
     Args:
-        announce: called once with the address when the service takes requests.
+        announce: called once when the service takes requests, with its settings and address. The settings are those
+            given, but for a data directory on a read-only file system: that is served read-only.
     """
 
-    def __init__(self, settings: Settings, announce: Callable[[str], None]) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, announce: Callable[[Settings, str], None]) -> None:
+        self._settings = replace(settings, read_only=settings.read_only or is_read_only(settings.data))
         self._announce = announce
         self._children: list[Child] = []
         self._stopping = False
@@ -98,6 +99,7 @@ class Supervisor:
         prepare(settings)
         wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may have had it ignored, and so no zombies
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         gc.collect()
         gc.freeze()
@@ -113,7 +115,7 @@ class Supervisor:
         try:
             self._start_due()
             if self._wait_ready(ready_read):
-                self._announce(address_of(listener))
+                self._announce(settings, address_of(listener))
                 self._supervise()
         finally:
             # First, so that nobody's connection waits for an answer until the last process has ended.
@@ -144,7 +146,7 @@ class Supervisor:
 
     def _take_signal(self, timeout_s: float) -> None:
         info = signal.sigtimedwait(_SIGNALS, timeout_s)
-        if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
+        if info is not None and info.si_signo != signal.SIGCHLD:
             self._stopping = True
         self._reap()
 
@@ -198,6 +200,11 @@ class Supervisor:
         for child in self._children:
             if child.pid:
                 os.kill(child.pid, number)
+
+
+def is_read_only(data: Path) -> bool:
+    """Whether a store is there, on a file system that is mounted read-only."""
+    return (data / "format").exists() and bool(os.statvfs(data).f_flag & os.ST_RDONLY)
 
 
 def lock_data(data: Path, *, read_only: bool) -> int | None:

@@ -9,7 +9,7 @@ Concurrency: one writer per session over all processes; a second one is refused 
 used from any thread, an `OpenUpload` from one at a time (`close` waits for a write that is going on).
 
 Crash: sessions stay as far as they were written. What was acknowledged as a blob is the store's (`BlobStore.admit`).
-A session without its second file, and one that was idle for too long, is removed by `sweep`.
+A session without its second file, and one that was idle for too long, is removed by `uploadfiles.sweep`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from pagepool.errors import (
 )
 
 from pagepool_service.store.sums import Summer, sum_file
+from pagepool_service.uploadfiles import directory_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -340,54 +341,6 @@ def _hash(summer: Summer | None, pieces: Sequence[bytes]) -> None:
     if summer is not None:
         for piece in pieces:
             summer.update(piece)
-
-
-def sweep(directory: Path, idle_s: float) -> int:
-    """Remove sessions that nobody wrote to for `idle_s` seconds, and leftovers. Returns how many files.
-
-    Safe beside a running service: a session that is being written to is locked, and left alone.
-    """
-    removed = 0
-    oldest = time.time() - idle_s
-    for path in list(directory.iterdir()) if directory.is_dir() else []:
-        try:
-            if path.stat().st_mtime > oldest:
-                continue
-            data = path.with_suffix("")
-            if path.suffix != ".json":
-                removed += _remove_unlocked(path)
-            elif not data.exists():
-                path.unlink()
-                removed += 1
-        except FileNotFoundError:  # finished meanwhile
-            continue
-    return removed
-
-
-def directory_size(path: Path) -> int:
-    """Bytes in the files of a directory."""
-    total = 0
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                try:
-                    total += entry.stat(follow_symlinks=False).st_size
-                except FileNotFoundError:  # finished meanwhile
-                    continue
-    except FileNotFoundError:
-        return 0
-    return total
-
-
-def _remove_unlocked(path: Path) -> int:
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return 0
-        path.unlink(missing_ok=True)
-        path.with_name(f"{path.name}.json").unlink(missing_ok=True)
-    return 1
 
 
 def _lock_file(fd: int, path: Path, session_id: str) -> None:

@@ -23,7 +23,7 @@ Push = tuple["Path", str]
 
 def push(service: Service, one: Push) -> None:
     layout, repository = one
-    skopeo.copy(f"oci:{layout}:latest", f"docker://{service.host}/{repository}:1")
+    skopeo.push(layout, f"{service.host}/{repository}:1")
 
 
 def settled_after(data: Path, pushes: Sequence[Push], clients: int) -> dict[str, Any]:

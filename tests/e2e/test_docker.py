@@ -71,7 +71,7 @@ def test_pull_what_others_pushed(
 ) -> None:
     source = read_image(images["nginx-new"])
     remote = f"{service.host}/oci/nginx"
-    skopeo.copy(f"oci:{images['nginx-new']}:latest", f"docker://{remote}:1")
+    skopeo.push(images["nginx-new"], f"{remote}:1")
     await_settled(service)
     docker("pull", "--quiet", f"{remote}@{source.manifest.digest}")
     assert identity(docker, f"{remote}@{source.manifest.digest}") == source.config.digest

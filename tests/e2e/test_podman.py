@@ -27,8 +27,8 @@ def podman(tmp_path: Path) -> Podman:
 
 
 def exported(podman: Podman, name: str, layout: Path) -> Image:
-    """Write an image of the storage into a layout, with plain layers: they are nobody's compression."""
-    podman.podman("push", "--quiet", "--format", "oci", "--compress=false", name, f"oci:{layout}:latest")
+    """Write an image of the storage into a layout."""
+    podman.podman("push", "--quiet", "--format", "oci", name, f"oci:{layout}:latest")
     return read_image(layout)
 
 

@@ -81,7 +81,7 @@ def respond(source: Source, size: int, client: Client) -> None:
     async def run() -> None:
         with ThreadPoolExecutor(4) as executor:
             threads = Threads(executor)
-            reader, first = await open_pieces(threads, source)
+            reader, first = await open_pieces(threads, lambda: source)
             answer = PieceResponse(threads, reader, first, status=200, headers={"X": "y"}, size=size, name="test")
             scope: dict[str, Any] = {"type": "http"}
             await answer(scope, client.receive, client.send)

@@ -20,7 +20,8 @@ from pagepool.errors import (
     UploadUnknownError,
 )
 from pagepool_service.store.store import Store
-from pagepool_service.uploads import Uploads, sweep
+from pagepool_service.uploadfiles import sweep
+from pagepool_service.uploads import Uploads
 
 from tests.service.pushes import begin_upload, finishing, push_blob
 from tests.support.server import running_service

@@ -6,6 +6,7 @@ is checked against its digest here.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from dataclasses import dataclass
@@ -94,6 +95,41 @@ def fetch_image(url: str, repository: str, reference: str) -> Image:
         for blob in set(image.blobs):
             blob.check(_stream(http, blob))
     return image
+
+
+def write_plain(source: Path, target: Path) -> None:
+    """Make a layout with the image of another, tag ``latest``, its gzip layers as plain tars."""
+    image = read_image(source)
+    blobs = target / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def put(kind: str, pieces: Iterable[bytes]) -> dict[str, Any]:
+        hasher, size, unnamed = hashlib.sha256(), 0, target / "unnamed"
+        with unnamed.open("wb") as file:
+            for piece in pieces:
+                hasher.update(piece)
+                size += file.write(piece)
+        unnamed.rename(blobs / hasher.hexdigest())
+        return {
+            "mediaType": f"application/vnd.oci.image.{kind}",
+            "digest": f"sha256:{hasher.hexdigest()}",
+            "size": size,
+        }
+
+    def inflated(layer: Blob) -> Iterator[bytes]:
+        with gzip.open(source / "blobs" / layer.digest.replace(":", "/")) as file:
+            yield from iter(lambda: file.read(_PIECE), b"")
+
+    config = (source / "blobs" / image.config.digest.replace(":", "/")).read_bytes()
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": put("config.v1+json", [config]),
+        "layers": [put("layer.v1.tar", inflated(layer)) for layer in image.layers],
+    }
+    entry = put("manifest.v1+json", [json.dumps(manifest).encode()]) | {"annotations": {_REF_NAME: "latest"}}
+    (target / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (target / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
 
 
 def _stream(http: httpx.Client, blob: Blob) -> Iterator[bytes]:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _ROOT = Path(__file__).parents[2]
-_MAIN = "from pagepool_service.commands.serve import serve; serve(standalone_mode=True)"
 _READY = re.compile(r"serving on (http://(\S+))")
 START_TIMEOUT_S = 60.0
 
@@ -39,6 +38,8 @@ class Service:
     Args:
         data: its data directory.
         arguments: of `pagepool serve`, but the data directory and address.
+        environment: more variables.
+        log_directory: where what it prints goes; beside the data directory without it.
         url: where it is, ``http://127.0.0.1:PORT``; the same over restarts.
     """
 
@@ -48,6 +49,7 @@ class Service:
     url: str = ""
     host: str = ""
     process: subprocess.Popen[bytes] | None = None
+    log_directory: Path | None = None
     log_path: Path = field(default_factory=Path)
 
     def start(self) -> None:
@@ -56,10 +58,13 @@ class Service:
         Raises:
             ServiceError: it ended instead, or took too long.
         """
-        descriptor, name = tempfile.mkstemp(prefix="service-", suffix=".log", dir=self.data.parent)
+        descriptor, name = tempfile.mkstemp(
+            prefix="service-", suffix=".log", dir=self.log_directory or self.data.parent
+        )
         self.log_path = Path(name)
         listen = self.host or "127.0.0.1:0"
-        command = [sys.executable, "-c", _MAIN, "--data", str(self.data), "--listen", listen, *self.arguments]
+        program = [sys.executable, "-m", "pagepool.cli", "serve"]
+        command = [*program, "--data", str(self.data), "--listen", listen, *self.arguments]
         with os.fdopen(descriptor, "wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(self.environment)
@@ -75,6 +80,11 @@ class Service:
     def log(self) -> str:
         """What it printed since it was started last."""
         return self.log_path.read_text(errors="replace")
+
+    def faults(self) -> str:
+        """What it printed from its first traceback on, cut to a readable length; "" if there is none."""
+        _, found, rest = self.log().partition("Traceback")
+        return found + rest[:4000]
 
     def stop(self, timeout_s: float = 30.0) -> int:
         """Ask it to end, and wait. Returns its exit status."""

@@ -67,8 +67,9 @@ def demo(layouts: tuple[str, ...], keep: Path | None, size: int) -> None:
     waits until every layer was read, pulls them back, and compares every digest. Needs no root and no
     network. Given OCI layouts or archives instead, it takes those.
 
-    However it ends, it leaves nothing behind: no process, and no file unless --keep is given. $TMPDIR says
-    where the temporary directory is. The exit code is 5 if anything came back different.
+    When it ends, also by Ctrl-C, a signal or a failure, nothing is left behind: no process, and no file
+    unless --keep is given. $TMPDIR says where the temporary directory is. The exit code is 5 if anything
+    came back different.
 
     \b
     Examples:

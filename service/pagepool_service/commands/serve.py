@@ -94,10 +94,11 @@ def serve(listen: tuple[str, int] | None, **options: Any) -> None:
     host, port = listen or (None, None)
     settings = Settings.load(host=host, port=port, **options)
     logs.configure(settings)
-    Supervisor(settings, lambda address: _announce(settings, address)).run()
+    Supervisor(settings, announce).run()
 
 
-def _announce(settings: Settings, address: str) -> None:
+def announce(settings: Settings, address: str) -> None:
+    """Say on standard output, in one line, that the service takes requests, and where."""
     if not _is_loopback(settings.host):
         log.warning("listening on %s without authentication: everyone who reaches it can read and write", settings.host)
     mode = ", read-only" if settings.read_only else ""

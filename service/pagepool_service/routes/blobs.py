@@ -109,8 +109,10 @@ async def _send(
 ) -> Response:
     if start == end:
         return Response(status_code=status, headers=headers)
-    source = await service.threads.run(service.store.blobs.read, digest, start, end)
-    reader, first = await open_pieces(service.threads, source)
+    reader, first = await open_pieces(service.threads, service.store.blobs.read, digest, start, end)
+    if sum(map(len, first)) == end - start:
+        reader.close()
+        return Response(b"".join(first), status, headers)
     return PieceResponse(
         service.threads, reader, first, status=status, headers=headers, size=end - start, name=f"blob {digest}"
     )

@@ -13,6 +13,7 @@ router = APIRouter()
 _STATUS = json_object(status={"type": "string"})
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", responses={200: success("The process lives.", content=_STATUS)})
 async def get_health() -> JSONResponse:
     """Answer, if the process can."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pagepool.errors import InvalidError, PendingError
 from pagepool.oci import Platform, validate_repository, validate_tag
@@ -14,6 +15,7 @@ from pagepool_service.images import PENDING, describe_image, describe_tag, read_
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import LINK, Responses, failures, header, json_object, success
 from pagepool_service.routes.parameters import Last, Limit, Reference, Repository, next_link
+from pagepool_service.statistics import collect
 from pagepool_service.trees import list_files
 
 router = APIRouter()
@@ -63,25 +65,26 @@ async def list_images(service: Service, n: Limit, last: Last) -> JSONResponse:
 @router.get("/v1/stats", responses=_STATS_ANSWERS)
 async def get_stats(service: Service) -> JSONResponse:
     """Tell what the store holds, and what that takes."""
-    return JSONResponse(await service.threads.run(_collect, service))
+    return JSONResponse(await service.threads.run(collect, service.store))
 
 
-@router.get("/v1/{name:repository}/images/{reference}", responses=_IMAGE_ANSWERS)
+@router.get("/v1/{name:repository}/images/{reference}", response_class=JSONResponse, responses=_IMAGE_ANSWERS)
 async def get_image(
     service: Service, name: Repository, reference: Reference, platform: PlatformQuery = None
-) -> JSONResponse:
+) -> Response:
     """Resolve an image: its manifest, configuration, and how far each layer has been read."""
     wanted = None if platform is None else Platform.parse(platform)
 
-    def describe() -> dict[str, Any]:
+    def describe() -> tuple[str, bytes]:
         view = resolve_image(service.store, name, reference, wanted)
         config = None if view.config is None else read_config(service.store, view.manifest)
-        return describe_image(view, name, str(reference), config)
+        body = describe_image(view, name, str(reference), config)
+        return view.state, _encode(body)
 
-    body = await service.threads.run(describe)
-    if body["state"] == PENDING:
-        return JSONResponse(body, 202, {"Retry-After": "1"})
-    return JSONResponse(body)
+    state, body = await service.threads.run(describe)
+    if state == PENDING:
+        return Response(body, 202, {"Retry-After": "1"}, "application/json")
+    return Response(body, media_type="application/json")
 
 
 @router.get("/v1/{name:repository}/images/{reference}/files", responses=_FILES_ANSWERS)
@@ -142,7 +145,9 @@ def _after(last: str) -> tuple[str, str] | None:
     return validate_repository(name), validate_tag(tag)
 
 
-def _collect(service: Context) -> dict[str, Any]:
-    from pagepool_service.statistics import collect
-
-    return collect(service.store)
+def _encode(body: dict[str, Any]) -> bytes:
+    """JSON in ASCII: a configuration may hold lone surrogates, and it may be nested too deeply to be written."""
+    try:
+        return json.dumps(body).encode()
+    except RecursionError:
+        return json.dumps({**body, "config": None}).encode()

@@ -39,6 +39,7 @@ _REFERRERS: Responses = {
 }
 
 
+@router.head("/v2/", include_in_schema=False)
 @router.get("/v2", include_in_schema=False)
 @router.get("/v2/", responses=_SUPPORT)
 async def get_support() -> JSONResponse:

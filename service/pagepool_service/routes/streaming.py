@@ -142,10 +142,16 @@ class BrokenOffError(Exception):
     """A body that cannot go on: raised through the server, which then closes the connection."""
 
 
-async def open_pieces(threads: Threads, source: Iterator[bytes]) -> tuple[PieceReader, list[bytes]]:
-    """Begin to read, so that what is wrong at once can still be answered."""
-    reader = PieceReader(source)
-    return reader, await threads.run(reader.next)
+async def open_pieces(
+    threads: Threads, open_source: Callable[..., Iterator[bytes]], *arguments: object
+) -> tuple[PieceReader, list[bytes]]:
+    """Begin to read, so that what is wrong at once can still be answered. Returns the reader, and its first pieces."""
+
+    def begin() -> tuple[PieceReader, list[bytes]]:
+        reader = PieceReader(open_source(*arguments))
+        return reader, reader.next()
+
+    return await threads.run(begin)
 
 
 async def body_chunks(request: Request, timeout_s: float) -> AsyncIterator[bytes]:

@@ -198,9 +198,8 @@ class ExtentStore:
         with env.write() as txn:
             # The error may be of another copy (a spool file), or the damage mended by now: what is sound stays.
             if error.kind == "extent":
-                digest = bytes.fromhex(error.name)
-                lost = [] if self.is_sound(txn, digest) else [digest]
-            elif self._is_sound_frame(txn, int(error.name)):
+                return self.forget_unsound(txn, [bytes.fromhex(error.name)])
+            if self._is_sound_frame(txn, int(error.name)):
                 lost = []
             else:
                 number = int(error.name)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pagepool_service.store.extents import ExtentStore
 
 PIECE_SIZE = 1 << 20
+_COPIED = 16 << 10
 
 
 def rebuild(env: Environment, extents: ExtentStore, recipe: int, start: int, end: int) -> Iterator[bytes]:
@@ -89,6 +90,7 @@ class _Assembler:
     def __init__(self, extents: ExtentStore) -> None:
         self._extents = extents
         self._frame: Frame | None = None
+        self._sliced: tuple[bytes, ObjectRecord] | None = None
         self._left: Iterator[tuple[bytes, int, int]] = iter(())  # (extent, start in it, end) of an object begun
         self.parts: list[bytes | memoryview] = []
         self._size = 0
@@ -109,7 +111,7 @@ class _Assembler:
             if kind == LITERAL:
                 self._add(data)
             elif kind != SLICE and size <= EXTENT_SIZE:
-                self._add(self._extent(txn, bytes(data)))
+                self._add_view(self._extent(txn, bytes(data)))
             elif size:
                 record = self._record(txn, bytes(data), None if kind == SLICE else size)
                 self._left = _object_range(record, offset, offset + size)
@@ -122,7 +124,7 @@ class _Assembler:
         """Go on with a large object. Returns whether the piece is full."""
         for digest, start, end in self._left:
             view = self._extent(txn, digest)
-            self._add(view if end - start == len(view) else view[start:end])
+            self._add_view(view if end - start == len(view) else view[start:end])
             if self._size >= PIECE_SIZE:
                 return True
         return False
@@ -130,6 +132,10 @@ class _Assembler:
     def _add(self, data: bytes | memoryview) -> None:
         self.parts.append(data)
         self._size += len(data)
+
+    def _add_view(self, view: memoryview) -> None:
+        """Add bytes of a frame. Small ones as a copy: a view of a few bytes would keep a whole frame in memory."""
+        self._add(bytes(view) if len(view) < _COPIED else view)
 
     def _extent(self, txn: Reader, digest: bytes) -> memoryview:
         frame = self._frame
@@ -143,7 +149,10 @@ class _Assembler:
     def _record(self, txn: Reader, digest: bytes, size: int | None) -> ObjectRecord:
         if size is not None:
             return self._extents.object_record(txn, digest, size)
-        return self._extents.object_by_name(txn, digest)
+        # The slices of a sparse file follow each other, and its list of extents can be long.
+        if self._sliced is None or self._sliced[0] != digest:
+            self._sliced = digest, self._extents.object_by_name(txn, digest)
+        return self._sliced[1]
 
 
 def _object_range(record: ObjectRecord, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

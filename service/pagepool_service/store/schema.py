@@ -7,8 +7,10 @@ by number. Decoders raise CorruptError for bytes that no encoder wrote.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest
@@ -75,6 +77,11 @@ class ObjectRecord:
 
     size: int
     runs: tuple[tuple[int, bytes], ...]
+    ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Number the extents, so that a part of a file of very many runs is found at once."""
+        object.__setattr__(self, "ends", tuple(accumulate(repeat for repeat, _ in self.runs)))
 
     @classmethod
     def decode(cls, payload: memoryview, name: str) -> ObjectRecord:
@@ -84,18 +91,19 @@ class ObjectRecord:
             runs = tuple(_RUN.iter_unpack(payload[_U64.size :]))
         except struct.error as error:
             raise CorruptError("object", name, f"its record cannot be read: {error}") from error
-        if sum(repeat for repeat, _ in runs) != -(-size // EXTENT_SIZE):
+        record = cls(size, runs)
+        if (record.ends[-1] if runs else 0) != -(-size // EXTENT_SIZE):
             raise CorruptError("object", name, "its record contradicts its size")
-        return cls(size, runs)
+        return record
 
     def extents(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
         """(offset in the object, digest) of each extent from the one that holds byte `start` on."""
-        index = 0
-        first = start // EXTENT_SIZE
-        for repeat, digest in self.runs:
-            for number in range(max(index, first), index + repeat):
+        number = start // EXTENT_SIZE
+        for place in range(bisect_right(self.ends, number), len(self.runs)):
+            digest = self.runs[place][1]
+            while number < self.ends[place]:
                 yield number * EXTENT_SIZE, digest
-            index += repeat
+                number += 1
 
 
 class ContentKind(IntEnum):

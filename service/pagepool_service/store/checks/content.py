@@ -73,6 +73,7 @@ class ContentReader:
         self._extents = extents
         self._snapshots = snapshots
         self._frame: Frame | None = None
+        self._parted: tuple[bytes, ObjectRecord] | None = None
 
     def whole(self, digest: bytes, size: int) -> Iterator[memoryview]:
         """The bytes of an object whose size is known."""
@@ -86,7 +87,10 @@ class ContentReader:
 
     def part(self, digest: bytes, start: int, end: int) -> Iterator[memoryview]:
         """Some bytes of an object of which only the name is known."""
-        record = self._extents.object_by_name(self._snapshots.txn(), digest)
+        # The parts of a sparse file follow each other, and its list of extents can be long.
+        if self._parted is None or self._parted[0] != digest:
+            self._parted = digest, self._extents.object_by_name(self._snapshots.txn(), digest)
+        record = self._parted[1]
         for offset, extent in record.extents(start):
             if offset >= end:
                 return

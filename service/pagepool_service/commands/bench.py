@@ -1,0 +1,148 @@
+"""`pagepool bench`: measure on this machine what the documentation says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Never
+
+import click
+from pagepool.cli import output
+from pagepool.cli.options import output_options
+
+from pagepool_service.bench.images import find_images
+from pagepool_service.bench.registry import Plan, measure
+from pagepool_service.bench.report import make_report
+from pagepool_service.bench.servers import PEER, Launcher, peer_installed
+
+if TYPE_CHECKING:
+    from pagepool_service.bench.report import Line, Report, Target
+
+_EXPECTED = 8
+_BUILD = "python tests/support/images.py --set bench"
+_EPILOG = f"""
+\b
+Examples:
+  {_BUILD} --dir images
+  pagepool bench registry --images images
+  pagepool bench registry --images images --runs 1 --no-peer --json
+  pagepool bench registry --images images --big --report figures.json
+"""
+_MEMORY = (
+    "PSS: the highest sample, ten a second, of all processes together; mapped files are in it. "
+    "VmHWM: each process's own maximum, added up."
+)
+_DURABILITY = "pagepool calls fsync before it acknowledges; docker-registry does not."
+_READY = "Ready: every layer was read, stored without duplicates, and rebuilt; docker-registry only keeps the blobs."
+
+
+@click.group()
+def bench() -> None:
+    """Measure a service on real images."""
+
+
+@bench.command(epilog=_EPILOG)
+@click.option(
+    "--images",
+    "places",
+    multiple=True,
+    envvar="PAGEPOOL_BENCH_IMAGES",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="An OCI layout, or a directory of OCI layouts; may be repeated. [$PAGEPOOL_BENCH_IMAGES]",
+)
+@click.option("--peer/--no-peer", default=None, help="Also measure docker-registry. [if it is installed]")
+@click.option("--runs", type=click.IntRange(1, 100), default=3, show_default=True, help="Runs of each registry.")
+@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Workers of the service.")
+@click.option("--big", is_flag=True, help="Also push and pull a layer of 4 GiB. [needs 20 GB of disk]")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
+    help="Where to put the registries' data meanwhile. [the system's directory for temporary files]",
+)
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Write the JSON there, too.",
+)
+@output_options
+def registry(
+    places: tuple[Path, ...],
+    peer: bool | None,
+    runs: int,
+    workers: int,
+    big: bool,
+    work: Path | None,
+    report_path: Path | None,
+) -> None:
+    """Push and pull real images, beside Debian's docker-registry in the same run.
+
+    Speed of pushes and pulls, bytes on disk, memory of all processes, and how fast layers are read. Both registries
+    are driven by one client that does nothing but copy between a file and a socket. Everything is local and temporary.
+    """
+    if not places:
+        raise click.UsageError(f"which images? Build some with\n\n    {_BUILD} --dir DIR\n\nand give --images DIR.")
+    images = find_images(places)
+    if len(images) < _EXPECTED:
+        output.warn(f"{len(images)} images; the figures mean little with fewer than {_EXPECTED}")
+    launcher = Launcher(_environment(), workers)
+    plan = Plan(images, runs, _with_peer(peer), big, launcher, work or Path(tempfile.gettempdir()), output.note)
+    signal.signal(signal.SIGTERM, _interrupt)
+    report = make_report(measure(plan))
+    text = json.dumps(report.as_json(), indent=2)
+    if report_path:
+        report_path.write_text(f"{text}\n")
+    if output.current().json:
+        output.print_line(text)
+    else:
+        _print(report)
+
+
+def _with_peer(wanted: bool | None) -> bool:
+    if wanted is False or peer_installed():
+        return wanted is not False
+    if wanted:
+        raise click.UsageError(f"{PEER} is not installed (apt-get install {PEER})")
+    output.warn(f"{PEER} is not installed (apt-get install {PEER}): measuring without it")
+    return False
+
+
+def _environment() -> dict[str, str]:
+    """What the registries inherit: not the settings of this machine's own service."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PAGEPOOL_")}
+
+
+def _interrupt(*_: object) -> Never:
+    raise KeyboardInterrupt  # so that SIGTERM cleans up as Ctrl-C does
+
+
+def _print(report: Report) -> None:
+    runs = len(report.results.ingest) or len(report.results.runs)
+    output.print_line(f"{len(report.results.images)} images, medians of {runs} runs")
+    output.print_line()
+    headers = ("", "pagepool", PEER, "ratio")
+    output.print_table(headers, [_cells(line) for line in report.lines], right=(1, 2, 3))
+    output.print_line()
+    output.print_table(("target", "", "", "measured", ""), [_judged(one) for one in report.targets], right=(2, 3))
+    output.print_line()
+    output.print_lines((_READY, _DURABILITY, _MEMORY))
+
+
+def _cells(line: Line) -> tuple[str, str, str, str]:
+    peer = "-" if line.peer is None else _number(line.peer)
+    return line.name, _number(line.pagepool), peer, "-" if line.ratio is None else f"{line.ratio:.2f}"
+
+
+def _judged(target: Target) -> tuple[str, str, str, str, str]:
+    value = "-" if target.value is None else _number(target.value)
+    judgement = {True: "met", False: "MISSED", None: "not measured"}[target.met]
+    return target.name, ">=" if target.at_least else "<=", f"{target.bound:g}", value, judgement
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,0 +1,63 @@
+"""docs/cli.md, made from the help of the commands themselves. Run as a program it writes the page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
+_WIDTH = 100
+Found = tuple[str, click.Command, click.Context]
+"""A command: its words, itself, and a context in which its help is as wide as the page."""
+
+_INTRODUCTION = """\
+# The command line
+
+What each command says with `--help`. This page is made from it (`python tests/support/helptext.py`), and a test
+compares the two.
+
+The client's commands work with any OCI registry, as far as it can answer; `pip install pagepool` has them. `serve`,
+`fsck`, `demo` and `bench` need the service: `pip install 'pagepool[service]'`.
+"""
+
+
+def make_page() -> str:
+    """The whole page."""
+    return _INTRODUCTION + "".join(_section(*found) for found in commands())
+
+
+def commands() -> Iterator[Found]:
+    """The program and each of its commands, depth first."""
+    from pagepool.cli.app import group
+
+    options = {"terminal_width": _WIDTH, "max_content_width": _WIDTH, "help_option_names": ["-h", "--help"]}
+    yield from _walk("pagepool", group, click.Context(group, info_name="pagepool", **options))  # type: ignore[arg-type]
+
+
+def _walk(title: str, command: click.Command, context: click.Context) -> Iterator[Found]:
+    yield title, command, context
+    for name in command.list_commands(context) if isinstance(command, click.Group) else ():
+        assert isinstance(command, click.Group)
+        inner = command.get_command(context, name)
+        assert inner is not None
+        settings = {"terminal_width": _WIDTH, "max_content_width": _WIDTH}
+        below = click.Context(inner, info_name=name, parent=context, **settings)  # type: ignore[arg-type]
+        yield from _walk(f"{title} {name}", inner, below)
+
+
+def _section(title: str, command: click.Command, context: click.Context) -> str:
+    lines = (line.rstrip() for line in command.get_help(context).splitlines())
+    return f"\n## {title}\n\n```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def main() -> int:
+    """Write the page."""
+    PAGE.write_text(make_page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

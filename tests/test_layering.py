@@ -1,0 +1,340 @@
+"""Who may import what: the layers of docs/design.md as rules, each with its reason.
+
+Imports are read off the syntax trees, wherever they stand: at the top, inside of a function, under
+TYPE_CHECKING, or by `import_module` with a name that can be read. Every rule is also shown a violation planted
+for it, and must find exactly that.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[1]
+_PACKAGES = {"pagepool": _ROOT / "client", "pagepool_service": _ROOT / "service"}
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One thing that a module uses: another module, or an attribute chain such as ``os.environ``."""
+
+    line: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module's name, and what its syntax tree says that it uses."""
+
+    name: str
+    imports: tuple[Use, ...]
+    chains: tuple[Use, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of layering.
+
+    Args:
+        name: what it is called in test ids.
+        reason: what goes wrong without it.
+        find: the uses in a module that break it.
+        planted: a module that breaks it, its name and source.
+    """
+
+    name: str
+    reason: str
+    find: Callable[[Module], Iterator[Use]]
+    planted: tuple[str, str]
+
+
+def _below(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def _never(who: str, *what: str, but: tuple[str, ...] = ()) -> Callable[[Module], Iterator[Use]]:
+    """Modules below `who`, except those below `but`, do not import anything below `what`."""
+
+    def find(module: Module) -> Iterator[Use]:
+        if _below(module.name, who) and not _below(module.name, *but):
+            yield from (use for use in module.imports if _below(use.name, *what))
+
+    return find
+
+
+def _only(who: str, *allowed: str) -> Callable[[Module], Iterator[Use]]:
+    """Modules below `who` import, of this project, only themselves and what is below `allowed`."""
+
+    def find(module: Module) -> Iterator[Use]:
+        if _below(module.name, who):
+            ours = (use for use in module.imports if _below(use.name, *_PACKAGES))
+            yield from (use for use in ours if not _below(use.name, who, *allowed))
+
+    return find
+
+
+def _nobody_but(holders: tuple[str, ...], what: str) -> Callable[[Module], Iterator[Use]]:
+    """Only modules below `holders` import what is below `what`."""
+
+    def find(module: Module) -> Iterator[Use]:
+        if not _below(module.name, *holders):
+            yield from (use for use in module.imports if _below(use.name, what))
+
+    return find
+
+
+def _environment(module: Module) -> Iterator[Use]:
+    if not _below(module.name, "pagepool_service.settings", "pagepool.cli", "pagepool_service.commands"):
+        yield from (use for use in module.chains if use.name in _ENVIRONMENT)
+        yield from (use for use in module.imports if use.name in _ENVIRONMENT)
+
+
+_ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.path.expandvars"}
+
+
+def _transactions(module: Module) -> Iterator[Use]:
+    if _below(module.name, "pagepool_service.routes"):
+        yield from (use for use in module.chains if use.name.endswith((".env.read", ".env.write")))
+
+
+RULES = (
+    Rule(
+        "the client never imports the server's packages",
+        "`pip install pagepool` installs none of them; the library would not even import",
+        _never("pagepool", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "lmdb", "isal"),
+        ("pagepool.extents.fast", "def f():\n    from isal import isal_zlib\n"),
+    ),
+    Rule(
+        "the client never imports the service",
+        "the service is built on the client; the other way round neither could be used or tested alone. Commands of "
+        "the service are found by their entry points, and by name only where nothing is installed (cli.plugins)",
+        _never("pagepool", "pagepool_service", but=("pagepool.cli.plugins",)),
+        ("pagepool.layout.stored", "import importlib\nimportlib.import_module('pagepool_service.store.store')\n"),
+    ),
+    Rule(
+        "errors stand below everything",
+        "everything raises them; whatever they imported would be imported by all",
+        _only("pagepool.errors"),
+        ("pagepool.errors", "from pagepool.digest import Digest\n"),
+    ),
+    Rule(
+        "digests stand on errors alone",
+        "every layer names content by them",
+        _only("pagepool.digest", "pagepool.errors"),
+        ("pagepool.digest", "from pagepool import oci\n"),
+    ),
+    Rule(
+        "oci imports nothing above it",
+        "its documents are values that service, client and tests share; parsing must not drag in transport or store",
+        _only("pagepool.oci", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.oci.fetch", "from pagepool.transport import Session\n"),
+    ),
+    Rule(
+        "extents import nothing above them",
+        "frames are a format: they are read by the store, on the wire and in a node's pool, which must agree",
+        _only("pagepool.extents", "pagepool.digest", "pagepool.errors"),
+        (
+            "pagepool.extents.frame",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pagepool.image import Tree\n",
+        ),
+    ),
+    Rule(
+        "image stands on oci and extents",
+        "layers, recipes and trees are computed from bytes, wherever those come from",
+        _only("pagepool.image", "pagepool.oci", "pagepool.extents", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.image.tree", "from pagepool.layout import open_source\n"),
+    ),
+    Rule(
+        "layout knows files, not the network",
+        "registries and files are two ends of one interface, which layout defines and transport implements",
+        _only("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.layout.remote", "import pagepool.transport.registry\n"),
+    ),
+    Rule(
+        "transport does not know the command line",
+        "it is a library: no output, no exit codes, no reading of the user's settings",
+        _only("pagepool.transport", "pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.transport.bars", "from pagepool.cli import progress\n"),
+    ),
+    Rule(
+        "only commands import the command line",
+        "it decides what is printed and how a process ends; code that serves or stores must not",
+        _nobody_but(
+            ("pagepool.cli", "pagepool_service.commands", "pagepool_service.demo", "pagepool_service.bench"),
+            "pagepool.cli",
+        ),
+        ("pagepool_service.ingest", "from pagepool.cli import output\n"),
+    ),
+    Rule(
+        "only store.environment imports lmdb",
+        "it checks every record's checksum, counts the quota and translates errors: a second door would go round that",
+        _nobody_but(("pagepool_service.store.environment",), "lmdb"),
+        ("pagepool_service.store.fast", "import lmdb\n"),
+    ),
+    Rule(
+        "routes touch no records",
+        "they translate HTTP into calls of the store and back; a record layout known to both changes in two places",
+        _never(
+            "pagepool_service.routes",
+            "lmdb",
+            *(
+                f"pagepool_service.store.{name}"
+                for name in ("environment", "schema", "extents", "jobs", "totals", "rebuild")
+            ),
+        ),
+        ("pagepool_service.routes.raw", "from pagepool_service.store.environment import Table\n"),
+    ),
+    Rule(
+        "routes begin no transaction",
+        "a route may wait for the network, and a transaction held meanwhile keeps the store from reusing any page",
+        _transactions,
+        ("pagepool_service.routes.raw", "def f(service):\n    with service.store.env.read() as txn:\n        pass\n"),
+    ),
+    Rule(
+        "the store does not know HTTP",
+        "ingest, fsck and tests use it without a server",
+        _never(
+            "pagepool_service.store",
+            *("fastapi", "starlette", "uvicorn", "httpx"),
+            *(f"pagepool_service.{name}" for name in ("routes", "app", "worker", "supervisor", "uploads", "commands")),
+        ),
+        ("pagepool_service.store.answers", "from pagepool_service.routes.errors import render\n"),
+    ),
+    Rule(
+        "ingest does not know HTTP",
+        "layers are read by processes without a server, by the benchmark and by tests",
+        _never(
+            "pagepool_service.ingest",
+            "fastapi",
+            "starlette",
+            "uvicorn",
+            "pagepool_service.routes",
+            "pagepool_service.app",
+        ),
+        ("pagepool_service.ingest", "import fastapi\n"),
+    ),
+    Rule(
+        "only settings and commands read the environment",
+        "a variable read elsewhere is a setting that nobody documents, and that tests cannot see",
+        _environment,
+        ("pagepool_service.store.blobs", "import os\nLEVEL = int(os.environ.get('LEVEL', '3'))\n"),
+    ),
+)
+
+
+def parse_module(name: str, source: str, is_package: bool, known: frozenset[str]) -> Module:
+    """Read a module's uses off its source.
+
+    Args:
+        name: its dotted name.
+        source: its text.
+        is_package: whether it is a package's ``__init__``.
+        known: the names of all modules, which tell `from a import b` of a module from that of anything else.
+    """
+    imports: list[Use] = []
+    chains: list[Use] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imports += (Use(node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imports += _imported(node, name if is_package else name.rpartition(".")[0], known)
+        elif isinstance(node, ast.Call) and (target := _dynamic(node)):
+            imports.append(Use(node.lineno, target))
+        elif isinstance(node, ast.Attribute) and (chain := _chain(node)):
+            chains.append(Use(node.lineno, chain))
+    return Module(name, tuple(imports), tuple(chains))
+
+
+def _imported(node: ast.ImportFrom, package: str, known: frozenset[str]) -> Iterator[Use]:
+    base = node.module or ""
+    if node.level:
+        above = package.split(".")[: len(package.split(".")) - node.level + 1]
+        base = ".".join([*above, *filter(None, [node.module])])
+    for alias in node.names:
+        whole = f"{base}.{alias.name}"
+        # `from os import environ` is a use of os.environ; `from pagepool import oci` one of pagepool.oci.
+        yield Use(node.lineno, whole if whole in known or whole in _ENVIRONMENT else base)
+
+
+def _dynamic(node: ast.Call) -> str:
+    """The module that `import_module("…")` or `__import__("…")` names, as far as the source says."""
+    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if called not in ("import_module", "__import__") or not node.args:
+        return ""
+    argument = node.args[0]
+    if isinstance(argument, ast.JoinedStr) and argument.values:
+        argument = argument.values[0] if isinstance(argument.values[0], ast.Constant) else argument
+    value = argument.value if isinstance(argument, ast.Constant) else ""
+    return str(value).rstrip(".")
+
+
+def _chain(node: ast.expr) -> str:
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([*([node.id] if isinstance(node, ast.Name) else [""]), *reversed(parts)])
+
+
+def read_modules() -> dict[str, tuple[str, bool]]:
+    """Every module of the project: name -> source, and whether it is a package."""
+    found: dict[str, tuple[str, bool]] = {}
+    for package, root in _PACKAGES.items():
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            is_package = parts[-1] == "__init__"
+            name = ".".join(parts[:-1] if is_package else parts)
+            found[name] = path.read_text(), is_package
+    return found
+
+
+def violations(rule: Rule, sources: Mapping[str, tuple[str, bool]]) -> list[str]:
+    """Where a rule is broken: ``module:line uses name``."""
+    known = frozenset(sources)
+    modules = (parse_module(name, source, is_package, known) for name, (source, is_package) in sources.items())
+    return [f"{module.name}:{use.line} uses {use.name}" for module in modules for use in rule.find(module)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_rule(rule: Rule) -> None:
+    """The project keeps the rule."""
+    assert violations(rule, read_modules()) == [], rule.reason
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_rule_finds_a_planted_violation(rule: Rule) -> None:
+    """A rule that finds nothing where there is something would keep nothing."""
+    name, source = rule.planted
+    found = violations(rule, read_modules() | {name: (source, False)})
+    assert len(found) == 1, rule.name
+    assert found[0].startswith(f"{name}:")
+
+
+def test_all_modules_are_read() -> None:
+    """The rules look at every file, and at every form of import."""
+    modules = read_modules()
+    assert {"pagepool", "pagepool.oci.manifest", "pagepool_service.store.environment"} <= set(modules)
+    source = "from . import a\nfrom ..b import c\nimport d.e as f\n__import__('g')\nimport_module(f'h.{i}')\n"
+    parsed = parse_module("p.q.r", source, False, frozenset({"p.q.a", "p.b"}))
+    assert [use.name for use in parsed.imports] == ["p.q.a", "p.b", "d.e", "g", "h"]
+    assert [use.name for use in parse_module("p.q", "from . import a\n", True, frozenset({"p.q.a"})).imports] == [
+        "p.q.a"
+    ]
+
+
+@pytest.mark.parametrize("package", sorted({"pagepool.oci", "pagepool.image", "pagepool.transport", "pagepool.cli"}))
+def test_the_client_loads_without_the_service(package: str) -> None:
+    """What the rules say about source must be true of a running program, too."""
+    blocked = ("fastapi", "starlette", "uvicorn", "lmdb", "isal", "pagepool_service")
+    program = (
+        f"import sys; sys.modules |= dict.fromkeys({blocked!r}); sys.path.insert(0, {str(_ROOT / 'client')!r});"
+        f" import {package}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
