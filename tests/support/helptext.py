@@ -49,8 +49,17 @@ def _walk(title: str, command: click.Command, context: click.Context) -> Iterato
 
 
 def _section(title: str, command: click.Command, context: click.Context) -> str:
-    lines = (line.rstrip() for line in command.get_help(context).splitlines())
-    return f"\n## {title}\n\n```text\n" + "\n".join(lines) + "\n```\n"
+    lines = [line.rstrip() for line in command.get_help(context).splitlines()]
+    return f"\n## {title}\n\n```text\n" + "\n".join(_sort_service_commands(lines)) + "\n```\n"
+
+
+def _sort_service_commands(lines: list[str]) -> list[str]:
+    """Entry points come in another order where pagepool is installed than in a source tree."""
+    if "Service commands:" not in lines:
+        return lines
+    begin = lines.index("Service commands:") + 1
+    end = lines.index("", begin)
+    return [*lines[:begin], *sorted(lines[begin:end]), *lines[end:]]
 
 
 def main() -> int:
