@@ -8,6 +8,8 @@ what lies on the disk. Whatever is mounted is unmounted when its block is left, 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import mmap
 import multiprocessing
 import os
@@ -15,6 +17,7 @@ import random
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import traceback
 from dataclasses import dataclass
@@ -27,6 +30,9 @@ from pagepool_service.store.environment import MAP_SIZE, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+PAGE = 4096
 
 
 # -- damage --------------------------------------------------------------------------------------------------
@@ -85,21 +91,31 @@ def flip_file(path: Path, at: int) -> None:
         file.write(bytes((byte ^ 1,)))
 
 
-def flip_pages(data: Path, randomness: random.Random, count: int) -> list[int]:
+def flip_pages(data: Path, randomness: random.Random, count: int, *, trees: bool = False) -> list[int]:
     """Change bytes of random pages of the database, of any kind but the two that locate all others.
 
-    Returns the offsets that were changed.
+    Args:
+        trees: only of pages that make up the B-trees, and there mostly of their heads and tables of places.
+
+    Returns:
+        the offsets that were changed.
     """
     path = data / "store" / "data.mdb"
-    page = 4096
-    pages = path.stat().st_size // page
     offsets = []
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        pages = [number for number in range(2, len(content) // PAGE) if not trees or _is_tree_page(content, number)]
         for _ in range(count):
-            offset = randomness.randrange(2, pages) * page + randomness.randrange(page)
+            within = randomness.randrange(randomness.choice((24, 80, PAGE)) if trees else PAGE)
+            offset = randomness.choice(pages) * PAGE + within
             content[offset] = randomness.randrange(256)
             offsets.append(offset)
     return offsets
+
+
+def _is_tree_page(content: mmap.mmap, number: int) -> bool:
+    """LMDB 0.9: a page begins with its number (8 bytes), 2 bytes of padding, and flags: 1 is a branch, 2 a leaf."""
+    head = content[number * PAGE : number * PAGE + 12]
+    return int.from_bytes(head[:8], "little") == number and int.from_bytes(head[10:12], "little") in (1, 2)
 
 
 @contextlib.contextmanager
@@ -153,7 +169,7 @@ def in_child(function: Callable[..., Any], *arguments: Any, timeout_s: float = 1
 def _call(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         result = (function(*arguments), "")
-    except Exception:  # the parent reports it
+    except Exception:  # noqa: BLE001 - whatever it is, the parent reports it
         result = (None, traceback.format_exc())
     sender.send(result)
 
@@ -180,11 +196,11 @@ def peak_memory() -> int:
 # -- file systems --------------------------------------------------------------------------------------------
 
 
-def needs_mounts() -> None:
-    """Skip the test unless this process may make and mount a file system on a loop device."""
+def needs_mounts(kind: str) -> None:
+    """Skip the test unless this process may make and mount a file system of a kind on a loop device."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
-    for tool in ("mkfs.ext4", "mount", "umount"):
+    for tool in (f"mkfs.{kind}", "mount", "umount"):
         if shutil.which(tool, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
             pytest.skip(f"{tool} is not installed")
     if not Path("/dev/loop-control").exists():
@@ -192,21 +208,27 @@ def needs_mounts() -> None:
 
 
 @contextlib.contextmanager
-def small_file_system(directory: Path, size: int, kind: str = "ext4") -> Iterator[Path]:
+def small_file_system(directory: Path, size: int, kind: str = "ext4", *, image: Path | None = None) -> Iterator[Path]:
     """A file system of `size` bytes, mounted on a new directory for the length of the block.
 
     Args:
         directory: where its image and mount point go.
         kind: ``ext4`` or ``xfs``.
+        image: one that an earlier call has made, which a copy is made of: were it mounted itself, and some other
+            process's mount namespace had kept the earlier mount, the kernel would hand out that one.
     """
-    needs_mounts()
-    image, target = directory / "small.img", directory / "small"
+    needs_mounts(kind)
+    target = directory / "small"
     target.mkdir()
-    with image.open("wb") as file:
-        file.truncate(size)
-    options = {"ext4": ["-q", "-F", "-m", "0", "-O", "^has_journal"], "xfs": ["-q", "-f"]}[kind]
-    _run(f"mkfs.{kind}", *options, str(image))
-    made = subprocess.run(["mount", "-o", "loop", str(image), str(target)], capture_output=True, text=True, check=False)
+    own = directory / "small.img"
+    if image is not None:
+        _run("cp", "--sparse=always", str(image), str(own))
+    else:
+        with own.open("wb") as file:
+            file.truncate(size)
+        options = {"ext4": ["-q", "-F", "-m", "0"], "xfs": ["-q", "-f"]}[kind]
+        _run(f"mkfs.{kind}", *options, str(own))
+    made = subprocess.run(["mount", "-o", "loop", str(own), str(target)], capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"mounting is not possible here: {made.stderr.strip()}")
     try:
@@ -215,6 +237,26 @@ def small_file_system(directory: Path, size: int, kind: str = "ext4") -> Iterato
         # Lazily if need be: a test that failed may have left a process behind that is being killed.
         if subprocess.run(["umount", str(target)], capture_output=True, check=False).returncode:
             _run("umount", "--lazy", str(target))
+
+
+_EXT4_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), of the kernel's ext4.h
+_NO_LOG_FLUSH = 2
+
+
+def cut_power(target: Path) -> None:
+    """Make a mounted ext4 lose all that is not on its disk yet, and fail every call from now on, as a power loss does.
+
+    What the disk has is there again when its image is mounted the next time.
+    """
+    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.ioctl(fd, _EXT4_IOC_SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP):
+            pytest.skip("this kernel's ext4 cannot be shut down")
+        raise
+    finally:
+        os.close(fd)
 
 
 def remount(target: Path, mode: str) -> None:

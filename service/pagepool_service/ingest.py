@@ -39,6 +39,7 @@ from pagepool_service.store.totals import Totals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import TracebackType
 
     from pagepool.image import EncodedChunk, Limits, Member
 
@@ -189,8 +190,10 @@ class Splitting:
     def __enter__(self) -> Splitting:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._lookup.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lookup.close(kind, error, trace)
 
     def feed(self, chunk: bytes) -> None:
         """Split a chunk of the tar.
@@ -428,9 +431,14 @@ class Lookup:
         while len(self._under_way) > self._closed - committed:
             self._under_way.popleft()
 
-    def close(self) -> None:
-        """End the read transaction."""
-        self._context.__exit__(None, None, None)
+    def close(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        """End the read transaction. Told of the error that ends it, the transaction says it in our words."""
+        self._context.__exit__(kind, error, trace)
 
     def _open(self) -> None:
         self._context = self._store.env.read()

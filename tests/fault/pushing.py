@@ -50,12 +50,13 @@ def make_layer(randomness: random.Random) -> tuple[bytes, str]:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     tar = out.getvalue()
-    pack = randomness.choice((lambda: tar, lambda: gzip.compress(tar, 1, mtime=0), lambda: _zstd(tar)))
-    return pack(), digest_of(tar)
+    return _pack(tar, randomness.choice(("plain", "gzip", "zstd"))), digest_of(tar)
 
 
-def _zstd(data: bytes) -> bytes:
-    return zstandard.ZstdCompressor(1).compress(data)
+def _pack(tar: bytes, how: str) -> bytes:
+    if how == "gzip":
+        return gzip.compress(tar, 1, mtime=0)
+    return zstandard.ZstdCompressor(1).compress(tar) if how == "zstd" else tar
 
 
 def digest_of(data: bytes) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, StoreFullError
+from pagepool_service import inflate as inflating
 from pagepool_service import maintenance
 from pagepool_service.maintenance import Maintenance
 from pagepool_service.store.environment import Table
@@ -170,13 +171,13 @@ def _die_while_reading(data: Path) -> None:
         yield next(chunks)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    real = maintenance.inflate
+    real = inflating.inflate
 
     def inflate(*arguments: object) -> object:
         compression, chunks = real(*arguments)  # type: ignore[arg-type]
         return compression, dying(chunks)
 
-    maintenance.inflate = inflate  # type: ignore[assignment]
+    vars(maintenance)["inflate"] = inflate
     with Store.open(data) as store:
         Maintenance(store).run_one()
 
@@ -236,8 +237,10 @@ def test_a_full_store_is_no_fault_of_the_layer(data: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", range(6))
-def test_a_store_that_fills_up_in_the_middle_never_hangs(data: Path, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever batch the disk refuses, also the last while others wait behind it: an error, soon, and a clean retry."""
+def test_a_store_that_fills_up_in_the_middle_never_hangs(
+    data: Path, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever batch the disk refuses, also the last while others wait behind it: an error, soon, and a retry."""
     from pagepool_service.ingest import Committer
 
     tar = make_tar({f"{number}": noise(9_000_000, number) for number in range(8)})
@@ -265,7 +268,7 @@ def test_a_store_that_fills_up_in_the_middle_never_hangs(data: Path, batch: int,
 
 def test_a_blob_that_is_removed_while_it_is_read_stays_removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = push(store, gzipped(FIRST))
-    real = maintenance.inflate
+    real = inflating.inflate
 
     def inflate(*arguments: object) -> object:
         store.registry.delete_blob(REPOSITORY, digest)

@@ -6,6 +6,7 @@ import gzip
 import io
 import random
 import tarfile
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,8 +42,7 @@ def real_tar(first: int, count: int, format: int = tarfile.GNU_FORMAT) -> bytes:
 def members(data: bytes) -> bytes:
     """Several gzip members, as pigz and concatenation make them, one of them empty."""
     cuts = [0, len(data) // 3, len(data) // 3, 2 * len(data) // 3 + 7, len(data)]
-    pairs = zip(cuts, cuts[1:], strict=False)
-    return b"".join(gzip.compress(data[start:end], 3, mtime=0) for start, end in pairs)
+    return b"".join(gzip.compress(data[start:end], 3, mtime=0) for start, end in pairwise(cuts))
 
 
 def frames(data: bytes) -> bytes:
@@ -50,7 +50,10 @@ def frames(data: bytes) -> bytes:
     skippable = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"12345"
     middle = len(data) // 2
     compressor = zstandard.ZstdCompressor(write_checksum=True)
-    parts = (compressor.compress(data[:middle]), zstandard.ZstdCompressor(write_content_size=False).compress(data[middle:]))
+    parts = (
+        compressor.compress(data[:middle]),
+        zstandard.ZstdCompressor(write_content_size=False).compress(data[middle:]),
+    )
     return skippable + skippable.join(parts) + skippable
 
 
@@ -94,7 +97,8 @@ def test_a_layer_is_rebuilt_bit_for_bit(store: Store, packing: str, format: int)
         layer = store.blobs.layer(txn, record)
     assert layer is not None
     assert layer.plain_size == len(tar)
-    assert layer.members == len(tarfile.open(fileobj=io.BytesIO(tar)).getmembers())
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        assert layer.members == len(archive.getmembers())
     sizes = [path.stat().st_size for path in real_files()[100:160]]
     assert layer.file_bytes == sum(sizes)
 
@@ -117,7 +121,9 @@ def test_a_layer_of_many_batches(store: Store) -> None:
     with store.env.read() as txn:
         totals = Totals.load(txn)
         assert totals.extents == txn.count(Table.EXTENTS)
-    distinct = {content[start : start + 131_072] for content in files.values() for start in range(0, len(content), 131_072)}
+    distinct = {
+        content[start : start + 131_072] for content in files.values() for start in range(0, len(content), 131_072)
+    }
     assert totals.files_plain == sum(map(len, distinct))
 
 
@@ -141,15 +147,15 @@ def test_a_second_layer_of_the_same_files_stores_no_extent(store: Store) -> None
 
 def test_the_same_tar_in_two_compressions_has_one_recipe(store: Store) -> None:
     tar = real_tar(0, 30)
-    digests = [push(store, pack(tar)) for pack in (gzipped, zstd, bytes)]
+    digests = [push(store, blob) for blob in (gzipped(tar), zstd(tar), tar)]
     ingest_all(store)
     assert count(store, Table.LAYERS) == 1
     assert {layer_of(store, digest)[1] for digest in digests} == {layer_of(store, digests[0])[1]}
     with store.env.read() as txn:
         recipes = {key[:8] for key, _ in txn.scan(Table.RECIPES)}
     assert len(recipes) == 1
-    for digest, pack in zip(digests, (gzipped, zstd, bytes), strict=True):
-        assert read(store, digest) == pack(tar)
+    for digest, blob in zip(digests, (gzipped(tar), zstd(tar), tar), strict=True):
+        assert read(store, digest) == blob
 
 
 @pytest.mark.parametrize(

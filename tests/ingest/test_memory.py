@@ -141,5 +141,3 @@ def test_memory_is_bounded(tmp_path: Path, name: str) -> None:
     print(f"{name}: {size} bytes, peak {peak >> 20} MiB, {state} {reason}")
     assert (state, "bomb" in reason) == (expected.name, name == "bomb")
     assert peak < MOST_MEMORY, f"{peak >> 20} MiB"
-
-

@@ -113,7 +113,9 @@ def test_the_good_layer_behind_bad_ones_is_read(store: Store) -> None:
 # -- bombs ---------------------------------------------------------------------------------------------------
 
 
-def refused_with(store: Store, blob: bytes, *, limits: Limits | None = None, inflating: InflateLimits | None = None) -> str:
+def refused_with(
+    store: Store, blob: bytes, *, limits: Limits | None = None, inflating: InflateLimits | None = None
+) -> str:
     digest = push(store, blob)
     ingest_all(store, limits=limits, inflate_limits=inflating)
     record = store.blobs.stat(digest)
@@ -209,8 +211,7 @@ def test_a_changed_stream_inflates_to_the_tar_or_is_refused(
     try:
         compression, chunks = inflate(iter([changed[:7], changed[7:]]), InflateLimits(plain_size=1 << 20))
         plain = b"".join(chunks)
-    except LayerInvalidError as error:
-        assert error.reason
+    except LayerInvalidError:
         return
     if compression is Compression.GZIP and changed[: len(blob)]:
         assert tar.startswith(plain) or plain == tar

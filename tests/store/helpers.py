@@ -64,7 +64,9 @@ def text(size: int, seed: object = 0) -> bytes:
     return b"".join(parts)[:size]
 
 
-def make_tar(files: Mapping[str, bytes], *, format: int = tarfile.GNU_FORMAT, extra: Iterable[tarfile.TarInfo] = ()) -> bytes:
+def make_tar(
+    files: Mapping[str, bytes], *, format: int = tarfile.GNU_FORMAT, extra: Iterable[tarfile.TarInfo] = ()
+) -> bytes:
     """A tar of regular files, and of members without data."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=format) as archive:

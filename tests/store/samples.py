@@ -76,7 +76,13 @@ def fill_store(store: Store) -> Sample:
     ingest_all(store)
     push(store, SPOOLED, repository="waiting")
     blobs = [gzip_base, APP, zstd_newer, gzipped(ALONE), gzipped(APP), OPAQUE, SPOOLED]
-    manifests = {"lib/one:1": one, "lib/two:1": two, "lib/three:1": three, "multi:1": index, "about": about}
+    manifests: dict[str, Manifest | Index] = {
+        "lib/one:1": one,
+        "lib/two:1": two,
+        "lib/three:1": three,
+        "multi:1": index,
+        "about": about,
+    }
     images = {name: Digest.of(manifest.raw) for name, manifest in manifests.items()}
     return Sample({Digest.of(blob): blob for blob in blobs}, images)
 

@@ -113,7 +113,9 @@ class StoreMachine(RuleBasedStateMachine):
         tar = _tar(seeds)
         return self._push(_packed(tar, how), tar, algorithm)
 
-    @rule(target=blobs, data=st.one_of(st.binary(max_size=100), st.integers(0, 12).map(lambda seed: b"{" + _file(seed))))
+    @rule(
+        target=blobs, data=st.one_of(st.binary(max_size=100), st.integers(0, 12).map(lambda seed: b"{" + _file(seed)))
+    )
     def push_other(self, data: bytes) -> Digest:
         """Push something that is no tar (an empty blob and one of zeros are)."""
         return self._push(data, None, "sha256")
@@ -210,5 +212,3 @@ TestStore = StoreMachine.TestCase
 TestStore.settings = settings(
     max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-
-

@@ -80,7 +80,9 @@ def test_a_job_comes_back(job: Job) -> None:
     assert Job.decode(job.key, memoryview(job.encode())) == job
 
 
-@given(st.lists(st.sampled_from([bytes(32), b"1" * 32, b"2" * 32]), min_size=2, max_size=50), st.integers(0, EXTENT_SIZE))
+@given(
+    st.lists(st.sampled_from([bytes(32), b"1" * 32, b"2" * 32]), min_size=2, max_size=50), st.integers(0, EXTENT_SIZE)
+)
 def test_an_objects_extents_come_back(extents: list[bytes], short: int) -> None:
     size = len(extents) * EXTENT_SIZE - min(short, EXTENT_SIZE - 1)
     record = ObjectRecord.decode(memoryview(encode_object(size, extents)), "name")
@@ -149,8 +151,8 @@ VALID = {
 def test_any_bytes_are_decoded_or_corrupt(kind: str, payload: bytes) -> None:
     try:
         DECODERS[kind](payload)
-    except CorruptError as error:
-        assert str(error)
+    except CorruptError:
+        return
 
 
 @pytest.mark.parametrize("kind", VALID)
@@ -164,5 +166,5 @@ def test_a_changed_record_is_decoded_or_corrupt(kind: str, draw: st.DataObject) 
     for payload in (bytes(changed), cut, cut + b"more"):
         try:
             DECODERS[kind](payload)
-        except CorruptError as error:
-            assert str(error)
+        except CorruptError:
+            continue

@@ -21,7 +21,7 @@ NEEDS = "needs pagepool[service]"
 # One line for each command, because importing them to ask would make every --help slow.
 KNOWN = {
     "serve": "Run the registry and image service.",
-    "fsck": "Check a store, and repair what can be repaired.",
+    "fsck": "Check everything a store holds.",
     "demo": "Show on this machine what sharing saves.",
     "bench": "Measure a store on real images.",
 }

@@ -170,7 +170,9 @@ class ServiceClient:
             left = None if timeout_s is None else timeout_s - (self._clock() - begin)
             if left is not None and left <= 0:
                 raise PendingError(f"{name}:{reference}", image.waiting)
-            asked = min(parse_retry_after(response.headers.get("Retry-After")), _LAST_POLL_S)
+            # The header counts whole seconds, and most layers are read in less: it is heeded once one has passed.
+            waited_s = self._clock() - begin
+            asked = min(parse_retry_after(response.headers.get("Retry-After")), _LAST_POLL_S) if waited_s > 1 else 0.0
             wait_s = max(pause, asked)
             self._session.retry.sleep(wait_s if left is None else min(wait_s, left))
             pause = min(pause * 1.5, _LAST_POLL_S)

@@ -95,6 +95,7 @@ class _Run:
 
     def in_process(self, request: Request) -> bool:
         """Run the checks in a new process. Returns whether it came to their end."""
+        self.stage = _OPENING
         # Spawned, not forked: nothing of this process's threads, locks and open environments is shared.
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
@@ -144,8 +145,11 @@ class _Run:
 
     def _take_error(self, error: Exception, request: Request) -> None:
         """The store could not be opened: damaged, or none of ours."""
-        stamp = request.data / "format"
-        ours = stamp.exists() and stamp.read_text(errors="replace").strip() == f"pagepool store {FORMAT_VERSION}"
+        try:
+            text = (request.data / "format").read_text(errors="replace")
+        except OSError:
+            text = ""
+        ours = text.strip() == f"pagepool store {FORMAT_VERSION}"
         if isinstance(error, CorruptError) or (isinstance(error, StoreFormatError) and ours):
             self._add(Problem("database", "data.mdb", f"it cannot be opened: {error}"))
             return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from pagepool.errors import ReadOnlyError, StoreFormatError
 
-from pagepool_service.store.blobs import BlobStore
+from pagepool_service.store.blobs import BlobStore, sync_directory
 from pagepool_service.store.environment import FORMAT_VERSION, Environment
 from pagepool_service.store.extents import ExtentStore
 from pagepool_service.store.jobs import JobQueue
@@ -40,9 +42,13 @@ class Store:
             StoreFormatError: another format, or not a store.
             ReadOnlyError: it cannot be written to.
         """
+        is_new = not (data / "store" / "data.mdb").exists()
         if not readonly:
             _prepare(data)
-        return cls(data, Environment.open(data / "store", quota_bytes=quota_bytes, readonly=readonly))
+        env = Environment.open(data / "store", quota_bytes=quota_bytes, readonly=readonly)
+        if is_new:  # LMDB syncs its file, and leaves the file's name to us
+            sync_directory(data / "store")
+        return cls(data, env)
 
     @property
     def uploads(self) -> Path:
@@ -69,9 +75,22 @@ def _prepare(data: Path) -> None:
             (data / name).mkdir(parents=True, exist_ok=True)
         stamp = data / "format"
         if not stamp.exists():
-            stamp.write_text(f"pagepool store {FORMAT_VERSION}\n")
+            _write_stamp(stamp)
     except OSError as error:
         raise ReadOnlyError(f"{error.filename}: {error.strerror}") from error
     text = stamp.read_text(errors="replace").strip()
     if text != f"pagepool store {FORMAT_VERSION}":
         raise StoreFormatError(f"{stamp} says {text!r}; this pagepool reads 'pagepool store {FORMAT_VERSION}'")
+
+
+def _write_stamp(stamp: Path) -> None:
+    """Write the format file durably: after a power loss an empty one would keep the whole store from being opened."""
+    fresh = stamp.with_name(f"{stamp.name}.{os.getpid()}")
+    with fresh.open("w") as file:
+        file.write(f"pagepool store {FORMAT_VERSION}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(stamp)
+    sync_directory(stamp.parent)
+    with contextlib.suppress(OSError):  # a parent that we may not read; it was there before us, mostly
+        sync_directory(stamp.parent.parent)

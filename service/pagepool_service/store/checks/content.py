@@ -26,6 +26,8 @@ from pagepool_service.store.environment import CHECKSUM_SIZE, Table
 from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord, ObjectRecord, recipe_key
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from pagepool.extents import Frame
     from pagepool.image import Op
 
@@ -50,8 +52,11 @@ class Snapshots:
     def __enter__(self) -> Snapshots:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Told of the error, the transaction says it in our words.
+        self._stack.__exit__(kind, error, trace)
 
     def txn(self) -> Reader:
         """The transaction to read with now."""

@@ -1,0 +1,271 @@
+"""One flipped byte anywhere: the right bytes or an error that names the record, never wrong bytes.
+
+The first half damages each record of a store that has one of everything, and reads everything through the store's own
+interface. The second does it through a running service. The third damages pages of the database below the records,
+which may kill the process that reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from pagepool.digest import Digest
+from pagepool.errors import (
+    BlobUnknownError,
+    BusyError,
+    CorruptError,
+    ManifestUnknownError,
+    NameUnknownError,
+    PagepoolError,
+    StoreFormatError,
+)
+from pagepool_service.store.environment import Table
+from pagepool_service.store.store import Store
+
+from tests.faults import Record, flip_file, flip_pages, flip_record, in_child, records
+from tests.store.helpers import gzipped
+from tests.store.samples import APP, OPAQUE, SPOOLED, Sample, make_sample
+from tests.support.server import Service, ServiceError, running_service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+READ_TABLES = (
+    Table.EXTENTS, Table.FRAMES, Table.OBJECTS, Table.RECIPES, Table.LAYERS, Table.BLOBS, Table.MANIFESTS, Table.TAGS,
+    Table.MANIFEST_LINKS, Table.LINKS, Table.REFERRERS, Table.JOBS,
+)  # fmt: skip
+MOST_OF_A_TABLE = 12
+PAGE_SEEDS = int(os.environ.get("PAGEPOOL_PAGE_SEEDS", "16"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sample]:
+    data = tmp_path_factory.mktemp("made") / "data"
+    return data, make_sample(data)
+
+
+@pytest.fixture
+def copy(made: tuple[Path, Sample], tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+    shutil.copytree(made[0], data)
+    return data
+
+
+def read_everything(data: Path, blobs: dict[str, int], images: dict[str, str]) -> dict[str, str]:
+    """Read every blob and image through the store; what became of each: ``right``, ``wrong``, or its error."""
+    found: dict[str, str] = {}
+    with Store.open(data) as store:
+        for name, size in blobs.items():
+            digest = Digest.parse(name)
+            hasher = hashlib.new(digest.algorithm)
+            length = 0
+            try:
+                for piece in store.blobs.read(digest):
+                    hasher.update(piece)
+                    length += len(piece)
+                found[name] = "right" if (hasher.digest(), length) == (digest.raw, size) else "wrong"
+            except PagepoolError as error:
+                found[name] = f"{type(error).__name__}: {error}"
+        for image, expected in images.items():
+            repository, _, tag = image.rpartition(":")
+            try:
+                stored = store.registry.manifest(repository, tag)
+                found[image] = "right" if str(Digest.of(stored.raw)) == expected else "wrong"
+            except PagepoolError as error:
+                found[image] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def _expected(sample: Sample) -> tuple[dict[str, int], dict[str, str]]:
+    blobs = {str(digest): len(blob) for digest, blob in sample.blobs.items()}
+    return blobs, {image: str(digest) for image, digest in sample.images.items() if ":" in image}
+
+
+def _chosen(data: Path, table: Table) -> list[Record]:
+    found = [record for record in records(data, table) if len(record.value) > 8]
+    return random.Random(table.label).sample(found, min(len(found), MOST_OF_A_TABLE))
+
+
+@pytest.mark.parametrize("table", READ_TABLES, ids=lambda table: table.label)
+def test_a_flipped_byte_of_a_record_gives_no_wrong_bytes(copy: Path, made: tuple[Path, Sample], table: Table) -> None:
+    blobs, images = _expected(made[1])
+    broken = set()
+    for record in _chosen(copy, table):
+        for at in (0, len(record.value) // 2, -1):
+            flip_record(copy, record, at)
+            found = read_everything(copy, blobs, images)
+            for name, result in found.items():
+                assert result == "right" or result.startswith("CorruptError: corrupt "), (record.key.hex(), at, name)
+                if result != "right":
+                    broken.add(name)
+                    assert len(result.split()[2]) > 0
+            # Undone by the same flip, so that the next one is alone.
+            data = bytearray(record.value)
+            data[at] ^= 1
+            flip_record(copy, Record(table, record.key, bytes(data)), at)
+    assert set(read_everything(copy, blobs, images).values()) == {"right"}
+    # Of the other tables no read of a blob or manifest depends on the bytes, only on the keys.
+    if table not in (Table.MANIFEST_LINKS, Table.LINKS, Table.REFERRERS, Table.JOBS):
+        assert broken, "none of the damage was met"
+
+
+def test_a_flipped_byte_of_a_spool_file(copy: Path, made: tuple[Path, Sample]) -> None:
+    blobs, images = _expected(made[1])
+    (path,) = (copy / "spool").iterdir()
+    for at in (0, 131_071, 131_072, 200_000, len(SPOOLED) - 1):
+        flip_file(path, at)
+        found = read_everything(copy, blobs, images)
+        spooled = str(Digest.of(SPOOLED))
+        assert found.pop(spooled).startswith("CorruptError: corrupt extent")
+        assert set(found.values()) == {"right"}
+        flip_file(path, at)
+
+
+# -- through the service ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serving(data: Path) -> Iterator[tuple[Service, httpx.Client]]:
+    with running_service(data) as service, httpx.Client(base_url=service.url, timeout=30) as http:
+        yield service, http
+
+
+def get_blob(http: httpx.Client, repository: str, blob: bytes) -> tuple[int, bytes, str]:
+    """(status, the bytes that came, what is wrong with the answer) of a blob."""
+    got = b""
+    try:
+        with http.stream("GET", f"/v2/{repository}/blobs/{Digest.of(blob)}") as answer:
+            for piece in answer.iter_raw():
+                got += piece
+            return answer.status_code, got, ""
+    except httpx.RemoteProtocolError as error:
+        return 200, got, str(error)
+
+
+# Which table, which of its records, whose blob cannot be read then.
+THROUGH_HTTP: dict[str, tuple[Table, str, bytes]] = {
+    "frame": (Table.FRAMES, "lib/one", OPAQUE),
+    "extent": (Table.EXTENTS, "lib/one", OPAQUE),
+    "object": (Table.OBJECTS, "lib/one", OPAQUE),
+    "recipe": (Table.RECIPES, "lib/two", APP),
+    "layer": (Table.LAYERS, "lib/two", APP),
+    "blob": (Table.BLOBS, "lib/two", APP),
+}
+
+
+@pytest.mark.parametrize("name", THROUGH_HTTP)
+def test_the_service_answers_damage_with_an_error(copy: Path, name: str) -> None:
+    table, repository, blob = THROUGH_HTTP[name]
+    for record in records(copy, table):
+        flip_record(copy, record, len(record.value) // 2)
+    with serving(copy) as (service, http):
+        status, got, problem = get_blob(http, repository, blob)
+        assert status == 500 or problem
+        if status == 500:
+            error = json.loads(got)["errors"][0]
+            assert error["code"] == "CORRUPT"
+            assert error["detail"]["kind"]
+            assert error["detail"]["name"]
+        else:
+            assert blob.startswith(got)
+            assert len(got) < len(blob)
+        assert "corrupt" in service.log()
+        # It goes on serving.
+        assert http.get("/v2/").status_code == 200
+        assert http.get("/healthz").status_code == 200
+
+
+def test_damage_behind_the_first_megabyte_breaks_the_answer_off(tmp_path: Path) -> None:
+    from tests.store.helpers import ingest_all, noise, push
+
+    content = noise(6_000_000)
+    data = tmp_path / "data"
+    with Store.open(data) as store:
+        push(store, content)
+        ingest_all(store)
+    flip_record(data, records(data, Table.FRAMES)[-1], -500)
+    with serving(data) as (service, http):
+        status, got, problem = get_blob(http, "some/repository", content)
+        assert status == 200
+        assert problem, "the body came to its end"
+        assert content.startswith(got)
+        assert "corrupt frame" in service.log()
+        headers = {"Range": "bytes=0-1999999"}
+        answer = http.get(f"/v2/some/repository/blobs/{Digest.of(content)}", headers=headers)
+        assert (answer.status_code, answer.content) == (206, content[:2_000_000])
+
+
+@pytest.mark.parametrize(
+    ("table", "path"),
+    [(Table.MANIFESTS, "/v2/lib/one/manifests/1"), (Table.TAGS, "/v2/lib/one/manifests/1")],
+    ids=["manifest", "tag"],
+)
+def test_a_damaged_manifest_or_tag_is_an_error(copy: Path, table: Table, path: str) -> None:
+    for record in records(copy, table):
+        flip_record(copy, record, len(record.value) // 2)
+    with serving(copy) as (_, http):
+        answer = http.get(path)
+        assert answer.status_code == 500
+        assert answer.json()["errors"][0]["code"] == "CORRUPT"
+
+
+def test_a_service_starts_with_damaged_records_of_any_kind(copy: Path) -> None:
+    """And takes new images: what is damaged is nobody's problem but its own."""
+    from tests.service.pushes import push_image
+
+    for table in READ_TABLES:
+        record = records(copy, table)[0]
+        if len(record.value) > 8:
+            flip_record(copy, record, len(record.value) // 2)
+    with serving(copy) as (_, http):
+        push_image(http, "new/image", "1")
+        assert http.get("/v2/new/image/manifests/1").status_code == 200
+
+
+# -- pages of the database -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trees", [False, True], ids=["any page", "trees"])
+@pytest.mark.parametrize("seed", range(PAGE_SEEDS))
+def test_damaged_pages_give_no_wrong_bytes(copy: Path, made: tuple[Path, Sample], seed: int, trees: bool) -> None:
+    """B-tree pages and free pages too; the reader may die of it, or be told that things are not there."""
+    randomness = random.Random(f"pages {seed}")
+    offsets = flip_pages(copy, randomness, randomness.choice((1, 5, 50, 400)), trees=trees)
+    outcome = in_child(read_everything, copy, *_expected(made[1]))
+    print(f"seed {seed}, {len(offsets)} bytes changed: {outcome.signal or outcome.value or outcome.error}")
+    if outcome.value is None:
+        # Dead, or an error before anything was read; no other exception than ours.
+        assert outcome.signal is not None or "pagepool.errors" in outcome.error.splitlines()[-1], outcome.error
+        return
+    kinds = (CorruptError, BlobUnknownError, ManifestUnknownError, NameUnknownError, BusyError, StoreFormatError)
+    allowed = tuple(kind.__name__ for kind in kinds)
+    for name, result in outcome.value.items():
+        assert result == "right" or result.startswith(allowed), name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_service_over_damaged_pages_serves_no_wrong_bytes(copy: Path, seed: int) -> None:
+    """Its workers may die and be started again; whoever asks gets the right bytes, an error, or no answer."""
+    print("offsets", flip_pages(copy, random.Random(f"service {seed}"), 20 * seed + 2, trees=True))
+    try:
+        with serving(copy) as (_, http):
+            for repository, blob in (("lib/one", OPAQUE), ("lib/two", APP), ("multi", gzipped(APP))):
+                for _ in range(2):
+                    try:
+                        status, got, problem = get_blob(http, repository, blob)
+                    except httpx.TransportError:
+                        continue
+                    assert status in (200, 404, 500, 503)
+                    if status == 200:
+                        assert got == blob or (problem and blob.startswith(got))
+    except ServiceError:
+        return  # a database that cannot even be opened: the service says so and does not start
