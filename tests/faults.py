@@ -19,6 +19,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import threading
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,10 +188,35 @@ def file_size_limit(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, old_handler)
 
 
-def peak_memory() -> int:
-    """The most memory this process has had resident that is its own, not the page cache's; bytes."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024
+@dataclass(slots=True)
+class Memory:
+    """The most memory of its own that a process was seen to have, in bytes: pages of mapped files not counted."""
+
+    peak: int = 0
+
+    def look(self) -> None:
+        """Look now."""
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        self.peak = max(self.peak, int(fields["RssAnon"].split()[0]) * 1024)
+
+
+@contextlib.contextmanager
+def watched_memory(every_s: float = 0.01) -> Iterator[Memory]:
+    """Look at this process's memory again and again for the length of the block."""
+    memory, done = Memory(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_s):
+            memory.look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        done.set()
+        thread.join()
+        memory.look()
 
 
 # -- file systems --------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ extents it names. The verifying thread reads each committed chunk back and rebui
 A layer is ready when what was rebuilt is what came in: its BLAKE3 is compared, at a quarter of what SHA-256
 costs, and the diff_id is the SHA-256 of what was *rebuilt*.
 
-Only the maintenance process ingests, one layer at a time: an extent is looked up and stored once. What a
-crash leaves (chunks of an unfinished recipe, extents nobody refers to) is removed by the next attempt and by
+Each maintenance process ingests one layer at a time. Two may meet the same new extent: whoever commits second
+leaves it out. What a crash leaves (chunks of an unfinished recipe, extents nobody refers to) is removed by the next attempt and by
 collection.
 """
 
@@ -52,6 +52,7 @@ _RECIPE_LEVEL = 3  # 4 % more bytes of recipe than level 9, in a third of its ti
 _CHUNKS_AHEAD = 3  # of 1 MiB, inflated and not yet split
 _FRAMES_AHEAD = 8  # of 256 KiB, split and not yet compressed
 _BATCHES_AHEAD = 3
+_FRAME_EXTENTS = 2048  # most extents of a frame: its head and index stay small next to its data
 _SEEN_MOST = 64  # extents of 128 KiB that are not looked up yet
 _BATCH_NEW = 12 << 20  # new plain bytes after which a batch is closed ...
 _BATCH_STREAM = 16 << 20  # ... or bytes of the stream
@@ -300,7 +301,7 @@ class Splitting:
             self._frame.append((digest, bytes(data)))
             self._frame_size += len(data)
             self._batch.new_bytes += len(data)
-            if self._frame_size >= FRAME_SIZE:
+            if self._frame_size >= FRAME_SIZE or len(self._frame) >= _FRAME_EXTENTS:
                 self._close_frame()
         self._seen.clear()
 
@@ -324,6 +325,7 @@ class ObjectBuilder:
         self._held = bytearray()
         self._size = 0
         self._segments: deque[tuple[int, int]] | None = None
+        self._in_hole = False
 
     def begin(self, member: Member) -> None:
         """A new file."""
@@ -389,17 +391,23 @@ class ObjectBuilder:
     def _zeros(self, count: int) -> None:
         """A hole, as bytes: an extent of zeros is stored once, however often it is named."""
         piece = memoryview(_ZEROS)
+        self._in_hole = True
         while count > 0:
             self._append(piece[:count])
             count -= min(count, len(piece))
+        self._in_hole = False
 
     def _emit(self, data: bytes | memoryview) -> None:
-        digest = blake3(data).digest()
+        # Holes of gigabytes cost no memory and little time: one name for all their extents.
+        zeros = self._in_hole and len(data) == EXTENT_SIZE and data == _ZERO_EXTENT
+        digest = _ZERO_NAME if zeros else blake3(data).digest()
         self._extents.append(digest)
         self._sink.extent(digest, data)
 
 
 _ZEROS = bytes(1 << 20)
+_ZERO_EXTENT = bytes(EXTENT_SIZE)
+_ZERO_NAME = blake3(_ZERO_EXTENT).digest()
 
 
 class Lookup:

@@ -3,8 +3,11 @@
 INGEST understands a blob as a layer (`ingest`); SETTLE moves a blob's bytes out of the spool to where they
 stay. Ingest goes first: an image is ready before its blobs are settled. A job that fails for a reason of the
 layer's is finished with that reason; one that fails for a reason of the store's is tried again with a growing
-pause; one that takes its process down with it is given up after a few attempts. Exactly one process per data
-directory runs this.
+pause; one that takes its process down with it is given up after a few attempts. Any number of processes may run this
+on one data directory, each with a slot of its own.
+
+What a job found out is merged into the blob's record as it is when the job ends, and only if that is of the push
+that the job was made for: a blob may be removed and pushed again at any moment.
 """
 
 from __future__ import annotations
@@ -20,20 +23,22 @@ from typing import TYPE_CHECKING
 
 from pagepool.errors import (
     BlobUnknownError,
+    BusyError,
     CorruptError,
     LayerInvalidError,
     ReadOnlyError,
     StoreFullError,
 )
-from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, encode_frame
-from pagepool.image import Limits, decode_chunk
+from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, check_extent, encode_frame
+from pagepool.image import Limits
 
 from pagepool_service.allocator import keep_large_blocks
 from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
 from pagepool_service.inflate import Compression, InflateLimits, inflate
 from pagepool_service.ingest import LayerIngest, discard_recipe
+from pagepool_service.panic import end_at_once
 from pagepool_service.store.environment import Table
-from pagepool_service.store.rebuild import rebuild
+from pagepool_service.store.rebuild import read_chunk, rebuild
 from pagepool_service.store.schema import ContentKind, JobKind, LayerRecord, LayerState, recipe_key
 from pagepool_service.store.store import Store
 
@@ -42,12 +47,13 @@ if TYPE_CHECKING:
 
     from pagepool_service.ingest import Ingested
     from pagepool_service.settings import Settings
-    from pagepool_service.store.environment import Reader
+    from pagepool_service.store.environment import Environment, Reader, Writer
     from pagepool_service.store.schema import BlobRecord, Job
 
 log = logging.getLogger("pagepool.maintenance")
 
 _MOST_ATTEMPTS = 3
+_MOST_ENDS = 20  # of the whole service during attempts at one job
 _MOST_HEALED = 1000  # damaged frames that one layer mends, each in an attempt that does not count
 _LONGEST_PAUSE_S = 30.0
 _IDLE_S = 1.0  # how often the queue is looked at without being woken
@@ -67,12 +73,13 @@ def run(settings: Settings, wake_fd: int, slot: int = 0) -> None:
     sys.setswitchinterval(0.0005)
     keep_large_blocks()
     with Store.open(settings.data, quota_bytes=settings.quota_bytes) as store:
+        store.env.on_panic = end_at_once
         largest = settings.max_layer_bytes
         Maintenance(
             store,
             slot=slot,
             rebuild_compressed=settings.rebuild_compressed,
-            limits=Limits(max_member_size=min(largest, 64 << 30), max_layer_size=2 * largest),
+            limits=Limits(max_member_size=min(largest, 64 << 30), max_layer_size=largest),
             inflate_limits=InflateLimits(plain_size=largest, ratio=settings.max_layer_ratio),
         ).run_forever(wake_fd)
 
@@ -111,7 +118,7 @@ class Maintenance:
             try:
                 while self.run_one():
                     pause = _IDLE_S
-            except (StoreFullError, ReadOnlyError, CorruptError) as error:
+            except (StoreFullError, ReadOnlyError, BusyError, CorruptError) as error:
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 log.error("job put off for %.0f s: %s", pause, error)
             self._wait(wake_fd, pause)
@@ -140,25 +147,29 @@ class Maintenance:
             log.warning("job on %s dropped: %s", job.blob, error)
             self._drop(job)
             return True
+        if record.created_ns != job.created_ns:  # removed, and pushed again: that has jobs of its own
+            self._drop(job)
+            return True
         try:
             if job.kind is JobKind.INGEST:
-                self._ingest(job, record)
+                self._ingest(job)
             else:
                 self._settle(job, record)
         except BlobUnknownError:  # removed meanwhile
             self._drop(job)
-        except (StoreFullError, ReadOnlyError):
+        except (StoreFullError, ReadOnlyError, BusyError):
             # When even this cannot be written the job stays ours, and is taken up again all the same.
             with contextlib.suppress(StoreFullError, ReadOnlyError):
-                self._store.jobs.put_back(job)
+                self._store.jobs.put_back(job, last=True)
             raise
         return True
 
     # -- ingest ----------------------------------------------------------------------------------------------
 
-    def _ingest(self, job: Job, record: BlobRecord) -> None:
-        if job.attempts > _MOST_ATTEMPTS:
-            self._give_up(job, record, f"reading it as a layer failed {_MOST_ATTEMPTS} times")
+    def _ingest(self, job: Job) -> None:
+        if job.attempts > _MOST_ATTEMPTS or job.ends > _MOST_ENDS:
+            ended = max(job.attempts - 1, job.ends)
+            self._give_up(job, f"reading it as a layer ended the process that did it, {ended} times")
             return
         try:
             compression, plain = inflate(self._store.blobs.read(job.blob), self._inflate_limits)
@@ -169,46 +180,64 @@ class Maintenance:
                 ingest.discard()
                 raise
         except LayerInvalidError as error:
-            self._give_up(job, record, error.reason or str(error))
+            self._give_up(job, error.reason or str(error))
         except CorruptError as error:
-            self._heal(job, record, error)
+            self._heal(job, error)
         else:
-            self._ready(job, record, compression, result)
+            self._ready(job, compression, result)
 
-    def _ready(self, job: Job, record: BlobRecord, compression: Compression, result: Ingested) -> None:
+    def _ready(self, job: Job, compression: Compression, result: Ingested) -> None:
         """Make the layer visible, and its blob with it."""
         key = result.diff_id.key
         plain = compression is Compression.NONE
+        known = _sound_layer(self._store.env, result.diff_id)
         with self._store.env.write() as txn:
-            known = _sound_layer(txn, result.diff_id)
-            if known is None:
+            if known is not None and bytes(txn.get(Table.LAYERS, key) or b"") == known.encode():
+                discard_recipe(txn, result.layer.recipe)  # the same tar was there: its recipe serves both
+            else:
                 txn.put(Table.LAYERS, key, result.layer.encode())
-            else:  # the same tar was there, compressed in another way: its recipe serves both
-                discard_recipe(txn, result.layer.recipe)
-            done = replace(record, state=LayerState.READY, diff_id=result.diff_id)
-            if plain:
-                done = done.settled_as(ContentKind.RECIPE)
-            elif record.content is ContentKind.SPOOL:
-                self._store.jobs.add(txn, JobKind.SETTLE, job.blob)
-            if txn.has(Table.BLOBS, job.blob.key):
-                self._store.blobs.update(txn, job.blob, done)
+            record = self._current(txn, job)
+            if record is not None:
+                done = replace(record, state=LayerState.READY, diff_id=result.diff_id)
+                if plain:
+                    done = done.settled_as(ContentKind.RECIPE)
+                self._update(txn, job, done)
             self._store.jobs.finish(txn, job)
         if plain:
             self._store.blobs.forget_file(job.blob)
         log.info("layer %s ready: diff_id %s, %d members", job.blob, result.diff_id, result.layer.members)
 
-    def _give_up(self, job: Job, record: BlobRecord, reason: str) -> None:
+    def _give_up(self, job: Job, reason: str) -> None:
         """The blob stays, as bytes."""
         log.debug("blob %s is no mountable layer: %s", job.blob, reason)
         with self._store.env.write() as txn:
-            if txn.has(Table.BLOBS, job.blob.key):
-                done = replace(record, state=LayerState.UNMOUNTABLE, reason=reason)
-                self._store.blobs.update(txn, job.blob, done)
-                if record.content is ContentKind.SPOOL:
-                    self._store.jobs.add(txn, JobKind.SETTLE, job.blob)
-            self._store.jobs.finish(txn, job)
+            record = self._current(txn, job)
+            if record is not None:
+                self._update(txn, job, replace(record, state=LayerState.UNMOUNTABLE, reason=reason))
+            self._end(txn, job)
 
-    def _heal(self, job: Job, record: BlobRecord, error: CorruptError) -> None:
+    def _current(self, txn: Reader, job: Job) -> BlobRecord | None:
+        """The blob's record as it is now, unless it is gone, or of a later push than the job."""
+        try:
+            record = self._store.blobs.record(txn, job.blob)
+        except (BlobUnknownError, CorruptError):
+            return None
+        return record if record.created_ns == job.created_ns else None
+
+    def _update(self, txn: Writer, job: Job, record: BlobRecord) -> None:
+        """Store what was found out of a blob, and have it settled."""
+        self._store.blobs.update(txn, job.blob, record)
+        if record.content is ContentKind.SPOOL:
+            self._store.jobs.add(txn, JobKind.SETTLE, job.blob, record.created_ns)
+
+    def _end(self, txn: Writer, job: Job) -> None:
+        """Take a job off the queue, with what its last attempt left."""
+        stored = self._store.jobs.stored(txn, job)
+        if stored is not None and stored.recipe:
+            discard_recipe(txn, stored.recipe)
+        self._store.jobs.finish(txn, job)
+
+    def _heal(self, job: Job, error: CorruptError) -> None:
         """Bytes that are stored already, and shared by this layer, are damaged.
 
         The layer brings good ones: forget where the damaged ones lie and read it again, which stores them
@@ -221,35 +250,35 @@ class Maintenance:
             self._store.jobs.put_back(job)
             return
         if job.attempts >= _MOST_ATTEMPTS:
-            self._give_up(job, record, f"it shares stored data that is damaged: {error}")
+            self._give_up(job, f"it shares stored data that is damaged: {error}")
 
     def _drop(self, job: Job) -> None:
         with self._store.env.write() as txn:
-            self._store.jobs.finish(txn, job)
+            self._end(txn, job)
 
     # -- settle ----------------------------------------------------------------------------------------------
 
     def _settle(self, job: Job, record: BlobRecord) -> None:
         """Move a blob's bytes out of the spool."""
-        settled = record
         if job.attempts > _MOST_ATTEMPTS:
             log.error("blob %s stays in the spool: settling it failed %d times", job.blob, _MOST_ATTEMPTS)
             self._drop(job)
             return
+        encoder = None
         try:
             if record.content is ContentKind.SPOOL:
                 encoder = self._find_encoder(job.blob, record) if self._rebuild else None
-                if encoder:
-                    settled = record.settled_as(ContentKind.RECIPE, encoder.encode())
-                else:
+                if encoder is None:
                     self._into_frames(job.blob, record)
-                    settled = record.settled_as(ContentKind.OBJECT)
         except CorruptError as error:
             log.error("blob %s cannot be settled: %s", job.blob, error)
             self._drop(job)
             return
         with self._store.env.write() as txn:
-            if txn.has(Table.BLOBS, job.blob.key) and settled is not record:
+            current = self._current(txn, job)
+            if current is not None and current.content is ContentKind.SPOOL:
+                content = ContentKind.OBJECT if encoder is None else ContentKind.RECIPE
+                settled = current.settled_as(content, b"" if encoder is None else encoder.encode())
                 self._store.blobs.update(txn, job.blob, settled)
             self._store.jobs.finish(txn, job)
         self._store.blobs.forget_file(job.blob)
@@ -284,7 +313,9 @@ class Maintenance:
         pieces = self._store.blobs.read(blob)
         batch: list[tuple[bytes, bytes]] = []
         for number, digest in enumerate(names, 1):
-            batch.append((digest, next(pieces, b"")))
+            piece = next(pieces, b"")
+            check_extent(digest, piece, f"piece {number} of {blob}")
+            batch.append((digest, piece))
             if len(batch) == _SETTLE_BATCH or number == len(names):
                 self._store_batch(batch, compress)
                 batch = []
@@ -298,7 +329,8 @@ class Maintenance:
         step = FRAME_SIZE // EXTENT_SIZE
         groups = [listed[index : index + step] for index in range(0, len(listed), step)]
         frames = [encode_frame(group, Role.OPAQUE, compress=compress) for group in groups]
-        with self._store.env.write(reserve=sum(len(frame.payload) for frame in frames)) as txn:
+        # Nothing is held against the quota: as much leaves the spool, and was counted there.
+        with self._store.env.write() as txn:
             extents.forget_unsound(txn, new)
             extents.put_frames(txn, frames)
 
@@ -309,20 +341,18 @@ class Maintenance:
                 os.read(wake_fd, 4096)
 
 
-def _sound_layer(txn: Reader, diff_id: Digest) -> LayerRecord | None:
+def _sound_layer(env: Environment, diff_id: Digest) -> LayerRecord | None:
     """The layer's record, if that and every chunk of its recipe can be read.
 
     What is acknowledged now must not rest on an older recipe that is damaged: then the new one replaces it.
     """
+    position = 0
     try:
-        payload = txn.get(Table.LAYERS, diff_id.key)
-        layer = None if payload is None else LayerRecord.decode(payload)
-        position = 0
+        with env.read() as txn:
+            payload = txn.get(Table.LAYERS, diff_id.key)
+            layer = None if payload is None else LayerRecord.decode(payload)
         while layer is not None and position < layer.plain_size:
-            chunk = txn.get(Table.RECIPES, recipe_key(layer.recipe, position))
-            if chunk is None:
-                return None
-            position += sum(op.size for op in decode_chunk(chunk))
+            position += sum(op.size for op in read_chunk(env, recipe_key(layer.recipe, position)))
     except CorruptError as error:
         log.error("layer %s is replaced by the one that was just read: %s", diff_id, error)
         return None

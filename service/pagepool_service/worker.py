@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pagepool_service.app import create_app
+from pagepool_service.panic import end_at_once
 from pagepool_service.store.store import Store
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def run_worker(settings: Settings, listener: socket.socket, wake_fd: int, ready_
     """
     with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
         store.blobs.on_job = lambda: _wake(wake_fd)
-        store.env.on_panic = _end_at_once
+        store.env.on_panic = end_at_once
         config = uvicorn.Config(
             create_app(settings, store),
             http=BoundedProtocol,
@@ -114,9 +115,3 @@ def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
 def _wake(wake_fd: int) -> None:
     with contextlib.suppress(BlockingIOError):  # the counter is full: it is awake already
         os.eventfd_write(wake_fd, 1)
-
-
-def _end_at_once() -> None:
-    # LMDB refuses everything once a write of its header has failed; a fresh process starts from what is durable.
-    log.critical("the database refused a write of its header; this process ends")
-    os._exit(70)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def docker(tmp_path: Path) -> Iterator[Docker]:
+def docker() -> Iterator[Docker]:
     """A daemon of its own."""
-    with running_docker(tmp_path / "docker") as running:
+    with running_docker() as running:
         yield running
 
 

@@ -9,10 +9,10 @@ import pytest
 from tests.e2e.stages import PULLED, stages
 from tests.support import umoci
 from tests.support.layouts import Image, fetch_image, read_image
-from tests.support.podman import Podman
+from tests.support.podman import Podman, own_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.support.server import Service
@@ -21,9 +21,10 @@ INSECURE = "--tls-verify=false"
 
 
 @pytest.fixture
-def podman(tmp_path: Path) -> Podman:
+def podman() -> Iterator[Podman]:
     """A storage of its own."""
-    return Podman.create(tmp_path / "podman")
+    with own_storage() as podman:
+        yield podman
 
 
 def exported(podman: Podman, name: str, layout: Path) -> Image:

@@ -202,14 +202,14 @@ def test_the_extents_of_an_object_must_make_up_its_size(data: Path) -> None:
 
 
 def test_the_cache_keeps_the_latest_up_to_its_limit() -> None:
-    cache = FrameCache(300)
+    cache = FrameCache(3 * (100 + 300))  # each takes its bytes, and an index of one extent
     frames = [Frame.decode(number, memoryview(frame_of(noise(100, number)).payload)) for number in range(6)]
     for frame in frames[:3]:
         cache.put(frame)
     assert cache.get(0) is frames[0]
     cache.put(frames[3])
     assert [cache.get(number) is not None for number in range(4)] == [True, False, True, True]
-    cache = FrameCache(300)
+    cache = FrameCache(3 * (100 + 300))  # each takes its bytes, and an index of one extent
     for frame in frames:
         cache.put(frame)
         cache.put(frame)

@@ -21,7 +21,7 @@ BLOBS = [Digest.of(b"%d" % number) for number in range(4)]
 
 def add(store: Store, kind: JobKind, blob: Digest) -> Job:
     with store.env.write() as txn:
-        return store.jobs.add(txn, kind, blob)
+        return store.jobs.add(txn, kind, blob, 1)
 
 
 def finish(store: Store, job: Job) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,27 +34,27 @@ class Docker:
 
 
 @contextmanager
-def running_docker(directory: Path) -> Iterator[Docker]:
-    """A daemon for the length of the block, with everything of it in `directory`. Skips the test without docker.
+def running_docker() -> Iterator[Docker]:
+    """A daemon with an empty storage for the length of the block. Skips the test without docker.
 
     It runs in mount and process namespaces of its own: when it ends, by whatever means, its containerd is gone, and
     so are its mounts.
     """
     require("docker", "dockerd", "unshare")
-    directory.mkdir()
-    socket, log_path = directory / "docker.sock", directory / "log"
-    own = ("--mount", "--propagation", "private", "--pid", "--mount-proc", "--fork", "--kill-child")
-    places = ("--data-root", directory / "data", "--exec-root", directory / "exec", "--pidfile", directory / "pid")
-    argv = ["unshare", *own, "dockerd", *_OPTIONS, *map(str, places), "-H", f"unix://{socket}"]
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        _await(process, socket, log_path)
-        yield Docker(socket)
-    finally:
-        _stop(process)
-        # Left to pytest, which keeps directories of past runs, it would stay for days: images, unpacked.
-        shutil.rmtree(directory / "data", ignore_errors=True)
+    # Not in pytest's directory: its containerd's sockets would have names too long for sockets.
+    with tempfile.TemporaryDirectory(prefix="docker-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        socket, log_path = directory / "docker.sock", directory / "log"
+        own = ("--mount", "--propagation", "private", "--pid", "--mount-proc", "--fork", "--kill-child")
+        places = ("--data-root", directory / "data", "--exec-root", directory / "exec", "--pidfile", directory / "pid")
+        argv = ["unshare", *own, "dockerd", *_OPTIONS, *map(str, places), "-H", f"unix://{socket}"]
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            _await(process, socket, log_path)
+            yield Docker(socket)
+        finally:
+            _stop(process)
 
 
 def _await(process: subprocess.Popen[bytes], socket: Path, log_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.tools import PRIVATELY, ToolError, require, run
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 _CONFIGURATION = """\
 [containers]
@@ -32,20 +36,6 @@ class Podman:
     directory: Path
     driver: str
 
-    @classmethod
-    def create(cls, directory: Path) -> Podman:
-        """Make a storage in a directory, or skip the test."""
-        require("podman", "buildah", "runc", "unshare")
-        directory.mkdir()
-        (directory / "containers.conf").write_text(_CONFIGURATION)
-        overlay = cls(directory, "overlay")
-        try:
-            # Only a container shows whether overlay can be mounted here; below another overlayfs it cannot.
-            overlay.buildah("rm", overlay.buildah("from", "scratch").strip())
-        except ToolError:
-            return cls(directory, "vfs")
-        return overlay
-
     def podman(self, *argv: str | Path) -> str:
         """Run podman."""
         return self._run("podman", (*self._storage(), "--tmpdir", str(self.directory / "tmp")), argv)
@@ -61,3 +51,24 @@ class Podman:
     def _run(self, tool: str, options: tuple[str, ...], argv: tuple[str | Path, ...]) -> str:
         environment = {"CONTAINERS_CONF": str(self.directory / "containers.conf"), "TMPDIR": str(self.directory)}
         return run([*PRIVATELY, tool, *options, *argv], environment)
+
+
+@contextmanager
+def own_storage() -> Iterator[Podman]:
+    """Make a storage for the length of the block, or skip the test."""
+    require("podman", "buildah", "runc", "unshare")
+    # Not in pytest's directory: podman takes no path of more than 50 characters for what it keeps while it runs.
+    with tempfile.TemporaryDirectory(prefix="podman-") as name:
+        (Path(name) / "containers.conf").write_text(_CONFIGURATION)
+        yield Podman(Path(name), _driver(Path(name)))
+
+
+def _driver(directory: Path) -> str:
+    """overlay where it works. Only a container shows whether it can be mounted; below another overlayfs it cannot."""
+    probe = Podman(directory, "overlay")
+    try:
+        probe.buildah("rm", probe.buildah("from", "scratch").strip())
+    except ToolError:
+        shutil.rmtree(directory / "storage", ignore_errors=True)
+        return "vfs"
+    return "overlay"

@@ -37,7 +37,7 @@ def service_installed() -> bool:
 def names() -> dict[str, str]:
     """The commands of the service and of other plug-ins, with one line about each."""
     found = {point.name: f"{point.name} (a plug-in)." for point in entry_points(group=GROUP)}
-    lines = found | KNOWN
+    lines = KNOWN | {name: text for name, text in found.items() if name not in KNOWN}
     if not service_installed():
         lines |= {name: f"{text} ({NEEDS})" for name, text in KNOWN.items()}
     return lines

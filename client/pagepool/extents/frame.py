@@ -110,6 +110,9 @@ def encode_frame(
     return EncodedFrame(role, len(plain), sizes, head.encode() + stored)
 
 
+_INDEX_ENTRY = 300  # bytes of memory that an extent takes in the index of a decoded frame, about
+
+
 class Frame:
     """A frame that was read: its plain bytes, and where in them each extent lies."""
 
@@ -125,6 +128,11 @@ class Frame:
         for digest, size in head.extents:
             self.index[digest] = (offset, size)
             offset += size
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory it takes, about."""
+        return len(self.plain) + _INDEX_ENTRY * len(self.index)
 
     @classmethod
     def decode(cls, number: int, payload: memoryview) -> Frame:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from pagepool.digest import Digest
 from pagepool.errors import (
     BlobUnknownError,
+    BusyError,
     CorruptError,
     InvalidError,
     PagepoolError,
@@ -66,7 +67,8 @@ class BlobStore:
     def admit(self, source: Path, sums: Sums, also: Callable[[Writer], None]) -> None:
         """Take a verified file in as a blob. On return it is durable and `source` is gone.
 
-        Idempotent: a blob that is there already stays as it is. On an error `source` is left, and nothing else.
+        Idempotent: a blob that is there already, and can be read, stays as it is; one that cannot is written anew.
+        On an error `source` is left, and nothing else.
 
         Args:
             source: the file; its bytes are those `sums` was computed over.
@@ -79,13 +81,13 @@ class BlobStore:
             self.admit_bytes(source.read_bytes(), sums, also)
             source.unlink(missing_ok=True)
             return
-        is_new = not self.exists(sums.digest)
-        if is_new:
+        sound = self._is_sound(sums.digest)
+        if not sound:
             _sync_file(source)
         try:
             with self._env.write(reserve=len(sums.extents) * 36 + 4096) as txn:
-                if not txn.has(Table.BLOBS, sums.digest.key):
-                    if not is_new:  # removed since
+                if not (sound and txn.has(Table.BLOBS, sums.digest.key)):
+                    if sound:  # removed since
                         _sync_file(source)
                     # Renamed under the writer lock, as `forget_file` unlinks under it: a blob that is removed and
                     # pushed again at the same time cannot lose its new file.
@@ -101,15 +103,27 @@ class BlobStore:
 
     def admit_bytes(self, data: bytes, sums: Sums, also: Callable[[Writer], None]) -> None:
         """Take a blob of at most one extent in; see `admit`."""
+        if data:
+            check_extent(sums.object, data, "what was uploaded")
         frame = encode_frame([(sums.object, data)], Role.OPAQUE) if data else None
+        sound = self._is_sound(sums.digest)
         with self._env.write(reserve=len(data) + 4096) as txn:
-            if not txn.has(Table.BLOBS, sums.digest.key):
+            if not (sound and txn.has(Table.BLOBS, sums.digest.key)):
                 if frame:
                     self._extents.forget_unsound(txn, [sums.object])
                     self._extents.put_frames(txn, [frame])
                 self._add_record(txn, sums, ContentKind.OBJECT)
             also(txn)
         self._wake()
+
+    def _is_sound(self, digest: Digest) -> bool:
+        """Whether the blob is stored and can be read, all of it: a push that brings it again can mend it."""
+        try:
+            for _ in self.read(digest):
+                pass
+        except (BlobUnknownError, CorruptError):
+            return False
+        return True
 
     def _into_spool(self, source: Path, digest: Digest) -> None:
         target = self.spool_path(digest)
@@ -131,7 +145,7 @@ class BlobStore:
     def _add_record(self, txn: Writer, sums: Sums, content: ContentKind) -> None:
         record = BlobRecord(content, LayerState.PENDING, sums.size, time.time_ns(), sums.object)
         txn.put(Table.BLOBS, sums.digest.key, record.encode())
-        self._jobs.add(txn, JobKind.INGEST, sums.digest)
+        self._jobs.add(txn, JobKind.INGEST, sums.digest, record.created_ns)
 
     def _wake(self) -> None:
         if self.on_job:
@@ -257,8 +271,13 @@ class BlobStore:
         record.
         """
         with self._env.write() as txn:
-            payload = txn.get(Table.BLOBS, digest.key)
-            if payload is None or BlobRecord.decode(payload, str(digest)).content is not ContentKind.SPOOL:
+            try:
+                kept = self.record(txn, digest).content is ContentKind.SPOOL
+            except BlobUnknownError:
+                kept = False
+            except CorruptError:  # what it says cannot be known
+                kept = True
+            if not kept:
                 self.spool_path(digest).unlink(missing_ok=True)
 
     def sweep_spool(self) -> int:
@@ -286,7 +305,10 @@ class BlobStore:
 def _spool_pieces(fd: int, record: ObjectRecord, start: int, end: int) -> Iterator[bytes]:
     """Read a spool file by extents, each checked against its name in the extent list."""
     for offset, digest in record.extents(start) if start < end else ():
-        data = os.pread(fd, min(EXTENT_SIZE, record.size - offset), offset)
+        try:
+            data = os.pread(fd, min(EXTENT_SIZE, record.size - offset), offset)
+        except OSError as error:  # of the disk, not of the blob: it may be read another time
+            raise BusyError(f"reading the spool failed: {error.strerror}") from error
         check_extent(digest, data, f"the spool file at {offset}")
         yield data[max(0, start - offset) : end - offset]
         if offset + len(data) >= end:

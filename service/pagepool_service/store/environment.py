@@ -172,10 +172,13 @@ class Writer(Reader):
 
     __slots__ = ()
 
-    def put(self, table: Table, key: bytes, payload: bytes, *, append: bool = False) -> None:
-        """Store a record, replacing one under the same key. `append` promises that the key is the greatest."""
-        value = payload + checksum(table, key, payload)
-        self._txn.put(key, value, db=self._tables[table], append=append)
+    def put(self, table: Table, key: bytes, payload: bytes) -> None:
+        """Store a record, replacing one under the same key."""
+        self._txn.put(key, payload + checksum(table, key, payload), db=self._tables[table])
+
+    def append(self, table: Table, key: bytes, payload: bytes) -> bool:
+        """Store a record whose key is greater than every other. Returns False, and stores nothing, if it is not."""
+        return self._txn.put(key, payload + checksum(table, key, payload), db=self._tables[table], append=True)
 
     def put_new(self, table: Table, key: bytes, payload: bytes) -> bool:
         """Store a record unless one is there. Returns whether it was stored."""
@@ -204,7 +207,7 @@ class Environment:
     Args:
         env: the open LMDB environment.
         path: its directory.
-        quota_bytes: most bytes of database pages that may be in use after a write; 0 for no limit.
+        quota_bytes: most bytes that database pages in use, and `other_bytes`, may take after a write; 0: no limit.
         readonly: whether writes are refused.
     """
 
@@ -214,6 +217,7 @@ class Environment:
         self._quota = quota_bytes
         self.readonly = readonly
         self.on_panic: Callable[[], None] | None = None
+        self.other_bytes: Callable[[], int] | None = None  # what else counts against the quota
         self._mapped = MappedFile(path / "data.mdb")
         self._mapped_bytes = 0
         self._lock = threading.Lock()
@@ -288,6 +292,8 @@ class Environment:
             with self._env.begin(buffers=True) as txn:
                 reader = Reader(txn, self._tables)
                 yield reader
+        except lmdb.PanicError as error:
+            raise self._panicked(error) from error
         except lmdb.Error as error:
             raise _translated(error, self._path) from error
         self._count_mapped(reader.bytes_read)
@@ -312,9 +318,7 @@ class Environment:
                     self._check_quota(writer, reserve)
                 yield writer
         except lmdb.PanicError as error:
-            if self.on_panic:
-                self.on_panic()
-            raise StoreFullError(f"the disk refused a write to the database header ({error})") from error
+            raise self._panicked(error) from error
         except lmdb.Error as error:
             raise _translated(error, self._path, writing=True) from error
         self._count_mapped(writer.bytes_read)
@@ -331,8 +335,14 @@ class Environment:
         """Size of the database file on disk, free pages included."""
         return self._path.joinpath("data.mdb").stat().st_blocks * 512
 
+    def _panicked(self, error: lmdb.Error) -> StoreFullError:
+        """After a failed write to its header LMDB refuses everything until it is opened again, by another process."""
+        if self.on_panic:
+            self.on_panic()
+        return StoreFullError(f"the disk refused a write to the database header ({error})")
+
     def _check_quota(self, writer: Writer, reserve: int) -> None:
-        used = writer.used_bytes()
+        used = writer.used_bytes() + (self.other_bytes() if self.other_bytes else 0)
         if used + reserve > self._quota:
             raise StoreFullError(f"{used} bytes used, {reserve} more needed, the quota is {self._quota}")
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class FrameCache:
-    """The last decoded frames, up to a number of plain bytes. Thread-safe."""
+    """The last decoded frames, up to a number of bytes. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -52,17 +52,17 @@ class FrameCache:
             if frame.number in self._frames:
                 return
             self._frames[frame.number] = frame
-            self._bytes += len(frame.plain)
+            self._bytes += frame.memory
             while self._bytes > self._limit and len(self._frames) > 1:
                 _, dropped = self._frames.popitem(last=False)
-                self._bytes -= len(dropped.plain)
+                self._bytes -= dropped.memory
 
 
 class ExtentStore:
     """Extents, frames and objects in the environment.
 
     Args:
-        cache_bytes: plain bytes of decoded frames to keep.
+        cache_bytes: bytes of decoded frames to keep.
     """
 
     def __init__(self, *, cache_bytes: int = 16 << 20) -> None:
@@ -166,7 +166,8 @@ class ExtentStore:
             if frame is None:
                 continue
             number = totals.next_frame
-            txn.put(Table.FRAMES, u64(number), frame.payload, append=True)
+            if not txn.append(Table.FRAMES, u64(number), frame.payload):
+                raise CorruptError("totals", "next frame", f"frame {number} is there already")
             offset = 0
             for digest, size in frame.extents:
                 txn.put(Table.EXTENTS, digest, Location(number, offset, size).encode())
@@ -195,16 +196,18 @@ class ExtentStore:
         Returns:
             how many were taken out. The frame's bytes are left to collection.
         """
-        with env.write() as txn:
-            # The error may be of another copy (a spool file), or the damage mended by now: what is sound stays.
-            if error.kind == "extent":
+        # The error may be of another copy (a spool file), or the damage mended by now: what is sound stays.
+        if error.kind == "extent":
+            with env.write() as txn:
                 return self.forget_unsound(txn, [bytes.fromhex(error.name)])
-            if self._is_sound_frame(txn, int(error.name)):
-                lost = []
-            else:
-                number = int(error.name)
-                records = txn.scan(Table.EXTENTS, check=False)
-                lost = [digest for digest, value in records if _location(value).frame == number]
+        number = int(error.name)
+        with env.read() as reader:  # the whole index: not under the writer lock
+            if self._is_sound_frame(reader, number):
+                return 0
+            records = reader.scan(Table.EXTENTS, check=False)
+            found = [digest for digest, value in records if _location(value).frame == number]
+        with env.write() as txn:
+            lost = [name for name in found if _location(txn.get_unchecked(Table.EXTENTS, name)).frame == number]
             return _forget(txn, lost)
 
     def forget_unsound(self, txn: Writer, digests: Iterable[bytes]) -> int:

@@ -28,9 +28,9 @@ class JobQueue:
     def __init__(self, env: Environment) -> None:
         self._env = env
 
-    def add(self, txn: Writer, kind: JobKind, blob: Digest) -> Job:
-        """Queue a job."""
-        job = Job(kind, take_number(txn, "job"), blob)
+    def add(self, txn: Writer, kind: JobKind, blob: Digest, created_ns: int) -> Job:
+        """Queue a job on the blob whose record has that time."""
+        job = Job(kind, take_number(txn, "job"), blob, created_ns=created_ns)
         txn.put(Table.JOBS, job.key, job.encode())
         return job
 
@@ -61,22 +61,35 @@ class JobQueue:
         txn.put(Table.JOBS, begun.key, begun.encode())
         return begun
 
-    def put_back(self, job: Job) -> None:
-        """Free a job whose attempt failed for a reason of the store's (full, read-only): it does not count."""
+    def put_back(self, job: Job, *, last: bool = False) -> None:
+        """Free a job whose attempt failed for a reason of the store's (full, read-only): it does not count.
+
+        Args:
+            last: behind all others of its kind, which may not fail for that reason.
+        """
         with self._env.write() as txn:
-            if txn.has(Table.JOBS, job.key):
-                back = replace(job, attempts=max(0, job.attempts - 1), owner=0)
-                txn.put(Table.JOBS, job.key, back.encode())
+            stored = self.stored(txn, job)
+            if stored is None:
+                return
+            number = take_number(txn, "job") if last else stored.number
+            back = replace(stored, number=number, attempts=max(0, job.attempts - 1), owner=0)
+            txn.delete(Table.JOBS, job.key)
+            txn.put(Table.JOBS, back.key, back.encode())
+
+    def stored(self, txn: Reader, job: Job) -> Job | None:
+        """A job as it is stored now, which knows the recipe of its last attempt; None if it is gone."""
+        payload = txn.get(Table.JOBS, job.key)
+        return None if payload is None else Job.decode(job.key, payload)
 
     def release_all(self) -> None:
         """Free every job: at the start of a service, when no process works on any.
 
-        Attempts under way when the whole service ended are not held against a job: it was not the one that ended it.
+        An attempt under way when the whole service ended is not held against a job, unless it happens time and again.
         """
         with self._env.write() as txn:
             for job in list(self._readable(txn)):
                 if job.owner:
-                    txn.put(Table.JOBS, job.key, replace(job, owner=0, attempts=0).encode())
+                    txn.put(Table.JOBS, job.key, _after_end(job).encode())
 
     def _open(self, txn: Reader, slot: int) -> Iterator[Job]:
         """Jobs that a slot may take: free ones, and what it began itself and did not finish.
@@ -103,3 +116,8 @@ class JobQueue:
     def count(self, txn: Reader) -> int:
         """How many wait."""
         return txn.count(Table.JOBS)
+
+
+def _after_end(job: Job) -> Job:
+    """A job that was under way when the service ended."""
+    return replace(job, owner=0, attempts=max(0, job.attempts - 1), ends=min(job.ends + 1, 255))

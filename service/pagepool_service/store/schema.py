@@ -27,7 +27,7 @@ _RECIPE_KEY = struct.Struct(">QQ")
 _BLOB_HEAD = struct.Struct(">BBBQQ32s")
 _LAYER = struct.Struct(">QQQQ")
 _JOB_KEY = struct.Struct(">BQ")
-_JOB = struct.Struct(">BBQ")
+_JOB = struct.Struct(">BBBQQ")
 
 
 def u64(number: int) -> bytes:
@@ -221,6 +221,8 @@ class Job:
         attempts: how often it was begun, over crashes.
         owner: 0 while it is free, else 1 + the slot of the maintenance process that works on it.
         recipe: id of the recipe that the last attempt began; 0 for none. Its chunks are roots of what they name.
+        created_ns: of the blob record it was made for. A blob that was removed and pushed again is another one.
+        ends: how often the whole service ended during an attempt.
     """
 
     kind: JobKind
@@ -229,6 +231,8 @@ class Job:
     attempts: int = 0
     owner: int = 0
     recipe: int = 0
+    created_ns: int = 0
+    ends: int = 0
 
     @property
     def key(self) -> bytes:
@@ -237,15 +241,15 @@ class Job:
 
     def encode(self) -> bytes:
         """The payload in `jobs`."""
-        return _JOB.pack(self.attempts, self.owner, self.recipe) + self.blob.key
+        return _JOB.pack(self.attempts, self.owner, self.ends, self.recipe, self.created_ns) + self.blob.key
 
     @classmethod
     def decode(cls, key: bytes, payload: memoryview) -> Job:
         """Read it back."""
         try:
             kind, number = _JOB_KEY.unpack(key)
-            attempts, owner, recipe = _JOB.unpack_from(payload)
+            attempts, owner, ends, recipe, created_ns = _JOB.unpack_from(payload)
             blob = Digest.from_key(bytes(payload[_JOB.size :]))
-            return cls(JobKind(kind), number, blob, attempts, owner, recipe)
+            return cls(JobKind(kind), number, blob, attempts, owner, recipe, created_ns, ends)
         except (struct.error, ValueError, DigestInvalidError) as error:
             raise CorruptError("job", key.hex(), f"its record cannot be read: {error}") from error

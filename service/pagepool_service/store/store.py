@@ -13,6 +13,7 @@ from pagepool_service.store.environment import FORMAT_VERSION, Environment
 from pagepool_service.store.extents import ExtentStore
 from pagepool_service.store.jobs import JobQueue
 from pagepool_service.store.registry import Registry
+from pagepool_service.store.statistics import directory_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,13 +30,14 @@ class Store:
         self.jobs = JobQueue(env)
         self.blobs = BlobStore(env, self.extents, self.jobs, data / "spool")
         self.registry = Registry(env, self.blobs)
+        env.other_bytes = lambda: directory_bytes(data / "spool") + directory_bytes(data / "uploads")
 
     @classmethod
     def open(cls, data: Path, *, quota_bytes: int = 0, readonly: bool = False) -> Store:
         """Open a data directory, making it when it is not there.
 
         Args:
-            quota_bytes: most bytes of database pages in use; 0 for no limit.
+            quota_bytes: most bytes of database pages in use, spool and uploads together; 0 for no limit.
             readonly: open without writing anything, also on a read-only file system.
 
         Raises:

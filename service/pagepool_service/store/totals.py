@@ -42,9 +42,15 @@ class Totals:
 
     @classmethod
     def load(cls, txn: Reader) -> Totals:
-        """Read them; a store that never wrote has the defaults."""
+        """Read them; a store that never wrote has the defaults.
+
+        Raises:
+            CorruptError: they are damaged, or missing from a store that has frames.
+        """
         payload = txn.get(Table.META, _KEY)
         if payload is None:
+            if txn.count(Table.FRAMES):
+                raise CorruptError("totals", _KEY.decode(), "missing")
             return cls()
         if len(payload) != _struct().size:
             raise CorruptError("totals", _KEY.decode(), f"{len(payload)} bytes long")
