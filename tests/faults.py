@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import lmdb
 import pytest
+
 from pagepool_service.store.environment import MAP_SIZE, Table
 
 if TYPE_CHECKING:

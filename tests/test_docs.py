@@ -15,9 +15,9 @@ from pathlib import Path
 
 import click
 import pytest
+
 from pagepool.version import __version__
 from pagepool_service import settings
-
 from tests.support import helptext
 from tests.support.server import running_service
 

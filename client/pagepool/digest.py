@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from blake3 import blake3
+
 from pagepool.errors import DigestInvalidError, DigestUnsupportedError
 
 if TYPE_CHECKING:

@@ -11,12 +11,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from pagepool.version import __version__
 
+from pagepool.version import __version__
 from pagepool_service.routes import blobs, errors, health, images, listings, manifests, uploads
 from pagepool_service.routes.context import Context
 from pagepool_service.routes.streaming import Threads
+from pagepool_service.statistics import Statistics
 from pagepool_service.trees import Trees
+from pagepool_service.uploadfiles import SessionLimit
 from pagepool_service.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -27,18 +29,20 @@ if TYPE_CHECKING:
     from pagepool_service.settings import Settings
     from pagepool_service.store.store import Store
 
-# Threads that block for requests: on the disk, on the store's writer lock, in compression. None waits for another.
-_THREADS = 32
+# Threads that block for requests, by what for: see `Context`. No work of one kind waits for work of another. What takes
+# seconds has few, so that its requests queue up behind each other and not before those for blobs.
+_THREADS = {"threads": 32, "writers": 8, "listings": 2, "merging": 1, "counting": 1}
 
 
 def create_app(settings: Settings, store: Store) -> ASGIApp:
     """The application over an open store, which the caller closes after the application has ended."""
-    executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="request")
+    executors = {name: ThreadPoolExecutor(count, thread_name_prefix=name) for name, count in _THREADS.items()}
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        executor.shutdown()
+        for name, executor in executors.items():
+            executor.shutdown(cancel_futures=name in ("listings", "merging", "counting"))
 
     app = FastAPI(
         title="pagepool",
@@ -52,7 +56,9 @@ def create_app(settings: Settings, store: Store) -> ASGIApp:
         generate_unique_id_function=lambda route: route.name,
     )
     sessions = Uploads(store, max_size=settings.max_blob_bytes, quota_bytes=settings.quota_bytes)
-    app.state.context = Context(settings, store, sessions, Threads(executor), Trees(store))
+    limit = SessionLimit(store.uploads, settings.max_uploads)
+    threads = {name: Threads(executor) for name, executor in executors.items()}
+    app.state.context = Context(settings, store, sessions, limit, Trees(store), Statistics(store), **threads)
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
     for module in (health, listings, uploads, manifests, blobs, images):

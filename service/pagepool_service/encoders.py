@@ -20,6 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
+
 from pagepool.errors import CorruptError
 from pagepool.extents import EXTENT_SIZE
 

@@ -9,18 +9,19 @@ layer is still being read; else *ready*. An index is resolved to the image for o
 from __future__ import annotations
 
 import json
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import BlobUnknownError, ImageInvalidError, LimitError, NotFoundError
 from pagepool.oci import Config, Index, Manifest, Platform, parse_config, parse_manifest, select_platform
-
 from pagepool_service.store.schema import LayerState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pagepool.digest import Digest
     from pagepool.oci import Descriptor
-
     from pagepool_service.store.environment import Reader
     from pagepool_service.store.registry import TaggedImage
     from pagepool_service.store.schema import BlobRecord, LayerRecord
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 
 PENDING, READY, UNMOUNTABLE = "pending", "ready", "unmountable"
 MAX_CONFIG_SIZE = 8 << 20
+# What is looked at of one image at most: an index may list any number of others, and these as many again.
+MAX_DOCUMENTS = 1000
+MAX_DOCUMENT_BYTES = 16 << 20
+_MOST_PLATFORMS = 100
+_LONGEST_DATE = 64
 _STATES = {LayerState.PENDING: PENDING, LayerState.READY: READY, LayerState.UNMOUNTABLE: UNMOUNTABLE}
 
 
@@ -119,6 +125,38 @@ def resolve_image(store: Store, name: str, reference: Digest | str, platform: Pl
     return view_image(store, digest, document, index)
 
 
+def walk_documents(store: Store, name: str, digest: Digest) -> Iterator[tuple[Digest, Manifest | Index]]:
+    """The manifest or index of a digest, and what it lists, directly or through other indexes: each document once.
+
+    One is in memory at a time, as long as the caller keeps none. At most `MAX_DOCUMENTS` are looked up, and no more
+    after `MAX_DOCUMENT_BYTES` have been read. What an index lists and is not there is left out.
+
+    Raises:
+        ManifestUnknownError, NameUnknownError: the first is not there.
+    """
+    waiting, seen = deque((digest,)), {digest}
+    size = 0
+    while waiting and size < MAX_DOCUMENT_BYTES:
+        found = waiting.popleft()
+        try:
+            stored = store.registry.manifest(name, found)
+        except NotFoundError:
+            if found == digest:
+                raise
+            continue
+        size += len(stored.raw)
+        document = parse_manifest(stored.raw, stored.media_type)
+        del stored
+        for entry in document.manifests if isinstance(document, Index) else ():
+            if len(seen) == MAX_DOCUMENTS:
+                break
+            if entry.digest not in seen:
+                seen.add(entry.digest)
+                waiting.append(entry.digest)
+        yield found, document
+        del document
+
+
 def view_image(store: Store, digest: Digest, manifest: Manifest, index: Digest | None = None) -> ImageView:
     """An image whose manifest is at hand."""
     with store.env.read() as txn:
@@ -165,52 +203,66 @@ def describe_image(view: ImageView, name: str, reference: str, config: bytes | N
 
 
 def describe_tag(store: Store, image: TaggedImage) -> dict[str, Any]:
-    """An entry of the list of images, as JSON."""
-    stored = image.manifest
-    document = parse_manifest(stored.raw, stored.media_type)
+    """An entry of the list of images, as JSON.
+
+    Raises:
+        ManifestUnknownError, NameUnknownError: it was deleted meanwhile.
+    """
+    documents = walk_documents(store, image.repository, image.digest)
+    _, document = next(documents)
     summary = {
         "name": image.repository,
         "tag": image.tag,
-        "digest": str(stored.digest),
-        "media_type": stored.media_type,
+        "digest": str(image.digest),
+        "media_type": document.media_type,
         "updated_ns": image.updated_ns,
     }
     if isinstance(document, Index):
-        return {**summary, **_summarise_index(store, image.repository, document)}
-    view = view_image(store, stored.digest, document)
+        platforms = _platforms(document)
+        del document
+        return {**summary, **_summarise_index(store, documents), "platforms": platforms}
+    view = view_image(store, image.digest, document)
     return {
         **summary,
         "size": view.size,
         "platform": None if view.config is None else view.config.platform.to_json(),
-        "created": "" if view.config is None else view.config.created,
+        "created": _created(view),
         "state": view.state,
         "reason": view.reason,
     }
 
 
-def _summarise_index(store: Store, name: str, document: Index) -> dict[str, Any]:
+def _summarise_index(store: Store, documents: Iterator[tuple[Digest, Manifest | Index]]) -> dict[str, Any]:
     """What an index is as a whole: ready as soon as one of its images is, pending while one may come to be."""
-    views = []
-    for entry in document.manifests:
-        try:
-            stored = store.registry.manifest(name, entry.digest)
-        except NotFoundError:
-            continue
-        child = parse_manifest(stored.raw, stored.media_type)
-        if isinstance(child, Manifest):
-            views.append(view_image(store, stored.digest, child))
-    states = {view.state for view in views}
+    states: set[str] = set()
+    sizes: dict[Digest, int] = {}
+    created = ""
+    for digest, document in documents:
+        if isinstance(document, Manifest):
+            view = view_image(store, digest, document)
+            states.add(view.state)
+            created = max(created, _created(view))
+            sizes |= {blob.digest: blob.size for blob in document.blobs}
+            del view
+        del document
     state = next((state for state in (READY, PENDING) if state in states), UNMOUNTABLE)
-    sizes = {blob.digest: blob.size for view in views for blob in view.manifest.blobs}
-    platforms = [str(entry.platform) for entry in document.manifests if entry.platform is not None]
     return {
         "size": sum(sizes.values()),
         "platform": None,
-        "platforms": platforms,
-        "created": max((view.config.created for view in views if view.config), default=""),
+        "created": created,
         "state": state,
         "reason": "" if state != UNMOUNTABLE else "none of its images can be mounted",
     }
+
+
+def _platforms(document: Index) -> list[str]:
+    """The platforms that an index names, each once, as far as anyone would read them."""
+    found = dict.fromkeys(str(entry.platform) for entry in document.manifests if entry.platform is not None)
+    return list(found)[:_MOST_PLATFORMS]
+
+
+def _created(view: ImageView) -> str:
+    return "" if view.config is None else view.config.created[:_LONGEST_DATE]
 
 
 def _view_layer(store: Store, txn: Reader, descriptor: Descriptor) -> LayerView:

@@ -16,8 +16,8 @@ from typing import IO, TYPE_CHECKING, cast
 
 import zstandard
 from isal import igzip, igzip_lib
-from pagepool.errors import LayerInvalidError
 
+from pagepool.errors import LayerInvalidError
 from pagepool_service.zstdframes import FrameWalker
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ A layer is ready when what was rebuilt is what came in: its BLAKE3 is compared, 
 costs, and the diff_id is the SHA-256 of what was *rebuilt*.
 
 Each maintenance process ingests one layer at a time. Two may meet the same new extent: whoever commits second
-leaves it out. What a crash leaves (chunks of an unfinished recipe, extents nobody refers to) is removed by the next attempt and by
-collection.
+leaves it out. What a crash leaves (chunks of an unfinished recipe, extents nobody refers to) is removed by the next
+attempt and by collection.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
+
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, LayerInvalidError
 from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, EncodedFrame, Role, encode_frame
 from pagepool.image import LayerSplitter, RecipeWriter
-
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
 from pagepool_service.store.rebuild import rebuild_chunk
 from pagepool_service.store.schema import LayerRecord, recipe_key
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pagepool.image import EncodedChunk, Limits, Member
-
     from pagepool_service.store.environment import Reader, Writer
     from pagepool_service.store.schema import Job
     from pagepool_service.store.store import Store
@@ -325,7 +324,6 @@ class ObjectBuilder:
         self._held = bytearray()
         self._size = 0
         self._segments: deque[tuple[int, int]] | None = None
-        self._in_hole = False
 
     def begin(self, member: Member) -> None:
         """A new file."""
@@ -391,23 +389,21 @@ class ObjectBuilder:
     def _zeros(self, count: int) -> None:
         """A hole, as bytes: an extent of zeros is stored once, however often it is named."""
         piece = memoryview(_ZEROS)
-        self._in_hole = True
         while count > 0:
             self._append(piece[:count])
             count -= min(count, len(piece))
-        self._in_hole = False
 
     def _emit(self, data: bytes | memoryview) -> None:
-        # Holes of gigabytes cost no memory and little time: one name for all their extents.
-        zeros = self._in_hole and len(data) == EXTENT_SIZE and data == _ZERO_EXTENT
+        # Holes of gigabytes cost no memory and little time: one name for all their extents. That a view is of zeros is
+        # seen by whose it is; comparing its bytes one by one takes longer than hashing them.
+        zeros = len(data) == EXTENT_SIZE and isinstance(data, memoryview) and data.obj is _ZEROS
         digest = _ZERO_NAME if zeros else blake3(data).digest()
         self._extents.append(digest)
         self._sink.extent(digest, data)
 
 
 _ZEROS = bytes(1 << 20)
-_ZERO_EXTENT = bytes(EXTENT_SIZE)
-_ZERO_NAME = blake3(_ZERO_EXTENT).digest()
+_ZERO_NAME = blake3(bytes(EXTENT_SIZE)).digest()
 
 
 class Lookup:

@@ -31,7 +31,6 @@ from pagepool.errors import (
 )
 from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, check_extent, encode_frame
 from pagepool.image import Limits
-
 from pagepool_service.allocator import keep_large_blocks
 from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
 from pagepool_service.inflate import Compression, InflateLimits, inflate
@@ -44,7 +43,6 @@ from pagepool_service.store.store import Store
 
 if TYPE_CHECKING:
     from pagepool.digest import Digest
-
     from pagepool_service.ingest import Ingested
     from pagepool_service.settings import Settings
     from pagepool_service.store.environment import Environment, Reader, Writer
@@ -190,10 +188,14 @@ class Maintenance:
         """Make the layer visible, and its blob with it."""
         key = result.diff_id.key
         plain = compression is Compression.NONE
+        with self._store.env.read() as txn:
+            seen = bytes(txn.get_unchecked(Table.LAYERS, key) or b"")
         known = _sound_layer(self._store.env, result.diff_id)
         with self._store.env.write() as txn:
-            if known is not None and bytes(txn.get(Table.LAYERS, key) or b"") == known.encode():
-                discard_recipe(txn, result.layer.recipe)  # the same tar was there: its recipe serves both
+            now = bytes(txn.get_unchecked(Table.LAYERS, key) or b"")
+            if now and (known is not None or now != seen):
+                # The same tar was there, or another process has just read it: that recipe serves both.
+                discard_recipe(txn, result.layer.recipe)
             else:
                 txn.put(Table.LAYERS, key, result.layer.encode())
             record = self._current(txn, job)

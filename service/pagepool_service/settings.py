@@ -56,6 +56,7 @@ class Settings:
         rebuild_compressed: drop compressed blobs that can be made again exactly, and make them again at each pull.
         max_manifest_bytes: largest manifest taken in.
         chunk_min_bytes: what `OCI-Chunk-Min-Length` asks of clients; 0 sends no such header.
+        max_uploads: most upload sessions open at a time; 0 for any number.
         upload_idle_s: an upload that nobody wrote to for so long is removed.
         body_timeout_s: longest wait for the next bytes of a request.
         graceful_s: how long requests may go on after the service was told to stop.
@@ -77,6 +78,7 @@ class Settings:
     rebuild_compressed: bool = False
     max_manifest_bytes: int = 4 << 20
     chunk_min_bytes: int = 0
+    max_uploads: int = 10_000
     upload_idle_s: float = 24 * 3600.0
     body_timeout_s: float = 300.0
     graceful_s: float = 10.0
@@ -195,6 +197,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_REBUILD_COMPRESSED": ("rebuild_compressed", parse_flag),
     "PAGEPOOL_MAX_MANIFEST_SIZE": ("max_manifest_bytes", parse_size),
     "PAGEPOOL_CHUNK_MIN_SIZE": ("chunk_min_bytes", parse_size),
+    "PAGEPOOL_MAX_UPLOADS": ("max_uploads", int),
     "PAGEPOOL_UPLOAD_IDLE": ("upload_idle_s", float),
     "PAGEPOOL_BODY_TIMEOUT": ("body_timeout_s", float),
     "PAGEPOOL_GRACEFUL_TIMEOUT": ("graceful_s", float),

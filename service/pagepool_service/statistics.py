@@ -3,29 +3,69 @@
 Counted from the recipes of the layers: file content by object, so that a file which is in two images counts as
 shared, whatever layers it came with. Parts of larger files that are shared (extents) are not counted here; the
 totals of the store have them.
+
+Memory is bounded whatever the store holds: the files of each layer are kept once, as 16 bytes each, and those of one
+image are put together at a time. Beyond `MOST_FILES` in all layers together (about 170 MB while they are compared), or
+`MOST_STEPS` files in all images, the figures that need them are left out.
+
+Concurrency: `Statistics` computes one answer at a time, and those who asked meanwhile get the next one together.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import threading
+import time
+from array import array
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import NotFoundError
-from pagepool.image import LITERAL, decode_chunk
-from pagepool.oci import Index, Manifest, parse_manifest
-
+from pagepool.image import LITERAL
+from pagepool.oci import Manifest
+from pagepool_service.images import walk_documents
 from pagepool_service.store.environment import Table
-from pagepool_service.store.schema import BlobRecord, recipe_key
+from pagepool_service.store.schema import BlobRecord
 from pagepool_service.store.statistics import collect_totals
+from pagepool_service.trees import recipe_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
+    from pagepool.digest import Digest
     from pagepool_service.store.registry import TaggedImage
     from pagepool_service.store.schema import LayerRecord
     from pagepool_service.store.store import Store
 
+MOST_FILES = 1_000_000
+MOST_STEPS = 20_000_000
 _MOST_IMAGES = 1000  # more are not described one by one
+_FRESH_S = 2.0
+_SHARED_BY_SEVERAL = -1
+
+
+class Statistics:
+    """Answers with the figures of a store. Thread-safe; each call blocks while they are computed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._found: dict[str, Any] | None = None
+        self._version = 0
+        self._began_s = 0.0
+
+    def collect(self, asked_s: float) -> dict[str, Any]:
+        """What `collect` finds, now or a moment ago.
+
+        Args:
+            asked_s: since when someone waits for it (`time.monotonic`): what was begun later is as good.
+        """
+        with self._lock:
+            version, now = self._store.env.version(), time.monotonic()
+            unchanged = version == self._version and now - self._began_s < _FRESH_S
+            if self._found is None or not (unchanged or self._began_s >= asked_s):
+                self._found = collect(self._store)
+                self._version, self._began_s = version, now
+            return self._found
 
 
 def collect(store: Store) -> dict[str, Any]:
@@ -34,89 +74,155 @@ def collect(store: Store) -> dict[str, Any]:
     Returns:
         `total`, see `collect_totals`, with the logical size of all images added; `images`, each with its bytes:
         `compressed_bytes` as pulled; `logical_bytes` of its layers' tars; `unique_bytes` of distinct file content
-        in it; and of those `shared_bytes` that some other image has too.
+        in it; and of those `shared_bytes` that some other image has too. With `sharing_left_off`, no image has the
+        last two: it would have taken too much to find them.
     """
-    images, more = store.registry.list_images(_MOST_IMAGES)
-    contents = Contents(store)
-    described = [contents.describe(image) for image in images]
-    users = Counter(digest for objects in contents.by_image for digest in objects)
-    for entry, objects in zip(described, contents.by_image, strict=True):
-        entry["unique_bytes"] = sum(objects.values())
-        entry["shared_bytes"] = sum(size for digest, size in objects.items() if users[digest] > 1)
-    total = {**collect_totals(store), "images": len(images)}
+    tagged, more = store.registry.list_images(_MOST_IMAGES)
+    contents = _Contents(store)
+    images = [image for image in map(contents.describe, tagged) if image is not None]
+    sharing = find_sharing(store, [image.recipes for image in images]) if contents.room >= 0 else None
+    described = [image.entry for image in images]
+    for entry, figures in zip(described, sharing or (), strict=False):
+        entry["unique_bytes"], entry["shared_bytes"] = figures
+    total = {**collect_totals(store), "images": len(described)}
     total["logical_bytes"] = sum(entry["logical_bytes"] for entry in described)
     total["images_compressed_bytes"] = sum(entry["compressed_bytes"] for entry in described)
-    return {"total": total, "images": described, **({"images_left_off": True} if more else {})}
+    left_off = {"images_left_off": more, "sharing_left_off": sharing is None}
+    return {"total": total, "images": described, **{name: True for name, said in left_off.items() if said}}
 
 
-class Contents:
-    """The objects of images; each layer's recipe is read once."""
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """An image: its entry, and the recipes of its layers, each once and in order."""
+
+    entry: dict[str, Any]
+    recipes: Sequence[int]
+
+
+class _Contents:
+    """What the records say of images. Tags of the same manifest share what was found."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._layers: dict[int, dict[bytes, int]] = {}
-        self.by_image: list[dict[bytes, int]] = []
+        self.room = MOST_FILES
+        """How many more layers of images are remembered; below 0 their recipes have been left out."""
+        self._known: dict[tuple[str, Digest], _Described] = {}
 
-    def describe(self, image: TaggedImage) -> dict[str, Any]:
-        """What the records say of an image; its objects are added to `by_image`."""
-        objects: dict[bytes, int] = {}
-        entry: dict[str, Any] = {
-            "name": image.repository,
-            "tag": image.tag,
-            "digest": str(image.manifest.digest),
-            "layers": 0,
-            "compressed_bytes": 0,
-            "logical_bytes": 0,
-            "file_bytes": 0,
-        }
-        manifests = self._manifests(image)
-        blobs = {blob.digest: blob.size for manifest in manifests for blob in manifest.blobs}
-        entry["compressed_bytes"] = sum(blobs.values())
-        for manifest in manifests:
-            for descriptor in manifest.layers:
+    def describe(self, image: TaggedImage) -> _Described | None:
+        """An image, or None if it was deleted meanwhile."""
+        key = image.repository, image.digest
+        try:
+            found = self._known[key] if key in self._known else self._known.setdefault(key, self._read(*key))
+        except NotFoundError:
+            return None
+        named = {"name": image.repository, "tag": image.tag, "digest": str(image.digest)}
+        return _Described({**named, **found.entry}, found.recipes)
+
+    def _read(self, repository: str, digest: Digest) -> _Described:
+        entry = dict.fromkeys(("layers", "compressed_bytes", "logical_bytes", "file_bytes"), 0)
+        blobs: dict[Digest, int] = {}
+        recipes: set[int] = set()
+        for _, document in walk_documents(self._store, repository, digest):
+            if not isinstance(document, Manifest):
+                continue
+            blobs |= {blob.digest: blob.size for blob in document.blobs}
+            for descriptor in document.layers:
                 layer = self._layer(descriptor.digest.key)
                 if layer is not None:
                     entry["layers"] += 1
                     entry["logical_bytes"] += layer.plain_size
                     entry["file_bytes"] += layer.file_bytes
-                    objects.update(self._objects(layer.recipe))
-        self.by_image.append(objects)
-        return entry
-
-    def _manifests(self, image: TaggedImage) -> list[Manifest]:
-        """The manifests of an image, of every platform that is stored."""
-        waiting = [image.manifest]
-        found: dict[bytes, Manifest] = {}
-        while waiting:
-            stored = waiting.pop()
-            document = parse_manifest(stored.raw, stored.media_type)
-            if isinstance(document, Manifest):
-                found[stored.digest.key] = document
-                continue
-            waiting += self._children(image.repository, document)
-        return list(found.values())
-
-    def _children(self, repository: str, index: Index) -> Iterator[Any]:
-        for entry in index.manifests:
-            try:
-                yield self._store.registry.manifest(repository, entry.digest)
-            except NotFoundError:
-                continue
+                    recipes.add(layer.recipe)
+            del document
+        entry["compressed_bytes"] = sum(blobs.values())
+        self.room -= len(recipes)
+        return _Described(entry, array("Q", sorted(recipes) if self.room >= 0 else ()))
 
     def _layer(self, key: bytes) -> LayerRecord | None:
         with self._store.env.read() as txn:
             payload = txn.get(Table.BLOBS, key)
             return None if payload is None else self._store.blobs.layer(txn, BlobRecord.decode(payload, key.hex()))
 
-    def _objects(self, recipe: int) -> dict[bytes, int]:
-        """Objects of a layer, with the bytes of each that the layer holds."""
-        known = self._layers.get(recipe)
-        if known is None:
-            known = self._layers[recipe] = {}
-            with self._store.env.read() as txn:
-                for _, payload in txn.scan(Table.RECIPES, recipe_key(recipe, 0)[:8]):
-                    for op in decode_chunk(payload):
-                        if op.kind != LITERAL:
-                            digest = bytes(op.data)
-                            known[digest] = max(known.get(digest, 0), op.offset + op.size)
-        return known
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The objects of one recipe.
+
+    Args:
+        keys: the first eight bytes of each object's digest.
+        values: of each, twice its bytes, and one more if several images have it.
+    """
+
+    keys: array[int]
+    values: array[int]
+
+
+def find_sharing(store: Store, images: Sequence[Sequence[int]]) -> list[tuple[int, int]] | None:
+    """The bytes of distinct file content of each image, and how many of them some other image has too.
+
+    Args:
+        images: the recipes of each.
+
+    Returns:
+        for each image; or None if there are more files than are compared.
+    """
+    owners: dict[int, int] = {}
+    for place, recipes in enumerate(images):
+        for recipe in recipes:
+            owners[recipe] = place if owners.get(recipe, place) == place else _SHARED_BY_SEVERAL
+        if len(owners) > MOST_FILES:
+            return None
+    layers: dict[int, _Files] = {}
+    left = MOST_FILES
+    for recipe in owners:
+        files = _read_files(store, recipe, left)
+        if files is None:
+            return None
+        layers[recipe] = files
+        left -= len(files.keys)
+    _mark_shared(owners, layers)
+    return _add_up(images, layers)
+
+
+def _read_files(store: Store, recipe: int, most: int) -> _Files | None:
+    """The objects of a recipe, with the bytes of each that the layer holds; None if there are more than `most`."""
+    found: dict[int, int] = {}
+    for ops in recipe_chunks(store, recipe):
+        for op in ops:
+            if op.kind != LITERAL:
+                key = int.from_bytes(op.data[:8], "big")
+                found[key] = max(found.get(key, 0), op.offset + op.size)
+        if len(found) > most:
+            return None
+    return _Files(array("Q", found), array("Q", [2 * size for size in found.values()]))
+
+
+def _mark_shared(owners: dict[int, int], layers: dict[int, _Files]) -> None:
+    """Mark the objects that are in layers of several images."""
+    users: dict[int, int] = {}
+    for recipe, owner in owners.items():
+        for key in layers[recipe].keys:
+            if users.setdefault(key, owner) != owner:
+                users[key] = _SHARED_BY_SEVERAL
+    for files in layers.values():
+        for place, key in enumerate(files.keys):
+            if users[key] == _SHARED_BY_SEVERAL:
+                files.values[place] |= 1
+
+
+def _add_up(images: Sequence[Sequence[int]], layers: dict[int, _Files]) -> list[tuple[int, int]] | None:
+    known: dict[tuple[int, ...], tuple[int, int]] = {}
+    figures: list[tuple[int, int]] = []
+    steps = 0
+    for recipes in map(tuple, images):
+        if recipes not in known:
+            steps += sum(len(layers[recipe].keys) for recipe in recipes)
+            if steps > MOST_STEPS:
+                return None
+            content: dict[int, int] = {}
+            for recipe in recipes:
+                content.update(zip(layers[recipe].keys, layers[recipe].values, strict=True))
+            unique = sum(value >> 1 for value in content.values())
+            known[recipes] = unique, sum(value >> 1 for value in content.values() if value & 1)
+        figures.append(known[recipes])
+    return figures

@@ -29,7 +29,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
-
 from pagepool_service import logs
 from pagepool_service.store.store import Store
 from pagepool_service.uploadfiles import sweep

@@ -1,6 +1,8 @@
 """The merged file system of an image, read out of its layers' recipes.
 
-Trees take a while to merge (about 20 µs for each member), so the last few are kept. No file data is read.
+Trees take a while to merge (about 20 µs for each member), so the last few are kept, for the pages of a listing that
+follow: `_NODES_KEPT` nodes in all, of which each takes about half a kilobyte, and the last tree in any case. One tree
+is merged at a time. No file data is read.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from urllib.parse import quote_from_bytes
 
 from pagepool.errors import LayerInvalidError, LimitError, PendingError
 from pagepool.image import Tree, TreeMerger, decode_chunk, iter_members
-
 from pagepool_service.images import PENDING, UNMOUNTABLE
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import recipe_key
@@ -24,13 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pagepool.image import Node, Op
-
     from pagepool_service.images import ImageView
     from pagepool_service.store.store import Store
 
-MAX_MEMBERS = 2_000_000
-_TREES_KEPT = 2
-_LARGEST_KEPT = 200_000  # nodes
+MAX_MEMBERS = 500_000
+_TREES_KEPT = 8
+_NODES_KEPT = MAX_MEMBERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,21 @@ class FilesPage:
 
 
 class Trees:
-    """Merges trees, and keeps the last ones. Thread-safe."""
+    """Merges trees, and keeps the last ones. Thread-safe: `kept` answers at once, `tree` waits for other merges."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._kept: OrderedDict[tuple[int, ...], Tree] = OrderedDict()
         self._lock = threading.Lock()
+        self._merging = threading.Lock()
+
+    def kept(self, view: ImageView) -> Tree | None:
+        """The tree of an image, if it is at hand.
+
+        Raises:
+            PendingError, LayerInvalidError, LimitError: see `tree`.
+        """
+        return self._take(_recipes(view))
 
     def tree(self, view: ImageView) -> Tree:
         """The tree of an image. Blocks while it is merged.
@@ -57,45 +66,60 @@ class Trees:
             LayerInvalidError: it is unmountable.
             LimitError: it has more members than a listing is made for.
         """
-        if view.state == UNMOUNTABLE:
-            raise LayerInvalidError(str(view.digest), view.reason)
-        if view.state == PENDING:
-            raise PendingError(view.digest, view.waiting)
-        layers = [layer.layer for layer in view.layers if layer.layer is not None]
-        members = sum(layer.members for layer in layers)
-        if members > MAX_MEMBERS:
-            raise LimitError("number of members", members, MAX_MEMBERS)
-        recipes = tuple(layer.recipe for layer in layers)
-        with self._lock:  # also so that two requests do not merge the same tree side by side
-            tree = self._kept.get(recipes)
+        recipes = _recipes(view)
+        with self._merging:  # also so that two requests do not merge the same tree one after the other
+            tree = self._take(recipes)
             if tree is None:
                 tree = self._merge(recipes)
-                if tree.size <= _LARGEST_KEPT:
-                    self._kept[recipes] = tree
-            else:
-                self._kept.move_to_end(recipes)
-            while len(self._kept) > _TREES_KEPT:
-                self._kept.popitem(last=False)
+                self._keep(recipes, tree)
         return tree
 
+    def _take(self, recipes: tuple[int, ...]) -> Tree | None:
+        with self._lock:
+            tree = self._kept.get(recipes)
+            if tree is not None:
+                self._kept.move_to_end(recipes)
+        return tree
+
+    def _keep(self, recipes: tuple[int, ...], tree: Tree) -> None:
+        with self._lock:
+            self._kept[recipes] = tree
+            nodes = sum(kept.size for kept in self._kept.values())
+            while len(self._kept) > 1 and (len(self._kept) > _TREES_KEPT or nodes > _NODES_KEPT):
+                nodes -= self._kept.popitem(last=False)[1].size
+
     def _merge(self, recipes: Sequence[int]) -> Tree:
-        merger = TreeMerger()
+        merger = TreeMerger(2 * MAX_MEMBERS)
         for recipe in recipes:
-            merger.apply_layer(iter_members(self._chunks(recipe)))
+            merger.apply_layer(iter_members(recipe_chunks(self._store, recipe)))
         return merger.finish()
 
-    def _chunks(self, recipe: int) -> Iterator[Sequence[Op]]:
-        """The decoded chunks of a recipe, each read in a transaction of its own."""
-        prefix = recipe_key(recipe, 0)[:8]
-        start: bytes | None = prefix
-        while start is not None:
-            with self._store.env.read() as txn:
-                record = next(txn.scan(Table.RECIPES, prefix, start=start), None)
-                if record is None:
-                    return
-                ops = decode_chunk(record[1])
-            start = record[0] + b"\0"
-            yield ops
+
+def recipe_chunks(store: Store, recipe: int) -> Iterator[Sequence[Op]]:
+    """The decoded chunks of a recipe, each read in a transaction of its own."""
+    prefix = recipe_key(recipe, 0)[:8]
+    start: bytes | None = prefix
+    while start is not None:
+        with store.env.read() as txn:
+            record = next(txn.scan(Table.RECIPES, prefix, start=start), None)
+            if record is None:
+                return
+            ops = decode_chunk(record[1])
+        start = record[0] + b"\0"
+        yield ops
+
+
+def _recipes(view: ImageView) -> tuple[int, ...]:
+    """The recipes of an image's layers, if it can be listed."""
+    if view.state == UNMOUNTABLE:
+        raise LayerInvalidError(str(view.digest), view.reason)
+    if view.state == PENDING:
+        raise PendingError(view.digest, view.waiting)
+    layers = [layer.layer for layer in view.layers if layer.layer is not None]
+    members = sum(layer.members for layer in layers)
+    if members > MAX_MEMBERS:
+        raise LimitError("number of members", members, MAX_MEMBERS)
+    return tuple(layer.recipe for layer in layers)
 
 
 def list_files(tree: Tree, path: bytes, *, recursive: bool, limit: int, after: bytes | None) -> FilesPage:

@@ -36,7 +36,6 @@ from pagepool.errors import (
     UploadBusyError,
     UploadUnknownError,
 )
-
 from pagepool_service.store.sums import Summer, sum_file
 from pagepool_service.uploadfiles import directory_size
 
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pagepool.digest import Digest
-
     from pagepool_service.store.environment import Writer
     from pagepool_service.store.store import Store
 

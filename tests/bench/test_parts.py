@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from pagepool_service.bench.big import make_big_image
 from pagepool_service.bench.images import find_images, find_pair
 from pagepool_service.bench.ingest import IngestTime
@@ -17,7 +18,6 @@ from pagepool_service.bench.registry import PushTime, Results, Run
 from pagepool_service.bench.report import make_report
 from pagepool_service.bench.servers import PAGEPOOL, PEER
 from pagepool_service.bench.usage import Memory, MemorySampler, disk_bytes, process_tree
-
 from tests.bench.samples import write_layout
 
 MIB = 1 << 20

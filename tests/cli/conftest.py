@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pagepool.cli.app import run as run_program
 
+from pagepool.cli.app import run as run_program
 from tests.oci.samples import Sample, simple
 from tests.support.server import running_service
 from tests.transport.peer import docker_registry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+
 from pagepool import errors
 from pagepool.cli import exits
 from pagepool.cli.app import group

@@ -12,13 +12,13 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from pagepool.cli import output
 from pagepool.cli.connect import ServerOptions, on_server, server_url
 from pagepool.cli.credentials import find_credentials
 from pagepool.errors import UnauthorizedError
 from pagepool.oci import Reference
 from pagepool.transport import Credentials
-
 from tests.cli.conftest import Run, program_command, program_environment
 from tests.oci.samples import Sample
 from tests.transport.peer import docker_registry

@@ -11,11 +11,11 @@ from importlib.machinery import ModuleSpec
 
 import click
 import pytest
+
 from pagepool.cli import plugins
 from pagepool.cli.app import group
 from pagepool.cli.lazy import LazyGroup
 from pagepool.version import __version__
-
 from tests.cli.conftest import ROOT, Run, program_environment, spawn
 
 COMMANDS = ["push", "pull", "images", "tags", "inspect", "ls", "stats", "rm", "completion", "version"]

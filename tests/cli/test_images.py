@@ -9,10 +9,10 @@ import uuid
 from pathlib import Path
 
 import pytest
+
 from pagepool.errors import PagepoolError
 from pagepool.layout import open_source, plan_copy
 from pagepool.oci import Descriptor, mediatypes
-
 from tests.cli.conftest import Result, Run, program_command, program_environment, spawn
 from tests.oci.samples import Sample, multi_platform, simple, tar
 

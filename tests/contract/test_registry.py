@@ -11,9 +11,9 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+
 from pagepool.digest import Digest
 from pagepool.oci.mediatypes import OCI_MANIFEST
-
 from tests.service.pushes import begin_upload, finishing, image_parts, index_of, push_blob, push_image, put_manifest
 
 if TYPE_CHECKING:

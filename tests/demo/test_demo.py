@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pagepool.digest import Digest
 from pagepool.oci import Config, parse_config
-
 from tests.demo.runner import DEMO, Start
 
 _WITHOUT_SERVICE = (

@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from pagepool.errors import StoreFullError, UnsupportedError
 from pagepool.layout import Plan, open_source, plan_copy
 from pagepool.layout.source import blob_name

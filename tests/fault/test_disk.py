@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from pagepool_service.store.fsck import check_store
 
+from pagepool_service.store.fsck import check_store
 from tests.fault.pushing import MANIFEST, digest_of, read_back, read_image
 from tests.faults import cut_power, fill, filled, remount, small_file_system
 from tests.service.pushes import begin_upload, finishing, push_blob, push_image
@@ -211,16 +211,17 @@ def test_the_quota_refuses_pushes_and_serves_pulls(tmp_path: Path) -> None:
 
 
 def test_what_waits_at_the_quota_is_done_beyond_it(tmp_path: Path) -> None:
-    """The layer's files still fit, its blob stays in the spool: readable, and settled when there is room."""
+    """The blob was taken in, its files do not fit beside it: readable, tried again, and read when there is room."""
     data = tmp_path / "data"
     with serving(data, "--quota", "5MB") as (service, http):
         push_image(http, "large", "1", {"file": noise(3_000_000)})
         wait_for(lambda: service.log().count("job put off") >= 2, "the job was not put off")
-        assert state_of(http, "large") == "ready"
+        assert state_of(http, "large") == "pending"
         assert len(leftovers(data)) == 1
         assert read_image(http, "large", "1")
     assert check_store(data).problems == []
     with serving(data) as (_, http):
+        wait_for(lambda: state_of(http, "large") == "ready", "the layer is not read though there is room")
         wait_for(lambda: leftovers(data) == [], "the blob is not settled though there is room")
         assert read_image(http, "large", "1")
 

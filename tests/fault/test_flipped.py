@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+
 from pagepool.digest import Digest
 from pagepool.errors import (
     BlobUnknownError,
@@ -30,7 +31,6 @@ from pagepool.errors import (
 )
 from pagepool_service.store.environment import Table
 from pagepool_service.store.store import Store
-
 from tests.faults import Record, flip_file, flip_pages, flip_record, in_child, records
 from tests.store.helpers import gzipped
 from tests.store.samples import APP, OPAQUE, SPOOLED, Sample, make_sample

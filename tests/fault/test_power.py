@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from pagepool_service.store.fsck import check_store
 
+from pagepool_service.store.fsck import check_store
 from tests.fault.pushing import Acknowledged, Pusher, read_back, read_image
 from tests.faults import cut_power, small_file_system
 from tests.support.server import Service

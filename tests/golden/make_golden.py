@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 from pagepool.image import RecipeWriter, decode_chunk
-
 from tests.image.harness import END, make_extension, make_file, make_header, make_pax
 from tests.image.test_golden import GOLDEN, describe_member, describe_op, reason_of, split
 from tests.image.test_layer import PROBLEMS

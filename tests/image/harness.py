@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from blake3 import blake3
+
 from pagepool.image import (
     LITERAL,
     OBJECT,

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from pagepool.image import Kind, Limits, Member, Op, decode_chunk
 
+from pagepool.image import Kind, Limits, Member, Op, decode_chunk
 from tests.image.harness import Ingest, ingest
 
 GOLDEN = Path(__file__).parent.parent / "golden"

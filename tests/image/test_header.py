@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 
 import pytest
+
 from pagepool.errors import LayerInvalidError
 from pagepool.image import Kind, Member, normalise_path
-
 from tests.image.harness import END, ingest, make_extension, make_file, make_header, make_pax, make_records
 
 GNU = b"ustar  \0"

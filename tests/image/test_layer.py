@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
 from pagepool.errors import CorruptError
 from pagepool.image import Kind, LayerSplitter, Limits
-
 from tests.image.harness import (
     END,
     LIMITS,

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 import zstandard
+
 from pagepool.errors import CorruptError
 from pagepool.image import (
     LITERAL,
@@ -18,7 +19,6 @@ from pagepool.image import (
     decode_chunk,
     iter_members,
 )
-
 from tests.image.harness import END, make_file, make_header
 
 A, B, C = (bytes([value]) * 32 for value in b"abc")

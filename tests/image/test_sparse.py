@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from pagepool.image import stored_pieces
 
+from pagepool.image import stored_pieces
 from tests.image.harness import END, LIMITS, ingest, make_extension, make_file, make_header, make_records, pad
 
 GNU = b"ustar  \0"

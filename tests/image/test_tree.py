@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 from blake3 import blake3
+
 from pagepool.errors import LayerInvalidError, PathUnknownError
 from pagepool.image import Kind, Node, Tree, TreeMerger, iter_members, merge_layers
-
 from tests.image.harness import ingest, make_extension
 from tests.image.stacks import BASE, REFUSED, STACKS, directory, file, hardlink, layer, opaque, symlink, whiteout
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from pagepool.image import Kind, Node, iter_members, merge_layers
 
+from pagepool.image import Kind, Node, iter_members, merge_layers
 from tests.image.harness import ingest
 
 needs_umoci = [

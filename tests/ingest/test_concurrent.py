@@ -13,7 +13,6 @@ from pagepool_service.store.fsck import check_store
 from pagepool_service.store.schema import LayerState
 from pagepool_service.store.store import Store
 from pagepool_service.store.totals import Totals
-
 from tests.store.helpers import gzipped, make_tar, noise, push, read, text, zstd
 
 PROCESSES = 3

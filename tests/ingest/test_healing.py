@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, StoreFullError
 from pagepool_service import inflate as inflating
@@ -17,7 +18,6 @@ from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
 from pagepool_service.store.schema import ContentKind, LayerState, Location
 from pagepool_service.store.store import Store
-
 from tests.faults import Record, flip_record, in_child, records, replace_record
 from tests.store.helpers import REPOSITORY, gzipped, ingest_all, make_tar, noise, push, read, text, zstd
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import zstandard
+
 from pagepool.digest import Digest
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import rebuild
 from pagepool_service.store.schema import ContentKind, LayerState
 from pagepool_service.store.totals import Totals
-
 from tests.fault.pushing import real_files
 from tests.store.helpers import gzipped, ingest_all, make_tar, noise, push, read, text, zstd
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from isal import igzip
+
 from pagepool_service.allocator import keep_large_blocks
 from pagepool_service.store.schema import LayerState
 from pagepool_service.store.store import Store
-
 from tests.faults import in_child, watched_memory
 from tests.ingest.sparse import sparse_member
 from tests.store.helpers import ingest_all, push_file

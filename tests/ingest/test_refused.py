@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from pagepool.digest import Digest
 from pagepool.errors import LayerInvalidError
 from pagepool.image import Limits
@@ -20,7 +21,6 @@ from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
 from pagepool_service.store.schema import LayerState
 from pagepool_service.store.store import Store
-
 from tests.ingest.sparse import sparse_tar
 from tests.ingest.test_layers import frames, members
 from tests.store.helpers import gzipped, ingest_all, make_tar, noise, push, read, text, zstd

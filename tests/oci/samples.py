@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import zstandard
+
 from pagepool.digest import Digest
 from pagepool.errors import BlobUnknownError
 from pagepool.oci import (

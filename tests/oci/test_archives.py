@@ -16,6 +16,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from pagepool.digest import Digest
 from pagepool.errors import (
     DigestMismatchError,
@@ -34,7 +35,6 @@ from pagepool.oci import (
     mediatypes,
     parse_config,
 )
-
 from tests.oci.samples import COMPRESS, Sample, multi_platform, simple, tar
 
 LAYERS = [tar({"a": b"first" * 999}), tar({"b": b"second", "c": b""}), tar({"a": b"first" * 999})]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import zstandard
+
 from pagepool.errors import LayerInvalidError
 from pagepool.layout.inflate import inflate
 

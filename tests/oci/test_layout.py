@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from pagepool.digest import Digest
 from pagepool.errors import (
     BlobUnknownError,
@@ -21,7 +22,6 @@ from pagepool.errors import (
 from pagepool.layout import Format, choose_format, open_sink, open_source, plan_copy, run_copy, split_path
 from pagepool.layout.sink import plan_entries
 from pagepool.oci import Descriptor, Index, Platform, VerifyingReader, encode_manifest, mediatypes, parse_manifest
-
 from tests.oci.samples import Sample, contents, multi_platform, simple, tar
 
 

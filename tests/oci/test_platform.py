@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from pagepool.digest import Digest
 from pagepool.errors import InvalidError, ManifestUnknownError
 from pagepool.oci import Descriptor, Platform, mediatypes, select_platform

@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pagepool.digest import Digest
 from pagepool.errors import NameInvalidError, PagepoolError, ReferenceInvalidError, TagInvalidError
 from pagepool.oci import Reference, validate_repository, validate_tag

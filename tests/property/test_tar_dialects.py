@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pagepool.image import Kind, Member
 
+from pagepool.image import Kind, Member
 from tests.image.harness import Ingest, ingest
 
 SIZES = st.lists(st.sampled_from([100, 511, 512, 513, 1000, 4096, 1 << 20]), min_size=1, max_size=4)

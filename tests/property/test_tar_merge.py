@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from pagepool.errors import LayerInvalidError
 
+from pagepool.errors import LayerInvalidError
 from tests.image.stacks import directory, file, hardlink, layer, opaque, symlink, whiteout
 from tests.image.umoci import check_same, needs_umoci, read_tree, unpack
 

@@ -6,9 +6,9 @@ import contextlib
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pagepool.errors import CorruptError
 from pagepool.image import LITERAL, OBJECT, SLICE, EncodedChunk, Op, RecipeWriter, decode_chunk
-
 from tests.image.harness import make_header
 
 DIGESTS = st.sampled_from([bytes([value]) * 32 for value in range(6)])

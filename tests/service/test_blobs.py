@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from pagepool.digest import Digest
 
+from pagepool.digest import Digest
 from tests.service.pushes import begin_upload, push_blob
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from pagepool.digest import Digest
 from pagepool.errors import BlobUnknownError, ManifestBlobUnknownError, ManifestUnknownError, NameUnknownError
 from pagepool.oci import Index, Manifest, parse_manifest

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from pagepool.digest import Digest
 
+from pagepool.digest import Digest
 from tests.service.pushes import begin_upload, finishing, image_parts, push_image
 from tests.support.server import Service, running_service
 

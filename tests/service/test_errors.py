@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+
 from pagepool import errors
 from pagepool_service.routes.errors import TABLE, render, status_and_code
 from pagepool_service.settings import SettingInvalidError

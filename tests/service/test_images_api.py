@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from blake3 import blake3
+
 from pagepool.digest import Digest
 from pagepool.oci.mediatypes import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
-
 from tests.service.pushes import descriptor, image_parts, push_blob, push_image, put_manifest, tar_layer
 
 if TYPE_CHECKING:

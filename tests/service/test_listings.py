@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from pagepool.digest import Digest
 from pagepool.oci.mediatypes import OCI_MANIFEST
-
 from tests.service.pushes import image_parts, push_blob, push_image, put_manifest
 
 if TYPE_CHECKING:

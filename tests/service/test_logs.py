@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+
 from pagepool_service.commands.serve import announce
 from pagepool_service.settings import Settings
-
 from tests.support.server import Service, ServiceError, running_service
 
 if TYPE_CHECKING:

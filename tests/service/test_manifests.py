@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from pagepool.digest import Digest
 from pagepool.oci.mediatypes import DOCKER_MANIFEST, OCI_FOREIGN_LAYER_GZIP, OCI_INDEX, OCI_MANIFEST
-
 from tests.service.pushes import descriptor, image_parts, index_of, push_blob, push_image, put_manifest
 
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.datastructures import Headers
+
 from pagepool.digest import Digest
 from pagepool.errors import PagepoolError, RangeInvalidError, SizeInvalidError, UploadInvalidError
 from pagepool.oci import validate_repository, validate_tag
@@ -20,7 +22,6 @@ from pagepool_service.routes.parameters import (
     parse_reference,
     upload_range,
 )
-from starlette.datastructures import Headers
 
 
 @given(st.text(st.sampled_from("bytes= 0123456789-,*") | st.characters(), max_size=40), st.integers(0, 1 << 40))

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from pagepool_service.settings import SettingInvalidError, Settings, parse_flag, parse_listen, parse_size
 
 

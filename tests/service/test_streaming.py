@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from pagepool.errors import CorruptError
 from pagepool_service.routes.streaming import PIECE_SIZE, BrokenOffError, PieceResponse, Threads, open_pieces
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from pagepool.digest import Digest
 
+from pagepool.digest import Digest
 from tests.service.pushes import begin_upload, finishing, push_blob, push_image
 from tests.support.server import Service, ServiceError, running_service
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+
 from pagepool.digest import Digest
 from pagepool.errors import (
     DigestMismatchError,
@@ -22,7 +23,6 @@ from pagepool.errors import (
 from pagepool_service.store.store import Store
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.uploads import Uploads
-
 from tests.service.pushes import begin_upload, finishing, push_blob
 from tests.support.server import running_service
 

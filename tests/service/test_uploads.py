@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from pagepool.digest import Digest
 
+from pagepool.digest import Digest
 from tests.service.pushes import begin_upload, finishing, push_blob
 from tests.support.server import Service, running_service
 

@@ -10,6 +10,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 import zstandard
+
 from pagepool.digest import Digest
 from pagepool_service.maintenance import Maintenance
 from pagepool_service.store.sums import sum_file

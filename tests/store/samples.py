@@ -10,7 +10,6 @@ from pagepool.digest import Digest
 from pagepool.oci import Descriptor, Index, Manifest, encode_index, encode_manifest
 from pagepool.oci.mediatypes import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD
 from pagepool_service.store.store import Store
-
 from tests.store.helpers import gzipped, ingest_all, make_tar, noise, push, text, zstd
 
 if TYPE_CHECKING:

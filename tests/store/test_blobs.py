@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from pagepool.digest import Digest
 from pagepool.errors import (
     BlobUnknownError,
@@ -23,7 +24,6 @@ from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import ContentKind, LayerState
 from pagepool_service.store.store import Store
 from pagepool_service.store.sums import Summer, sum_file
-
 from tests.store.helpers import REPOSITORY, gzipped, ingest_all, make_tar, noise, push, read, text, zstd
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import lmdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pagepool.errors import (
     BusyError,
     CorruptError,
@@ -22,7 +23,6 @@ from pagepool.errors import (
     StoreFullError,
 )
 from pagepool_service.store.environment import CHECKSUM_SIZE, Environment, Table, checksum
-
 from tests.faults import file_size_limit, flip_record, in_child, records, replace_record
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blake3 import blake3
+
 from pagepool.errors import CorruptError
 from pagepool.extents import EXTENT_SIZE, EncodedFrame, Frame, Role, encode_frame
 from pagepool_service.store.environment import Table, checksum
@@ -13,7 +14,6 @@ from pagepool_service.store.extents import ExtentStore, FrameCache
 from pagepool_service.store.schema import Location, u64
 from pagepool_service.store.store import Store
 from pagepool_service.store.totals import Totals
-
 from tests.faults import flip_record, records, replace_record
 from tests.store.helpers import noise, text
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
+
 from pagepool.digest import Digest
 from pagepool.extents import EXTENT_SIZE, Role, encode_frame
 from pagepool_service.store.environment import Table

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
+
 from pagepool.digest import Digest
 from pagepool.errors import ManifestUnknownError, NameUnknownError, ReferenceInvalidError, StoreFormatError
 from pagepool_service.commands.fsck import fsck
@@ -26,7 +27,6 @@ from pagepool_service.store.environment import Table, checksum
 from pagepool_service.store.fsck import Report, check_store
 from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord, LayerState, Location, u64
 from pagepool_service.store.store import Store
-
 from tests.faults import Record, flip_file, flip_pages, flip_record, records, replace_record
 from tests.store.helpers import gzipped, ingest_all, noise, push
 from tests.store.samples import ALONE, APP, BASE, OPAQUE, SPOOLED, Sample, make_sample
@@ -126,7 +126,6 @@ def test_the_sample_is_clean_and_everything_was_looked_at(made: Made, quick: boo
 
 def test_it_is_clean_at_every_step_of_the_work(data: Path) -> None:
     from pagepool_service.maintenance import Maintenance
-
     from tests.store.samples import push_image
 
     with Store.open(data) as store:

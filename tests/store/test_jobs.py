@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from pagepool.digest import Digest
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import Job, JobKind
 from pagepool_service.store.store import Store
 from pagepool_service.store.totals import Totals
-
 from tests.faults import flip_record, records
 
 if TYPE_CHECKING:
@@ -100,6 +100,33 @@ def test_a_new_service_begins_with_free_jobs(store: Store) -> None:
     begun = [store.jobs.begin_next(7) for _ in range(1)]
     assert begun[0] is not None
     assert (begun[0].blob, begun[0].attempts, begun[0].owner) == (BLOBS[0], 1, 8)
+
+
+def test_the_end_of_the_service_is_counted_apart(store: Store) -> None:
+    """The attempt does not count, but a job that ends the whole service time and again can be told."""
+    add(store, JobKind.INGEST, BLOBS[0])
+    for ends in range(5):
+        job = store.jobs.begin_next(0)
+        assert job is not None
+        assert (job.attempts, job.ends) == (1, ends)
+        store.jobs.release_all()
+    store.jobs.release_all()  # nobody works on it: nothing to count
+    job = store.jobs.peek()
+    assert job is not None
+    assert (job.attempts, job.ends) == (0, 5)
+
+
+def test_a_job_that_is_put_back_last_lets_the_others_go_first(store: Store) -> None:
+    for blob in BLOBS[:3]:
+        add(store, JobKind.INGEST, blob)
+    first = store.jobs.begin_next(0)
+    assert first is not None
+    store.jobs.put_back(first, last=True)
+    order = []
+    while (job := store.jobs.begin_next(0)) is not None:
+        order.append(job.blob)
+        finish(store, job)
+    assert order == [BLOBS[1], BLOBS[2], BLOBS[0]]
 
 
 def test_jobs_survive_reopening(data: Path) -> None:

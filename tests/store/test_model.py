@@ -20,6 +20,7 @@ import zstandard
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
 from pagepool.digest import Digest
 from pagepool.errors import BlobUnknownError
 from pagepool_service.maintenance import Maintenance

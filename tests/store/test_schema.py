@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError
 from pagepool.extents import EXTENT_SIZE, FrameHead

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from pagepool.errors import CorruptError
 from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
 from pagepool_service.store.statistics import collect_totals
 from pagepool_service.store.store import Store
 from pagepool_service.store.totals import Totals, take_number
-
 from tests.faults import flip_record, records
 from tests.store.helpers import REPOSITORY, gzipped, ingest_all, make_tar, noise, push, text, zstd
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 
 import click
@@ -44,6 +45,9 @@ def _walk(title: str, command: click.Command, context: click.Context) -> Iterato
         inner = command.get_command(context, name)
         assert inner is not None
         settings = {"terminal_width": _WIDTH, "max_content_width": _WIDTH}
+        # click keeps the option --help of whoever asked first, as it was then: a test of that command alone, for one.
+        inner = copy(inner)
+        inner._help_option = None
         below = click.Context(inner, info_name=name, parent=context, **settings)  # type: ignore[arg-type]
         yield from _walk(f"{title} {name}", inner, below)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from pagepool.transport import RegistryClient, Session
 
+from pagepool.transport import RegistryClient, Session
 from tests.support.server import running_service
 from tests.transport.peer import docker_registry
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from pagepool.errors import DeniedError, UnauthorizedError
 from pagepool.transport import Credentials, RegistryClient, Session
 from pagepool.transport.auth import Authorizer, parse_challenges
-
 from tests.transport.peer import docker_registry
 from tests.transport.scripted import Reply, Request, scripted_server, session
 

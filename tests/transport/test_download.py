@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+
 from pagepool.errors import BlobUnknownError, DigestMismatchError, ResponseError, UnreachableError
 from pagepool.oci import Descriptor
 from pagepool.transport import RegistryClient
-
 from tests.transport.scripted import Reply, Request, Script, scripted_server, session
 
 DATA = hashlib.shake_128(b"download").digest(3_000_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from pagepool import errors
 from pagepool.errors import InvalidError, LimitError, PagepoolError, ResponseError, UnreachableError
 from pagepool.transport import RegistryClient, is_loopback
@@ -10,7 +11,6 @@ from pagepool.transport.answers import Subject
 from pagepool.transport.auth import add_params
 from pagepool.transport.http import Call, Session, parse_base
 from pagepool.transport.retry import RetryPolicy, parse_retry_after
-
 from tests.transport.scripted import Reply, Request, scripted_server, session
 
 ABOUT = Subject(errors.BlobUnknownError, "thing", "repo")

@@ -8,6 +8,7 @@ import threading
 import uuid
 
 import pytest
+
 from pagepool.digest import Digest
 from pagepool.errors import (
     BlobUnknownError,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from pagepool.errors import (
     ManifestUnknownError,
     PathUnknownError,
@@ -16,7 +17,6 @@ from pagepool.errors import (
 )
 from pagepool.transport import ServiceClient
 from pagepool.transport.paging import next_link, pages
-
 from tests.transport.scripted import Reply, Request, Script, scripted_server, session
 from tests.transport.test_http import _call
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 
 import pytest
+
 from pagepool.errors import (
     DigestInvalidError,
     DigestMismatchError,
@@ -17,7 +18,6 @@ from pagepool.errors import (
 from pagepool.oci import Descriptor
 from pagepool.transport import Credentials, RegistryClient
 from pagepool.transport.upload import MONOLITHIC_SIZE
-
 from tests.transport.scripted import Reply, Request, Scripted, scripted_server, session
 
 DATA = hashlib.shake_128(b"upload").digest(MONOLITHIC_SIZE + 3_000_000)

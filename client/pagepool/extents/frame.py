@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import zstandard
+
 from pagepool.digest import blake3_raw
 from pagepool.errors import CorruptError
 

@@ -18,7 +18,6 @@ from pagepool.digest import Digest
 from pagepool.errors import ImageInvalidError
 from pagepool.oci import Manifest, parse_manifest
 from pagepool.oci.mediatypes import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
-
 from pagepool_service.bench.images import SourceBlob, SourceImage
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from threading import BrokenBarrierError
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
-
 from pagepool_service.allocator import keep_large_blocks
 from pagepool_service.maintenance import Maintenance
 from pagepool_service.store.schema import JobKind, LayerState

@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING
 
 from pagepool.errors import DigestMismatchError, LayerInvalidError, PendingError, UnreachableError
-
 from pagepool_service.bench.servers import PAGEPOOL
 
 if TYPE_CHECKING:

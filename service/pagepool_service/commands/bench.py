@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Never
 
 import click
+
 from pagepool.cli import output
 from pagepool.cli.options import output_options
-
 from pagepool_service.bench.images import find_images
 from pagepool_service.bench.registry import Plan, measure
 from pagepool_service.bench.report import make_report

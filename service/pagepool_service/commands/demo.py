@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import click
+
 from pagepool.cli import output
 from pagepool.cli.exits import CORRUPT
 from pagepool.cli.options import output_options
@@ -19,7 +20,6 @@ from pagepool.errors import InvalidError, StoreFullError
 from pagepool.layout import split_path
 from pagepool.oci import Reference, validate_repository, validate_tag
 from pagepool.transport import Session
-
 from pagepool_service.demo import guard, words
 from pagepool_service.demo.images import FIRST, REPOSITORY, SECOND, Made, make_images, packed_size
 from pagepool_service.demo.material import collect

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from pagepool.cli import exits
 
+from pagepool.cli import exits
 from pagepool_service.settings import Settings
 from pagepool_service.store.fsck import check_store
 

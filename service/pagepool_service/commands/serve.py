@@ -80,6 +80,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
     default=None,
     help="Do not keep compressed blobs that zlib makes again exactly: less disk, slower pulls. [keep]",
 )
+@click.option("--max-uploads", type=click.IntRange(0), help="Most uploads open at a time; 0: any number. [10000]")
 @click.option("--upload-idle", "upload_idle_s", type=float, help="Seconds until an idle upload is removed. [86400]")
 @click.option("--graceful-timeout", "graceful_s", type=float, help="Seconds that requests may take to end. [10]")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]")

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
+
 from pagepool.cli.exits import CORRUPT, OK
 from pagepool.errors import ImageInvalidError
 

@@ -25,7 +25,6 @@ from zlib import crc32
 from pagepool.digest import Digest
 from pagepool.layout.source import blob_name
 from pagepool.oci import REF_NAME, Descriptor, Platform, encode_index, encode_manifest, mediatypes
-
 from pagepool_service.demo.layers import Packed, Packing, Progress, pack
 from pagepool_service.demo.material import Material, Member
 

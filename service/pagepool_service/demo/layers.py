@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from isal import isal_zlib
+
 from pagepool.digest import Digest
 from pagepool.oci import Descriptor, mediatypes
-
 from pagepool_service.demo.material import Member
 
 Progress = Callable[[int], None]

@@ -9,7 +9,6 @@ from typing import Any
 
 from pagepool.cli import output
 from pagepool.cli.output import human_size
-
 from pagepool_service.demo.progress import Step
 from pagepool_service.demo.tour import Visit, shared_blobs
 from pagepool_service.demo.verify import Check

@@ -19,7 +19,6 @@ from pagepool.layout.interface import ImageSource
 from pagepool.oci import Descriptor, Manifest, Reference, mediatypes
 from pagepool.transport import ImageState, RegistryClient, RegistrySink, RegistrySource, ServiceClient, Session
 from pagepool.transport.service import PENDING
-
 from pagepool_service.demo.progress import Narrator
 from pagepool_service.demo.verify import Check, compare
 

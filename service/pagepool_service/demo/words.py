@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pagepool.cli.output import human_size
-
 from pagepool_service.demo.images import Made
 from pagepool_service.demo.report import Report
 

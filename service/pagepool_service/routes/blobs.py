@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
-from pagepool.errors import RangeInvalidError
 
+from pagepool.errors import RangeInvalidError
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import (
     BINARY,
@@ -84,7 +84,7 @@ async def head_blob(request: Request, service: Service, name: Repository, digest
 )
 async def delete_blob(service: Service, name: Repository, digest: BlobDigest) -> Response:
     """Remove a blob from a repository, whether manifests refer to it or not. Other repositories keep theirs."""
-    await service.threads.run(service.registry.delete_blob, name, digest)
+    await service.writers.run(service.registry.delete_blob, name, digest)
     return Response(status_code=202, headers={"Docker-Content-Digest": str(digest)})
 
 

@@ -1,4 +1,7 @@
-"""What every route works with: the store, the sessions, the settings, and the threads that block for them."""
+"""What every route works with: the store, the sessions, the settings, and the threads that block for them.
+
+There are threads for each kind of work, so that none keeps another waiting: least of all pulls, which are most of it.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,37 @@ from fastapi import Depends, Request
 if TYPE_CHECKING:
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.settings import Settings
+    from pagepool_service.statistics import Statistics
     from pagepool_service.store.registry import Registry
     from pagepool_service.store.store import Store
     from pagepool_service.trees import Trees
+    from pagepool_service.uploadfiles import SessionLimit
     from pagepool_service.uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One worker's share of the service."""
+    """One worker's share of the service.
+
+    Args:
+        threads: for what reads, and for bodies on their way in: nothing that takes the store's writer lock.
+        writers: for what takes that lock, and may wait for it.
+        listings: for pages of images.
+        merging: for trees.
+        counting: for statistics.
+    """
 
     settings: Settings
     store: Store
     uploads: Uploads
-    threads: Threads
+    sessions: SessionLimit
     trees: Trees
+    statistics: Statistics
+    threads: Threads
+    writers: Threads
+    listings: Threads
+    merging: Threads
+    counting: Threads
 
     @property
     def registry(self) -> Registry:

@@ -36,6 +36,7 @@ _MEANING = {
     413: "Larger than the configured limit.",
     416: "The range is not within the content, or out of order.",
     422: "Stored, and not an image that can be mounted.",
+    429: "Too many uploads are open; try again later.",
     500: "Stored bytes are damaged, or the service failed.",
     503: "Busy; try again later.",
     507: "The store is full; nothing was kept.",

@@ -2,6 +2,7 @@
 
 Every answer of the service that is an error comes from here, in the form of distribution-spec v1.1 "Error Codes".
 The table names each class of `pagepool.errors` (a test compares); a class is looked up by itself, then by its bases.
+The service's own classes that have an answer of their own are in a table beside it.
 Codes beyond the specification's, where it has none: RANGE_INVALID and TAG_INVALID (as Docker's registry has them),
 REFERENCE_INVALID, LAYER_INVALID, PATH_UNKNOWN, STORE_FULL, READ_ONLY, BUSY, CORRUPT, UNAVAILABLE, UNKNOWN.
 """
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pagepool import errors
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+
+from pagepool import errors
+from pagepool_service.uploadfiles import TooManyUploadsError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -59,15 +62,22 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.ResponseError: (502, "UNAVAILABLE"),
     errors.CorruptError: (500, "CORRUPT"),
 }
+_OURS: dict[type[Exception], tuple[int, str]] = {TooManyUploadsError: (429, "TOOMANYREQUESTS")}
 
 # Answers that HTTP wants another header with.
-_HEADERS = {405: {"Allow": "GET, HEAD"}, 503: {"Retry-After": "5"}, 409: {"Retry-After": "1"}}
+_HEADERS = {
+    405: {"Allow": "GET, HEAD"},
+    409: {"Retry-After": "1"},
+    429: {"Retry-After": "5"},
+    503: {"Retry-After": "5"},
+}
 _PARAMETERS = {"digest": "DIGEST_INVALID", "mount": "DIGEST_INVALID", "name": "NAME_INVALID", "from": "NAME_INVALID"}
 
 
 def status_and_code(error: Exception) -> tuple[int, str]:
     """The HTTP status and OCI code of an error."""
-    return next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), (500, "UNKNOWN"))
+    answers = TABLE | _OURS
+    return next((answers[kind] for kind in type(error).__mro__ if kind in answers), (500, "UNKNOWN"))
 
 
 def render(error: Exception, **headers: str) -> JSONResponse:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import time
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from pagepool.errors import InvalidError, PendingError
-from pagepool.oci import Platform, validate_repository, validate_tag
 
+from pagepool.errors import InvalidError, NotFoundError, PendingError
+from pagepool.oci import Platform, validate_repository, validate_tag
 from pagepool_service.images import PENDING, describe_image, describe_tag, read_config, resolve_image
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import LINK, Responses, failures, header, json_object, success
 from pagepool_service.routes.parameters import Last, Limit, Reference, Repository, next_link
-from pagepool_service.statistics import collect
 from pagepool_service.trees import list_files
 
+if TYPE_CHECKING:
+    from pagepool.image import Tree
+    from pagepool_service.images import ImageView
+
 router = APIRouter()
+
+# A page of images ends early after so much work or text; there is always something on it, and `next` goes on.
+_LONGEST_PAGE_S = 2.0
+_LARGEST_PAGE = 8 << 20
 
 _TEXT = {"type": "string"}
 _RETRY = {"Retry-After": header("Seconds.")}
@@ -54,18 +62,18 @@ PlatformQuery = Annotated[
 ]
 
 
-@router.get("/v1/images", responses=_IMAGES_ANSWERS)
-async def list_images(service: Service, n: Limit, last: Last) -> JSONResponse:
-    """List the tagged images of all repositories."""
-    body = await service.threads.run(_list_images, service, n, _after(last))
-    headers = next_link("/v1/images", n=n, last=body["next"]) if "next" in body else {}
-    return JSONResponse(body, headers=headers)
+@router.get("/v1/images", response_class=JSONResponse, responses=_IMAGES_ANSWERS)
+async def list_images(service: Service, n: Limit, last: Last) -> Response:
+    """List the tagged images of all repositories. A page may have fewer than `n`, and others behind it all the same."""
+    body, following = await service.listings.run(_list_images, service, n, _after(last))
+    headers = next_link("/v1/images", n=n, last=following) if following else {}
+    return Response(body, headers=headers, media_type="application/json")
 
 
 @router.get("/v1/stats", responses=_STATS_ANSWERS)
 async def get_stats(service: Service) -> JSONResponse:
     """Tell what the store holds, and what that takes."""
-    return JSONResponse(await service.threads.run(collect, service.store))
+    return JSONResponse(await service.counting.run(service.statistics.collect, time.monotonic()))
 
 
 @router.get("/v1/{name:repository}/images/{reference}", response_class=JSONResponse, responses=_IMAGE_ANSWERS)
@@ -113,8 +121,11 @@ async def get_files(
         raise InvalidError(limit[:32], "limit is a number from 1 to 10000")
     wanted = None if platform is None else Platform.parse(platform)
 
-    def list_page() -> dict[str, Any]:
-        tree = service.trees.tree(resolve_image(service.store, name, reference, wanted))
+    def look() -> tuple[ImageView, Tree | None]:
+        view = resolve_image(service.store, name, reference, wanted)
+        return view, service.trees.kept(view)
+
+    def list_page(tree: Tree) -> dict[str, Any]:
         page = list_files(
             tree,
             path.encode(errors="replace"),
@@ -125,17 +136,36 @@ async def get_files(
         return {"entries": page.entries} if page.next is None else {"entries": page.entries, "next": page.next}
 
     try:
-        return JSONResponse(await service.threads.run(list_page))
+        view, tree = await service.threads.run(look)
+        if tree is None:
+            tree = await service.merging.run(service.trees.tree, view)
+        return JSONResponse(await service.threads.run(list_page, tree))
     except PendingError as error:
         return JSONResponse({"waiting": list(error.waiting)}, 202, {"Retry-After": "1"})
 
 
-def _list_images(service: Context, limit: int, last: tuple[str, str] | None) -> dict[str, Any]:
+def _list_images(service: Context, limit: int, last: tuple[str, str] | None) -> tuple[bytes, str]:
+    """A page as JSON, and behind which image the next one begins; "" at the end."""
     found, more = service.registry.list_images(limit, last)
-    body: dict[str, Any] = {"images": [describe_tag(service.store, image) for image in found]}
-    if more and found:
-        body["next"] = f"{found[-1].repository}:{found[-1].tag}"
-    return body
+    deadline = time.monotonic() + _LONGEST_PAGE_S
+    entries: list[str] = []
+    size = 0
+    following = ""
+    for place, image in enumerate(found):
+        try:
+            entries.append(json.dumps(describe_tag(service.store, image)))
+        except NotFoundError:  # deleted meanwhile
+            continue
+        size += len(entries[-1])
+        ends_early = size >= _LARGEST_PAGE or time.monotonic() >= deadline
+        if ends_early and place + 1 < len(found):
+            following = f"{image.repository}:{image.tag}"
+            break
+    else:
+        if more and found:
+            following = f"{found[-1].repository}:{found[-1].tag}"
+    rest = f', "next": {json.dumps(following)}' if following else ""
+    return f'{{"images": [{", ".join(entries)}]{rest}}}'.encode(), following
 
 
 def _after(last: str) -> tuple[str, str] | None:

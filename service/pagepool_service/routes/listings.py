@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
+
 from pagepool.digest import Digest
 from pagepool.oci.mediatypes import OCI_INDEX
-
 from pagepool_service.routes.context import Service
 from pagepool_service.routes.described import LINK, Responses, failures, header, json_object, success
 from pagepool_service.routes.parameters import DIGEST_PATTERN, BlobDigest, Last, Limit, Repository, next_link

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
+
 from pagepool.digest import Digest
 from pagepool.errors import DigestMismatchError, InvalidError, LimitError
 from pagepool.oci import parse_manifest, validate_tag
 from pagepool.oci.mediatypes import DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST
-
 from pagepool_service.routes.blobs import is_known
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import (
@@ -32,7 +32,6 @@ from pagepool_service.routes.streaming import body_chunks
 
 if TYPE_CHECKING:
     from pagepool.oci import Index, Manifest
-
     from pagepool_service.store.catalogue import StoredManifest
 
 router = APIRouter()
@@ -118,7 +117,7 @@ async def put_manifest(
     if isinstance(reference, Digest) and digest != reference:
         raise DigestMismatchError(reference, digest, len(raw))
     document = await service.threads.run(parse_manifest, raw, request.headers.get("content-type"))
-    await service.threads.run(service.registry.put_manifest, name, digest, document, tags)
+    await service.writers.run(service.registry.put_manifest, name, digest, document, tags)
     return Response(status_code=201, headers=_put_headers(name, reference, digest, document, tag))
 
 
@@ -128,9 +127,9 @@ async def put_manifest(
 async def delete_manifest(service: Service, name: Repository, reference: Reference) -> Response:
     """Remove a tag; or, by digest, a manifest and every tag of the repository that points to it."""
     if isinstance(reference, Digest):
-        await service.threads.run(service.registry.delete_manifest, name, reference)
+        await service.writers.run(service.registry.delete_manifest, name, reference)
     else:
-        await service.threads.run(service.registry.delete_tag, name, reference)
+        await service.writers.run(service.registry.delete_tag, name, reference)
     return Response(status_code=202)
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import Depends, Path, Query
+from starlette.convertors import Convertor, register_url_convertor
+
 from pagepool.digest import Digest
 from pagepool.errors import InvalidError, RangeInvalidError, SizeInvalidError, UploadInvalidError
 from pagepool.oci import validate_repository, validate_tag
-from starlette.convertors import Convertor, register_url_convertor
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers

@@ -12,9 +12,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from pagepool.errors import PagepoolError
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+
+from pagepool.errors import PagepoolError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping

@@ -11,11 +11,11 @@ import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.requests import ClientDisconnect
+
 from pagepool.digest import Digest, new_hasher
 from pagepool.errors import PagepoolError, RangeInvalidError, SizeInvalidError, UploadBusyError
 from pagepool.oci import validate_repository
-from starlette.requests import ClientDisconnect
-
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import (
     DIGEST,
@@ -33,6 +33,7 @@ from pagepool_service.routes.streaming import PIECE_SIZE, body_chunks
 
 if TYPE_CHECKING:
     from pagepool_service.uploads import OpenUpload
+    from pagepool_service.uploads import Session as SessionRecord
 
 router = APIRouter()
 
@@ -63,7 +64,7 @@ Session = Annotated[
     responses={
         201: _CREATED,
         202: success("A session; send the blob to its location.", _SESSION_HEADERS),
-        **failures(405, 413, 507),
+        **failures(405, 413, 429, 507),
     },
 )
 async def begin_upload(
@@ -90,17 +91,18 @@ async def begin_upload(
     if algorithm is not None:
         new_hasher(algorithm)
     wanted = claimed.algorithm if claimed else algorithm or "sha256"
-    session = await service.threads.run(service.uploads.begin, name, wanted)
+    session = await service.threads.run(_begin, service, name, wanted)
     if claimed is None:
         return _accepted(service, name, session.id, 0)
     upload = await service.threads.run(service.uploads.open, name, session.id)
     try:
         await _take_body(request, service, upload)
-        await service.threads.run(upload.finish, claimed, service.registry.linker(name, claimed))
+        await service.writers.run(upload.finish, claimed, service.registry.linker(name, claimed))
     except BaseException:
         upload.remove()
         raise
     finally:
+        service.sessions.give_back()
         upload.close()
     return _created(name, claimed)
 
@@ -156,7 +158,8 @@ async def finish_upload(
     before = upload.size
     try:
         await _take_body(request, service, upload)
-        await service.threads.run(upload.finish, claimed, service.registry.linker(name, claimed))
+        await service.writers.run(upload.finish, claimed, service.registry.linker(name, claimed))
+        service.sessions.give_back()
     except RangeInvalidError as error:
         return render(error, **_session_headers(name, session, before))
     except PagepoolError:
@@ -179,6 +182,7 @@ async def cancel_upload(service: Service, name: Repository, session: Session) ->
     upload = await _open(service, name, session)
     try:
         await service.threads.run(upload.remove)
+        service.sessions.give_back()
     finally:
         upload.close()
     return Response(status_code=204)
@@ -187,7 +191,16 @@ async def cancel_upload(service: Service, name: Repository, session: Session) ->
 async def _mount(service: Context, name: str, digest: Digest, source: str | None) -> bool:
     if source is not None:
         validate_repository(source)
-    return await service.threads.run(service.registry.mount_blob, name, digest, source)
+    return await service.writers.run(service.registry.mount_blob, name, digest, source)
+
+
+def _begin(service: Context, name: str, algorithm: str) -> SessionRecord:
+    service.sessions.take()
+    try:
+        return service.uploads.begin(name, algorithm)
+    except BaseException:
+        service.sessions.give_back()
+        raise
 
 
 async def _open(service: Context, name: str, session: str) -> OpenUpload:

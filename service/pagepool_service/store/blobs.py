@@ -28,7 +28,6 @@ from pagepool.errors import (
     StoreFullError,
 )
 from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
-
 from pagepool_service.encoders import Encoder, checked
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import rebuild

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 from blake3 import blake3
+
 from pagepool.errors import (
     BusyError,
     CorruptError,
@@ -32,7 +33,6 @@ from pagepool.errors import (
     StoreFormatError,
     StoreFullError,
 )
-
 from pagepool_service.store.mapping import MappedFile
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from pagepool.digest import blake3_raw
 from pagepool.errors import CorruptError
 from pagepool.extents import EXTENT_SIZE, EncodedFrame, Frame, encode_frame
-
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import Location, ObjectRecord, encode_object, u64
 from pagepool_service.store.totals import Totals

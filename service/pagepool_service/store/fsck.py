@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError, StoreFormatError
-
 from pagepool_service.store.checks import CONCERN, STAGES, Message, Problem, Request, run_stages
 from pagepool_service.store.environment import FORMAT_VERSION
 

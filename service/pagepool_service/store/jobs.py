@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
-
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import Job, JobKind
 from pagepool_service.store.totals import take_number
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pagepool.digest import Digest
-
     from pagepool_service.store.environment import Environment, Reader, Writer
 
 log = logging.getLogger("pagepool.jobs")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from pagepool.errors import CorruptError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.image import LITERAL, SLICE, Op, decode_chunk
-
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import ObjectRecord, parse_recipe_key, recipe_key
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pagepool.extents import Frame
-
     from pagepool_service.store.environment import Environment, Reader
     from pagepool_service.store.extents import ExtentStore
 

@@ -29,7 +29,6 @@ from pagepool.errors import (
 )
 from pagepool.oci import Descriptor, Index
 from pagepool.oci.mediatypes import is_foreign_layer
-
 from pagepool_service.store.catalogue import (
     FORWARD,
     StoredManifest,
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pagepool.oci import Manifest
-
     from pagepool_service.store.blobs import BlobStore
     from pagepool_service.store.environment import Environment, Reader, Writer
     from pagepool_service.store.schema import BlobRecord
@@ -79,12 +77,12 @@ class ReferrersPage:
 
 @dataclass(frozen=True, slots=True)
 class TaggedImage:
-    """A tag of some repository, and the manifest it points to."""
+    """A tag of some repository, and the digest of the manifest it points to."""
 
     repository: str
     tag: str
     updated_ns: int
-    manifest: StoredManifest
+    digest: Digest
 
 
 class Registry:
@@ -269,7 +267,10 @@ class Registry:
         return Page(names[:limit], len(names) > limit)
 
     def list_images(self, limit: int, last: tuple[str, str] | None = None) -> tuple[list[TaggedImage], bool]:
-        """Tags of all repositories with their manifests, in byte order, those after `last`; and whether more follow."""
+        """Tags of all repositories, in byte order, those after `last`; and whether more follow.
+
+        Only where they point: manifests have megabytes, and are for the caller to read one at a time.
+        """
         images: list[TaggedImage] = []
         start = FORWARD if last is None else after_tag(*last)
         with self._env.read() as txn:
@@ -277,10 +278,7 @@ class Registry:
                 if len(images) == limit:
                     return images, True
                 tag = Tag.decode(key, payload)
-                manifest = txn.get(Table.MANIFESTS, tag.digest.key)
-                if manifest is not None:
-                    stored = StoredManifest.decode(tag.digest, manifest)
-                    images.append(TaggedImage(*split_tag_key(key), tag.updated_ns, stored))
+                images.append(TaggedImage(*split_tag_key(key), tag.updated_ns, tag.digest))
         return images, False
 
     def list_referrers(

@@ -7,7 +7,6 @@ import os
 from typing import TYPE_CHECKING
 
 from pagepool.errors import ReadOnlyError, StoreFormatError
-
 from pagepool_service.store.blobs import BlobStore, sync_directory
 from pagepool_service.store.environment import FORMAT_VERSION, Environment
 from pagepool_service.store.extents import ExtentStore

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
+
 from pagepool.digest import Digest, new_hasher
 from pagepool.extents import EXTENT_SIZE
 

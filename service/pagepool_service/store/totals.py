@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
 from pagepool.extents import Role
-
 from pagepool_service.store.environment import Table
 
 if TYPE_CHECKING:

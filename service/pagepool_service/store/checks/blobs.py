@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, InvalidError
 from pagepool.extents import EXTENT_SIZE
-
 from pagepool_service.store.checks.recipes import lacks_extents
 from pagepool_service.store.checks.walk import walk
 from pagepool_service.store.environment import Table
@@ -113,10 +112,11 @@ def _check_pending(context: Context, pending: list[Digest]) -> None:
             except CorruptError:
                 continue  # reported where the jobs are checked
             if job is not None and job.kind is JobKind.INGEST:
-                jobs.add(job.blob)
+                jobs.add((job.blob, job.created_ns))
         for digest in pending:
-            payload = None if digest in jobs else txn.get(Table.BLOBS, digest.key)
-            if payload is not None and BlobRecord.decode(payload, str(digest)).state is LayerState.PENDING:
+            payload = txn.get(Table.BLOBS, digest.key)
+            record = None if payload is None else BlobRecord.decode(payload, str(digest))
+            if record and record.state is LayerState.PENDING and (digest, record.created_ns) not in jobs:
                 reason = "it waits to be read as a layer, and there is no job to do it"
                 context.findings.problem("blob", str(digest), reason)
 

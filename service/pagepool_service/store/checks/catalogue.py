@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TypeVar
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, InvalidError
 from pagepool.oci import parse_manifest
-
 from pagepool_service.store.catalogue import StoredManifest, Tag, holder_key, link_key
 from pagepool_service.store.checks.naming import is_reverse, split_link, split_referrer
 from pagepool_service.store.checks.walk import walk

@@ -15,7 +15,6 @@ from pagepool.errors import CorruptError, InvalidError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.image import decode_chunk
 from pagepool.oci import Index, parse_manifest
-
 from pagepool_service.store.catalogue import StoredManifest, Tag
 from pagepool_service.store.checks.naming import is_reverse, name_tag, split_link
 from pagepool_service.store.checks.recipes import references

@@ -14,11 +14,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
 from blake3 import blake3
+
 from pagepool.digest import Digest, new_hasher
 from pagepool.errors import BlobUnknownError, CorruptError, InvalidError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.image import LITERAL, SLICE, decode_chunk
-
 from pagepool_service.store.checks.context import THREADS
 from pagepool_service.store.checks.recipes import lacks_extents
 from pagepool_service.store.checks.walk import walk, walk_values
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from pagepool.extents import Frame
     from pagepool.image import Op
-
     from pagepool_service.store.checks.context import Context
     from pagepool_service.store.environment import Environment, Reader
     from pagepool_service.store.extents import ExtentStore

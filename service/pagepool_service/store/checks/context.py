@@ -10,7 +10,6 @@ from pagepool_service.store.totals import Totals
 
 if TYPE_CHECKING:
     from pagepool.digest import Digest
-
     from pagepool_service.store.checks.findings import Findings
     from pagepool_service.store.checks.selection import Selection
     from pagepool_service.store.environment import Environment

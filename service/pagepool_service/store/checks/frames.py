@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
+
 from pagepool.errors import CorruptError
 from pagepool.extents import Frame, FrameHead
-
 from pagepool_service.store.checks.context import THREADS
 from pagepool_service.store.checks.naming import name_record
 from pagepool_service.store.checks.walk import walk, walk_values

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest
 from pagepool.errors import InvalidError
-
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import JobKind
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from pagepool.errors import CorruptError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.image import LITERAL, SLICE, decode_chunk
-
 from pagepool_service.store.checks.naming import name_record
 from pagepool_service.store.checks.walk import walk, walk_values
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table, checksum
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pagepool.image import Op
-
     from pagepool_service.store.checks.context import Context
     from pagepool_service.store.environment import Reader
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pagepool.digest import Digest
-
     from pagepool_service.store.registry import Registry
 
 

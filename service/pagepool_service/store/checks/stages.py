@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pagepool.errors import PagepoolError
-
 from pagepool_service.store.checks import blobs, catalogue, content, frames, recipes, totals
 from pagepool_service.store.checks.concern import find_concerned
 from pagepool_service.store.checks.context import Context

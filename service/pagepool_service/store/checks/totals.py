@@ -6,7 +6,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
-
 from pagepool_service.store.environment import Table
 from pagepool_service.store.totals import Totals
 

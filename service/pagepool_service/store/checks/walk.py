@@ -10,7 +10,6 @@ import time
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
-
 from pagepool_service.store.checks.naming import name_record
 from pagepool_service.store.environment import CHECKSUM_SIZE, checksum
 
