@@ -31,7 +31,7 @@ from pagepool.errors import (
 )
 from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, check_extent, encode_frame
 from pagepool.image import Limits
-from pagepool_service.allocator import keep_large_blocks
+from pagepool_service.allocator import give_back, keep_large_blocks
 from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
 from pagepool_service.inflate import Compression, InflateLimits, inflate
 from pagepool_service.ingest import LayerIngest, discard_recipe
@@ -119,6 +119,7 @@ class Maintenance:
             except (StoreFullError, ReadOnlyError, BusyError, CorruptError) as error:
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 log.error("job put off for %.0f s: %s", pause, error)
+            give_back()
             self._wait(wake_fd, pause)
             self._store.env.check_readers()
 

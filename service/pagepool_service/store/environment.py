@@ -46,7 +46,7 @@ MAX_READERS = 4096
 CHECKSUM_SIZE = 8
 # After this many bytes read through the map its pages are dropped from our page tables: the page cache keeps
 # them.
-_MAPPED_BYTES_KEPT = 32 << 20
+_MAPPED_BYTES_KEPT = 8 << 20
 
 
 class Table(Enum):

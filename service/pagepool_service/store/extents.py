@@ -64,7 +64,7 @@ class ExtentStore:
         cache_bytes: bytes of decoded frames to keep.
     """
 
-    def __init__(self, *, cache_bytes: int = 16 << 20) -> None:
+    def __init__(self, *, cache_bytes: int = 8 << 20) -> None:
         self._cache = FrameCache(cache_bytes)
 
     # -- reading ---------------------------------------------------------------------------------------------
