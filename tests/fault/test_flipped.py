@@ -44,7 +44,7 @@ READ_TABLES = (
     Table.MANIFEST_LINKS, Table.LINKS, Table.REFERRERS, Table.JOBS,
 )  # fmt: skip
 MOST_OF_A_TABLE = 12
-PAGE_SEEDS = int(os.environ.get("PAGEPOOL_PAGE_SEEDS", "16"))
+PAGE_SEEDS = int(os.environ.get("PAGEPOOL_PAGE_SEEDS", "10"))
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,11 @@ class Reader:
         """Bytes of values that were looked at so far."""
         return self._used
 
+    @property
+    def version(self) -> int:
+        """The number of the last committed transaction that this snapshot has."""
+        return self._txn.id()
+
     def get(self, table: Table, key: bytes) -> memoryview | None:
         """The payload under `key`, checked, or None.
 

@@ -85,18 +85,19 @@ def _check_spool_file(context: Context, digest: Digest, record: BlobRecord) -> N
     try:
         size = context.store.blobs.spool_path(digest).stat().st_size
     except FileNotFoundError:
-        if _is_spooled(context, digest):
+        # Settled since this transaction began, or removed and perhaps pushed again: then the record is another.
+        if _newest(context, digest) == record:
             raise CorruptError("blob", str(digest), "its file in the spool is not there") from None
-        return  # settled or removed since this transaction began
+        return
     if size != record.size:
         raise CorruptError("blob", str(digest), f"its file in the spool has {size} bytes, not {record.size}")
 
 
-def _is_spooled(context: Context, digest: Digest) -> bool:
-    """What the newest record says."""
+def _newest(context: Context, digest: Digest) -> BlobRecord | None:
+    """The blob's record as it is now."""
     with context.env.read() as txn:
         payload = txn.get(Table.BLOBS, digest.key)
-        return payload is not None and BlobRecord.decode(payload, str(digest)).content is ContentKind.SPOOL
+        return None if payload is None else BlobRecord.decode(payload, str(digest))
 
 
 def _check_pending(context: Context, pending: list[Digest]) -> None:
@@ -141,7 +142,8 @@ def check_spool(context: Context) -> None:
         algorithm, _, value = path.name.partition("-")
         try:
             digest = Digest.parse(f"{algorithm}:{value}")
-            kept = _is_spooled(context, digest)
+            record = _newest(context, digest)
+            kept = record is not None and record.content is ContentKind.SPOOL
         except CorruptError:
             continue  # the blob's record is damaged, and reported
         except InvalidError:

@@ -11,6 +11,7 @@ from pagepool_service.store.totals import Totals
 
 if TYPE_CHECKING:
     from pagepool_service.store.checks.context import Context
+    from pagepool_service.store.environment import Reader
 
 _COUNTED = ("frames", "extents", "files_plain", "files_stored", "opaque_plain", "opaque_stored", "recipes_stored",
             "dead_bytes")  # fmt: skip
@@ -21,11 +22,12 @@ def check_totals(context: Context) -> None:
     context.findings.stage("totals", 0)
     if context.selection is not None:
         return
-    reason = _why_not(context)
-    if reason:
-        context.findings.note(f"the totals were not compared: {reason}")
-        return
     with context.env.read() as txn:
+        # Asked of this snapshot: between a look at the store's version and the snapshot someone may write.
+        reason = _why_not(context, txn)
+        if reason:
+            context.findings.note(f"the totals were not compared: {reason}")
+            return
         try:
             kept = Totals.load(txn)
         except CorruptError as error:
@@ -43,9 +45,9 @@ def check_totals(context: Context) -> None:
             context.findings.problem("totals", field.name, f"{have} is kept, {counted} was counted")
 
 
-def _why_not(context: Context) -> str:
+def _why_not(context: Context, txn: Reader) -> str:
     if context.findings.problems or not context.complete:
         return "there is damage"
-    if context.env.version() != context.version:
+    if txn.version != context.version:
         return "the store was written to meanwhile"
     return ""
