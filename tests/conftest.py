@@ -1,9 +1,14 @@
-"""What holds for every test: in CI a test that is skipped has failed, unless its reason is known and accepted."""
+"""What holds for every test.
+
+In CI a test that is skipped has failed, unless its reason is known and accepted. And what tests start can be
+interrupted, however the tests themselves were started.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Generator
 from typing import TypeVar
 
@@ -21,6 +26,16 @@ ACCEPTED = (
     re.compile(r"docker-registry [0-9.]+ does not take"),
 )
 """Reasons that are fine in CI, too; everything else that tests need is installed by `.ci/run`."""
+
+
+def pytest_configure() -> None:
+    """Give programs that tests start the signals that a shell's `&` or nohup made this one ignore.
+
+    Ignored signals are inherited, handlers are not: with one that does nothing it is still ignored here.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.hookimpl(wrapper=True)

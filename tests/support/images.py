@@ -76,7 +76,18 @@ _APT_DIR = "/mnt"
 
 # buildah keeps notes on every blob it copies below /var/lib/containers, whatever its --root is. In a mount
 # namespace of its own it leaves behind neither them nor the mounts of its storage driver, even when killed.
-_PRIVATELY = 'mkdir -p "$0" && mount -t tmpfs tmpfs "$0" && exec "$@"'
+#
+# It also makes a name out of the path of a layout it reads, and a name cannot have ".cache" or capitals in it:
+# so it finds the layouts of the cache at a path that can be one.
+_PRIVATELY = """
+set -e
+mkdir -p "$0"
+mount -t tmpfs tmpfs "$0"
+mkdir "$0/layouts"
+mount --bind "$1" "$0/layouts"
+shift
+exec "$@"
+"""
 _CONTAINERS_DIR = "/var/lib/containers"
 
 # No device nodes, as in Docker's Debian images: not everyone who unpacks a layer may make them.
@@ -279,20 +290,21 @@ def _run(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> st
     return done.stdout
 
 
-def _buildah(work: Path, driver: str, *argv: str | Path) -> str:
-    """Run buildah on a storage of its own in work, and on nothing else of this machine."""
-    privately = ("unshare", "--mount", "--propagation", "private", "sh", "-c", _PRIVATELY, _CONTAINERS_DIR)
+def _buildah(cache_dir: Path, work: Path, driver: str, *argv: str | Path) -> str:
+    """Run buildah on a storage of its own in work, and on nothing else of this machine but the cache's layouts."""
+    namespace = ("unshare", "--mount", "--propagation", "private")
+    privately = (*namespace, "sh", "-c", _PRIVATELY, _CONTAINERS_DIR, cache_dir)
     storage = ("--root", work / "storage", "--runroot", work / "run", "--storage-driver", driver)
     command = [*privately, "buildah", *storage, *argv]
     return _run(command, {**os.environ, "TMPDIR": str(work)}).strip()
 
 
-def _storage_driver(work: Path) -> str:
+def _storage_driver(cache_dir: Path, work: Path) -> str:
     """Return overlay where it works; below another overlayfs, as in most CI containers, only vfs does."""
     probe = work / "probe"
     probe.mkdir()
     try:
-        _buildah(probe, "overlay", "from", "scratch")
+        _buildah(cache_dir, probe, "overlay", "from", "scratch")
     except ImageBuildError:
         return "vfs"
     return "overlay"
@@ -317,7 +329,7 @@ def _builder(cache_dir: Path) -> Iterator[_Builder]:
             shutil.rmtree(stale)
         work = Path(tempfile.mkdtemp(prefix=".build-", dir=cache_dir))
         try:
-            yield _Builder(cache_dir, work, _storage_driver(work))
+            yield _Builder(cache_dir, work, _storage_driver(cache_dir, work))
         finally:
             shutil.rmtree(work)
 
@@ -361,7 +373,7 @@ class _Builder:
     def _install(self, recipe: Recipe, parent: str) -> str:
         """Install packages on an image of the cache, and return the buildah container with the result."""
         apt = self._apt(recipe.flavour)
-        container = self._buildah("from", "--quiet", f"oci:{self.cache_dir / parent}:latest")
+        container = self._buildah("from", "--quiet", f"oci:{_CONTAINERS_DIR}/layouts/{parent}:latest")
         packages = " ".join(recipe.packages)
         script = _INSTALL.format(before=recipe.before, packages=packages, apt_dir=_APT_DIR, epoch=EPOCH)
         (apt.directory / "started").touch()
@@ -395,7 +407,7 @@ class _Builder:
         layout.rename(published)
 
     def _buildah(self, *argv: str | Path) -> str:
-        return _buildah(self.work, self.driver, *argv)
+        return _buildah(self.cache_dir, self.work, self.driver, *argv)
 
     def _apt(self, flavour: str) -> _Apt:
         if flavour not in self.apts:

@@ -333,7 +333,10 @@ class Environment:
         return self._env.reader_check()
 
     def version(self) -> int:
-        """The number of the last transaction that was committed, by whatever process."""
+        """The number of the last transaction that was committed, by whatever process.
+
+        For a moment it is ahead of what a snapshot that begins now has; `Reader.version` is exact.
+        """
         return self._env.info()["last_txnid"]
 
     def file_bytes(self) -> int:

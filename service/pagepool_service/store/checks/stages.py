@@ -63,7 +63,10 @@ def run_stages(request: Request, send: Callable[[Message], None]) -> None:
         env = Environment.open(request.data / "store", readonly=True, shared=True)
         with Store(request.data, env) as store:
             selection = select_images(store.registry, request.images) if request.images else None
-            context = Context(store, findings, quick=request.quick, selection=selection, version=env.version())
+            # Of a snapshot: what LMDB says of its last transaction can be ahead of what readers are given.
+            with env.read() as txn:
+                version = txn.version
+            context = Context(store, findings, quick=request.quick, selection=selection, version=version)
             context.complete = request.first == 0
             _run(context, request.first)
     except PagepoolError as error:
