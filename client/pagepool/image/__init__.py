@@ -10,6 +10,8 @@ from pagepool.image.ops import LITERAL, OBJECT, SLICE, Op
 from pagepool.image.recipe import EncodedChunk, RecipeWriter
 from pagepool.image.sparse import stored_pieces
 from pagepool.image.tree import Node, Tree
+from pagepool.image.treeencode import encode_tree
+from pagepool.image.treefile import ObjectInfo, TreeFile, TreeNode
 
 __all__ = [
     "LayerSplitter",
@@ -27,6 +29,10 @@ __all__ = [
     "TreeMerger",
     "merge_layers",
     "Tree",
+    "TreeFile",
+    "TreeNode",
+    "ObjectInfo",
+    "encode_tree",
     "Node",
     "Op",
     "LITERAL",
