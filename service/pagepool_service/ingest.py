@@ -421,6 +421,7 @@ class Lookup:
     def known(self, digests: list[bytes]) -> set[bytes]:
         """Which of them to store again would be once too often."""
         found = self._txn.present(Table.EXTENTS, digests)
+        self._store.env.trim()
         return found.union(*(fresh.intersection(digests) for fresh in self._under_way))
 
     def batch_closed(self, fresh: set[bytes]) -> None:

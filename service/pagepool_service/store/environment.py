@@ -44,9 +44,11 @@ FORMAT_VERSION = 1
 MAP_SIZE = 16 << 40  # address space only; the file starts at a few kilobytes
 MAX_READERS = 4096
 CHECKSUM_SIZE = 8
-# After this many bytes read through the map its pages are dropped from our page tables: the page cache keeps
-# them.
-_MAPPED_BYTES_KEPT = 8 << 20
+# With more bytes of files mapped, the database's pages are dropped from our page tables: the page cache keeps them.
+# About 12 MiB are the program's own.
+_MAPPED_MOST = 40 << 20
+_COUNTED_BETWEEN = 1 << 20  # bytes that were read, or were mapped beside what was read, between two looks at it
+_MAPPED_AROUND = 64 << 10  # the kernel maps so much around a page that is looked at
 
 
 class Table(Enum):
@@ -90,8 +92,8 @@ class Reader:
         self._used = 0
 
     @property
-    def bytes_read(self) -> int:
-        """Bytes of values that were looked at so far."""
+    def mapped(self) -> int:
+        """About how many bytes were mapped by what was looked at so far, at most."""
         return self._used
 
     @property
@@ -105,19 +107,23 @@ class Reader:
         Raises:
             CorruptError: the record is there and its checksum is wrong.
         """
+        self._used += _MAPPED_AROUND
         value = self._txn.get(key, db=self._tables[table])
         return None if value is None else self._checked(table, key, value)
 
     def get_unchecked(self, table: Table, key: bytes) -> memoryview | None:
         """The value under `key` as it lies there, checksum and all: for what repairs damage."""
+        self._used += _MAPPED_AROUND
         return self._txn.get(key, db=self._tables[table])
 
     def has(self, table: Table, key: bytes) -> bool:
         """Whether a record is there, without reading it."""
+        self._used += _MAPPED_AROUND
         return self._txn.get(key, db=self._tables[table]) is not None
 
     def present(self, table: Table, keys: Sequence[bytes]) -> set[bytes]:
         """Which of many keys have a record. One call gives the GIL up once, not once a key."""
+        self._used += _MAPPED_AROUND * len(keys)
         with self._txn.cursor(self._tables[table]) as cursor:
             return {bytes(key) for key, _ in cursor.getmulti(keys)}
 
@@ -179,6 +185,7 @@ class Writer(Reader):
 
     def put(self, table: Table, key: bytes, payload: bytes) -> None:
         """Store a record, replacing one under the same key."""
+        self._used += _MAPPED_AROUND
         self._txn.put(key, payload + checksum(table, key, payload), db=self._tables[table])
 
     def append(self, table: Table, key: bytes, payload: bytes) -> bool:
@@ -301,7 +308,7 @@ class Environment:
             raise self._panicked(error) from error
         except lmdb.Error as error:
             raise _translated(error, self._path) from error
-        self._count_mapped(reader.bytes_read)
+        self._count_mapped(reader.mapped)
 
     @contextmanager
     def write(self, *, reserve: int = 0) -> Iterator[Writer]:
@@ -326,7 +333,7 @@ class Environment:
             raise self._panicked(error) from error
         except lmdb.Error as error:
             raise _translated(error, self._path, writing=True) from error
-        self._count_mapped(writer.bytes_read)
+        self._count_mapped(writer.mapped)
 
     def check_readers(self) -> int:
         """Free the reader slots of processes that died. Returns how many there were."""
@@ -354,14 +361,17 @@ class Environment:
         if used + reserve > self._quota:
             raise StoreFullError(f"{used} bytes used, {reserve} more needed, the quota is {self._quota}")
 
+    def trim(self) -> None:
+        """Keep the process's resident share of the map bounded. Every transaction does it at its end."""
+        self._mapped.trim(_MAPPED_MOST)
+
     def _count_mapped(self, size: int) -> None:
-        """Keep the process's resident share of the map bounded, whatever it reads."""
         with self._lock:
             self._mapped_bytes += size
-            if self._mapped_bytes < _MAPPED_BYTES_KEPT:
+            if self._mapped_bytes < _COUNTED_BETWEEN:
                 return
             self._mapped_bytes = 0
-        self._mapped.release()
+        self.trim()
 
 
 def _translated(error: Exception, path: Path, *, writing: bool = False) -> PagepoolError:

@@ -5,11 +5,15 @@ the kernel reclaims them, though they are the page cache's, and a service that h
 (and be accounted in its cgroup's statistics by some tools) as if it held 4 GiB. MADV_DONTNEED on a shared
 file mapping only forgets the translations: a later read faults the page back in from the page cache. Safe
 while other threads read.
+
+How much is mapped cannot be told from what was read: a fault maps the pages around it, too, so a look-up of a few
+bytes in a large index may map 64 KiB. The kernel's own count tells.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from pathlib import Path
 
@@ -25,6 +29,19 @@ class MappedFile:
         self._path = path
         self._start: int | None = None
         self._pid = 0
+
+    def trim(self, most: int) -> bool:
+        """Forget the resident pages of the mapping if this process has more than `most` bytes of any files mapped.
+
+        Takes a few microseconds when there is nothing to do. Returns whether they were forgotten.
+        """
+        try:
+            # Fields of statm count pages; the third is what is backed by files. By name: a descriptor that stays open
+            # would be of the process that opened it.
+            pages = int(Path("/proc/self/statm").read_bytes().split()[2])
+        except OSError:  # no descriptor left: better once too often
+            return self.release()
+        return pages * mmap.PAGESIZE > most and self.release()
 
     def release(self) -> bool:
         """Forget the resident pages of the mapping. Returns whether a mapping was found."""
