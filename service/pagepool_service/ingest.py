@@ -7,7 +7,8 @@ A pipeline of threads, each mostly inside code that releases the GIL:
 
 The splitting thread owns all decisions. It gathers new extents into frames, and frames, objects and recipe
 chunks into a batch; a batch is committed as one transaction, so a recipe chunk is never visible before the
-extents it names. The verifying thread reads each committed chunk back and rebuilds the tar from what is stored.
+extents it names. The verifier (`verifying`) reads each committed chunk back and rebuilds the tar from what is stored,
+in a process of its own where the service runs.
 A layer is ready when what was rebuilt is what came in: its BLAKE3 is compared, at a quarter of what SHA-256
 costs, and the diff_id is the SHA-256 of what was *rebuilt*.
 
@@ -18,7 +19,6 @@ attempt and by collection.
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 from collections import deque
@@ -28,12 +28,10 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from pagepool.digest import Digest
 from pagepool.errors import CorruptError, LayerInvalidError
 from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, EncodedFrame, Role, encode_frame
 from pagepool.image import LayerSplitter, RecipeWriter
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
-from pagepool_service.store.rebuild import rebuild_chunk
 from pagepool_service.store.schema import LayerRecord, recipe_key
 from pagepool_service.store.totals import Totals
 
@@ -41,10 +39,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
+    from pagepool.digest import Digest
     from pagepool.image import EncodedChunk, Limits, Member
     from pagepool_service.store.environment import Reader, Writer
     from pagepool_service.store.schema import Job
     from pagepool_service.store.store import Store
+    from pagepool_service.verifying import Rebuilt, Verifier
 
 ZSTD_THREADS = 2
 _RECIPE_LEVEL = 3  # 4 % more bytes of recipe than level 9, in a third of its time
@@ -77,14 +77,6 @@ class Ingested:
     layer: LayerRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Rebuilt:
-    """What was rebuilt from the store: the SHA-256 of the tar, and its BLAKE3."""
-
-    diff_id: Digest
-    content: bytes
-
-
 class LayerIngest:
     """One attempt to read one layer. Use once: `run`.
 
@@ -92,11 +84,13 @@ class LayerIngest:
         store: where to.
         job: the job it is done for, as it was begun.
         limits: of what the tar may claim.
+        verifier: rebuilds it from what was stored.
     """
 
-    def __init__(self, store: Store, job: Job, limits: Limits) -> None:
+    def __init__(self, store: Store, job: Job, limits: Limits, verifier: Verifier) -> None:
         self._store = store
         self._limits = limits
+        self._verifier = verifier
         self._stop = threading.Event()
         with store.env.write() as txn:
             if job.recipe:  # of an attempt that ended with its process
@@ -117,7 +111,7 @@ class LayerIngest:
         """
         chunks: queue.Queue[bytes | None] = queue.Queue(_CHUNKS_AHEAD)
         with ThreadPoolExecutor(3 + ZSTD_THREADS, thread_name_prefix="ingest") as pool:
-            committer = Committer(self._store, self.recipe, self._stop, pool)
+            committer = Committer(self._store, self.recipe, self._verifier, self._stop, pool)
             try:
                 hashing = pool.submit(self._inflate, plain, chunks)
                 splitting = Splitting(self._store, committer, pool, self._limits)
@@ -451,9 +445,11 @@ class Lookup:
 
 
 class Committer:
-    """The committing and the verifying thread, each fed by a bounded queue."""
+    """The committing thread, and the one that has it verified."""
 
-    def __init__(self, store: Store, recipe: int, stop: threading.Event, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, store: Store, recipe: int, verifier: Verifier, stop: threading.Event, pool: ThreadPoolExecutor
+    ) -> None:
         self._store = store
         self._recipe = recipe
         self._stop = stop
@@ -462,7 +458,7 @@ class Committer:
         self.committed = 0
         self.plain_size = 0
         self._committing = pool.submit(self._commit_all)
-        self._verifying = pool.submit(self._verify_all)
+        self._verifying = pool.submit(verifier.rebuild, recipe, self._starts())
 
     def put(self, batch: Batch | None) -> None:
         """Hand a batch over, or None at the end. Waits while too many are under way; raises what a thread raised."""
@@ -513,13 +509,9 @@ class Committer:
             totals.recipes_stored += sum(len(chunk.payload) for chunk in batch.chunks)
             totals.store(txn)
 
-    def _verify_all(self) -> Rebuilt:
-        sha, content = hashlib.sha256(), blake3()
+    def _starts(self) -> Iterator[int]:
         while (start := self._written.get()) is not None and not self._stop.is_set():
-            for piece in rebuild_chunk(self._store.env, self._store.extents, recipe_key(self._recipe, start)):
-                sha.update(piece)
-                content.update(piece)
-        return Rebuilt(Digest("sha256", sha.digest()), content.digest())
+            yield start
 
 
 def _drain(waiting: queue.Queue[bytes | None] | queue.Queue[Batch | None]) -> None:

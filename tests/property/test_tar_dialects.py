@@ -125,7 +125,7 @@ def expect(info: tarfile.TarInfo) -> Member:
 
 def seen(member: Member) -> Member:
     """A member without what tarfile does not say, or says otherwise."""
-    fields = {name: getattr(member, name) for name in Member.__dataclass_fields__}
+    fields = {name: getattr(member, name) for name in Member._fields}
     return Member(**fields | {"raw_path": b"", "stored_size": member.size, "segments": None})
 
 

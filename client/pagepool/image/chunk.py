@@ -104,10 +104,13 @@ class Columns:
         """
         if self.kinds and self.kinds[-1] == LITERAL and self.sizes[-1] >= BLOCK and size <= _MAX_OCTAL:
             block = self.literals[-BLOCK:]
-            fields = bytes(block[_SIZE_FIELD]), bytes(block[_CHECKSUM_FIELD])
-            block[_SIZE_FIELD] = bytes(12)
-            block[_CHECKSUM_FIELD] = bytes(8)
-            if fields == _derive_fields(block, size):
+            if block[_SIZE_FIELD] != b"%011o\0" % size:
+                return
+            stored = block[_CHECKSUM_FIELD]
+            block[_CHECKSUM_FIELD] = b" " * 8
+            if stored == b"%06o\0 " % sum_block(block):
+                block[_SIZE_FIELD] = bytes(12)
+                block[_CHECKSUM_FIELD] = bytes(8)
                 self.literals[-BLOCK:] = block
                 self.kinds[-1] = _FOLDED
 

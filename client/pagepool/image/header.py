@@ -18,8 +18,15 @@ from zlib import adler32
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 
-# name mode uid gid size mtime chksum type linkname magic uname gname devmajor devminor rest
-_FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s167s")
+_OWNER = slice(100, 124)  # mode, uid, gid
+_SIZE = slice(124, 136)
+_MTIME = slice(136, 148)
+_CHECKSUM = slice(148, 156)
+_TYPE_TO_END = slice(156, 512)
+# type linkname magic uname gname devmajor devminor rest
+_TYPE_FIELDS = struct.Struct("c100s8s32s32s8s8s167s")
+_NUMBERS = ("mode", "uid", "gid", "mtime", "devmajor", "devminor")
+_Common = tuple[int, int, int, int, bytes, bytes, bytes, bytes, int, int, bool, bytes, str]
 _INT64_MIN = -(1 << 63)
 _INT64_MAX = (1 << 63) - 1
 
@@ -64,9 +71,12 @@ def parse_number(field: bytes) -> int | None:
         digits = digits[: digits.index(b"\0")]
     if not digits:
         return 0
-    if not digits.isdigit() or b"8" in digits or b"9" in digits:
+    if not digits.isdigit():
         return None
-    return int(digits, 8)
+    try:
+        return int(digits, 8)
+    except ValueError:  # an 8 or a 9
+        return None
 
 
 # Owners, modes, devices and times repeat from member to member.
@@ -77,11 +87,6 @@ _cached_number = lru_cache(maxsize=4096)(parse_number)
 def _cached_time(field: bytes) -> int | None:
     seconds = parse_number(field)
     return None if seconds is None else seconds * 1_000_000_000
-
-
-@lru_cache(maxsize=1024)
-def _cached_text(field: bytes) -> bytes:
-    return field.partition(b"\0")[0]
 
 
 def cut_text(field: bytes) -> bytes:
@@ -129,42 +134,44 @@ def parse_header(block: bytes) -> Header | None:
     Returns:
         the fields, or None when the block is not a header (its checksum is wrong).
     """
-    name, mode, uid, gid, size, mtime, checksum, typeflag, link, magic, *extra = _FIELDS.unpack(block)
-    if not has_valid_checksum(block, checksum):
+    if not has_valid_checksum(block, block[_CHECKSUM]):
         return None
-    name = cut_text(name)
-    link = cut_text(link) if link[0] else b""
-    numbers = _cached_number(mode), _cached_number(uid), _cached_number(gid), parse_number(size), _cached_time(mtime)
-    uname = gname = b""
+    mode, uid, gid, mtime_ns, flag, link, uname, gname, major, minor, gnu, prefix, bad = _parse_common(
+        block[_OWNER], block[_MTIME], block[_TYPE_TO_END]
+    )
+    name = cut_text(block[:100])
+    if prefix:
+        name = prefix + b"/" + name
+    size = parse_number(block[_SIZE])
+    if size is None:  # named first: it decides whether the stream can be followed
+        size, bad = 0, "size"
+    return Header(name, mode, uid, gid, size, mtime_ns, flag, link, uname, gname, major, minor, gnu, bad)
+
+
+@lru_cache(maxsize=512)
+def _parse_common(owner: bytes, mtime: bytes, rest: bytes) -> _Common:
+    """What neighbours in a layer mostly have in common: everything but name, size and checksum.
+
+    Args:
+        owner: the fields from mode to gid.
+        mtime: the field.
+        rest: the fields from the type to the end of the block.
+    """
+    typeflag, link, magic, *extra = _TYPE_FIELDS.unpack(rest)
+    numbers = (_cached_number(owner[:8]), _cached_number(owner[8:16]), _cached_number(owner[16:]), _cached_time(mtime))
+    uname = gname = prefix = b""
     devices: tuple[int | None, int | None] = (0, 0)
     gnu = magic == b"ustar  \0"
     if gnu or magic[:6] == b"ustar\0":
-        uname, gname = _cached_text(extra[0]), _cached_text(extra[1])
+        uname, gname = cut_text(extra[0]), cut_text(extra[1])
         devices = (_cached_number(extra[2]), _cached_number(extra[3]))
-        rest = extra[4]
-        if rest[0]:
-            prefix = _gnu_prefix(rest) if gnu else _prefix(rest)
-            if prefix:
-                name = prefix + b"/" + name
-    if None in numbers or None in devices:
-        return _bad_header(name, numbers, devices, typeflag, link, gnu)
-    return Header(name, *numbers, typeflag, link, uname, gname, *devices, gnu, "")  # type: ignore[arg-type]
-
-
-def _bad_header(
-    name: bytes,
-    numbers: tuple[int | None, ...],
-    devices: tuple[int | None, ...],
-    typeflag: bytes,
-    link: bytes,
-    gnu: bool,
-) -> Header:
-    names = ("mode", "uid", "gid", "size", "mtime", "devmajor", "devminor")
-    bad = dict(zip(names, numbers + devices, strict=True))
-    # A bad size is named first: it decides whether the stream can be followed.
-    which = "size" if bad["size"] is None else next(key for key, value in bad.items() if value is None)
-    mode, uid, gid, size, mtime, major, minor = (value or 0 for value in bad.values())
-    return Header(name, mode, uid, gid, size, mtime, typeflag, link, b"", b"", major, minor, gnu, which)
+        if extra[4][0]:
+            prefix = _gnu_prefix(extra[4]) if gnu else _prefix(extra[4])
+    bad = next((name for name, value in zip(_NUMBERS, numbers + devices, strict=True) if value is None), "")
+    if bad:
+        uname = gname = b""
+    mode, uid, gid, mtime_ns, major, minor = (value or 0 for value in numbers + devices)
+    return mode, uid, gid, mtime_ns, typeflag, cut_text(link), uname, gname, major, minor, gnu, prefix, bad
 
 
 def _prefix(rest: bytes) -> bytes:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
 from pagepool.errors import LayerInvalidError
 
@@ -39,9 +39,8 @@ class Kind(enum.Enum):
     FIFO = "fifo"
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One member of a tar.
+class Member(NamedTuple):
+    """One member of a tar. A tuple, not a dataclass: layers have thousands.
 
     Args:
         path: normalised path, see the module.
@@ -78,7 +77,7 @@ class Member:
     devminor: int = 0
     uname: bytes = b""
     gname: bytes = b""
-    xattrs: Mapping[bytes, bytes] = field(default_factory=lambda: NO_XATTRS)
+    xattrs: Mapping[bytes, bytes] = NO_XATTRS
     segments: tuple[tuple[int, int], ...] | None = None
 
     @property

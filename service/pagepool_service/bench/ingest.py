@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from threading import BrokenBarrierError
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
-from pagepool_service.allocator import keep_large_blocks
-from pagepool_service.maintenance import Maintenance
+from pagepool_service.maintenance import Maintenance, tune
 from pagepool_service.store.schema import JobKind, LayerState
 from pagepool_service.store.store import Store
 from pagepool_service.store.sums import sum_file
+from pagepool_service.verifying import VerifierProcess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,10 +96,9 @@ def _admit(image: SourceImage, data: Path) -> None:
 
 def _work(data: Path, slot: int, start: Barrier, end: Connection) -> None:
     """One maintenance process: set up as `maintenance.run` does, it ends when there is nothing left to do."""
-    sys.setswitchinterval(0.0005)
-    keep_large_blocks()
-    with Store.open(data) as store:
-        maintenance = Maintenance(store, slot=slot)
+    tune()
+    with VerifierProcess.start(data) as verifier, Store.open(data) as store:
+        maintenance = Maintenance(store, slot=slot, verifier=verifier)
         start.wait()
         while (job := store.jobs.peek(slot)) is not None and job.kind is JobKind.INGEST:
             maintenance.run_one()
