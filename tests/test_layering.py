@@ -159,7 +159,10 @@ RULES = (
     Rule(
         "transport does not know the command line",
         "it is a library: no output, no exit codes, no reading of the user's settings",
-        _only("pagepool.transport", "pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
+        _only(
+            *("pagepool.transport", "pagepool.layout", "pagepool.oci", "pagepool.extents"),
+            *("pagepool.digest", "pagepool.errors"),
+        ),
         ("pagepool.transport.bars", "from pagepool.cli import progress\n"),
     ),
     Rule(

@@ -173,6 +173,24 @@ class PathUnknownError(NotFoundError):
     what = "path"
 
 
+class TreeUnknownError(NotFoundError):
+    """No such tree in this repository."""
+
+    what = "tree"
+
+
+class ObjectUnknownError(NotFoundError):
+    """No such object in a tree."""
+
+    what = "object"
+
+
+class ExtentUnknownError(NotFoundError):
+    """No such extent in a tree."""
+
+    what = "extent"
+
+
 # -- not now, not here ---------------------------------------------------------------------------------------
 
 

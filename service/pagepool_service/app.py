@@ -6,6 +6,7 @@ moves bytes. The description is served under /v1/openapi.json; there is no page 
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,24 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from pagepool.version import __version__
-from pagepool_service.routes import blobs, errors, health, images, listings, manifests, uploads
+from pagepool_service.cache import ExtentCache
+from pagepool_service.routes import (
+    blobs,
+    errors,
+    extents,
+    fill,
+    health,
+    images,
+    listings,
+    manifests,
+    objects,
+    trees,
+    uploads,
+)
 from pagepool_service.routes.context import Context
 from pagepool_service.routes.streaming import Threads
 from pagepool_service.statistics import Statistics
+from pagepool_service.treefiles import TreeFiles as TreeFilesOfStore
 from pagepool_service.trees import Trees
 from pagepool_service.uploadfiles import SessionLimit
 from pagepool_service.uploads import Uploads
@@ -26,23 +41,39 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from pagepool_service.routes.context import TreeFiles
     from pagepool_service.settings import Settings
     from pagepool_service.store.store import Store
 
 # Threads that block for requests, by what for: see `Context`. No work of one kind waits for work of another. What takes
 # seconds has few, so that its requests queue up behind each other and not before those for blobs.
 _THREADS = {"threads": 32, "writers": 8, "listings": 2, "merging": 1, "counting": 1}
+_TICK_S = 5.0
 
 
-def create_app(settings: Settings, store: Store) -> ASGIApp:
-    """The application over an open store, which the caller closes after the application has ended."""
+def create_app(
+    settings: Settings, store: Store, *, treefiles: TreeFiles | None = None, cache: ExtentCache | None = None
+) -> ASGIApp:
+    """The application over an open store, which the caller closes after the application has ended.
+
+    Args:
+        treefiles: where trees come from; None for the service's own.
+        cache: of objects; None for the service's own. It is closed with the application.
+    """
+    merged = Trees(store)
+    if treefiles is None:
+        treefiles = TreeFilesOfStore(store, merged, None if settings.read_only else settings.data / "trees")
+    cache = ExtentCache(store, None) if cache is None else cache
     executors = {name: ThreadPoolExecutor(count, thread_name_prefix=name) for name, count in _THREADS.items()}
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        ticking = asyncio.create_task(_tick(cache))
         yield
+        ticking.cancel()
         for name, executor in executors.items():
             executor.shutdown(cancel_futures=name in ("listings", "merging", "counting"))
+        cache.close()
 
     app = FastAPI(
         title="pagepool",
@@ -58,13 +89,21 @@ def create_app(settings: Settings, store: Store) -> ASGIApp:
     sessions = Uploads(store, max_size=settings.max_blob_bytes, quota_bytes=settings.quota_bytes)
     limit = SessionLimit(store.uploads, settings.max_uploads)
     threads = {name: Threads(executor) for name, executor in executors.items()}
-    app.state.context = Context(settings, store, sessions, limit, Trees(store), Statistics(store), **threads)
+    app.state.context = Context(
+        settings, store, sessions, limit, merged, treefiles, cache, Statistics(store), **threads
+    )
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
-    for module in (health, listings, uploads, manifests, blobs, images):
+    for module in (health, listings, uploads, manifests, blobs, images, trees, objects, extents, fill):
         app.include_router(module.router)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
-    return VersionHeader(app)
+    return objects.ObjectFront(VersionHeader(app), app.state.context)
+
+
+async def _tick(cache: ExtentCache) -> None:
+    while True:
+        await asyncio.sleep(_TICK_S)
+        cache.tick()
 
 
 class VersionHeader:

@@ -34,6 +34,7 @@ _MOST_KEPT_RAW = 0.97  # a frame that zstd does not make smaller than this stays
 
 _FRAME_HEAD = struct.Struct(">BBHII")
 _FRAME_EXTENT = struct.Struct(">32sI")
+_UNKNOWN_SIZE = -1  # zstandard's
 _contexts = threading.local()
 
 
@@ -147,6 +148,9 @@ class Frame:
             plain = bytes(stored)
         else:
             try:
+                # What the data itself says comes before the limit that is given: it could ask for any amount of memory.
+                if zstandard.frame_content_size(stored) not in (head.plain_size, _UNKNOWN_SIZE):
+                    raise CorruptError("frame", str(number), "its data has another size than its head says")
                 plain = _decompressor().decompress(stored, max_output_size=head.plain_size)
             except zstandard.ZstdError as error:
                 raise CorruptError("frame", str(number), f"zstd: {error}") from error

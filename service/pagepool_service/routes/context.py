@@ -6,11 +6,14 @@ There are threads for each kind of work, so that none keeps another waiting: lea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Protocol, cast
 
 from fastapi import Depends, Request
 
 if TYPE_CHECKING:
+    from pagepool.image.treefile import TreeFile
+    from pagepool_service.cache import ExtentCache
+    from pagepool_service.images import ImageView
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.settings import Settings
     from pagepool_service.statistics import Statistics
@@ -21,11 +24,33 @@ if TYPE_CHECKING:
     from pagepool_service.uploads import Uploads
 
 
+class TreeFiles(Protocol):
+    """Says which trees a repository has: the authorisation of every route below a tree."""
+
+    def build(self, name: str, view: ImageView) -> TreeFile:
+        """The tree of an image of a repository. Blocks."""
+        ...
+
+    def resolve(self, name: str, tree: bytes, /) -> TreeFile:
+        """The tree. Blocks.
+
+        Raises:
+            TreeUnknownError: it is none of this repository's, whether it is another's or nobody's.
+        """
+        ...
+
+    def warm(self, name: str, tree: bytes, /) -> TreeFile | None:
+        """The same if it is known without asking, else None. Takes microseconds."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """One worker's share of the service.
 
     Args:
+        treefiles: of images that are ready, by repository.
+        cache: of objects.
         threads: for what reads, and for bodies on their way in: nothing that takes the store's writer lock.
         writers: for what takes that lock, and may wait for it.
         listings: for pages of images.
@@ -38,6 +63,8 @@ class Context:
     uploads: Uploads
     sessions: SessionLimit
     trees: Trees
+    treefiles: TreeFiles
+    cache: ExtentCache
     statistics: Statistics
     threads: Threads
     writers: Threads

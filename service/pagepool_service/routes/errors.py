@@ -4,7 +4,8 @@ Every answer of the service that is an error comes from here, in the form of dis
 The table names each class of `pagepool.errors` (a test compares); a class is looked up by itself, then by its bases.
 The service's own classes that have an answer of their own are in a table beside it.
 Codes beyond the specification's, where it has none: RANGE_INVALID and TAG_INVALID (as Docker's registry has them),
-REFERENCE_INVALID, LAYER_INVALID, PATH_UNKNOWN, STORE_FULL, READ_ONLY, BUSY, CORRUPT, UNAVAILABLE, UNKNOWN.
+REFERENCE_INVALID, LAYER_INVALID, PATH_UNKNOWN, TREE_UNKNOWN, OBJECT_UNKNOWN, EXTENT_UNKNOWN,
+STORE_FULL, READ_ONLY, BUSY, CORRUPT, UNAVAILABLE, UNKNOWN.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.NameUnknownError: (404, "NAME_UNKNOWN"),
     errors.UploadUnknownError: (404, "BLOB_UPLOAD_UNKNOWN"),
     errors.PathUnknownError: (404, "PATH_UNKNOWN"),
+    errors.TreeUnknownError: (404, "TREE_UNKNOWN"),
+    errors.ObjectUnknownError: (404, "OBJECT_UNKNOWN"),
+    errors.ExtentUnknownError: (404, "EXTENT_UNKNOWN"),
     errors.StoreFullError: (507, "STORE_FULL"),
     errors.ReadOnlyError: (405, "READ_ONLY"),
     errors.StoreFormatError: (503, "UNAVAILABLE"),

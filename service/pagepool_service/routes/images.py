@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
+from pagepool.digest import Digest
 from pagepool.errors import InvalidError, NotFoundError, PendingError
 from pagepool.oci import Platform, validate_repository, validate_tag
 from pagepool_service.images import PENDING, describe_image, describe_tag, read_config, resolve_image
@@ -54,6 +55,11 @@ _FILES_ANSWERS: Responses = {
     200: success("Files.", content=_FILES),
     202: success("Layers are still being read.", _RETRY, json_object(waiting={"type": "array", "items": _TEXT})),
 }
+_TREE_ANSWERS: Responses = {
+    **failures(413, 422, 500),
+    200: success("Its tree.", content=json_object(("tree", "size"), tree=_TEXT, size={"type": "integer"}, image=_TEXT)),
+    202: _FILES_ANSWERS[202],
+}
 _STATS_ANSWERS: Responses = {200: success("Sizes.", content=json_object(total={"type": "object"})), **failures()}
 
 PlatformQuery = Annotated[
@@ -93,6 +99,31 @@ async def get_image(
     if state == PENDING:
         return Response(body, 202, {"Retry-After": "1"}, "application/json")
     return Response(body, media_type="application/json")
+
+
+@router.get("/v1/{name:repository}/images/{reference}/tree", responses=_TREE_ANSWERS)
+async def get_tree(
+    service: Service, name: Repository, reference: Reference, platform: PlatformQuery = None
+) -> JSONResponse:
+    """Name the merged tree of an image that is ready, for the routes below ``trees``."""
+    wanted = None if platform is None else Platform.parse(platform)
+
+    def build() -> dict[str, Any]:
+        view = resolve_image(service.store, name, reference, wanted)
+        tree = service.treefiles.build(name, view)
+        return {
+            "image": str(view.digest),
+            "tree": str(Digest("blake3", tree.digest)),
+            "size": len(tree.raw),
+            "nodes": tree.node_count,
+            "objects": tree.object_count,
+            "object_bytes": tree.object_bytes,
+        }
+
+    try:
+        return JSONResponse(await service.merging.run(build))
+    except PendingError as error:
+        return JSONResponse({"waiting": list(error.waiting)}, 202, {"Retry-After": "1"})
 
 
 @router.get("/v1/{name:repository}/images/{reference}/files", responses=_FILES_ANSWERS)

@@ -50,12 +50,12 @@ class Threads:
 class PieceReader:
     """Gathers what an iterator yields into pieces of about `PIECE_SIZE`. Blocks; one thread at a time."""
 
-    def __init__(self, source: Iterator[bytes]) -> None:
+    def __init__(self, source: Iterator[bytes] | Iterator[bytes | memoryview]) -> None:
         self._source = source
 
-    def next(self) -> list[bytes]:
+    def next(self) -> list[bytes | memoryview]:
         """The next pieces; empty at the end."""
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         size = 0
         for part in self._source:
             parts.append(part)
@@ -84,7 +84,7 @@ class PieceResponse(Response):
         self,
         threads: Threads,
         reader: PieceReader,
-        first: list[bytes],
+        first: list[bytes | memoryview],
         *,
         status: int,
         headers: Mapping[str, str],
@@ -106,8 +106,8 @@ class PieceResponse(Response):
     ) -> None:
         """Send it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        gone = asyncio.create_task(_until_disconnect(receive))
-        ahead: asyncio.Future[list[bytes]] | None = None
+        gone = asyncio.create_task(until_disconnect(receive))
+        ahead: asyncio.Future[list[bytes | memoryview]] | None = None
         parts, self._first = self._first, []
         try:
             while not gone.done():
@@ -126,12 +126,12 @@ class PieceResponse(Response):
             gone.cancel()
             await self._let_go(ahead)
 
-    async def _send(self, send: Send, parts: list[bytes]) -> None:
+    async def _send(self, send: Send, parts: list[bytes | memoryview]) -> None:
         for part in parts:
             self._left -= len(part)
             await send({"type": "http.response.body", "body": part, "more_body": self._left > 0})
 
-    async def _let_go(self, ahead: asyncio.Future[list[bytes]] | None) -> None:
+    async def _let_go(self, ahead: asyncio.Future[list[bytes | memoryview]] | None) -> None:
         """Close the reader, after the read that may be going on in a thread."""
         if ahead is not None:
             await asyncio.wait([ahead])
@@ -144,11 +144,11 @@ class BrokenOffError(Exception):
 
 
 async def open_pieces(
-    threads: Threads, open_source: Callable[..., Iterator[bytes]], *arguments: object
-) -> tuple[PieceReader, list[bytes]]:
+    threads: Threads, open_source: Callable[..., Iterator[bytes] | Iterator[bytes | memoryview]], *arguments: object
+) -> tuple[PieceReader, list[bytes | memoryview]]:
     """Begin to read, so that what is wrong at once can still be answered. Returns the reader, and its first pieces."""
 
-    def begin() -> tuple[PieceReader, list[bytes]]:
+    def begin() -> tuple[PieceReader, list[bytes | memoryview]]:
         reader = PieceReader(open_source(*arguments))
         return reader, reader.next()
 
@@ -174,6 +174,6 @@ async def body_chunks(request: Request, timeout_s: float) -> AsyncIterator[bytes
             yield chunk
 
 
-async def _until_disconnect(receive: Receive) -> None:
+async def until_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

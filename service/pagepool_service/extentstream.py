@@ -1,0 +1,264 @@
+"""The extents stream, made out of the store: which frames a request needs, and what of each may be sent.
+
+A stored frame goes out as it lies, not compressed again, if every extent in it belongs to the tree and enough of it was
+asked for; else the wanted extents are cut out of it and encoded anew. So nobody is sent a byte of an image that he did
+not name, whatever shares a frame with it (design, "Nobody receives content of an image that he may not pull").
+
+Everything blocks. A transaction lasts for one piece of about `PIECE_SIZE`, never while something is sent. Stored
+payloads are covered by their record's checksum, and extents that are cut out are compared with their names; what is
+damaged or gone is a record of its own in the stream, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import islice
+from struct import iter_unpack
+from typing import TYPE_CHECKING, Any
+
+from pagepool.errors import CorruptError, ExtentUnknownError
+from pagepool.extents import Frame, FrameHead, Role, check_extent, encode_frame
+from pagepool.extents.wire import (
+    EndRecord,
+    FailureRecord,
+    encode_end,
+    encode_failure,
+    encode_frame_head,
+)
+from pagepool_service.store.environment import Table
+from pagepool_service.store.schema import Location, u64
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterator, Sequence
+
+    from pagepool.image.treefile import TreeFile
+    from pagepool_service.store.environment import Reader
+    from pagepool_service.store.store import Store
+
+PIECE_SIZE = 1 << 20
+# Below this share of its plain bytes a frame is cut: docs/benchmarks.md, "Bytes that nobody asked for".
+CUT_BELOW = 0.5
+_LOOKED_UP_AT_ONCE = 1024
+# A set of all digests costs about 0.1 µs for each, a search 3 µs.
+_SEARCHES_PER_EXTENT = 32
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to send for a request.
+
+    Args:
+        frames: by id, what is wanted of each: (digest, place).
+        failures: wanted extents of which the place is not known.
+    """
+
+    frames: dict[int, list[tuple[bytes, Location]]] = field(default_factory=dict)
+    failures: list[FailureRecord] = field(default_factory=list)
+
+
+class Membership:
+    """Which extents belong to a tree, as fast as a request of a size needs it."""
+
+    def __init__(self, tree: TreeFile, expected: int) -> None:
+        self.has: Callable[[bytes], bool]
+        if expected * _SEARCHES_PER_EXTENT < tree.extent_count:
+            self.has = tree.has_extent
+        else:
+            self.has = _Members({digest for (digest,) in iter_unpack("32s", tree.extents)}).has
+
+    def check(self, wanted: Sequence[bytes]) -> None:
+        """Raise ExtentUnknownError for the first that does not belong to the tree."""
+        for digest in wanted:
+            if not self.has(digest):
+                raise ExtentUnknownError(digest.hex())
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    digests: Container[bytes]
+
+    def has(self, digest: bytes) -> bool:
+        return digest in self.digests
+
+
+@dataclass(slots=True)
+class Sent:
+    """What a stream was made of, so far: for measurements.
+
+    Args:
+        whole: frames sent as they are stored.
+        cut: frames made anew.
+        unasked: plain bytes that were not asked for.
+        bytes: of the stream.
+    """
+
+    whole: int = 0
+    cut: int = 0
+    unasked: int = 0
+    bytes: int = 0
+
+
+class ExtentStream:
+    """One answer. Iterate over it for its pieces; `close` is not needed.
+
+    Args:
+        wanted: digests, each once.
+        cut_below: see `CUT_BELOW`.
+
+    Raises:
+        ExtentUnknownError: one of them does not belong to the tree.
+    """
+
+    def __init__(self, store: Store, tree: TreeFile, wanted: Sequence[bytes], *, cut_below: float = CUT_BELOW) -> None:
+        self._store = store
+        self._members = Membership(tree, len(wanted))
+        self._members.check(wanted)
+        self._wanted = wanted
+        self._cut_below = cut_below
+        self._end = EndRecord()
+        self.sent = Sent()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The stream, in pieces of about `PIECE_SIZE`."""
+        plan = plan_frames(self._store, self._wanted)
+        if plan.failures:
+            yield self._count(b"".join(map(self._failure, plan.failures)))
+        frames = iter(sorted(plan.frames.items()))
+        while piece := self._piece(frames):
+            yield self._count(b"".join(piece))
+        yield self._count(encode_end(self._end))
+
+    def _count(self, piece: bytes) -> bytes:
+        self.sent.bytes += len(piece)
+        return piece
+
+    def _failure(self, record: FailureRecord) -> bytes:
+        self._end = self._end.with_failure()
+        return encode_failure(record)
+
+    def _piece(self, frames: Iterator[tuple[int, list[tuple[bytes, Location]]]]) -> list[bytes]:
+        """The next records; what they are cut out of is decompressed after the transaction."""
+        parts: list[bytes] = []
+        cuts: list[tuple[int, bytes, list[tuple[bytes, Location]]]] = []
+        size = 0
+        with self._store.env.read() as txn:
+            for number, wanted in frames:
+                try:
+                    payload = _payload(txn, number)
+                    if self._goes_whole(payload, number, wanted):
+                        parts += (encode_frame_head(len(payload)), bytes(payload))
+                    else:
+                        cuts.append((number, bytes(payload), wanted))
+                    size += len(payload)
+                except CorruptError as error:
+                    parts += self._failed(wanted, error)
+                if size >= PIECE_SIZE:
+                    break
+        for cut in cuts:
+            parts += self._cut(*cut)
+        return parts
+
+    def _goes_whole(self, payload: memoryview, number: int, wanted: Sequence[tuple[bytes, Location]]) -> bool:
+        head, _ = FrameHead.decode(payload, str(number))
+        asked = sum(place.length for _, place in wanted)
+        if asked < self._cut_below * head.plain_size:
+            return False
+        if not _lie_there(head, wanted) or not all(self._members.has(digest) for digest, _ in head.extents):
+            return False
+        self._end = self._end.with_frame(len(head.extents), head.plain_size)
+        self.sent.whole += 1
+        self.sent.unasked += head.plain_size - asked
+        return True
+
+    def _cut(self, number: int, payload: bytes, wanted: Sequence[tuple[bytes, Location]]) -> list[bytes]:
+        """A frame of the wanted extents alone; failures for those that cannot be had."""
+        try:
+            frame = Frame.decode(number, memoryview(payload))
+        except CorruptError as error:
+            return self._failed(wanted, error)
+        parts: list[bytes] = []
+        kept: list[tuple[bytes, memoryview]] = []
+        for digest, place in wanted:
+            try:
+                kept.append((digest, _extent(frame, digest, place)))
+            except CorruptError as error:
+                parts += self._failed([(digest, place)], error)
+        if kept:
+            made = encode_frame(kept, Role.FILES, compress=len(payload) < len(frame.plain))
+            self._end = self._end.with_frame(len(made.extents), made.plain_size)
+            self.sent.cut += 1
+            parts += (encode_frame_head(len(made.payload)), made.payload)
+        return parts
+
+    def _failed(self, wanted: Sequence[tuple[bytes, Any]], error: CorruptError) -> list[bytes]:
+        return [self._failure(FailureRecord(True, digest, str(error))) for digest, _ in wanted]
+
+
+def plan_frames(store: Store, wanted: Sequence[bytes]) -> Plan:
+    """Find out where extents lie. A transaction for every so many of them."""
+    plan = Plan()
+    digests = iter(wanted)
+    while some := list(islice(digests, _LOOKED_UP_AT_ONCE)):
+        with store.env.read() as txn:
+            for digest in some:
+                _look_up(store, txn, digest, plan)
+    return plan
+
+
+def read_extents(store: Store, wanted: Sequence[bytes]) -> Iterator[tuple[bytes, memoryview | CorruptError]]:
+    """The plain bytes of extents, compared with their names, in the order in which they are stored.
+
+    Yields:
+        (digest, its bytes), or (digest, why it cannot be had). The views stay valid.
+    """
+    plan = plan_frames(store, wanted)
+    for record in plan.failures:
+        yield record.digest, CorruptError("extent", record.digest.hex(), record.reason)
+    for number, some in sorted(plan.frames.items()):
+        try:
+            with store.env.read() as txn:
+                frame = store.extents.frame(txn, number)
+        except CorruptError as error:
+            yield from ((digest, error) for digest, _ in some)
+            continue
+        for digest, place in some:
+            try:
+                yield digest, _extent(frame, digest, place)
+            except CorruptError as error:
+                yield digest, error
+
+
+def _look_up(store: Store, txn: Reader, digest: bytes, plan: Plan) -> None:
+    try:
+        place = store.extents.find(txn, digest)
+    except CorruptError as error:
+        plan.failures.append(FailureRecord(True, digest, str(error)))
+        return
+    if place is None:
+        plan.failures.append(FailureRecord(False, digest, "it is referred to and not there"))
+    else:
+        plan.frames.setdefault(place.frame, []).append((digest, place))
+
+
+def _payload(txn: Reader, number: int) -> memoryview:
+    try:
+        payload = txn.get(Table.FRAMES, u64(number))
+    except CorruptError as error:
+        raise CorruptError("frame", str(number), error.reason) from error
+    if payload is None:
+        raise CorruptError("frame", str(number), "it is referred to and not there")
+    return payload
+
+
+def _lie_there(head: FrameHead, wanted: Sequence[tuple[bytes, Location]]) -> bool:
+    """Whether a frame's head and the index agree on each."""
+    sizes = dict(head.extents)
+    return all(sizes.get(digest) == place.length for digest, place in wanted)
+
+
+def _extent(frame: Frame, digest: bytes, place: Location) -> memoryview:
+    if frame.index.get(digest) != (place.offset, place.length):
+        raise CorruptError("extent", digest.hex(), f"its place in frame {place.frame} holds another")
+    data = frame.view[place.offset : place.offset + place.length]
+    check_extent(digest, data, f"frame {place.frame}")
+    return data
