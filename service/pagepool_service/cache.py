@@ -249,7 +249,8 @@ class ExtentCache:
 
     def _fill_claimed(self, pool: SharedPool, info: ObjectInfo, numbers: Sequence[int]) -> None:
         if info.extent_count == 1:
-            for number in numbers:
+            # Another thread may have been done with it before this one claimed it.
+            for number in numbers if self.view(info, 0, info.size) is None else ():
                 data = self._read(info, [number])[number]
                 if (file := pool.put(info.digest, data)) is not None:
                     self._keep(Held(info, file, None, self._tick))
@@ -260,6 +261,7 @@ class ExtentCache:
             held = self._keep(Held(info, None, partial, self._tick))
         if held.partial is None:
             return  # whole by now
+        held.tick = self._tick
         wanted = [number for number in numbers if not held.partial.has(number)]
         for number, data in self._read(info, wanted).items():
             held.partial.write(number, data)

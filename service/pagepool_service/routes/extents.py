@@ -121,6 +121,4 @@ class StreamResponse(Response):
         view = memoryview(piece)
         for start in range(0, len(piece), _PART):
             async with asyncio.timeout(self._timeout_s):
-                await send(
-                    {"type": "http.response.body", "body": bytes(view[start : start + _PART]), "more_body": True}
-                )
+                await send({"type": "http.response.body", "body": view[start : start + _PART], "more_body": True})

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from pagepool.digest import Digest
 from pagepool_service.routes.blobs import is_known
 from pagepool_service.routes.context import Service
-from pagepool_service.routes.described import BINARY, header, header_parameter, success
+from pagepool_service.routes.described import BINARY, failures, header, header_parameter, success
 from pagepool_service.routes.objects import TreeText, parse_tree
 from pagepool_service.routes.parameters import Repository
 
@@ -21,6 +21,7 @@ router = APIRouter()
     responses={
         200: success("The tree file.", {"ETag": header("The digest, quoted.")}, BINARY),
         304: success("The client has it."),
+        **failures(),
     },
 )
 async def get_tree_file(request: Request, service: Service, name: Repository, tree: TreeText) -> Response:
