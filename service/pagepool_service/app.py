@@ -31,6 +31,7 @@ from pagepool_service.routes import (
 from pagepool_service.routes.context import Context
 from pagepool_service.routes.streaming import Threads
 from pagepool_service.statistics import Statistics
+from pagepool_service.treecache import TreeCache
 from pagepool_service.treefiles import TreeFiles as TreeFilesOfStore
 from pagepool_service.trees import Trees
 from pagepool_service.uploadfiles import SessionLimit
@@ -62,7 +63,7 @@ def create_app(
     """
     merged = Trees(store)
     if treefiles is None:
-        treefiles = TreeFilesOfStore(store, merged, None if settings.read_only else settings.data / "trees")
+        treefiles = TreeFilesOfStore(store, merged, None if settings.read_only else TreeCache(settings.data / "trees"))
     cache = ExtentCache(store, None) if cache is None else cache
     executors = {name: ThreadPoolExecutor(count, thread_name_prefix=name) for name, count in _THREADS.items()}
 

@@ -1,57 +1,74 @@
-"""Tree files of images that are ready, and which repository has which: the authorisation of the routes below a tree.
+"""Trees of images that are ready, and which repository has which: the authorisation of the routes below a tree.
 
-A tree file is made when somebody asks for an image's tree, and kept in the data directory, where every worker finds it.
-Beside it lies, for each repository that asked, the digest of the manifest it came from; a repository has a tree as
-long as it has that manifest. All of it is a cache: files may vanish at any time (the oldest do, beyond `_MOST_FILES`),
-and come back when the image is asked for again. Nothing is durable; a name that exists is whole, because files are
-renamed into place, and each is compared with its digest when it is opened. In a read-only store files stay in memory.
+A tree is made when somebody asks for an image's tree, and kept in files that every worker finds (`treecache`), and the
+last ones in memory. With it is noted, for each repository that asked, the manifest it came from: a repository has a
+tree as long as it has such a manifest, and `_CHECKED_S` longer. A tree whose file was let go of is made again as long
+as that note is there; without it the image's tree has to be asked for once more.
 
 Thread-safe.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest, blake3_raw
-from pagepool.errors import CorruptError, DigestMismatchError, InvalidError, NotFoundError, TreeUnknownError
+from pagepool.errors import (
+    BusyError,
+    LayerInvalidError,
+    LimitError,
+    NotFoundError,
+    PendingError,
+    TreeUnknownError,
+)
 from pagepool.image import TreeFile, encode_tree
+from pagepool_service.images import resolve_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from pagepool_service.images import ImageView
     from pagepool_service.store.store import Store
+    from pagepool_service.treecache import TreeCache
     from pagepool_service.trees import Trees
 
-_MOST_FILES = 256
-_MOST_OPEN = 16
+_MOST_OPEN = 64
+_MOST_OPEN_BYTES = 64 << 20
 _MOST_LINKS = 4096
-_CHECKED_S = 1.0  # how long a repository keeps a tree after its manifest is gone
+_CHECKED_S = 1.0
+_MOST_WAITING = 8  # threads that wait for trees to be made again; they are those that also serve blobs
 
 
 class TreeFiles:
-    """The tree files of one store.
+    """The trees of one store.
 
     Args:
         trees: merges them.
-        directory: for the files; None to keep them in memory.
+        cache: files that the workers share; None to keep the last ones in memory only.
     """
 
-    def __init__(self, store: Store, trees: Trees, directory: Path | None) -> None:
+    def __init__(self, store: Store, trees: Trees, cache: TreeCache | None) -> None:
         self._store = store
         self._trees = trees
-        self._directory = directory
+        self._cache = cache
         self._lock = threading.Lock()
         self._open: OrderedDict[bytes, TreeFile] = OrderedDict()
         self._made: OrderedDict[Digest, bytes] = OrderedDict()  # manifest -> tree
-        self._links: OrderedDict[tuple[str, bytes], tuple[Digest, float]] = OrderedDict()
+        self._links: OrderedDict[tuple[str, bytes], tuple[Digest, float]] = OrderedDict()  # -> manifest, until when
+        self._waiting = threading.Semaphore(_MOST_WAITING)
+
+    def known(self, name: str, view: ImageView) -> TreeFile | None:
+        """The tree of an image if it was made before; else None. Reads one file at most."""
+        tree = self._made.get(view.digest)
+        if tree is None and self._cache is not None:
+            tree = self._cache.tree_of(view.digest)
+        found = None if tree is None else self._find(tree)
+        if found is not None:
+            self._note(name, found.digest, view.digest)
+        return found
 
     def build(self, name: str, view: ImageView) -> TreeFile:
         """The tree of an image, made if it has to be. Blocks for as long as merging takes.
@@ -63,35 +80,41 @@ class TreeFiles:
             PendingError, LayerInvalidError, LimitError: as `Trees.tree`.
             CorruptError: what it is made of is damaged.
         """
-        made = self._made.get(view.digest)
-        found = None if made is None else self._take(made)
+        found = self.known(name, view)
+        if found is not None:
+            return found
+        raw = encode_tree(self._trees.tree(view), self._runs)
+        digest = blake3_raw(raw)
+        found = self._find(digest)
         if found is None:
-            raw = encode_tree(self._trees.tree(view), self._runs)
-            digest = blake3_raw(raw)
-            found = self._take(digest) or self._keep(digest, self._publish(digest, raw))
-        with self._lock:
-            self._made[view.digest] = found.digest
-            while len(self._made) > _MOST_LINKS:
-                self._made.popitem(last=False)
-        self._link(name, found.digest, view.digest)
+            found = self._keep(TreeFile(raw, digest))
+            if self._cache is not None:
+                self._cache.keep(digest, raw)
+        if self._cache is not None:
+            self._cache.note_tree(view.digest, digest)
+        self._note(name, digest, view.digest)
         return found
 
     def resolve(self, name: str, tree: bytes, /) -> TreeFile:
         """The tree of that digest. Blocks.
 
         Raises:
-            TreeUnknownError: it is none of this repository's, whether it is another's or nobody's, or was let go of.
+            TreeUnknownError: it is none of this repository's, whether it is another's or nobody's, or it is not known
+                to be any more.
+            BusyError: it has to be made again, and too many are waiting for that already.
+            CorruptError: what it is made of is damaged.
         """
-        manifest = self._linked(name, tree)
-        found = None
-        if manifest is not None and self._has(name, manifest):
-            found = self._take(tree) or self._load(tree)
-        if manifest is None or found is None:
-            self._links.pop((name, tree), None)
-            raise TreeUnknownError(Digest("blake3", tree))
+        for manifest in self._manifests(name, tree):
+            if not self._has(name, manifest):
+                continue
+            found = self._find(tree) or self._remake(name, tree, manifest)
+            if found is not None:
+                with self._lock:
+                    self._remember(name, tree, manifest)
+                return found
         with self._lock:
-            self._remember(name, tree, manifest)
-        return found
+            self._links.pop((name, tree), None)
+        raise TreeUnknownError(Digest("blake3", tree))
 
     def warm(self, name: str, tree: bytes, /) -> TreeFile | None:
         """The same if it was resolved a moment ago, else None. Takes microseconds."""
@@ -111,85 +134,58 @@ class TreeFiles:
             return False
         return True
 
-    def _take(self, digest: bytes) -> TreeFile | None:
-        with self._lock:
-            found = self._open.get(digest)
-            if found is not None:
-                self._open.move_to_end(digest)
-            return found
+    def _manifests(self, name: str, tree: bytes) -> list[Digest]:
+        """Through which a repository had a tree."""
+        link = self._links.get((name, tree))
+        found = [] if link is None else [link[0]]
+        if link is None or not self._has(name, link[0]):
+            found += [] if self._cache is None else self._cache.manifests(name, tree)
+        return found
 
-    def _keep(self, digest: bytes, tree: TreeFile) -> TreeFile:
+    def _remake(self, name: str, tree: bytes, manifest: Digest) -> TreeFile | None:
+        """A tree whose file is gone; None if this image does not become it, or cannot be merged any more."""
+        if not self._waiting.acquire(blocking=False):
+            raise BusyError("too many trees are being merged; try again")
+        try:
+            built = self.build(name, resolve_image(self._store, name, manifest))
+        except PendingError as error:
+            raise BusyError(f"a layer of {manifest} is being read; try again") from error
+        except (NotFoundError, LayerInvalidError, LimitError):
+            return None
+        finally:
+            self._waiting.release()
+        return built if built.digest == tree else None
+
+    def _find(self, tree: bytes) -> TreeFile | None:
+        """One that is open, or in a file."""
         with self._lock:
-            self._open[digest] = tree
-            while len(self._open) > _MOST_OPEN:
-                self._open.popitem(last=False)
+            found = self._open.get(tree)
+            if found is not None:
+                self._open.move_to_end(tree)
+                return found
+        loaded = None if self._cache is None else self._cache.load(tree)
+        return None if loaded is None else self._keep(loaded)
+
+    def _keep(self, tree: TreeFile) -> TreeFile:
+        with self._lock:
+            self._open[tree.digest] = tree
+            size = sum(len(kept.raw) for kept in self._open.values())
+            while len(self._open) > 1 and (len(self._open) > _MOST_OPEN or size > _MOST_OPEN_BYTES):
+                size -= len(self._open.popitem(last=False)[1].raw)
         return tree
+
+    def _note(self, name: str, tree: bytes, manifest: Digest) -> None:
+        """Remember whose a tree is, and what it came from."""
+        with self._lock:
+            self._made[manifest] = tree
+            while len(self._made) > _MOST_LINKS:
+                self._made.popitem(last=False)
+            self._remember(name, tree, manifest)
+        if self._cache is not None:
+            self._cache.link(name, tree, manifest)
 
     def _remember(self, name: str, tree: bytes, manifest: Digest) -> None:
         self._links[name, tree] = manifest, time.monotonic() + _CHECKED_S
         self._links.move_to_end((name, tree))
         while len(self._links) > _MOST_LINKS:
             self._links.popitem(last=False)
-
-    # -- files -----------------------------------------------------------------------------------------------
-
-    def _link(self, name: str, tree: bytes, manifest: Digest) -> None:
-        with self._lock:
-            self._remember(name, tree, manifest)
-        if self._directory is not None:
-            _write(self._link_path(self._directory, name, tree), str(manifest).encode())
-
-    def _linked(self, name: str, tree: bytes) -> Digest | None:
-        link = self._links.get((name, tree))
-        if link is not None:
-            return link[0]
-        if self._directory is None:
-            return None
-        try:
-            return Digest.parse(self._link_path(self._directory, name, tree).read_text("ascii"))
-        except (OSError, UnicodeDecodeError, InvalidError):
-            return None
-
-    def _link_path(self, directory: Path, name: str, tree: bytes) -> Path:
-        return directory / f"{tree.hex()}-{blake3_raw(name.encode()).hex()}"
-
-    def _publish(self, digest: bytes, raw: bytes) -> TreeFile:
-        if self._directory is None or not _write(self._directory / digest.hex(), raw):
-            return TreeFile(raw, digest)
-        _drop_oldest(self._directory)
-        return self._load(digest) or TreeFile(raw, digest)
-
-    def _load(self, digest: bytes) -> TreeFile | None:
-        if self._directory is None:
-            return None
-        path = self._directory / digest.hex()
-        try:
-            # Not mapped: what happens to the file afterwards must not reach a client, or end this process.
-            return self._keep(digest, TreeFile(path.read_bytes(), digest))
-        except FileNotFoundError:
-            return None
-        except (CorruptError, DigestMismatchError):
-            path.unlink(missing_ok=True)  # it is made again
-            return None
-
-
-def _write(path: Path, data: bytes) -> bool:
-    """Put a file into place, whole. Returns False where that cannot be done: it is a cache."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.rename(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        return False
-    return True
-
-
-def _drop_oldest(directory: Path) -> None:
-    """Remove the oldest files beyond the most that are kept. Who has one open keeps it."""
-    with contextlib.suppress(OSError):  # another worker is at it
-        files = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for path in files[: max(0, len(files) - 2 * _MOST_FILES)]:
-            path.unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 ``tars/NAME.tar`` are layers that real writers made, ``tars/NAME.txt`` what is in them, a line a member.
 ``tars/should-fail-NAME.tar`` are layers that must not be mounted, ``tars/should-fail.txt`` the reason for each.
-``recipe-v1.chunk`` and ``recipe-v1.txt`` are an encoded recipe chunk of version 1 and its operations.
+``recipe-v1.chunk`` and ``recipe-v1.txt`` are an encoded recipe chunk of version 1 and its operations,
+``tree-v1.tree`` and ``tree-v1.txt`` a tree file of version 1 and its records.
 
 Needs GNU tar and bsdtar, and a file system with sparse files and user xattrs. From the top of the repository::
 
@@ -16,11 +17,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from pagepool.image import RecipeWriter, decode_chunk
+from pagepool.image import RecipeWriter, decode_chunk, encode_tree
 from tests.image.harness import END, make_extension, make_file, make_header, make_pax
 from tests.image.test_golden import GOLDEN, describe_member, describe_op, reason_of, split
 from tests.image.test_layer import PROBLEMS
 from tests.image.test_sparse import make_01, make_10, make_old_gnu
+from tests.image.test_treefile import runs_of
+from tests.image.test_treefile_golden import golden_tree, read_by_the_page
 
 GNU = ["tar", "--sort=name", "--owner=me:1000", "--group=us:100", "--blocking-factor=1", "-c", "-f", "-"]
 BSD = ["bsdtar", "--uid=1000", "--uname=me", "--gid=100", "--gname=us", "-b", "1", "-c", "-f", "-"]
@@ -113,7 +116,15 @@ def make_recipe() -> None:
     (GOLDEN / "recipe-v1.txt").write_text("".join(describe_op(op) for op in decode_chunk(chunk.payload)))
 
 
+def make_tree_file() -> None:
+    """A tree with every kind of node, and what it says."""
+    raw = encode_tree(golden_tree(), runs_of)
+    (GOLDEN / "tree-v1.tree").write_bytes(raw)
+    (GOLDEN / "tree-v1.txt").write_text(read_by_the_page(raw))
+
+
 if __name__ == "__main__":
     make_tars()
     make_failures()
     make_recipe()
+    make_tree_file()

@@ -66,6 +66,10 @@ class FixedTrees:
         """A repository gets a tree."""
         self.trees[name, tree.digest] = tree
 
+    def known(self, name: str, view: ImageView) -> TreeFile | None:
+        """Not asked for: a test adds what there is."""
+        raise TreeUnknownError(f"{name}@{view.digest}")
+
     def build(self, name: str, view: ImageView) -> TreeFile:
         """Not asked for: a test adds what there is."""
         raise TreeUnknownError(f"{name}@{view.digest}")

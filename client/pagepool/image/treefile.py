@@ -1,8 +1,9 @@
 """A merged tree as one file, mapped and read where it lies: a look-up touches a few records, none is decoded ahead.
 
 Owns the reader of docs/format/tree.md; `treeencode` writes it. The file's BLAKE3 is the tree's digest: whoever has
-verified it may trust what it says. Out of other bytes come wrong answers or CorruptError, no other error. Immutable;
-any number of threads may read. Views that were handed out keep the buffer alive.
+verified it may trust what it says. Out of other bytes come wrong answers or CorruptError, no other error, and no way
+down through directories is endless. Immutable; any number of threads may read. Views that were handed out keep the
+buffer alive.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ OBJECT: Final = struct.Struct("<32sQII")
 RUN: Final = struct.Struct("<II")
 XATTR: Final = struct.Struct("<HI")
 U32: Final = struct.Struct("<I")
+U64: Final = struct.Struct("<Q")
 DIGEST_SIZE: Final = 32
 KINDS: Final = (Kind.DIRECTORY, Kind.REGULAR, Kind.SYMLINK, Kind.CHAR, Kind.BLOCK, Kind.FIFO)
 """By their code in a node record."""
@@ -137,8 +139,9 @@ class TreeFile:
         return cls(mapped, digest)
 
     def close(self) -> None:
-        """Let go of the buffer, which is unmapped once nobody uses a view of it."""
+        """Let go of the buffer, which is unmapped once nobody uses a view of it. Questions end in CorruptError then."""
         self._data = memoryview(b"")
+        self.node_count = self.object_count = self.extent_count = 0
 
     @cached_property
     def digest(self) -> bytes:
@@ -159,6 +162,8 @@ class TreeFile:
         code, mode, nlink, uid, gid, seconds, ns, _, size, first, second, _ = self._node(number)
         kind = KINDS[code]
         device = kind in (Kind.CHAR, Kind.BLOCK)
+        if kind is Kind.REGULAR:
+            self._check_content(number, size, first)
         return TreeNode(
             number,
             kind,
@@ -211,7 +216,7 @@ class TreeFile:
         place = bisect_left(range(first, first + count), name, key=self._entry_name)
         if place == count:
             return 0
-        found, number = self._entry(first + place)
+        found, number = self._entry(directory, first + place)
         return number if found == name else 0
 
     def entries(self, directory: int) -> Iterator[tuple[bytes, int]]:
@@ -222,7 +227,7 @@ class TreeFile:
         """
         first, count = self._entries_of(directory)
         for place in range(first, first + count):
-            yield self._entry(place)
+            yield self._entry(directory, place)
 
     def parent(self, directory: int) -> int:
         """The number of the directory that a directory is in; the root's is itself.
@@ -239,7 +244,7 @@ class TreeFile:
             CorruptError: there is none, or its record cannot be right.
         """
         if not 0 <= index < self.object_count:
-            raise self._corrupt(f"there is no object {index}")
+            raise self._corrupt(f"there is no object {index}" if self._data else "it was closed")
         digest, size, first, count = OBJECT.unpack_from(self._data, self._objects_at + index * OBJECT.size)
         if not count:
             if not 0 < size <= EXTENT_SIZE:
@@ -250,7 +255,7 @@ class TreeFile:
         start = self._runs_at + first * RUN.size
         pairs = RUN.iter_unpack(self._data[start : start + count * RUN.size])
         runs = tuple((repeat, self._extent(number)) for repeat, number in pairs)
-        if sum(repeat for repeat, _ in runs) != -(-size // EXTENT_SIZE):
+        if size <= EXTENT_SIZE or sum(repeat for repeat, _ in runs) != -(-size // EXTENT_SIZE):
             raise self._corrupt(f"the extents of object {digest.hex()} contradict its size, {size}")
         return ObjectInfo(digest, size, runs)
 
@@ -294,7 +299,7 @@ class TreeFile:
 
     def _node(self, number: int) -> tuple[int, ...]:
         if not 0 < number <= self.node_count:
-            raise self._corrupt(f"there is no node {number}")
+            raise self._corrupt(f"there is no node {number}" if self._data else "it was closed")
         record = NODE.unpack_from(self._data, self._nodes_at + (number - 1) * NODE.size)
         if record[0] >= len(KINDS):
             raise self._corrupt(f"node {number} is of kind {record[0]}")
@@ -309,11 +314,25 @@ class TreeFile:
             raise self._corrupt(f"the entries of node {directory} are not there")
         return first, count
 
-    def _entry(self, place: int) -> tuple[bytes, int]:
+    def _entry(self, directory: int, place: int) -> tuple[bytes, int]:
         offset, number, size = ENTRY.unpack_from(self._data, self._entries_at + place * ENTRY.size)
-        if not 0 < number <= self.node_count:
+        # Only a hard link leads back: a directory is numbered after the one it is in.
+        if number <= directory and KINDS[self._node(number)[0]] is Kind.DIRECTORY:
+            raise self._corrupt(f"node {directory} has node {number} below it, a directory that comes before it")
+        if number > self.node_count:
             raise self._corrupt(f"entry {place} names node {number}")
         return self._string(offset, size), number
+
+    def _check_content(self, number: int, size: int, place: int) -> None:
+        """Raise unless a regular file's object is there, and of its size."""
+        if not place:
+            found = 0
+        elif place <= self.object_count:
+            (found,) = U64.unpack_from(self._data, self._objects_at + (place - 1) * OBJECT.size + DIGEST_SIZE)
+        else:
+            found = -1
+        if found != size:
+            raise self._corrupt(f"node {number} has {size} bytes, and its content is not there or of another size")
 
     def _entry_name(self, place: int) -> bytes:
         offset, _, size = ENTRY.unpack_from(self._data, self._entries_at + place * ENTRY.size)

@@ -196,9 +196,9 @@ class ServiceClient:
             PendingError: its layers are still being read.
         """
         params = (("path", path), ("recursive", "true" if recursive else "false"))
-        url, about = f"{_image_url(name, reference)}/files", Subject(PathUnknownError, path, name)
+        url, about = f"{image_url(name, reference)}/files", Subject(PathUnknownError, path, name)
         for entry in self._list(url, about, params, "entries", _after_entry):
-            yield _file_entry(Object(entry, "entries", _complain))
+            yield _file_entry(Object(entry, "entries", answer_error))
 
     def stats(self) -> Mapping[str, Any]:
         """Sizes, as the service counts them: ``total``, and ``images`` one by one."""
@@ -253,7 +253,7 @@ class ServiceClient:
             seen.add(mark)
 
     def _object(self, response: httpx.Response) -> Object:
-        return load_object(response.content, "answer", _complain)
+        return load_object(response.content, "answer", answer_error)
 
 
 def platform_text(value: object) -> str:
@@ -264,17 +264,19 @@ def platform_text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _complain(path: str, reason: str) -> PagepoolError:
+def answer_error(path: str, reason: str) -> PagepoolError:
+    """The error for an answer of the service that cannot be used."""
     return ResponseError(200, "", f"its answer cannot be used: {path} {reason}")
 
 
-def _image_url(name: str, reference: str) -> str:
+def image_url(name: str, reference: str) -> str:
+    """Where an image is on the service."""
     return f"/v1/{name}/images/{quote(reference, safe=':')}"
 
 
 def _image_call(name: str, reference: str) -> Call:
     about = Subject(ManifestUnknownError, f"{name}{'@' if ':' in reference else ':'}{reference}", name)
-    return Call("GET", _image_url(name, reference), about, expect=(200, 202))
+    return Call("GET", image_url(name, reference), about, expect=(200, 202))
 
 
 def _after_image(page: Object) -> tuple[str, str] | None:

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 class TreeFiles(Protocol):
     """Says which trees a repository has: the authorisation of every route below a tree."""
 
+    def known(self, name: str, view: ImageView) -> TreeFile | None:
+        """The tree of an image of a repository, if it was made before."""
+        ...
+
     def build(self, name: str, view: ImageView) -> TreeFile:
-        """The tree of an image of a repository. Blocks."""
+        """The tree of an image of a repository. Blocks while it is made."""
         ...
 
     def resolve(self, name: str, tree: bytes, /) -> TreeFile:

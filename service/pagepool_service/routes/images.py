@@ -20,7 +20,7 @@ from pagepool_service.routes.parameters import Last, Limit, Reference, Repositor
 from pagepool_service.trees import list_files
 
 if TYPE_CHECKING:
-    from pagepool.image import Tree
+    from pagepool.image import Tree, TreeFile
     from pagepool_service.images import ImageView
 
 router = APIRouter()
@@ -44,6 +44,21 @@ _IMAGE = json_object(
 _IMAGES = json_object(("images",), images={"type": "array", "items": {"type": "object"}}, next=_TEXT)
 _FILES = json_object(("entries",), entries={"type": "array", "items": {"type": "object"}}, next=_TEXT)
 
+_COUNT = {"type": "integer", "minimum": 0}
+_TREE = json_object(
+    image={**_TEXT, "description": "Digest of the manifest."},
+    tree={**_TEXT, "description": "BLAKE3 of the tree file."},
+    size={**_COUNT, "description": "Bytes of the tree file."},
+    nodes={**_COUNT, "description": "Files, directories and others; hard links once."},
+    objects={**_COUNT, "description": "Distinct contents of files."},
+    object_bytes=_COUNT,
+    cache={
+        "type": ["object", "null"],
+        "description": "The pool that the service reads objects from, for clients on the same machine.",
+        "properties": {"id": _TEXT, "path": _TEXT},
+    },
+)
+
 _IMAGE_ANSWERS: Responses = {
     **failures(500),
     200: success("The image; ready or unmountable.", content=_IMAGE),
@@ -57,7 +72,7 @@ _FILES_ANSWERS: Responses = {
 }
 _TREE_ANSWERS: Responses = {
     **failures(413, 422, 500),
-    200: success("Its tree.", content=json_object(("tree", "size"), tree=_TEXT, size={"type": "integer"}, image=_TEXT)),
+    200: success("Its tree.", content=_TREE),
     202: _FILES_ANSWERS[202],
 }
 _STATS_ANSWERS: Responses = {200: success("Sizes.", content=json_object(total={"type": "object"})), **failures()}
@@ -108,20 +123,15 @@ async def get_tree(
     """Name the merged tree of an image that is ready, for the routes below ``trees``."""
     wanted = None if platform is None else Platform.parse(platform)
 
-    def build() -> dict[str, Any]:
+    def look() -> tuple[ImageView, TreeFile | None]:
         view = resolve_image(service.store, name, reference, wanted)
-        tree = service.treefiles.build(name, view)
-        return {
-            "image": str(view.digest),
-            "tree": str(Digest("blake3", tree.digest)),
-            "size": len(tree.raw),
-            "nodes": tree.node_count,
-            "objects": tree.object_count,
-            "object_bytes": tree.object_bytes,
-        }
+        return view, service.treefiles.known(name, view)
 
     try:
-        return JSONResponse(await service.merging.run(build))
+        view, tree = await service.threads.run(look)
+        if tree is None:
+            tree = await service.merging.run(service.treefiles.build, name, view)
+        return JSONResponse(_describe_tree(service, view, tree))
     except PendingError as error:
         return JSONResponse({"waiting": list(error.waiting)}, 202, {"Retry-After": "1"})
 
@@ -173,6 +183,19 @@ async def get_files(
         return JSONResponse(await service.threads.run(list_page, tree))
     except PendingError as error:
         return JSONResponse({"waiting": list(error.waiting)}, 202, {"Retry-After": "1"})
+
+
+def _describe_tree(service: Context, view: ImageView, tree: TreeFile) -> dict[str, Any]:
+    pool = service.cache.pool
+    return {
+        "image": str(view.digest),
+        "tree": str(Digest("blake3", tree.digest)),
+        "size": len(tree.raw),
+        "nodes": tree.node_count,
+        "objects": tree.object_count,
+        "object_bytes": tree.object_bytes,
+        "cache": None if pool is None else {"id": pool.id, "path": str(pool.path)},
+    }
 
 
 def _list_images(service: Context, limit: int, last: tuple[str, str] | None) -> tuple[bytes, str]:

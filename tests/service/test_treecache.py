@@ -1,0 +1,182 @@
+"""Files about trees: a cache that forgets, and never tells anything wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pagepool.digest import Digest, blake3_raw
+from pagepool.image import Kind, Node, Tree, encode_tree
+from pagepool_service import treecache
+from pagepool_service.treecache import TreeCache
+
+_ROOT = Path(__file__).parents[2]
+
+
+def make_tree(number: int, size: int = 0) -> tuple[bytes, bytes]:
+    """Digest and file of a tree; of about so many bytes."""
+    root = Node(Kind.DIRECTORY, 0o755, uid=number, children={}, xattrs={b"user.x": bytes(size)})
+    raw = encode_tree(Tree(root), lambda _digest, _size: [])
+    return blake3_raw(raw), raw
+
+
+def manifest(number: int) -> Digest:
+    return Digest.of(b"%d" % number)
+
+
+def test_trees_come_back(tmp_path: Path) -> None:
+    """As they were put in, for another cache over the same directory, too."""
+    digest, raw = make_tree(1)
+    TreeCache(tmp_path / "trees").keep(digest, raw)
+    found = TreeCache(tmp_path / "trees").load(digest)
+    assert found is not None
+    assert (found.digest, bytes(found.raw)) == (digest, raw)
+    assert TreeCache(tmp_path / "trees").load(make_tree(2)[0]) is None
+    assert TreeCache(tmp_path / "nowhere").load(digest) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "emptied"])
+def test_damage_is_gone(tmp_path: Path, damage: str) -> None:
+    """A file that is not what its name says is removed, so that it is made again."""
+    cache = TreeCache(tmp_path)
+    digest, raw = make_tree(1)
+    cache.keep(digest, raw)
+    path = tmp_path / digest.hex()
+    path.write_bytes({"cut": raw[:-1], "changed": bytes([raw[0] ^ 1]) + raw[1:], "emptied": b""}[damage])
+    assert cache.load(digest) is None
+    assert not path.exists()
+    cache.keep(digest, raw)
+    assert cache.load(digest) is not None
+
+
+def test_the_least_recently_used_go(tmp_path: Path) -> None:
+    """Within the budget, and never the one that was just put in; what is too large is not kept at all."""
+    trees = [make_tree(number, 1000) for number in range(5)]
+    size = len(trees[0][1])
+    cache = TreeCache(tmp_path, 3 * size)
+    for age, (digest, raw) in enumerate(trees[:3]):
+        cache.keep(digest, raw)
+        os.utime(tmp_path / digest.hex(), ns=(0, 10**9 * age))
+    assert cache.load(trees[0][0]) is not None  # used: it is the youngest now
+    cache.keep(*trees[3])
+    assert [cache.load(digest) is not None for digest, _ in trees] == [True, False, True, True, False]
+    cache.keep(*make_tree(9, 5000))
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 3 * size
+
+
+def test_links(tmp_path: Path) -> None:
+    """A repository has a tree through the manifests that were noted, the last one first, and no other has it."""
+    cache = TreeCache(tmp_path)
+    tree = make_tree(1)[0]
+    for number in (1, 2, 1, 3):
+        cache.link("team/app", tree, manifest(number))
+    assert cache.manifests("team/app", tree) == [manifest(3), manifest(2), manifest(1)]
+    assert cache.manifests("team/other", tree) == []
+    assert cache.manifests("team/app", make_tree(2)[0]) == []
+
+
+def test_links_do_not_grow_without_end(tmp_path: Path) -> None:
+    """The last ones are kept."""
+    cache = TreeCache(tmp_path)
+    tree = make_tree(1)[0]
+    for number in range(200):
+        cache.link("app", tree, manifest(number))
+        assert cache.manifests("app", tree)[0] == manifest(number)
+    assert 10 <= len(cache.manifests("app", tree)) <= 32
+
+
+def test_torn_links(tmp_path: Path) -> None:
+    """A line that was cut short, or is not one, is passed over."""
+    cache = TreeCache(tmp_path)
+    tree = make_tree(1)[0]
+    cache.link("app", tree, manifest(1))
+    (path,) = (tmp_path / "links").iterdir()
+    path.write_bytes(b"\xff\0\n" + path.read_bytes() + f"{manifest(2)}"[:-5].encode() + b"\n")
+    assert cache.manifests("app", tree) == [manifest(1)]
+
+
+def test_which_tree_an_image_has(tmp_path: Path) -> None:
+    """Noted once; nonsense is no tree."""
+    cache = TreeCache(tmp_path)
+    cache.note_tree(manifest(1), make_tree(1)[0])
+    assert cache.tree_of(manifest(1)) == make_tree(1)[0]
+    assert cache.tree_of(manifest(2)) is None
+    (path,) = (tmp_path / "images").iterdir()
+    path.write_text("no hex")
+    assert cache.tree_of(manifest(1)) is None
+
+
+def test_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of links and images are halved once they are too many."""
+    monkeypatch.setattr(treecache, "_MOST_NOTES", 20)
+    cache = TreeCache(tmp_path)
+    for number in range(100):
+        cache.note_tree(manifest(number), bytes(32))
+        cache.link(f"app{number}", bytes(32), manifest(number))
+        assert cache.tree_of(manifest(number)) == bytes(32)
+    assert len(list((tmp_path / "images").iterdir())) <= 20
+    assert len(list((tmp_path / "links").iterdir())) <= 20
+
+
+def test_temporary_files_of_a_crash(tmp_path: Path) -> None:
+    """They go after a while; one that is being written stays."""
+    old, young = tmp_path / ".old", tmp_path / ".young"
+    old.touch()
+    young.touch()
+    os.utime(old, (0, 0))
+    TreeCache(tmp_path).keep(*make_tree(1))
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
+    """Nothing is kept, and nothing fails."""
+    (tmp_path / "file").touch()
+    cache = TreeCache(tmp_path / "file")
+    digest, raw = make_tree(1)
+    cache.keep(digest, raw)
+    cache.link("app", digest, manifest(1))
+    cache.note_tree(manifest(1), digest)
+    assert (cache.load(digest), cache.tree_of(manifest(1)), cache.manifests("app", digest)) == (None, None, [])
+
+
+_WORKER = """
+import random, sys
+from pathlib import Path
+from pagepool.image.treefile import TreeFile
+from pagepool_service.treecache import TreeCache
+from tests.service.test_treecache import make_tree
+
+chance = random.Random(int(sys.argv[2]))
+trees = [make_tree(number, 2000) for number in range(12)]
+cache = TreeCache(Path(sys.argv[1]), 4 * len(trees[0][1]))
+held = []
+for _ in range(300):
+    digest, raw = chance.choice(trees)
+    found = cache.load(digest)
+    if found is None:
+        cache.keep(digest, raw)
+    else:
+        held.append((raw, found))
+assert held
+assert all(bytes(found.raw) == raw for raw, found in held)
+"""
+
+
+def test_several_processes(tmp_path: Path) -> None:
+    """Under a budget that makes them remove each other's files, each gets what it asks for, or nothing."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    paths = os.pathsep.join(str(_ROOT / name) for name in ("client", "service", "."))
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(tmp_path), str(seed + number)], env={**os.environ, "PYTHONPATH": paths}
+        )
+        for number in range(3)
+    ]
+    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
