@@ -339,3 +339,33 @@ def test_format_by_path(tmp_path: Path) -> None:
     assert choose_format(tmp_path / "x.tar") == "oci-archive"
     assert choose_format(tmp_path / "dir.tar") == "oci"
     assert choose_format(tmp_path / "x") == "oci"
+
+
+class Slow:
+    """A blob of which a byte comes now and then: longer than the test lasts, unless nobody reads any more."""
+
+    def read(self, _size: int = -1, /) -> bytes:
+        threading.Event().wait(0.01)
+        return bytes(1)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def test_ctrl_c_between_two_starts_stops_what_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thread moves a blob already when the interrupt comes; it must not go on, nor leave anything."""
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    sample = simple(1)
+    monkeypatch.setattr(sample, "open_blob", lambda _: Slow())
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _write(sample, tmp_path / "out")
+    assert [thread.is_alive() for thread in started] == [False]
+    assert list(tmp_path.iterdir()) == []

@@ -178,22 +178,26 @@ class _Movers:
     def run(self, jobs: int) -> None:
         """Move everything; raise the first failure."""
         threads = [threading.Thread(target=self._loop, daemon=True) for _ in range(min(jobs, self._count))]
-        for thread in threads:
-            self._work.put(None)
-            thread.start()
         try:
+            # Ctrl-C may come between two starts, too: those that move already must not go on behind the caller's back.
+            for thread in threads:
+                self._work.put(None)
+                thread.start()
             for _ in threads:
                 if error := self._ended.get():
                     raise error
         except BaseException:
             self._stop.set()
             for thread in threads:
-                thread.join(_STOP_WAIT_S)
+                if thread.ident is not None:
+                    thread.join(_STOP_WAIT_S)
             raise
 
     def _loop(self) -> None:
         try:
             while (blob := self._work.get()) is not None:
+                if self._stop.is_set():
+                    raise _Stopped
                 self._move(blob)
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits, which raises it
             self._ended.put(error)

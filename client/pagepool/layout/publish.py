@@ -17,6 +17,8 @@ from typing import BinaryIO
 
 from pagepool.errors import StoreFullError
 
+_MOST_REMOVALS = 8
+
 
 @contextmanager
 def published(path: Path) -> Iterator[BinaryIO]:
@@ -63,7 +65,11 @@ def make_stage(path: Path) -> Path:
 
 def drop_stage(stage: Path) -> None:
     """Remove a directory made by `make_stage`, if it is still there."""
-    shutil.rmtree(stage, ignore_errors=True)
+    # Whoever was told to stop may still make a file in it, once.
+    for _ in range(_MOST_REMOVALS):
+        shutil.rmtree(stage, ignore_errors=True)
+        if not stage.exists():
+            return
 
 
 def sync_directory(path: Path) -> None:
