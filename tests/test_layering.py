@@ -151,6 +151,12 @@ RULES = (
         ("pagepool.image.tree", "from pagepool.layout import open_source\n"),
     ),
     Rule(
+        "vfs stands on image",
+        "an image and an overlay are file systems for whoever shows files: mounts, fsspec, commands stand on it",
+        _only("pagepool.vfs", "pagepool.image", "pagepool.extents", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.vfs.remote", "from pagepool.transport import Session\n"),
+    ),
+    Rule(
         "layout knows files, not the network",
         "registries and files are two ends of one interface, which layout defines and transport implements",
         _only("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),

@@ -37,6 +37,8 @@ class Kind(enum.Enum):
     BLOCK = "block"
     DIRECTORY = "directory"
     FIFO = "fifo"
+    SOCKET = "socket"
+    """Only in overlays: no tar has it."""
 
 
 class Member(NamedTuple):

@@ -179,6 +179,14 @@ class TreeFile:
             self._string(first, second) if kind is Kind.SYMLINK else b"",
         )
 
+    def kind(self, number: int) -> Kind:
+        """What an inode is.
+
+        Raises:
+            CorruptError: as `node`.
+        """
+        return KINDS[self._node(number)[0]]
+
     def xattrs(self, number: int) -> Mapping[bytes, bytes]:
         """The extended attributes of an inode.
 

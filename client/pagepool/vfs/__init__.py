@@ -1,0 +1,37 @@
+"""File-system semantics: inodes, paths confined to the root, files; read-only images and writable overlays alike."""
+
+from pagepool.vfs.interface import (
+    PAGE_SIZE,
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    ROOT,
+    XATTR_CREATE,
+    XATTR_REPLACE,
+    Attributes,
+    Changes,
+    Content,
+    Entry,
+    FileSystem,
+    Usage,
+    WritableFileSystem,
+    fail,
+)
+from pagepool.vfs.treefs import TreeFileSystem
+
+__all__ = [
+    "ROOT",
+    "PAGE_SIZE",
+    "RENAME_NOREPLACE",
+    "RENAME_EXCHANGE",
+    "XATTR_CREATE",
+    "XATTR_REPLACE",
+    "Attributes",
+    "Changes",
+    "Content",
+    "Entry",
+    "FileSystem",
+    "TreeFileSystem",
+    "Usage",
+    "WritableFileSystem",
+    "fail",
+]
