@@ -28,6 +28,10 @@ class MemoryContent:
         """See `Content`."""
         return self._views[index][start:end]
 
+    def whole(self, index: int) -> memoryview:
+        """See `Content`."""
+        return self._views[index]
+
     def prefetch(self, indices: Iterable[int]) -> None:
         """See `Content`."""
 
