@@ -84,11 +84,13 @@ def _raw(path: AnyPath) -> bytes:
 def _walk(fs: FileSystem, path: bytes, start: int, follow: bool) -> tuple[int, bytes, int]:
     """Directory, last name ("" where there is none: the root, ``.``, ``..``), and the inode, 0 if there is none."""
     here = ROOT if path.startswith(b"/") else start
-    todo = [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
+    todo = _components(path)
     last: tuple[int, bytes, int] = here, b"", here
     links = 0
     while todo:
         name = todo.pop()
+        if name == b".":
+            continue
         if name == b"..":
             here = _parent(fs, here, path)
             last = here, b"", here
@@ -103,16 +105,21 @@ def _walk(fs: FileSystem, path: bytes, start: int, follow: bool) -> tuple[int, b
             if target.startswith(b"/"):
                 here = ROOT
                 last = here, b"", here
-            todo += [part for part in reversed(target.split(b"/")) if part not in (b"", b".")]
+            todo += [*([b"."] if target.endswith(b"/") else ()), *_components(target)]
             continue
         last = here, name, ino
         if todo:
             if kind is not Kind.DIRECTORY:
                 fail(errno.ENOTDIR, path)
             here = ino
-    if path.endswith((b"/", b"/.")) and last[2] and fs.attributes(last[2]).kind is not Kind.DIRECTORY:
+    if path.endswith(b"/") and last[2] and fs.attributes(last[2]).kind is not Kind.DIRECTORY:
         fail(errno.ENOTDIR, path)
     return last
+
+
+def _components(path: bytes) -> list[bytes]:
+    """What a path is made of, the last one first. A ``.`` stays: it asks for a directory."""
+    return [part for part in reversed(path.split(b"/")) if part]
 
 
 def _lookup(fs: FileSystem, directory: int, name: bytes, path: bytes, *, missing_ok: bool) -> int:
