@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from pagepool.image.member import MAX_PATH, Kind
+from pagepool.overlay.changes import ChangeView
 from pagepool.overlay.content import (
     MAX_SIZE,
     NO_BLOCKS,
@@ -305,6 +306,10 @@ class OverlayFileSystem(OverlayReader):
     def close(self) -> None:
         """See `FileSystem`. Syncs; what is held is held no longer. The image stays open."""
         self._storage.close()
+
+    def changes(self) -> ChangeView:
+        """Questions about what differs from the image."""
+        return ChangeView(self._state, self._lock)
 
     # -- helpers -----------------------------------------------------------------------------------------------
 

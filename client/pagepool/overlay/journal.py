@@ -34,7 +34,6 @@ _FIXED: Final = struct.Struct("<QQHI")
 _FRAME: Final = struct.Struct("<II")
 _BODY_AT: Final = _FRAME.size
 _U32: Final = 0xFFFFFFFF
-MOST_BODY: Final = 1 << 28
 # The sync's mark is its second field.
 _MARK: Final = bytes((Code.SYNC,)) + SYNC_MARK
 
@@ -80,13 +79,14 @@ class Scan(NamedTuple):
 
     Args:
         records: that are whole, up to the first that is not.
-        end: where they end; what the file has beyond it is to be cut.
         durable: the end of what a sync has covered.
+        wrong: whether they end before something that has the length of a record and another checksum. Power loss
+            leaves that; the death of a process only cuts the last record short.
     """
 
     records: list[Record]
-    end: int
     durable: int
+    wrong: bool
 
 
 class Journal:
@@ -221,37 +221,43 @@ def parse_header(data: bytes | memoryview, path: Path) -> tuple[Header, int]:
     return Header(tree, inodes, info, nonce), size
 
 
-def scan(data: memoryview, start: int, nonce: int, path: Path, *, torn: bool) -> Scan:
-    """Find the records of a journal.
+def scan(data: memoryview, start: int, nonce: int, path: Path) -> Scan:
+    """Find the records of a journal, up to the first that is none.
 
     Args:
         data: the file.
         start: where they begin.
         nonce: the header's.
         path: for errors.
-        torn: whether pages may be missing that no sync has covered, because of power loss. If not, only the last
-            record may be cut short.
 
     Raises:
-        CorruptError: a record is damaged that was durable, or that no crash can have damaged.
+        CorruptError: a record is damaged that was durable.
     """
     records: list[Record] = []
     durable, at, size = start, start, len(data)
-    while at < size:
-        end, good = _check(data, at, nonce)
-        if not good:
-            whole = end <= size and end - at - _BODY_AT <= MOST_BODY
-            covered = _durable_after(data, at, nonce)
-            if covered > at or (whole and not torn):
-                raise CorruptError("overlay journal", str(path), f"the record at offset {at} has another checksum")
-            durable = max(durable, covered)
-            break
+    unpack, sync = _FRAME.unpack_from, int(Code.SYNC)
+    while size - at >= _BODY_AT:
+        checksum, length = unpack(data, at)
+        end = at + _BODY_AT + length
         body = data[at + _BODY_AT : end]
-        if body[0] == Code.SYNC:
+        if end > size or not length or crc32(body, nonce + at & _U32) != checksum:
+            break
+        if body[0] == sync:
             durable = max(durable, read_sync(body)[1])
         records.append(Record(at, end, body))
         at = end
-    return Scan(records, at, durable)
+    if at == size:
+        return Scan(records, durable, wrong=False)
+    covered = _durable_after(data, at, nonce)
+    if covered > at:
+        raise damaged(path, at)
+    end, _ = _check(data, at, nonce)
+    return Scan(records, max(durable, covered), wrong=end <= size)
+
+
+def damaged(path: Path, at: int) -> CorruptError:
+    """The error of a record that should be good."""
+    return CorruptError("overlay journal", str(path), f"the record at offset {at} has another checksum")
 
 
 def _check(data: memoryview, at: int, nonce: int) -> tuple[int, bool]:
@@ -260,7 +266,7 @@ def _check(data: memoryview, at: int, nonce: int) -> tuple[int, bool]:
         return len(data) + 1, False
     checksum, length = _FRAME.unpack_from(data, at)
     end = at + _BODY_AT + length
-    good = 0 < length <= MOST_BODY and end <= len(data)
+    good = length > 0 and end <= len(data)
     return end, good and crc32(data[at + _BODY_AT : end], nonce + at & _U32) == checksum
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 from pagepool.errors import CorruptError
-from pagepool.overlay.journal import parse_header, scan
+from pagepool.overlay.journal import damaged, parse_header, scan
 from pagepool.overlay.records import Code, decode, read_boot
 from pagepool.overlay.state import State
 from pagepool.vfs.interface import PAGE_SIZE
@@ -62,10 +62,13 @@ def recover(path: Path, base: FileSystem, arena: Arena, boot: bytes) -> Recovere
     """
     data = memoryview(path.read_bytes())
     header, start = parse_header(data, path)
-    same_boot = _last_boot(data, start, header, path) == boot
-    found = scan(data, start, header.nonce, path, torn=not same_boot)
+    found = scan(data, start, header.nonce, path)
     records = found.records
-    if not same_boot:
+    # Behind missing pages there may be openings of this boot; but then those pages are of an earlier one.
+    if next((read_boot(record.body) for record in reversed(records) if record.body[0] == Code.OPEN), b"") == boot:
+        if found.wrong:
+            raise damaged(path, records[-1].end)
+    else:
         records = _with_blocks(records, found.durable, header, base, arena, path)
     state = replay(records, State(base, header.base_inodes, lambda _: None), path)
     end = records[-1].end if records else start
@@ -96,13 +99,6 @@ def _apply(record: Record, state: State, path: Path) -> tuple[Sequence[Piece], S
         reason = f"the record at offset {record.start} cannot be right ({error})"
         raise CorruptError("overlay journal", str(path), reason) from error
     return arguments[-2:] if name in ("set", "content") else ((), ())
-
-
-def _last_boot(data: memoryview, start: int, header: Header, path: Path) -> bytes:
-    """The boot of the last opening. Records behind missing pages are of the boot before them, or of a later one."""
-    found = scan(data, start, header.nonce, path, torn=True)
-    opened = [record.body for record in found.records if record.body[0] == Code.OPEN]
-    return read_boot(opened[-1]) if opened else b""
 
 
 def _with_blocks(

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pagepool.vfs.interface import FileSystem
 
 # A journal is compacted from here on, once it is so many times as large as it was after the last compaction.
-COMPACT_BYTES: Final = 8 << 20
+COMPACT_BYTES: Final = 4 << 20
 COMPACT_FACTOR: Final = 4
 # A sync is made when so many slots wait for one (64 MiB).
 PENDING_SLOTS: Final = 16384
