@@ -142,14 +142,13 @@ class Journal:
             os.close(fd)
 
 
-def write_journal(path: Path, header: Header, bodies: Iterable[bytes], last: bytes) -> Journal:
+def write_journal(path: Path, header: Header, bodies: Iterable[bytes]) -> Journal:
     """Write a whole journal, and put it in its place once it is on disk; the caller syncs the directory.
 
     Args:
         path: its place. What is there is replaced.
         header: as what.
-        bodies: its records.
-        last: the record after which a sync says that all is durable.
+        bodies: its records; a sync that covers them follows.
 
     Returns:
         the journal, open.
@@ -162,7 +161,7 @@ def write_journal(path: Path, header: Header, bodies: Iterable[bytes], last: byt
         with beside.open("wb") as file:
             file.write(header.encode())
             at = file.tell()
-            for body in (*bodies, last):
+            for body in bodies:
                 file.write(frame(body, at, header.nonce))
                 at += _BODY_AT + len(body)
             file.write(frame(encode_sync(at, at), at, header.nonce))
