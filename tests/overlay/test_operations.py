@@ -313,6 +313,44 @@ def test_a_reader_sees_whole_blocks(overlay: OverlayFileSystem) -> None:
     assert not wrong
 
 
+def test_a_read_that_is_overtaken(overlay: OverlayFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the table and the read, the block is written anew, and its old slot is another file's."""
+    ino, other = make(overlay), make(overlay, b"other")
+    overlay.write(ino, 0, b"a" * PAGE)
+    arena, read = overlay._storage.arena, overlay._storage.arena.read
+    slots = []
+
+    def overtaken(slot: int, start: int, size: int) -> bytes:
+        slots.append(slot)
+        if len(slots) == 1:
+            overlay.write(ino, 0, b"b" * PAGE)
+            overlay.write(other, 0, b"c" * PAGE)
+            assert read(slot, 0, PAGE) == b"c" * PAGE
+        return read(slot, start, size)
+
+    monkeypatch.setattr(arena, "read", overtaken)
+    assert bytes(overlay.read(ino, 0, PAGE)) == b"b" * PAGE
+    assert len(slots) == 2
+
+
+def test_what_is_held_outlives_a_compaction(opened: Callable[..., OverlayFileSystem]) -> None:
+    """The journal that begins with it can be read again, whatever was done to it afterwards."""
+    overlay = opened()
+    for ino in (find(overlay, "b"), make(overlay)):
+        overlay.hold(ino)
+    overlay.unlink(1, b"b")
+    overlay.unlink(1, b"new")
+    overlay._storage.compact()
+    for ino in (find(opened("other"), "b"), overlay._state.next_ino - 1):
+        overlay.write(ino, 0, b"x")
+        assert bytes(overlay.read(ino, 0, 1)) == b"x"
+        assert overlay.attributes(ino).nlink == 0
+    overlay.close()
+    overlay = opened()
+    with refused(errno.ESTALE):
+        overlay.attributes(overlay._state.next_ino - 1)
+
+
 def test_two_overlays_of_one_image_never_see_each_other(opened: Callable[..., OverlayFileSystem]) -> None:
     one, two = opened("one"), opened("two")
     ino = find(one, "b")
