@@ -151,6 +151,13 @@ RULES = (
         ("pagepool.image.tree", "from pagepool.layout import open_source\n"),
     ),
     Rule(
+        "a pool knows content, not where it comes from",
+        "service, clients and mounts share it, each with its own way to fill it: what it needs is given to it, and it "
+        "is verified by digests alone",
+        _only("pagepool.pool", "pagepool.extents", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.pool.fetch", "from pagepool.transport.extents import fetch_extents\n"),
+    ),
+    Rule(
         "layout knows files, not the network",
         "registries and files are two ends of one interface, which layout defines and transport implements",
         _only("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
@@ -331,7 +338,9 @@ def test_all_modules_are_read() -> None:
     ]
 
 
-@pytest.mark.parametrize("package", sorted({"pagepool.oci", "pagepool.image", "pagepool.transport", "pagepool.cli"}))
+@pytest.mark.parametrize(
+    "package", sorted({"pagepool.oci", "pagepool.image", "pagepool.pool", "pagepool.transport", "pagepool.cli"})
+)
 def test_the_client_loads_without_the_service(package: str) -> None:
     """What the rules say about source must be true of a running program, too."""
     blocked = ("fastapi", "starlette", "uvicorn", "lmdb", "isal", "pagepool_service")

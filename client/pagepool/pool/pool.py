@@ -74,7 +74,7 @@ class Pool:
             undo.callback(self._ledger.close)
             self._log = Log(path)
             undo.callback(self._log.close)
-            self._evictor = Evictor(path, self._ledger, self._log)
+            self._evictor = Evictor(path, self._ledger, self._log, self._flush)
             self._filler = Filler(path, self._ledger, self._evictor, self._log)
             self._begin(budget)
             undo.pop_all()
