@@ -157,16 +157,16 @@ class Scrubber:
         return "" if got == digest or self._stopped else f"its bytes are {got.hex()}"
 
     def _hash(self, descriptor: int) -> bytes:
-        hasher, offset = blake3(), 0
-        while not self._stopped:
-            cold = not resident(descriptor, offset, _CHUNK)
-            chunk = os.pread(descriptor, _CHUNK, offset)
-            if not chunk:
+        hasher, size = blake3(), os.fstat(descriptor).st_size
+        # Looked at before the first read: that brings in what comes after it, too.
+        cold = [not resident(descriptor, offset, _CHUNK) for offset in range(0, size, _CHUNK)]
+        for number, was_cold in enumerate(cold):
+            if self._stopped:
                 break
+            chunk = os.pread(descriptor, _CHUNK, number * _CHUNK)
             hasher.update(chunk)
-            if cold:
-                os.posix_fadvise(descriptor, offset, len(chunk), os.POSIX_FADV_DONTNEED)
-            offset += len(chunk)
+            if was_cold:
+                os.posix_fadvise(descriptor, number * _CHUNK, _CHUNK, os.POSIX_FADV_DONTNEED)
             self._bytes += len(chunk)
             self._slow_down()
         return hasher.digest()
