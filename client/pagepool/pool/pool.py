@@ -40,7 +40,7 @@ from pagepool.pool.verity import can_seal, protection
 from pagepool.pool.writing import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -55,8 +55,9 @@ _MOST_KEPT = 4096
 class Pool:
     """A pool that this process may write to. Thread-safe; `close` is for one thread.
 
-    Opened by `open`; `attach` is for other people's pools. An open object, and an open partial one, stay good when the
-    pool is closed. After a fork the child may go on using the pool.
+    Opened by `open`; `attach` is for other people's pools. When it is closed, objects that are open stay good, and
+    partial ones can still be read. After a fork the child may go on using the pool; what the parent had open at that
+    moment is held until both have closed it.
     """
 
     def __init__(self, path: Path, *, identity: str, durable: bool, budget: int) -> None:
@@ -185,6 +186,11 @@ class Pool:
         with self._ledger:
             return self._evictor.drop_object(digest)
 
+    def note_use(self, digests: Iterable[bytes]) -> None:
+        """Say that objects were used in ways that the pool does not see: mapped elsewhere, or by a kernel mount."""
+        with self._ledger:
+            self._log.append_accesses(digests)
+
     def digests(self) -> Iterator[bytes]:
         """The names of all whole objects, in order. Those that come or go meanwhile may be missed."""
         return (digest for digest, _ in self._evictor.walk())
@@ -218,6 +224,7 @@ class Pool:
             self._flush(cells)
         os.close(self._objects)
         os.close(self._temporary)
+        self._objects = self._temporary = -1  # the numbers may soon be those of other files
         self._log.close()
         self._ledger.close()
 
