@@ -163,6 +163,13 @@ RULES = (
         ("pagepool.overlay.remote", "from pagepool.transport import Session\n"),
     ),
     Rule(
+        "a pool knows content, not where it comes from",
+        "service, clients and mounts share it, each with its own way to fill it: what it needs is given to it, and it "
+        "is verified by digests alone",
+        _only("pagepool.pool", "pagepool.extents", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.pool.fetch", "from pagepool.transport.extents import fetch_extents\n"),
+    ),
+    Rule(
         "layout knows files, not the network",
         "registries and files are two ends of one interface, which layout defines and transport implements",
         _only("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
@@ -344,7 +351,10 @@ def test_all_modules_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", sorted({"pagepool.oci", "pagepool.image", "pagepool.overlay", "pagepool.transport", "pagepool.cli"})
+    "package",
+    sorted(
+        {"pagepool.cli", "pagepool.image", "pagepool.oci", "pagepool.overlay", "pagepool.pool", "pagepool.transport"}
+    ),
 )
 def test_the_client_loads_without_the_service(package: str) -> None:
     """What the rules say about source must be true of a running program, too."""
