@@ -33,8 +33,8 @@ _BEFORE: dict[str, Any] = {
         ("ENV=A=b=c", {"Env": ["A=b=c", "PATH=/bin"]}),
         ("ENV A=", {"Env": ["A=", "PATH=/bin"]}),
         ('LABEL b="x y" c=', {"Labels": {"a": "1", "b": "x y", "c": ""}}),
-        ("EXPOSE 80 53/udp 90-92", {"ExposedPorts": dict.fromkeys(
-            ("1/tcp", "80/tcp", "53/udp", "90/tcp", "91/tcp", "92/tcp"), {})}),
+        ("EXPOSE 80 53/udp", {"ExposedPorts": {"1/tcp": {}, "80/tcp": {}, "53/udp": {}}}),
+        ("EXPOSE 90-92", {"ExposedPorts": {"1/tcp": {}, "90/tcp": {}, "91/tcp": {}, "92/tcp": {}}}),
         ("VOLUME /data '/more data'", {"Volumes": {"/data": {}, "/more data": {}}}),
         ('VOLUME ["/data"]', {"Volumes": {"/data": {}}}),
         ("WORKDIR sub/../other", {"WorkingDir": "/srv/other"}),
