@@ -18,18 +18,14 @@ from pagepool.errors import DigestMismatchError, ImageInvalidError, LayerInvalid
 from pagepool.image import Kind
 from pagepool.layout import open_sink, plan_copy, run_copy
 from pagepool.oci import Descriptor, mediatypes, parse_config
-from pagepool.overlay import plan_diff
+from tests.commit.changed import Changed
 from tests.image.umoci import needs_umoci
 from tests.oci.samples import Sample
 from tests.overlay.layers import empty, rows, whole_layer
 from tests.support import umoci
-from tests.support.randomtrees import populate
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from pagepool.overlay import Change
-    from tests.support.nodes import NodeFileSystem
 
 _A, _B, _UNKNOWN = ({"created_by": name} for name in ("a", "b", "unknown"))
 _EMPTY = {"created_by": "c", "empty_layer": True}
@@ -42,27 +38,6 @@ _KINDS = [
     (mediatypes.DOCKER_MANIFEST, "gzip", mediatypes.DOCKER_LAYER_GZIP),
     (mediatypes.DOCKER_MANIFEST, "zstd", mediatypes.DOCKER_LAYER_ZSTD),
 ]
-
-
-class Changed:
-    """An image, and a file system that differs from it."""
-
-    def __init__(self) -> None:
-        self.base = empty()
-        populate(self.base)
-        self.parent = Sample()
-        self.parent.add_image([whole_layer(self.base)])
-        self.now: NodeFileSystem = self.base.copy()
-        self.now.kept = max(self.base.nodes)
-        nodes = dict(self.now.walk())
-        self.now.write(nodes[b"a/c"], b"written" * 1000)
-        self.now.put(nodes[b"b"], b"new", self.now.new(Kind.REGULAR, b"new", mtime_ns=1_700_000_000_000_000_000))
-        self.now.remove(nodes[b"b"], b"c")
-        self.now.settle()
-
-    def plan(self) -> list[Change]:
-        """What changed."""
-        return plan_diff(self.now, self.base, self.now)
 
 
 @pytest.fixture
