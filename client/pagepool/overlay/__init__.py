@@ -1,6 +1,24 @@
-"""Private changes over an image, and what changed as a layer."""
+"""Overlays: a private, copy-on-write file system over an image, durable in a directory; what it changed, as a layer."""
 
+from pagepool.overlay.changes import ChangeView, Range, Source
 from pagepool.overlay.diff import Change, ChangeKind, Touched, plan_diff
+from pagepool.overlay.directory import OverlayInfo, discard, read_info
+from pagepool.overlay.filesystem import OverlayFileSystem
 from pagepool.overlay.layertar import iter_layer
+from pagepool.overlay.storage import OverlayUnknownError
 
-__all__ = ["Change", "ChangeKind", "Touched", "plan_diff", "iter_layer"]
+__all__ = [
+    "OverlayFileSystem",
+    "ChangeView",
+    "Range",
+    "Source",
+    "OverlayInfo",
+    "OverlayUnknownError",
+    "discard",
+    "read_info",
+    "Change",
+    "ChangeKind",
+    "Touched",
+    "plan_diff",
+    "iter_layer",
+]
