@@ -51,6 +51,9 @@ class _Views:
         self._contents = sorted(contents)
         self._tree = tree
 
+    def whole(self, index: int) -> memoryview:
+        return self.view(index, 0, self._tree.object(index).size)
+
     def view(self, index: int, start: int, end: int) -> memoryview:
         digest = self._tree.object(index).digest
         (found,) = {data for data in self._contents if blake3_raw(data) == digest}

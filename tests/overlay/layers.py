@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pagepool.image import Kind, Node
 from pagepool.overlay import iter_layer, plan_diff
+from pagepool.vfs import ROOT
 from tests.support.nodes import NodeFileSystem
 
 if TYPE_CHECKING:
@@ -30,23 +31,33 @@ def whole_layer(system: FileSystem) -> bytes:
     return make_layer(system, empty())
 
 
-def rows(system: NodeFileSystem) -> dict[bytes, Row]:
+def rows(system: FileSystem) -> dict[bytes, Row]:
     """Every name that an image can have, and what there is to know of its inode."""
     names: dict[int, set[bytes]] = defaultdict(set)
-    found = [(path or b".", node) for path, node in system.walk() if node.kind is not Kind.SOCKET]
-    for path, node in found:
-        names[node.number].add(path)
-    return {path: _row(system, node, frozenset(names[node.number])) for path, node in found}
+    found: list[tuple[bytes, int]] = []
+    stack = [(b".", ROOT)]
+    while stack:
+        path, ino = stack.pop()
+        found.append((path, ino))
+        names[ino].add(path)
+        if system.attributes(ino).kind is Kind.DIRECTORY:
+            prefix = b"" if path == b"." else path + b"/"
+            below = [entry for entry in system.entries(ino) if entry.kind is not Kind.SOCKET]
+            stack += [(prefix + entry.name, entry.ino) for entry in below]
+    return {path: _row(system, ino, frozenset(names[ino])) for path, ino in found}
 
 
-def _row(system: NodeFileSystem, node: Node, names: frozenset[bytes]) -> Row:
+def _row(system: FileSystem, ino: int, names: frozenset[bytes]) -> Row:
+    attributes = system.attributes(ino)
+    kind = attributes.kind
     content: object = None
-    if node.kind is Kind.REGULAR:
-        content = system.data[node]
-    elif node.kind is Kind.SYMLINK:
-        content = node.target
-    elif node.kind in (Kind.CHAR, Kind.BLOCK):
-        content = (node.devmajor, node.devminor)
-    xattrs = {name: value for name, value in node.xattrs.items() if name != b"security.selinux"}
-    mode = 0o777 if node.kind is Kind.SYMLINK else node.mode
-    return (node.kind, mode, node.uid, node.gid, node.mtime_ns, content, xattrs, names)
+    if kind is Kind.REGULAR:
+        content = bytes(system.read(ino, 0, attributes.size))
+        assert len(content) == attributes.size
+    elif kind is Kind.SYMLINK:
+        content = system.readlink(ino)
+    elif kind in (Kind.CHAR, Kind.BLOCK):
+        content = (attributes.devmajor, attributes.devminor)
+    xattrs = {name: value for name, value in system.xattrs(ino).items() if name != b"security.selinux"}
+    mode = 0o777 if kind is Kind.SYMLINK else attributes.mode
+    return (kind, mode, attributes.uid, attributes.gid, attributes.mtime_ns, content, xattrs, names)

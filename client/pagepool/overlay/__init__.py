@@ -1,7 +1,7 @@
 """Overlays: a private, copy-on-write file system over an image, durable in a directory; what it changed, as a layer."""
 
 from pagepool.overlay.changes import ChangeView, Range, Source
-from pagepool.overlay.diff import Change, ChangeKind, Touched, plan_diff
+from pagepool.overlay.diff import Change, ChangeKind, Touched, plan_diff, plan_overlay
 from pagepool.overlay.directory import OverlayInfo, discard, read_info
 from pagepool.overlay.filesystem import OverlayFileSystem
 from pagepool.overlay.layertar import iter_layer
@@ -20,5 +20,6 @@ __all__ = [
     "ChangeKind",
     "Touched",
     "plan_diff",
+    "plan_overlay",
     "iter_layer",
 ]

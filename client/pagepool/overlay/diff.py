@@ -29,6 +29,8 @@ from pagepool.vfs import ROOT
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
+    from pagepool.overlay.changes import ChangeView
+    from pagepool.overlay.filesystem import OverlayFileSystem
     from pagepool.vfs import Attributes, Entry, FileSystem
 
 HOST_XATTRS: Final = frozenset((b"security.selinux", b"system.nfs4_acl"))
@@ -71,13 +73,39 @@ class Touched(Protocol):
     def touched(self) -> Collection[int]:
         """Numbers of the base's inodes of which anything may differ: attributes, content, entries, or names.
 
-        All others are as they were, under the names that they had, but where a directory above them was moved.
+        All others are as they were, under the names that they had, but where a directory above them was moved. Those
+        that have no name any more may be left out.
         """
         ...
 
     def has_own_content(self, ino: int) -> bool:
         """Whether the content of a touched regular file may differ from what the base has."""
         ...
+
+
+class OverlayTouched:
+    """What an overlay tells of its changes, as `Touched`.
+
+    Args:
+        view: the overlay's `changes()`.
+    """
+
+    def __init__(self, view: ChangeView) -> None:
+        self._view = view
+
+    def touched(self) -> list[int]:
+        """See `Touched`."""
+        return [ino for ino in self._view.inodes() if self._view.base_number(ino) is not None]
+
+    def has_own_content(self, ino: int) -> bool:
+        """See `Touched`."""
+        return self._view.content_changed(ino)
+
+
+def plan_overlay(overlay: OverlayFileSystem) -> list[Change]:
+    """What an overlay changed, as `plan_diff` gives it; it costs what was changed, not what there is."""
+    view = overlay.changes()
+    return plan_diff(overlay, view.base, OverlayTouched(view))
 
 
 def plan_diff(now: FileSystem, base: FileSystem, hints: Touched | None = None) -> list[Change]:
@@ -308,14 +336,16 @@ def _directories_of(base: FileSystem, inodes: Collection[int]) -> set[int]:
 
 
 def _holders(base: FileSystem, files: Collection[int]) -> set[int]:
-    """The base's directories that have a name of one of these files: all of them are looked at."""
+    """The base's directories that have a name of one of these files: looked for until all names are found."""
+    left = sum(base.attributes(ino).nlink for ino in files)
     found = set()
     stack = [ROOT]
-    while stack:
+    while stack and left:
         directory = stack.pop()
         for _, ino, kind in base.entries(directory):
             if kind is Kind.DIRECTORY:
                 stack.append(ino)
             elif ino in files:
                 found.add(directory)
+                left -= 1
     return found
