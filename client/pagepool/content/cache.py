@@ -14,11 +14,12 @@ named at each call that may fetch.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pagepool.errors import CorruptError, StoreFullError
 from pagepool.extents import EXTENT_SIZE
@@ -61,17 +62,23 @@ class PartialFile(Protocol):
     def close(self) -> None: ...
 
 
-class SharedPool(Protocol):
-    """What the cache uses of a pool: see `pagepool.pool.Pool`."""
+class ReadablePool(Protocol):
+    """What the cache uses of somebody else's pool: see `pagepool.pool.ReadOnlyPool`."""
 
     @property
     def id(self) -> str: ...
     @property
     def path(self) -> Path: ...
     def get(self, digest: bytes, /) -> WholeFile | None: ...
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class SharedPool(ReadablePool, Protocol):
+    """What it uses of a pool of its own: see `pagepool.pool.Pool`."""
+
     def put(self, digest: bytes, data: memoryview, /) -> WholeFile | None: ...
     def partial(self, digest: bytes, size: int, extents: Sequence[bytes], /) -> PartialFile: ...
-    def close(self) -> None: ...
 
 
 class Held:
@@ -112,13 +119,14 @@ class ObjectCache:
     """The open objects of one process. Thread-safe.
 
     Args:
-        pool: shared with other processes; None to keep nothing.
+        pool: shared with other processes; one that can only be read is filled by others; None to keep nothing.
         budget: of the pool, bytes.
         most_open: objects that are open at a time; each costs a file descriptor.
     """
 
-    def __init__(self, pool: SharedPool | None, budget: int = 0, most_open: int = 1024) -> None:
-        self.pool = pool
+    def __init__(self, pool: ReadablePool | None, budget: int = 0, most_open: int = 1024) -> None:
+        self._readable = pool
+        self.pool = pool if isinstance(pool, SharedPool) else None
         self._most_open = most_open
         self._largest = budget // _LARGEST_SHARE
         self._held: OrderedDict[bytes, Held] = OrderedDict()
@@ -226,18 +234,32 @@ class ObjectCache:
             self._held.clear()
         for held in dropped:
             held.close()
-        if self.pool is not None:
-            self.pool.close()
+        if self._readable is not None:
+            self._readable.close()
 
     def _open(self, info: ObjectInfo) -> Held | None:
         """An object that is whole in the pool."""
-        if self.pool is None:
+        if self._readable is None:
             return None
         try:
-            file = self.pool.get(info.digest)
-        except OSError:
+            file = self._get(self._readable, info.digest)
+        except OSError as error:
+            log.warning("object %s cannot be opened: %s", info.digest.hex(), error)
             return None
         return None if file is None else self._keep(Held(info, file, None, self._tick))
+
+    def _get(self, pool: ReadablePool, digest: bytes) -> WholeFile | None:
+        """Open an object; where the process has no descriptors left, after some others were closed."""
+        try:
+            return pool.get(digest)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        with self._lock:
+            dropped = [self._held.popitem(last=False)[1] for _ in range(-(-len(self._held) // 2))]
+        for one in dropped:
+            one.close()
+        return pool.get(digest)
 
     def _keep(self, held: Held) -> Held:
         """Remember an open object; if another thread was faster, its one is kept."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _LARGEST_WINDOW: Final = 64  # extents: 8 MiB
 _BATCH_BYTES: Final = 64 << 20
 _BATCH_EXTENTS: Final = 8192
+_LARGE: Final = 32 << 20
+_MOST_SAMPLES: Final = 4
 _OBJECTS_KNOWN: Final = 8192
 _TICK_S: Final = 10.0
 
@@ -53,6 +55,7 @@ class TreeContent:
         self._ask = ask
         self._info: Callable[[int], ObjectInfo] = lru_cache(_OBJECTS_KNOWN)(tree.object)
         self._ahead: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # object -> where reading goes on, window
+        self._samples: OrderedDict[bytes, int] = OrderedDict()  # reads of an object that is not in the pool
         self._lock = threading.Lock()
         self._ticked = time.monotonic()
 
@@ -91,7 +94,8 @@ class TreeContent:
         window = self._window(info, first, last)
         last = min(max(last, first + window), info.extent_count)
         if self._ask is not None:
-            taken = self._ask_until(self._ask, info, first, last)
+            # Somebody else's pool is read object by object: a large one is brought into it once that pays.
+            taken = not self._is_sample(info) and self._ask_until(self._ask, info)
         else:
             taken = self._cache.fill(info, first, last, self._fetch, window=max(window, WINDOW))
         found = self._cache.view(info, start, end) if taken else None
@@ -169,18 +173,26 @@ class TreeContent:
         while left:
             done = ask([(info.digest, 0, info.extent_count) for info in left])
             if not done:
-                self._ask_until(ask, left[0], 0, left[0].extent_count)
+                self._ask_until(ask, left[0])
                 done = 1
             left = left[done:]
 
-    def _ask_until(self, ask: Ask, info: ObjectInfo, first: int, last: int) -> bool:
+    def _is_sample(self, info: ObjectInfo) -> bool:
+        """Whether only a little of a large object was read so far."""
+        with self._lock:
+            self._samples[info.digest] = self._samples.pop(info.digest, 0) + 1
+            while len(self._samples) > _OBJECTS_KNOWN:
+                self._samples.popitem(last=False)
+            return info.size > _LARGE and self._samples[info.digest] <= _MOST_SAMPLES
+
+    def _ask_until(self, ask: Ask, info: ObjectInfo) -> bool:
         """Ask for one object until it is there; False if its pool does not take it.
 
         The owner works for a bounded time at each request. One that gave up early will not take the object.
         """
         while True:
             begun = time.monotonic()
-            if ask([(info.digest, first, last)]):
+            if ask([(info.digest, 0, info.extent_count)]):
                 return True
             if time.monotonic() - begun < 1:
                 return False
