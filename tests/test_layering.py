@@ -172,6 +172,12 @@ RULES = (
         ("pagepool.commit.push", "from pagepool.transport import RegistrySink\n"),
     ),
     Rule(
+        "fsspec is for those who have it",
+        "it is an extra: the library and its commands have to load without it",
+        _nobody_but(("pagepool.fsspec",), "fsspec"),
+        ("pagepool.library.remote", "import fsspec\n"),
+    ),
+    Rule(
         "transport does not know the command line",
         "it is a library: no output, no exit codes, no reading of the user's settings",
         _only(
