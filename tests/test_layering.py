@@ -176,6 +176,21 @@ RULES = (
         ("pagepool.layout.remote", "import pagepool.transport.registry\n"),
     ),
     Rule(
+        "commit makes images, and sends none",
+        "a new image is a source like any other: registries and files take it by the same interface",
+        _only(
+            *("pagepool.commit", "pagepool.overlay", "pagepool.vfs", "pagepool.image", "pagepool.extents"),
+            *("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
+        ),
+        ("pagepool.commit.push", "from pagepool.transport import RegistrySink\n"),
+    ),
+    Rule(
+        "fsspec is for those who have it",
+        "it is an extra: the library and its commands have to load without it",
+        _nobody_but(("pagepool.fsspec",), "fsspec"),
+        ("pagepool.library.remote", "import fsspec\n"),
+    ),
+    Rule(
         "transport does not know the command line",
         "it is a library: no output, no exit codes, no reading of the user's settings",
         _only(

@@ -122,7 +122,7 @@ def check_member(member: Member) -> str:
     path, kind = member.path, member.kind
     if not path and kind is not Kind.DIRECTORY:
         return "has the name of the root and is not a directory"
-    if len(path) > MAX_NAME and (len(path) > MAX_PATH or max(map(len, path.split(b"/"))) > MAX_NAME):
+    if len(path) > MAX_NAME and _is_too_long(path):
         return "has a name that is too long for Linux"
     if not (0 <= member.uid <= MAX_OWNER and 0 <= member.gid <= MAX_OWNER):
         return f"has an owner out of range ({member.uid}:{member.gid})"
@@ -133,6 +133,13 @@ def check_member(member: Member) -> str:
     if kind is Kind.SYMLINK and not 0 < len(member.linkname) <= MAX_PATH:
         return "is a symbolic link with an empty or too long target"
     return _check_link(member) if kind is Kind.HARDLINK else ""
+
+
+def _is_too_long(path: bytes) -> bool:
+    directory, slash, name = path.rpartition(b"/")
+    # A whiteout is never made: what it removes has to fit.
+    path = directory + slash + name.removeprefix(b".wh.")
+    return len(path) > MAX_PATH or max(map(len, path.split(b"/"))) > MAX_NAME
 
 
 def _check_link(member: Member) -> str:

@@ -1,8 +1,10 @@
-"""Overlays: a private, copy-on-write file system over an image, durable in a directory."""
+"""Overlays: a private, copy-on-write file system over an image, durable in a directory; what it changed, as a layer."""
 
 from pagepool.overlay.changes import ChangeView, Range, Source
+from pagepool.overlay.diff import Change, ChangeKind, Touched, plan_diff, plan_overlay
 from pagepool.overlay.directory import OverlayInfo, discard, read_info
 from pagepool.overlay.filesystem import OverlayFileSystem
+from pagepool.overlay.layertar import iter_layer
 from pagepool.overlay.storage import OverlayUnknownError
 
 __all__ = [
@@ -14,4 +16,10 @@ __all__ = [
     "OverlayUnknownError",
     "discard",
     "read_info",
+    "Change",
+    "ChangeKind",
+    "Touched",
+    "plan_diff",
+    "plan_overlay",
+    "iter_layer",
 ]

@@ -1,0 +1,154 @@
+"""A committed image in other hands: skopeo copies it, docker and podman run what the overlay showed."""
+
+from __future__ import annotations
+
+import io
+import stat
+import tarfile
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from pagepool.commit import CommitOptions, build_commit, parse_instruction
+from pagepool.image import Kind
+from pagepool.layout import plan_copy, run_copy
+from pagepool.oci import Reference
+from pagepool.transport import RegistryClient, RegistrySink, RegistrySource, Session
+from tests.commit.changed import TIME_NS, Changed
+from tests.overlay.layers import rows
+from tests.support import skopeo, umoci
+from tests.support.docker import running_docker
+from tests.support.podman import own_storage
+from tests.support.server import running_service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pagepool.oci.mediatypes import Compression
+    from tests.support.server import Service
+
+COMPRESSIONS: tuple[Compression, ...] = ("none", "gzip", "zstd")
+_TYPES = {
+    Kind.REGULAR: tarfile.REGTYPE,
+    Kind.DIRECTORY: tarfile.DIRTYPE,
+    Kind.SYMLINK: tarfile.SYMTYPE,
+    Kind.CHAR: tarfile.CHRTYPE,
+    Kind.FIFO: tarfile.FIFOTYPE,
+}
+# What docker and podman put into every container.
+_OWN = frozenset(("dev", "etc", "proc", "run", "sys", ".dockerenv"))
+
+
+class Seen(NamedTuple):
+    """One name, as an exported container shows it."""
+
+    type: bytes
+    mode: int
+    owner: tuple[int, int]
+    mtime: int
+    content: object
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service for all of them."""
+    with running_service(tmp_path_factory.mktemp("service") / "data") as running:
+        yield running
+
+
+@pytest.fixture
+def changed() -> Changed:
+    return Changed()
+
+
+def commit(service: Service, changed: Changed, compression: Compression) -> str:
+    """Push the parent, commit to it, and return ``host:port/name:tag``."""
+    with Session(service.url) as session:
+        client = RegistryClient(session)
+        run_copy(plan_copy(changed.parent), changed.parent, RegistrySink(client, Reference.parse("base:1")))
+        parent = RegistrySource(client, Reference.parse("base:1"))
+        options = CommitOptions(compression=compression, instructions=[parse_instruction('CMD ["/a/c"]')])
+        with build_commit(changed.now, changed.plan(), parent, options) as new:
+            run_copy(plan_copy(new), new, RegistrySink(client, Reference.parse(f"new:{compression}")))
+    return f"{service.host}/new:{compression}"
+
+
+def expected(changed: Changed) -> dict[str, Seen]:
+    """What a container of the image has to show."""
+    found: dict[str, Seen] = {}
+    for path, (kind, mode, uid, gid, mtime_ns, content, _, _) in rows(changed.now).items():
+        name = path.decode("utf-8", "surrogateescape")
+        if path != b".":
+            found[name] = Seen(_TYPES[kind], mode, (uid, gid), mtime_ns // 10**9, content)
+    return found
+
+
+def exported(tar: bytes) -> tuple[dict[str, Seen], list[frozenset[str]]]:
+    """What an exported container shows, and which names are one file."""
+    found: dict[str, Seen] = {}
+    links: dict[str, set[str]] = {}
+    with tarfile.open(fileobj=io.BytesIO(tar), errors="surrogateescape") as archive:
+        for info in archive:
+            name = info.name.removeprefix("./").rstrip("/")
+            if name in ("", ".") or name.split("/")[0] in _OWN:
+                continue
+            if info.type == tarfile.LNKTYPE:
+                links.setdefault(info.linkname.removeprefix("./"), set()).add(name)
+                found[name] = found[info.linkname.removeprefix("./")]
+                continue
+            content: object = None
+            if info.isreg() and (file := archive.extractfile(info)):
+                content = file.read()
+            elif info.issym():
+                content = info.linkname.encode()
+            elif info.ischr():
+                content = (info.devmajor, info.devminor)
+            mode = 0o777 if info.issym() else stat.S_IMODE(info.mode)
+            found[name] = Seen(info.type, mode, (info.uid, info.gid), int(info.mtime), content)
+    return found, [frozenset({first, *more}) for first, more in links.items()]
+
+
+def check(tar: bytes, changed: Changed) -> None:
+    """An exported container is what the changed file system is."""
+    found, links = exported(tar)
+    assert found == expected(changed)
+    names = {row[-1] for row in rows(changed.now).values() if len(row[-1]) > 1}
+    assert set(links) == {frozenset(name.decode("utf-8", "surrogateescape") for name in group) for group in names}
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_skopeo(service: Service, changed: Changed, compression: Compression, tmp_path: Path) -> None:
+    """umoci unpacks what skopeo copies. It reads no zstd, so skopeo recompresses that."""
+    recompress = ("--dest-compress", "--dest-compress-format", "gzip") if compression == "zstd" else ()
+    name = commit(service, changed, compression)
+    skopeo.copy(f"docker://{name}", f"oci:{tmp_path / 'pulled'}:latest", *recompress)
+    found = umoci.unpack(tmp_path / "pulled", "latest", tmp_path)
+    wanted = rows(changed.now)
+    assert found.keys() == wanted.keys()
+    for path, row in found.items():
+        assert (row.mode, row.uid, row.gid, row.links) == (*wanted[path][1:4], wanted[path][-1]), path
+        assert row.mtime_ns in (TIME_NS, None), path
+
+
+def test_podman(service: Service, changed: Changed) -> None:
+    with own_storage() as podman:
+        for compression in COMPRESSIONS:
+            name = commit(service, changed, compression)
+            podman.podman("pull", "--quiet", "--tls-verify=false", name)
+            container = podman.podman("create", name).strip()
+            target = podman.directory / f"{compression}.tar"
+            podman.podman("export", "--output", target, container)
+            check(target.read_bytes(), changed)
+
+
+def test_docker(service: Service, changed: Changed, tmp_path: Path) -> None:
+    """Without zstd, which Docker reads since version 23 only."""
+    with running_docker() as docker:
+        for compression in COMPRESSIONS[:2]:
+            name = commit(service, changed, compression)
+            docker("pull", "--quiet", name)
+            container = docker("create", name).strip()
+            target = tmp_path / f"{compression}.tar"
+            docker("export", "--output", target, container)
+            check(target.read_bytes(), changed)
