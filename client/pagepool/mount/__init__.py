@@ -1,0 +1,18 @@
+"""File systems as mounts of the kernel."""
+
+from pagepool.mount.device import MountOptions
+from pagepool.mount.mounts import Mount, MountUnknownError, find_holders, mount_fuse, unmount
+from pagepool.mount.records import MountRecord, MountState, default_directory, list_mounts
+
+__all__ = [
+    "Mount",
+    "MountOptions",
+    "MountRecord",
+    "MountState",
+    "MountUnknownError",
+    "default_directory",
+    "find_holders",
+    "list_mounts",
+    "mount_fuse",
+    "unmount",
+]
