@@ -94,15 +94,21 @@ def write_record(directory: Path, record: MountRecord) -> None:
     Raises:
         DeniedError: the directory belongs to somebody else.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for place in (directory, directory.parent):
-        status = place.lstat()
-        if status.st_uid not in (os.geteuid(), 0) or not stat.S_ISDIR(status.st_mode):
-            raise DeniedError(f"{place} belongs to somebody else")
+    _make(directory)
     target = _file(directory, record.path)
     part = target.with_suffix(f".{record.pid}.part")
     part.write_text(json.dumps(asdict(record)))
     part.replace(target)
+
+
+def log_file(directory: Path, path: Path) -> Path:
+    """Where the process that serves a mount writes what it has to say. The directory is made.
+
+    Raises:
+        DeniedError: the directory belongs to somebody else.
+    """
+    _make(directory)
+    return _file(directory, str(path)).with_suffix(".log")
 
 
 def read_record(directory: Path, path: Path) -> MountRecord | None:
@@ -118,7 +124,12 @@ def remove_record(directory: Path, path: Path, pid: int | None = None) -> None:
     """
     record = read_record(directory, path)
     if record is None or pid is None or record.pid == pid:
-        _file(directory, str(path)).unlink(missing_ok=True)
+        file = _file(directory, str(path))
+        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            log = file.with_suffix(".log")
+            if not log.stat().st_size:
+                log.unlink()
 
 
 def list_mounts(directory: Path) -> list[MountState]:
@@ -140,6 +151,14 @@ def process_born(pid: int) -> int | None:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
     return None
+
+
+def _make(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for place in (directory, directory.parent):
+        status = place.lstat()
+        if status.st_uid not in (os.geteuid(), 0) or not stat.S_ISDIR(status.st_mode):
+            raise DeniedError(f"{place} belongs to somebody else")
 
 
 def _read_all(directory: Path) -> list[MountRecord]:

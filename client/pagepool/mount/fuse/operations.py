@@ -164,7 +164,9 @@ class Operations:
         size, _ = protocol.unpack(protocol.GETXATTR_IN, request.body)
         name = protocol.parse_name(request.body, protocol.GETXATTR_IN.size)
         value = self._filesystem.xattrs(request.node).get(name)
-        return _sized(value, size) if value is not None else fail(errno.ENODATA, name)
+        if value is None:
+            fail(errno.EOPNOTSUPP if name == _LABEL else errno.ENODATA, name)
+        return _sized(value, size)
 
     def listxattr(self, request: Request) -> Reply:
         """The names of extended attributes. Those for administrators are shown to them only."""
@@ -182,6 +184,8 @@ class Operations:
 
 
 _DOTS: Final = (1, 2)
+_LABEL: Final = b"security.selinux"
+"""Asked for by ``ls -l`` for each file, until it hears once that a file system has no labels."""
 _NEVER: Final = (
     *(Opcode.OPEN, Opcode.RELEASE, Opcode.OPENDIR, Opcode.RELEASEDIR, Opcode.CREATE, Opcode.TMPFILE),
     *(Opcode.FLUSH, Opcode.ACCESS, Opcode.BMAP, Opcode.POLL, Opcode.IOCTL, Opcode.GETLK, Opcode.SETLK, Opcode.SETLKW),
