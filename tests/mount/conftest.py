@@ -53,7 +53,7 @@ def mounting(point: Path, records: Path) -> Iterator[Mounting]:
 
         def mount(filesystem: FileSystem, *, read_only: bool = False) -> Mount:
             stack.enter_context(contextlib.closing(filesystem))
-            options = MountOptions(read_only=read_only)
+            options = MountOptions(read_only=read_only, dev=True)
             return stack.enter_context(mount_fuse(filesystem, point, options=options, directory=records))
 
         yield mount

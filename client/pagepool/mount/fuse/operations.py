@@ -67,6 +67,8 @@ class Operations:
         self._filesystem = filesystem
         self.lookups = Lookups(filesystem)
         self.listings = Listings(filesystem)
+        self.extended_setxattr = False
+        """Whether the kernel agreed to `InitFlag.SETXATTR_EXT`."""
 
     def handlers(self) -> dict[Opcode, Handler]:
         """What handles which request."""

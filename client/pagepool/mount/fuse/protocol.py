@@ -163,6 +163,7 @@ WRITE_IN: Final = READ_IN
 WRITE_OUT: Final = Struct("=II")
 STATFS_OUT: Final = Struct("=QQQQQIII28x")
 SETXATTR_IN: Final = Struct("=IIII")
+SETXATTR_SHORT_IN: Final = Struct("=II")
 GETXATTR_IN: Final = Struct("=II")
 GETXATTR_OUT: Final = Struct("=II")
 FALLOCATE_IN: Final = Struct("=QQQII")
@@ -249,10 +250,15 @@ def parse_setattr(body: memoryview) -> SetAttr:
     return SetAttr(valid, size, atime * _NS + atime_ns, mtime * _NS + mtime_ns, mode, uid, gid)
 
 
-def parse_setxattr(body: memoryview) -> tuple[bytes, bytes, int, int]:
-    """A SETXATTR request: name, value, the flags of setxattr(2), and those of the protocol."""
-    size, flags, extra, _ = unpack(SETXATTR_IN, body)
-    name, end, value = bytes(body[SETXATTR_IN.size :]).partition(b"\0")
+def parse_setxattr(body: memoryview, *, extended: bool) -> tuple[bytes, bytes, int, int]:
+    """A SETXATTR request: name, value, the flags of setxattr(2), and those of the protocol.
+
+    Args:
+        extended: whether kernel and server agreed on `InitFlag.SETXATTR_EXT`.
+    """
+    size, flags, extra, _ = unpack(SETXATTR_IN, body) if extended else (*unpack(SETXATTR_SHORT_IN, body), 0, 0)
+    start = SETXATTR_IN.size if extended else SETXATTR_SHORT_IN.size
+    name, end, value = bytes(body[start:]).partition(b"\0")
     if not name or not end or len(value) != size:
         raise ProtocolError("an extended attribute without a name, or with a value of another size")
     return name, value, flags, extra

@@ -50,7 +50,7 @@ _FLAGS: Final = (
     | InitFlag.EXPLICIT_INVAL_DATA
     | InitFlag.POSIX_ACL
 )
-_WRITING_FLAGS: Final = InitFlag.HANDLE_KILLPRIV_V2
+_WRITING_FLAGS: Final = InitFlag.HANDLE_KILLPRIV_V2 | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
 _NEEDED: Final = InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT | InitFlag.MAX_PAGES
 
 _log = logging.getLogger(__name__)
@@ -246,6 +246,7 @@ class FuseServer:
             self._ready.set()
             raise OSError(errno.EPROTO, "too old")
         flags = init.flags & (_FLAGS | (_WRITING_FLAGS if self._writing else 0))
+        self._operations.extended_setxattr = bool(flags & InitFlag.SETXATTR_EXT)
         self._ready.set()
         minor = min(init.minor, protocol.MINOR)
         return protocol.encode_init(minor, init.max_readahead, flags, background=self._max_threads // 2)

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from pagepool.image.member import Kind
-from pagepool.mount.fuse import protocol
+from pagepool.mount.fuse import acl, protocol
 from pagepool.mount.fuse.operations import Operations, nothing
 from pagepool.mount.fuse.protocol import Opcode, Valid
 from pagepool.vfs.interface import RENAME_EXCHANGE, RENAME_NOREPLACE, Changes, fail
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pagepool.vfs.interface import WritableFileSystem
 
 _PERMISSIONS: Final = 0o7777
-_ACLS: Final = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
 _OWNER: Final = Valid.UID | Valid.GID
 
 
@@ -65,29 +64,33 @@ class WritingOperations(Operations):
         """Mode, owner, size and times."""
         asked = protocol.parse_setattr(request.body)
         kind = self._filesystem.attributes(request.node).kind
-        self._writable.set_attributes(request.node, plan_changes(asked, kind, time.time_ns()))
+        changes = plan_changes(asked, kind, time.time_ns())
+        self._writable.set_attributes(request.node, changes)
+        if changes.mode is not None and (value := self._filesystem.xattrs(request.node).get(acl.ACCESS)):
+            entries = acl.with_mode(acl.parse_acl(value), changes.mode)
+            self._writable.set_xattr(request.node, acl.ACCESS, acl.encode_acl(entries))
         return protocol.encode_attributes(self._filesystem.attributes(request.node))
 
     def symlink(self, request: Request) -> Reply:
         """Make a symlink."""
         name, target = protocol.parse_names(request.body)
-        return self._make(request, name, Kind.SYMLINK, 0o777, target=target)
+        return self._make(request, name, Kind.SYMLINK, 0o777, 0, target=target)
 
     def mknod(self, request: Request) -> Reply:
         """Make a file, a device, a FIFO or a socket."""
-        mode, device, _, _ = protocol.unpack(protocol.MKNOD_IN, request.body)
+        mode, device, umask, _ = protocol.unpack(protocol.MKNOD_IN, request.body)
         name = protocol.parse_name(request.body, protocol.MKNOD_IN.size)
         kind = protocol.KINDS.get(stat.S_IFMT(mode))
         if kind is None or kind in (Kind.DIRECTORY, Kind.SYMLINK):
             fail(errno.EINVAL, name)
         numbers = protocol.decode_device(device) if kind in (Kind.CHAR, Kind.BLOCK) else (0, 0)
-        return self._make(request, name, kind, mode & _PERMISSIONS, device=numbers)
+        return self._make(request, name, kind, mode & _PERMISSIONS, umask, device=numbers)
 
     def mkdir(self, request: Request) -> Reply:
         """Make a directory."""
-        mode, _ = protocol.unpack(protocol.MKDIR_IN, request.body)
+        mode, umask = protocol.unpack(protocol.MKDIR_IN, request.body)
         name = protocol.parse_name(request.body, protocol.MKDIR_IN.size)
-        return self._make(request, name, Kind.DIRECTORY, mode & _PERMISSIONS)
+        return self._make(request, name, Kind.DIRECTORY, mode & _PERMISSIONS, umask)
 
     def _make(
         self,
@@ -95,16 +98,25 @@ class WritingOperations(Operations):
         name: bytes,
         kind: Kind,
         mode: int,
+        umask: int,
         *,
         target: bytes = b"",
         device: tuple[int, int] = (0, 0),
     ) -> bytes:
+        """Make a node. What a directory says of access to what is made in it goes before a umask."""
+        default = None if kind is Kind.SYMLINK else self._filesystem.xattrs(request.node).get(acl.DEFAULT)
+        entries = acl.inherit(acl.parse_acl(default), mode) if default else []
+        mode = acl.mode_of(entries, mode) if entries else mode & ~umask
         try:
             ino = self._writable.create(
                 request.node, name, kind, mode, request.uid, request.gid, target=target, device=device
             )
         finally:
             self.listings.changed(request.node)
+        if default and not acl.is_mode(entries):
+            self._writable.set_xattr(ino, acl.ACCESS, acl.encode_acl(entries))
+        if default and kind is Kind.DIRECTORY:
+            self._writable.set_xattr(ino, acl.DEFAULT, default)
         return self.entry(ino)
 
     def link(self, request: Request) -> Reply:
@@ -171,11 +183,27 @@ class WritingOperations(Operations):
 
     def setxattr(self, request: Request) -> Reply:
         """Set an extended attribute."""
-        name, value, flags, _ = protocol.parse_setxattr(request.body)
-        if name in _ACLS:
-            fail(errno.EOPNOTSUPP, name)
-        self._writable.set_xattr(request.node, name, value, flags)
+        name, value, flags, extra = protocol.parse_setxattr(request.body, extended=self.extended_setxattr)
+        if name == acl.ACCESS:
+            self._set_access(request.node, value, flags, kill_group=bool(extra & protocol.SETXATTR_ACL_KILL_SGID))
+        else:
+            if name == acl.DEFAULT:
+                acl.parse_acl(value)
+            self._writable.set_xattr(request.node, name, value, flags)
         return b""
+
+    def _set_access(self, ino: int, value: bytes, flags: int, *, kill_group: bool) -> None:
+        """Set a list and the mode that goes with it; a list that says no more than a mode is only that."""
+        entries = acl.parse_acl(value)
+        if not entries or acl.is_mode(entries):
+            if acl.ACCESS in self._filesystem.xattrs(ino):
+                self._writable.remove_xattr(ino, acl.ACCESS)
+        else:
+            self._writable.set_xattr(ino, acl.ACCESS, value, flags)
+        mode = self._filesystem.attributes(ino).mode
+        if entries:
+            mode = acl.mode_of(entries, mode & ~stat.S_ISGID if kill_group else mode)
+            self._writable.set_attributes(ino, Changes(mode=mode))
 
     def removexattr(self, request: Request) -> Reply:
         """Remove an extended attribute."""
