@@ -6,10 +6,12 @@ here. Nothing survives the process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from threading import RLock
 
@@ -357,3 +359,9 @@ class MemoryFileSystem:
             if node.mode & stat.S_IXGRP:
                 node.mode &= ~stat.S_ISGID
             node.xattrs.pop(b"security.capability", None)
+
+
+@contextlib.contextmanager
+def open_memory() -> Iterator[MemoryFileSystem]:
+    """A file system in memory, for a process that serves it in the background."""
+    yield MemoryFileSystem()
