@@ -1,0 +1,193 @@
+"""The arena: one file of 4096-byte blocks, the private data of all files of an overlay.
+
+Owns the file ``blocks`` and which of its slots are in use; who uses them is the state's. What keeps data right:
+
+- A block is always written to a free slot, never over one in use: an operation that fails, or is cut off by
+  the death of the process, leaves the old block as it was.
+- A slot that something durable refers to (it was written before the last `begin_sync`) becomes free only when a
+  later sync has made durable that nothing refers to it any more. Until then it is *pending*.
+
+Not thread-safe: the overlay's lock is held for everything but `read` and `flush`. After a crash slots that no record
+refers to are free; their content means nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from pagepool.errors import CorruptError
+from pagepool.overlay.blockmap import MAX_SLOTS
+from pagepool.overlay.slots import SlotAllocator
+from pagepool.vfs.interface import PAGE_SIZE, fail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from pagepool.overlay.slots import Run
+
+NAME: Final = "blocks"
+# A free run is given back to the file system from 1 MiB on.
+_PUNCH_SLOTS: Final = 256
+_PUNCH_HOLE_KEEP_SIZE: Final = 3
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Arena:
+    """An open arena.
+
+    Args:
+        directory: where it is; the file is made if it is not there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / NAME
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._slots = SlotAllocator()
+        self._fresh = bytearray()
+        self._pending: list[Run] = []
+        self._releasing: list[Run] = []
+        self.pending_count = 0
+        """How many slots wait for a sync."""
+
+    def write(self, data: memoryview | bytearray, count: int) -> list[Run]:
+        """Write blocks to free slots.
+
+        Args:
+            data: `count` whole blocks.
+
+        Returns:
+            where they lie, in order.
+
+        Raises:
+            OSError: ENOSPC or another; no slot was taken.
+        """
+        runs = self._slots.take(count)
+        try:
+            self._write_runs(data, count, runs)
+        except BaseException:
+            self._give_back(runs)
+            raise
+        fresh = self._fresh
+        if len(fresh) < self._slots.end:
+            fresh.extend(bytes(self._slots.end + (self._slots.end >> 2) + 1024 - len(fresh)))
+        for slot, size in runs:
+            if size == 1:
+                fresh[slot] = 1
+            else:
+                fresh[slot : slot + size] = b"\1" * size
+        return runs
+
+    def cancel(self, runs: Iterable[Run]) -> None:
+        """Give slots back that `write` returned and no record names."""
+        self._give_back(runs)
+
+    def free(self, runs: Iterable[Run]) -> None:
+        """Note that nothing refers to slots any more."""
+        for start, count in runs:
+            fresh = self._fresh[start] if count == 1 else self._fresh.count(1, start, start + count)
+            if fresh == count:
+                self._slots.give(start, count)
+            elif not fresh:
+                self._pending.append((start, count))
+                self.pending_count += count
+            else:
+                self.free((slot, 1) for slot in range(start, start + count))
+
+    def read(self, slot: int, start: int, size: int) -> bytes:
+        """Bytes from a run of slots; `start` counts from the first of them.
+
+        Raises:
+            CorruptError: the file ends before that.
+        """
+        data = os.pread(self._fd, size, slot * PAGE_SIZE + start)
+        if len(data) != size:
+            raise CorruptError("overlay", str(self.path), f"it ends in slot {slot + (start + len(data)) // PAGE_SIZE}")
+        return data
+
+    def load(self, used: Iterable[Run]) -> None:
+        """Take over which slots are in use, at the opening; all of that is durable.
+
+        Raises:
+            CorruptError: a slot is used twice, or lies beyond the end of the file.
+        """
+        runs = sorted(used)
+        last = 0
+        self._slots = SlotAllocator()
+        for start, count in runs:
+            if start < last:
+                raise CorruptError("overlay", str(self.path), f"slot {start} belongs to two blocks")
+            last = start + count
+        size = os.fstat(self._fd).st_size
+        if last * PAGE_SIZE > size:
+            raise CorruptError("overlay", str(self.path), f"it has {size} bytes, its blocks end at {last * PAGE_SIZE}")
+        self._slots.end = last
+        before = 0
+        for start, count in runs:
+            if before < start:
+                self._slots.give(before, start - before)
+            before = start + count
+        self._fresh = bytearray(last)
+
+    def begin_sync(self) -> None:
+        """All blocks written so far are about to become durable, with the records that refer to them."""
+        self._fresh = bytearray(len(self._fresh))
+        self._releasing += self._pending
+        self._pending = []
+        self.pending_count = 0
+
+    def flush(self) -> None:
+        """Wait until what was written is on disk."""
+        os.fdatasync(self._fd)
+
+    def end_sync(self) -> None:
+        """What `begin_sync` announced is durable: what had been freed before it can be used again."""
+        for start, count in self._releasing:
+            first, size = self._slots.give(start, count)
+            if size >= _PUNCH_SLOTS and first + size < self._slots.end:
+                self._punch(start, count) if count >= _PUNCH_SLOTS else self._punch(first, size)
+        self._releasing = []
+        self.trim()
+
+    def trim(self) -> None:
+        """Cut off what is free at the end of the file, if that is much."""
+        end = self._slots.end * PAGE_SIZE
+        if os.fstat(self._fd).st_size > end + _PUNCH_SLOTS * PAGE_SIZE:
+            # Only space: a file system that fails here fails nobody's operation.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, end)
+
+    def close(self) -> None:
+        """Close the file."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _write_runs(self, data: memoryview | bytearray, count: int, runs: list[Run]) -> None:
+        if self._slots.end > MAX_SLOTS:
+            fail(errno.ENOSPC)
+        if len(runs) == 1:
+            self._pwrite(data, runs[0][0] * PAGE_SIZE, count * PAGE_SIZE)
+            return
+        view, at = memoryview(data), 0
+        for slot, size in runs:
+            self._pwrite(view[at : at + size * PAGE_SIZE], slot * PAGE_SIZE, size * PAGE_SIZE)
+            at += size * PAGE_SIZE
+
+    def _pwrite(self, data: memoryview | bytearray, offset: int, size: int) -> None:
+        done = os.pwrite(self._fd, data, offset)
+        while done < size:
+            done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
+
+    def _give_back(self, runs: Iterable[Run]) -> None:
+        for start, count in runs:
+            self._slots.give(start, count)
+
+    def _punch(self, start: int, count: int) -> None:
+        """Give the space of free slots back; where the file system cannot, they keep it until they are used again."""
+        offset, size = ctypes.c_longlong(start * PAGE_SIZE), ctypes.c_longlong(count * PAGE_SIZE)
+        _libc.fallocate(self._fd, _PUNCH_HOLE_KEEP_SIZE, offset, size)
