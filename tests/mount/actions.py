@@ -17,7 +17,7 @@ Held = dict[int, int]
 Action = Callable[[Path, Held], object]
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_NAMES = ("a", "b", "c", "d\u00e9", "e" * 255)
+NAMES = ("a", "b", "c", "d\u00e9", "e" * 255)
 _SIZES = (0, 1, 511, 4095, 4096, 4097, 12_288, 70_000, 200_000)
 _MODES = (0o644, 0o600, 0o755, 0o4755, 0o2755, 0o2644, 0o6777, 0o1777, 0)
 _FLAGS = (0, os.O_EXCL, os.O_TRUNC, os.O_APPEND, os.O_TRUNC | os.O_APPEND, os.O_DIRECT)
@@ -50,7 +50,7 @@ class Actions:
         return make.__name__.strip("_"), action
 
     def _path(self) -> str:
-        return "/".join(self._random.choices(_NAMES, k=self._random.choice((1, 1, 2, 2, 3))))
+        return "/".join(self._random.choices(NAMES, k=self._random.choice((1, 1, 2, 2, 3))))
 
     def _bytes(self) -> bytes:
         return self._random.randbytes(self._random.choice(_SIZES))
@@ -100,7 +100,11 @@ class Actions:
         def action(_: Path, held: Held) -> object:
             if (descriptor := held.get(number)) is None:
                 return None
-            written = os.ftruncate(descriptor, size) if cut else os.write(descriptor, data)
+            written = -1
+            if cut:
+                os.ftruncate(descriptor, size)
+            else:
+                written = os.write(descriptor, data)
             status = os.fstat(descriptor)
             os.fsync(descriptor)
             return written, status.st_size, status.st_nlink, os.pread(descriptor, 1_000_000, 0)

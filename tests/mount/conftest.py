@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from pagepool.mount import Mount, MountOptions, mount_fuse
+from pagepool.mount import Mount, MountOptions, MountRecord, mount_fuse
 from pagepool.mount.device import DEVICE, unmount_device
 from pagepool.mount.mountinfo import mounted_at
 from pagepool.vfs import FileSystem
@@ -57,3 +59,13 @@ def mounting(point: Path, records: Path) -> Iterator[Mounting]:
             return stack.enter_context(mount_fuse(filesystem, point, options=options, directory=records))
 
         yield mount
+
+
+def kill(record: MountRecord) -> None:
+    """Kill the process that serves a mount, and wait until it is gone."""
+    descriptor = os.pidfd_open(record.pid)
+    try:
+        os.kill(record.pid, signal.SIGKILL)
+        assert select.select([descriptor], [], [], 20.0)[0]
+    finally:
+        os.close(descriptor)

@@ -187,6 +187,9 @@ class FuseServer:
 
     def _handle(self, request: Request, data: memoryview) -> None:
         """Handle a request and answer it. Raises nothing."""
+        if len(data) < protocol.IN_HEADER.size:
+            _log.error("a request of %d bytes has no header", len(data))
+            return
         try:
             _, request.opcode, request.unique, request.node, request.uid, request.gid, _, extra, _ = (
                 protocol.IN_HEADER.unpack_from(data)
@@ -230,9 +233,8 @@ class FuseServer:
         number = to_read_errno(error) if request.opcode == Opcode.READ else to_errno(error)
         if is_refusal(error):
             return number
-        name = Opcode(request.opcode).name
         bug = not isinstance(error, (OSError, PagepoolError))
-        _log.error("%s of inode %d failed: %s", name, request.node, error, exc_info=bug)
+        _log.error("%s of inode %d failed: %s", Opcode(request.opcode).name, request.node, error, exc_info=bug)
         return number
 
     # -- requests about requests ---------------------------------------------------------------------------------
