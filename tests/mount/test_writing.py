@@ -58,7 +58,7 @@ def test_random_system_calls(mounting: Mounting, point: Path, plain: Path, seed:
     _do(seed, 1500, (point, plain))
 
 
-@pytest.mark.parametrize("seed", (10, 11))
+@pytest.mark.parametrize("seed", [10, 11])
 def test_random_system_calls_over_an_image(point: Path, plain: Path, records: Path, tmp_path: Path, seed: int) -> None:
     """Likewise over an image of which some is changed; what was done is there when the server was killed meanwhile."""
     opener = partial(open_overlay, tmp_path / "upper", crowded_image)

@@ -70,7 +70,7 @@ class Mount:
         with self._lock:
             if not self.server.ended:
                 _unmount(self.path)
-                self._end()
+            self._end()
 
     def close(self) -> None:
         """Unmount in any case: whoever still uses it gets errors from now on. Does nothing if it is unmounted."""
@@ -84,7 +84,7 @@ class Mount:
                         unmount_device(self.path, detach=True, abort=True)
                 except OSError as error:
                     _log.debug("%s is unmounted already: %s", self.path, error)
-                self._end()
+            self._end()
         atexit.unregister(self.close)
 
     def join(self, timeout_s: float | None = None) -> bool:

@@ -220,8 +220,10 @@ class WritingOperations(Operations):
 def plan_changes(asked: SetAttr, kind: Kind, now_ns: int) -> Changes:
     """What a SETATTR comes to.
 
-    A change of owner takes privileges of anything but a directory, whoever makes it, and so does a request that changes
-    nothing: it is what becomes of chown(2) to -1, and of a write that is to take them.
+    A change of owner takes privileges of anything but a directory, whoever makes it. So does a request that changes
+    nothing: it is what becomes of chown(2) to -1, and of an fallocate(2) that is to take them. It also comes after the
+    kernel has taken a file capability away because root wrote to the file; that this takes setuid too is more than
+    other file systems do, and errs to the safe side.
 
     Args:
         kind: of the node.
