@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from pagepool.version import __version__
 from pagepool_service.cache import ExtentCache
+from pagepool_service.pools import open_pool
 from pagepool_service.routes import (
     blobs,
     errors,
@@ -64,7 +65,9 @@ def create_app(
     merged = Trees(store)
     if treefiles is None:
         treefiles = TreeFilesOfStore(store, merged, None if settings.read_only else TreeCache(settings.data / "trees"))
-    cache = ExtentCache(store, None) if cache is None else cache
+    if cache is None:
+        pool = open_pool(settings)
+        cache = ExtentCache(store, pool, 0 if pool is None else pool.budget)
     executors = {name: ThreadPoolExecutor(count, thread_name_prefix=name) for name, count in _THREADS.items()}
 
     @asynccontextmanager

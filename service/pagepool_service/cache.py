@@ -1,106 +1,24 @@
-"""The service's extent cache: the objects of a pool that all workers share, and how they get into it.
+"""The service's extent cache: the objects of a pool that all workers share, filled out of the store.
 
 A page read looks here first, in the event loop: what is in the pool is served out of the pool's own pages, without a
-thread or a transaction. What is missing is read from the store's frames in a thread, compared with its name, and kept.
-An extent is read once however many requests of this worker wait for it; workers may do the same work at the same time,
-which is harmless.
-
-What the pool cannot take (it is too large for the budget, or the file system under it is full or gone) is read
-straight from the store. Objects that nobody read for a while are let go of, so that what the pool evicts becomes free.
-A crash leaves what the pool's own rules say; nothing here is durable.
+thread or a transaction. What is missing is read from the store's frames in a thread, compared with its name, and kept:
+see `pagepool.content.cache`, of which this is the service's use.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections import OrderedDict
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from pagepool.errors import CorruptError, StoreFullError
-from pagepool.extents import EXTENT_SIZE
+from pagepool.content import ObjectCache
+from pagepool.errors import CorruptError
 from pagepool_service.extentstream import read_extents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
+    from pagepool.content import SharedPool
     from pagepool.image.treefile import ObjectInfo
     from pagepool_service.store.store import Store
-
-log = logging.getLogger("pagepool.cache")
-
-WINDOW = 8
-"""Extents that are read at a time for one request: 1 MiB."""
-_MOST_OPEN = 1024
-_IDLE_TICKS = 2
-_LARGEST_SHARE = 4  # an object of more than one part in so many of the budget is not kept
-
-
-class WholeFile(Protocol):
-    """An object of a pool that is open: see `pagepool.pool.PoolFile`."""
-
-    @property
-    def view(self) -> memoryview: ...
-    def close(self) -> None: ...
-
-
-class PartialFile(Protocol):
-    """An object that is being filled: see `pagepool.pool.Partial`."""
-
-    def has(self, number: int, /) -> bool: ...
-    def missing(self, first: int, end: int, /) -> list[int]: ...
-    def write(self, number: int, data: memoryview, /) -> object: ...
-    def view(self, offset: int, size: int, /) -> memoryview: ...
-    def close(self) -> None: ...
-
-
-class SharedPool(Protocol):
-    """What the cache uses of a pool: see `pagepool.pool.Pool`."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def path(self) -> Path: ...
-    def get(self, digest: bytes, /) -> WholeFile | None: ...
-    def put(self, digest: bytes, data: memoryview, /) -> WholeFile | None: ...
-    def partial(self, digest: bytes, size: int, extents: Sequence[bytes], /) -> PartialFile: ...
-    def close(self) -> None: ...
-
-
-class Held:
-    """An object that is open here: whole, or as far as it has been filled."""
-
-    __slots__ = ("file", "info", "partial", "tick", "whole")
-
-    def __init__(self, info: ObjectInfo, file: WholeFile | None, partial: PartialFile | None, tick: int) -> None:
-        self.info = info
-        self.file = file
-        self.partial = partial
-        self.tick = tick
-        self.whole = None if file is None else file.view
-
-    def view(self, start: int, end: int) -> memoryview | None:
-        """The bytes `[start, end)`, if all of them are there."""
-        if self.whole is not None:
-            return self.whole[start:end]
-        partial = self.partial
-        if partial is None or partial.missing(start // EXTENT_SIZE, -(-end // EXTENT_SIZE)):
-            return None
-        return partial.view(start, end - start)
-
-    def look(self) -> None:
-        """See whether it has become whole."""
-        if self.partial is not None and not self.partial.missing(0, self.info.extent_count):
-            self.whole = self.partial.view(0, self.info.size)
-
-    def close(self) -> None:
-        """Let go of it. Views that are on their way out stay valid."""
-        self.whole = None
-        for opened in (self.file, self.partial):
-            if opened is not None:
-                opened.close()
 
 
 class ExtentCache:
@@ -114,173 +32,26 @@ class ExtentCache:
 
     def __init__(self, store: Store, pool: SharedPool | None, budget: int = 0) -> None:
         self._store = store
+        self._objects = ObjectCache(pool, budget)
         self.pool = pool
-        self._largest = budget // _LARGEST_SHARE
-        self._held: OrderedDict[bytes, Held] = OrderedDict()
-        self._tick = 0
-        self._lock = threading.Lock()
-        self._under_way: dict[tuple[bytes, int], Future[None]] = {}
-
-    def view(self, info: ObjectInfo, start: int, end: int) -> memoryview | None:
-        """The bytes `[start, end)` of an object if they are in the pool; takes microseconds.
-
-        Returns:
-            a view of the pool's pages, which stays valid; None if something has to be filled.
-        """
-        held = self._held.get(info.digest)
-        if held is None and (held := self._open(info)) is None:
-            return None
-        held.tick = self._tick
-        whole = held.whole
-        return held.view(start, end) if whole is None else whole[start:end]
+        self.view = self._objects.view
+        self.tick = self._objects.tick
+        self.close = self._objects.close
 
     def fill(self, info: ObjectInfo, first: int, end: int) -> bool:
-        """Bring extents `[first, end)` of an object into the pool. Blocks.
-
-        Returns:
-            whether they are there; False if the pool does not take them.
-
-        Raises:
-            CorruptError: an extent is damaged in the store; it names the object and the extent.
-        """
-        if self.pool is None or info.size > self._largest:
-            return False
-        try:
-            while first < end:
-                last = min(first + WINDOW, end)
-                if self.view(info, first * EXTENT_SIZE, min(last * EXTENT_SIZE, info.size)) is None:
-                    self._fill_window(self.pool, info, first, last)
-                first = last
-        except (OSError, StoreFullError) as error:
-            log.warning("the pool does not take object %s: %s", info.digest.hex(), error)
-            return False
-        return True
+        """Bring extents `[first, end)` of an object into the pool: see `ObjectCache.fill`. Blocks."""
+        return self._objects.fill(info, first, end, self._fetch)
 
     def pieces(self, info: ObjectInfo, start: int, end: int) -> Iterator[memoryview]:
-        """The bytes `[start, end)` of an object, in pieces of at most 1 MiB, filled as they are gone through. Blocks.
+        """The bytes `[start, end)` of an object, filled as they are gone through: see `ObjectCache.pieces`. Blocks."""
+        return self._objects.pieces(info, start, end, self._fetch)
 
-        Raises:
-            CorruptError: as `fill`; what was yielded before was right.
-        """
-        while start < end:
-            first = start // EXTENT_SIZE
-            stop = min(end, (first + WINDOW) * EXTENT_SIZE)
-            piece = self.view(info, start, stop)
-            if piece is None and self.fill(info, first, -(-stop // EXTENT_SIZE)):
-                piece = self.view(info, start, stop)
-            if piece is not None:
-                yield piece
-            else:
-                yield from self._direct(info, start, stop)
-            start = stop
-
-    def tick(self) -> None:
-        """Let go of what was not read during the last calls of this. Called every few seconds."""
-        self._tick += 1
-        with self._lock:
-            idle = [digest for digest, held in self._held.items() if self._tick - held.tick > _IDLE_TICKS]
-            dropped = [self._held.pop(digest) for digest in idle]
-        for held in dropped:
-            held.close()
-
-    def close(self) -> None:
-        """Let go of everything, and of the pool."""
-        with self._lock:
-            dropped = list(self._held.values())
-            self._held.clear()
-        for held in dropped:
-            held.close()
-        if self.pool is not None:
-            self.pool.close()
-
-    def _open(self, info: ObjectInfo) -> Held | None:
-        """An object that is whole in the pool."""
-        if self.pool is None:
-            return None
-        try:
-            file = self.pool.get(info.digest)
-        except OSError:
-            return None
-        return None if file is None else self._keep(Held(info, file, None, self._tick))
-
-    def _keep(self, held: Held) -> Held:
-        """Remember an open object; if another thread was faster, its one is kept."""
-        dropped: list[Held] = []
-        with self._lock:
-            kept = self._held.get(held.info.digest)
-            if kept is not None and (kept.file is not None or held.file is None):
-                dropped.append(held)
-                held = kept
-            else:
-                if kept is not None:
-                    dropped.append(kept)
-                self._held[held.info.digest] = held
-                while len(self._held) > _MOST_OPEN:
-                    dropped.append(self._held.popitem(last=False)[1])
-        for one in dropped:
-            one.close()
-        return held
-
-    def _fill_window(self, pool: SharedPool, info: ObjectInfo, first: int, end: int) -> None:
-        """Fill a few extents: those that nobody is filling, then wait for the others."""
-        claimed: dict[int, Future[None]] = {}
-        awaited: list[Future[None]] = []
-        with self._lock:
-            for number in range(first, end):
-                other = self._under_way.get((info.digest, number))
-                if other is None:
-                    claimed[number] = self._under_way[info.digest, number] = Future()
-                else:
-                    awaited.append(other)
-        error: BaseException | None = None
-        try:
-            self._fill_claimed(pool, info, list(claimed))
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            with self._lock:
-                for number in claimed:
-                    del self._under_way[info.digest, number]
-            for future in claimed.values():
-                future.set_result(None) if error is None else future.set_exception(error)
-        for future in awaited:
-            future.result()
-
-    def _fill_claimed(self, pool: SharedPool, info: ObjectInfo, numbers: Sequence[int]) -> None:
-        if info.extent_count == 1:
-            # Another thread may have been done with it before this one claimed it.
-            for number in numbers if self.view(info, 0, info.size) is None else ():
-                data = self._read(info, [number])[number]
-                if (file := pool.put(info.digest, data)) is not None:
-                    self._keep(Held(info, file, None, self._tick))
-            return
-        held = self._held.get(info.digest)
-        if held is None:
-            partial = pool.partial(info.digest, info.size, info.extents())
-            held = self._keep(Held(info, None, partial, self._tick))
-        if held.partial is None:
-            return  # whole by now
-        held.tick = self._tick
-        wanted = [number for number in numbers if not held.partial.has(number)]
-        for number, data in self._read(info, wanted).items():
-            held.partial.write(number, data)
-        held.look()
-
-    def _read(self, info: ObjectInfo, numbers: Sequence[int]) -> dict[int, memoryview]:
-        """Extents of an object out of the store, each compared with its name."""
-        names = {number: info.extents(number, number + 1)[0] for number in numbers}
-        found: dict[bytes, memoryview] = {}
-        for digest, data in read_extents(self._store, list(dict.fromkeys(names.values()))):
+    def _fetch(self, wanted: Sequence[bytes]) -> Iterator[tuple[bytes, memoryview]]:
+        failed: CorruptError | None = None
+        for digest, data in read_extents(self._store, wanted):
             if isinstance(data, CorruptError):
-                number = next(number for number, name in names.items() if name == digest)
-                reason = f"extent {number} ({digest.hex()}): {data.reason}"
-                raise CorruptError("object", info.digest.hex(), reason) from data
-            found[digest] = data
-        return {number: found[digest] for number, digest in names.items()}
-
-    def _direct(self, info: ObjectInfo, start: int, end: int) -> Iterator[memoryview]:
-        """Bytes of a window straight out of the store."""
-        for number, data in self._read(info, range(start // EXTENT_SIZE, -(-end // EXTENT_SIZE))).items():
-            base = number * EXTENT_SIZE
-            yield data[max(0, start - base) : end - base]
+                failed = failed or CorruptError("extent", digest.hex(), data.reason)
+            else:
+                yield digest, data
+        if failed is not None:
+            raise failed

@@ -49,6 +49,9 @@ class Settings:
         port: port to listen on; 0 lets the system choose.
         workers: HTTP worker processes.
         ingest_processes: processes that read layers, each one layer at a time.
+        cache_dir: where the pool is that objects are read from, which all workers and clients on this machine share;
+            None for `default_cache`.
+        cache_bytes: most bytes of it; None for `pools.default_budget`, 0 for no pool.
         quota_bytes: most bytes that the store may take, uploads and spool included; 0 for no limit.
         max_blob_bytes: largest blob taken in.
         max_layer_bytes: a layer with more plain bytes is kept as a blob, and cannot be mounted.
@@ -71,6 +74,8 @@ class Settings:
     port: int = DEFAULT_PORT
     workers: int = 1
     ingest_processes: int = 2
+    cache_dir: Path | None = None
+    cache_bytes: int | None = None
     quota_bytes: int = 0
     max_blob_bytes: int = 512 << 30
     max_layer_bytes: int = 256 << 30
@@ -190,6 +195,8 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_LISTEN": ("listen", parse_listen),
     "PAGEPOOL_WORKERS": ("workers", int),
     "PAGEPOOL_INGEST_PROCESSES": ("ingest_processes", int),
+    "PAGEPOOL_CACHE_DIR": ("cache_dir", Path),
+    "PAGEPOOL_CACHE_SIZE": ("cache_bytes", parse_size),
     "PAGEPOOL_QUOTA": ("quota_bytes", parse_size),
     "PAGEPOOL_MAX_BLOB_SIZE": ("max_blob_bytes", parse_size),
     "PAGEPOOL_MAX_LAYER_SIZE": ("max_layer_bytes", parse_size),

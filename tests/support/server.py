@@ -64,7 +64,8 @@ class Service:
         self.log_path = Path(name)
         listen = self.host or "127.0.0.1:0"
         program = [sys.executable, "-m", "pagepool.cli", "serve"]
-        command = [*program, "--data", str(self.data), "--listen", listen, *self.arguments]
+        command = [*program, "--data", str(self.data), "--listen", listen, "--cache-dir", str(self.cache)]
+        command += self.arguments
         with os.fdopen(descriptor, "wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(self.environment)
@@ -76,6 +77,11 @@ class Service:
                 raise ServiceError(f"the service did not start:\n{self.log()}")
             time.sleep(0.02)
         self.url, self.host = found[1], found[2]
+
+    @property
+    def cache(self) -> Path:
+        """Where its pool is: beside the data directory, which goes with the test."""
+        return self.data.with_name(f"{self.data.name}-cache")
 
     def log(self) -> str:
         """What it printed since it was started last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from pagepool.digest import blake3_raw
@@ -28,6 +29,10 @@ class MemoryContent:
         """See `Content`."""
         return self._views[index][start:end]
 
+    def whole(self, index: int) -> memoryview:
+        """See `Content`."""
+        return self._views[index]
+
     def prefetch(self, indices: Iterable[int]) -> None:
         """See `Content`."""
 
@@ -45,7 +50,7 @@ class TreeBuilder:
     def directory(self, path: str, mode: int = 0o755, **fields: object) -> Node:
         """A directory; the one that is there, with other fields."""
         node = self.root
-        for name in filter(None, path.encode().split(b"/")):
+        for name in filter(None, os.fsencode(path).split(b"/")):
             assert node.children is not None
             node = node.children.setdefault(name, Node(Kind.DIRECTORY, 0o755, children={}))
         node.mode = mode
@@ -60,7 +65,7 @@ class TreeBuilder:
 
     def symlink(self, path: str, target: str, **fields: object) -> Node:
         """A symlink."""
-        return self.add(path, _with(Node(Kind.SYMLINK, 0o777, size=len(target), target=target.encode()), fields))
+        return self.add(path, _with(Node(Kind.SYMLINK, 0o777, size=len(target), target=os.fsencode(target)), fields))
 
     def device(self, path: str, kind: Kind, device: tuple[int, int], mode: int = 0o600, **fields: object) -> Node:
         """A device or FIFO."""
@@ -70,11 +75,11 @@ class TreeBuilder:
         """Give a node a name: a further one makes a hard link."""
         parent, _, name = path.strip("/").rpartition("/")
         directory = self.root
-        for part in filter(None, parent.encode().split(b"/")):
+        for part in filter(None, os.fsencode(parent).split(b"/")):
             assert directory.children is not None
             directory = directory.children.setdefault(part, Node(Kind.DIRECTORY, 0o755, children={}))
         assert directory.children is not None
-        directory.children[name.encode()] = node
+        directory.children[os.fsencode(name)] = node
         return node
 
     def build(self) -> TreeFile:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import DigestMismatchError, ManifestUnknownError, PendingError, TreeUnknownError
@@ -14,7 +16,21 @@ from pagepool.transport.answers import Subject
 from pagepool.transport.http import Call, Session
 from pagepool.transport.service import answer_error, image_url
 
+MOST_OBJECTS = 16384
 _PAUSE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlace:
+    """A pool as its owner names it.
+
+    Args:
+        id: what the pool itself says that it is.
+        path: its directory on the owner's machine.
+    """
+
+    id: str
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +41,13 @@ class TreeState:
         image: digest of the image's manifest, one platform's.
         tree: BLAKE3 of the tree file.
         size: bytes of the tree file.
+        pool: the pool that the service reads objects from, for clients on the same machine; None if it has none.
     """
 
     image: Digest
     tree: Digest
     size: int
+    pool: PoolPlace | None = None
 
 
 class TreeClient:
@@ -69,7 +87,9 @@ class TreeClient:
             response = self._session.request(call)
             fields = load_object(response.content, "answer", answer_error)
             if response.status_code == 200:
-                return TreeState(fields.digest("image"), fields.digest("tree"), fields.integer("size"))
+                pool = fields.object("cache") if fields.has("cache") else None
+                place = None if pool is None else PoolPlace(pool.string("id"), Path(pool.string("path")))
+                return TreeState(fields.digest("image"), fields.digest("tree"), fields.integer("size"), place)
             if self._clock() >= end:
                 raise PendingError(shown, fields.strings("waiting"))
             self._session.retry.sleep(_PAUSE_S)
@@ -88,3 +108,23 @@ class TreeClient:
         if got != tree.raw:
             raise DigestMismatchError(tree, Digest("blake3", got), len(data))
         return data
+
+    def fill(self, name: str, tree: Digest, objects: Sequence[tuple[bytes, int, int]]) -> int:
+        """Have the service bring objects of a tree into its own pool. Blocks, for seconds at most.
+
+        Args:
+            objects: most urgent first: raw digest, and extents `[first, end)`; at most `MOST_OBJECTS` are asked for.
+
+        Returns:
+            how many of them, from the first on, are there now.
+
+        Raises:
+            UnsupportedError: the service has no pool.
+            CorruptError: the first that is not there is damaged.
+        """
+        wanted = [{"object": digest.hex(), "extents": [first, end]} for digest, first, end in objects[:MOST_OBJECTS]]
+        body = json.dumps({"objects": wanted}).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        about = Subject(TreeUnknownError, str(tree), name)
+        call = Call("POST", f"/v1/{name}/trees/{tree}/fill", about, headers=headers, body=lambda: (body,))
+        return load_object(self._session.request(call).content, "answer", answer_error).integer("present")

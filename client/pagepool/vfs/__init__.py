@@ -1,5 +1,6 @@
 """File-system semantics: inodes, paths confined to the root, files; read-only images and writable overlays alike."""
 
+from pagepool.vfs.file import RawFile
 from pagepool.vfs.interface import (
     PAGE_SIZE,
     RENAME_EXCHANGE,
@@ -16,6 +17,8 @@ from pagepool.vfs.interface import (
     WritableFileSystem,
     fail,
 )
+from pagepool.vfs.paths import resolve, resolve_parent
+from pagepool.vfs.rootfs import DirEntry, MutableRootfs, Rootfs
 from pagepool.vfs.treefs import TreeFileSystem
 
 __all__ = [
@@ -31,6 +34,12 @@ __all__ = [
     "Entry",
     "FileSystem",
     "TreeFileSystem",
+    "Rootfs",
+    "MutableRootfs",
+    "DirEntry",
+    "RawFile",
+    "resolve",
+    "resolve_parent",
     "Usage",
     "WritableFileSystem",
     "fail",

@@ -304,6 +304,10 @@ class Content(Protocol):
         """
         ...
 
+    def whole(self, index: int) -> memoryview | None:
+        """All of an object if it is here; nothing is fetched."""
+        ...
+
     def prefetch(self, indices: Iterable[int]) -> None:
         """Fetch objects that are not here, in as few requests as possible. Blocks. Raises as `view`."""
         ...

@@ -102,6 +102,11 @@ class TreeFileSystem:
         end = min(offset + size, node.size)
         return self.content.view(node.object, offset, end) if offset < end else _EMPTY
 
+    def whole(self, ino: int) -> memoryview | None:
+        """All bytes of a regular file if they are here; nothing is fetched."""
+        node = self._file(ino)
+        return self.content.whole(node.object) if node.size else _EMPTY
+
     def seek(self, ino: int, offset: int, whence: int) -> int:
         """See `FileSystem`. A file of an image is all data, with the hole that every file has at its end."""
         size = self._file(ino).size

@@ -88,7 +88,8 @@ class Launcher:
     @contextmanager
     def _pagepool(self, directory: Path) -> Iterator[Server]:
         data, log = directory / "data", directory / "log"
-        options = ("--data", str(data), "--listen", "127.0.0.1:0", "--workers", str(self.workers))
+        options = ["--data", str(data), "--listen", "127.0.0.1:0", "--workers", str(self.workers)]
+        options += ["--cache-dir", str(directory / "cache")]
         command = [sys.executable, "-m", "pagepool.cli", "serve", *options]
         with self._process(command, log) as process:
             deadline = time.monotonic() + _START_TIMEOUT_S

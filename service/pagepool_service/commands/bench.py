@@ -13,7 +13,9 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.options import output_options
-from pagepool_service.bench.images import find_images
+from pagepool_service.bench.images import find_images, find_pair
+from pagepool_service.bench.reads import Figure, ReadPlan
+from pagepool_service.bench.reads import measure as measure_reads
 from pagepool_service.bench.registry import Plan, measure
 from pagepool_service.bench.report import make_report
 from pagepool_service.bench.servers import PEER, Launcher, peer_installed
@@ -30,6 +32,12 @@ Examples:
   pagepool bench registry --images images
   pagepool bench registry --images images --runs 1 --no-peer --json
   pagepool bench registry --images images --big --report figures.json
+"""
+_READS_EPILOG = """
+\b
+Examples:
+  pagepool bench reads --images images
+  pagepool bench reads --images images/debian-old --images images/debian-new --clients 50 --json
 """
 _MEMORY = (
     "PSS: the highest sample, ten a second, of all processes together; mapped files are in it. "
@@ -101,6 +109,57 @@ def registry(
         output.print_line(text)
     else:
         _print(report)
+
+
+@bench.command(epilog=_READS_EPILOG)
+@click.option(
+    "--images",
+    "places",
+    multiple=True,
+    envvar="PAGEPOOL_BENCH_IMAGES",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="OCI layouts, or directories of them: two that overlap are chosen. [$PAGEPOOL_BENCH_IMAGES]",
+)
+@click.option("--peer/--no-peer", default=None, help="Also measure docker-registry. [if it is installed]")
+@click.option("--clients", type=click.IntRange(1, 200), default=20, show_default=True, help="Client processes.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
+    help="Where to put data meanwhile. [the system's directory for temporary files]",
+)
+@output_options
+def reads(places: tuple[Path, ...], peer: bool | None, clients: int, work: Path | None) -> None:
+    """Read pages and images in every way there is, each beside something to compare it with, in the same run.
+
+    Pages in this process beside os.pread, pages over HTTP beside an application that does nothing, whole images beside
+    docker-registry and tar, the memory of clients, and a FUSE mount beside a plain directory.
+    """
+    pair = find_pair(find_images(places)) if places else None
+    if pair is None:
+        raise click.UsageError(f"which images? Build some with\n\n    {_BUILD} --dir DIR\n\nand give --images DIR.")
+    directory = work or Path(tempfile.gettempdir())
+    launcher = Launcher(_environment(), 1)
+    signal.signal(signal.SIGTERM, _interrupt)
+    figures = measure_reads(ReadPlan(pair, clients, _with_peer(peer), launcher, directory, output.note))
+    if output.current().json:
+        output.print_json({"images": [image.name for image in pair], "figures": [one.as_json() for one in figures]})
+        return
+    headers = ("", "pagepool", "beside it", "ratio", "aim", "", "what is beside it")
+    output.print_table(headers, [_figure_cells(one) for one in figures], right=(1, 2, 3, 4))
+
+
+def _figure_cells(one: Figure) -> tuple[str, ...]:
+    aim = "" if one.aim is None else f"{'>=' if one.at_least else '<='} {one.aim:g}"
+    return (
+        one.name,
+        _number(one.value),
+        "-" if one.other is None else _number(one.other),
+        "-" if one.ratio is None else f"{one.ratio:.2f}",
+        aim,
+        {True: "met", False: "MISSED", None: ""}[one.met],
+        one.against,
+    )
 
 
 def _with_peer(wanted: bool | None) -> bool:

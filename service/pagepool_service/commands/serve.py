@@ -50,6 +50,18 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
 @click.option("--workers", type=click.IntRange(1, 256), help="HTTP worker processes. [1]")
 @click.option("--ingest-processes", type=click.IntRange(1, 64), help="Processes that read layers. [2]")
 @click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory of the cache of file contents that workers and local clients share. [in /dev/shm]",
+)
+@click.option(
+    "--cache-size",
+    "cache_bytes",
+    metavar="SIZE",
+    callback=_parsed(parse_size),
+    help="Most bytes of that cache; 0: none. [a quarter of the memory, at most 4GiB]",
+)
+@click.option(
     "--quota",
     "quota_bytes",
     metavar="SIZE",

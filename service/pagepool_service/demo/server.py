@@ -45,6 +45,7 @@ def running_service(data: Path, log: Path, environment: Mapping[str, str]) -> It
         UnreachableError: it did not start, or failed in the end; with the last it logged.
     """
     arguments = ["serve", "--data", str(data), "--listen", "127.0.0.1:0", "--log-level", "warning"]
+    arguments += ["--cache-dir", str(data.with_name("cache"))]
     command = [sys.executable, "-P", "-c", _MAIN, str(os.getpid()), *arguments]
     with (
         log.open("wb") as errors,

@@ -1,0 +1,214 @@
+"""The bytes of one tree's objects: out of a pool, and what is not there from a service. Implements `vfs.Content`.
+
+What comes is verified and kept in the pool, also what nobody asked for (a stored frame is sent whole): a client does
+not ask for it again. Reading a large object in order fetches ahead, in ever larger windows; reading it here and there
+fetches what was asked for. A pool that is somebody else's (the service's own, on the same machine) is filled by its
+owner instead, who is asked to.
+
+Thread-safe. Blocks while something is fetched.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from pagepool.content.cache import WINDOW
+from pagepool.errors import CorruptError
+from pagepool.extents import EXTENT_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from pagepool.content.cache import Fetch, ObjectCache
+    from pagepool.image.treefile import ObjectInfo, TreeFile
+
+    Ask = Callable[[Sequence[tuple[bytes, int, int]]], int]
+    """Asks a pool's owner for extents `[first, end)` of objects; tells how many, from the first on, are there now."""
+
+_LARGEST_WINDOW: Final = 64  # extents: 8 MiB
+_BATCH_BYTES: Final = 64 << 20
+_BATCH_EXTENTS: Final = 8192
+_LARGE: Final = 32 << 20
+_MOST_SAMPLES: Final = 4
+_OBJECTS_KNOWN: Final = 8192
+_TICK_S: Final = 10.0
+
+
+class TreeContent:
+    """The objects of a tree.
+
+    Args:
+        cache: of a pool; closed by the caller.
+        tree: closed by the caller.
+        fetch: brings extents of the tree.
+        ask: where the pool is somebody else's: asks for objects to be brought into it.
+    """
+
+    def __init__(self, cache: ObjectCache, tree: TreeFile, fetch: Fetch, ask: Ask | None = None) -> None:
+        self._cache = cache
+        self._tree = tree
+        self._source = fetch
+        self._ask = ask
+        self._info: Callable[[int], ObjectInfo] = lru_cache(_OBJECTS_KNOWN)(tree.object)
+        self._ahead: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # object -> where reading goes on, window
+        self._samples: OrderedDict[bytes, int] = OrderedDict()  # reads of an object that is not in the pool
+        self._lock = threading.Lock()
+        self._ticked = time.monotonic()
+
+    def view(self, index: int, start: int, end: int) -> memoryview:
+        """See `Content`."""
+        info = self._info(index)
+        found = self._cache.view(info, start, end)
+        return self._obtain(info, start, end) if found is None else found
+
+    def whole(self, index: int) -> memoryview | None:
+        """All of an object if it is here; nothing is fetched."""
+        info = self._info(index)
+        return self._cache.view(info, 0, info.size)
+
+    def prefetch(self, indices: Iterable[int], on_bytes: Callable[[int], object] = lambda _: None) -> None:
+        """See `Content`.
+
+        Args:
+            on_bytes: told of plain bytes as they are there, those included that were there already.
+        """
+        for batch in self._batches(indices, on_bytes):
+            if self._ask is None:
+                self._fetch_batch(batch, on_bytes)
+            else:
+                self._ask_batch(self._ask, batch)
+                on_bytes(sum(info.size for info in batch))
+
+    def close(self) -> None:
+        """See `Content`. The cache, which others use too, stays open."""
+        self._info = self._tree.object
+
+    def _obtain(self, info: ObjectInfo, start: int, end: int) -> memoryview:
+        """Bytes that are not in the pool."""
+        self._tick()
+        first, last = start // EXTENT_SIZE, -(-end // EXTENT_SIZE)
+        window = self._window(info, first, last)
+        last = min(max(last, first + window), info.extent_count)
+        if self._ask is not None:
+            # Somebody else's pool is read object by object: a large one is brought into it once that pays.
+            taken = not self._is_sample(info) and self._ask_until(self._ask, info)
+        else:
+            taken = self._cache.fill(info, first, last, self._fetch, window=max(window, WINDOW))
+        found = self._cache.view(info, start, end) if taken else None
+        if found is not None:
+            return found
+        pieces = list(self._cache.direct(info, start, end, self._fetch))
+        return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+
+    def _window(self, info: ObjectInfo, first: int, last: int) -> int:
+        """How many extents to fetch from `first` on: more and more, as long as an object is read in order."""
+        with self._lock:
+            expected, window = self._ahead.pop(info.digest, (0, WINDOW // 2))
+            window = min(window * 2, _LARGEST_WINDOW) if first == expected else last - first
+            self._ahead[info.digest] = first + window, max(window, WINDOW // 2)
+            while len(self._ahead) > _OBJECTS_KNOWN:
+                self._ahead.popitem(last=False)
+        return window
+
+    def _fetch(self, wanted: Sequence[bytes]) -> Iterator[tuple[bytes, memoryview]]:
+        """Extents that were asked for; others that came along are kept at once."""
+        asked = frozenset(wanted)
+        for digest, data in self._source(wanted):
+            if digest in asked:
+                yield digest, data
+            else:
+                self._keep_gift(digest, data)
+
+    def _keep_gift(self, digest: bytes, data: memoryview) -> None:
+        """Keep an extent that is an object by itself. Which objects another one is of is not looked for."""
+        place = self._tree.find_object(digest)
+        if place >= 0:
+            self._cache.keep(self._info(place), 0, data)
+
+    def _batches(self, indices: Iterable[int], on_bytes: Callable[[int], object]) -> Iterator[list[ObjectInfo]]:
+        """Objects that are not whole here, in parts that are worth a request."""
+        batch: list[ObjectInfo] = []
+        size = extents = 0
+        for index in dict.fromkeys(indices):
+            info = self._info(index)
+            if self._cache.view(info, 0, info.size) is not None:
+                on_bytes(info.size)
+                continue
+            if batch and (size + info.size > _BATCH_BYTES or extents + info.extent_count > _BATCH_EXTENTS):
+                yield batch
+                batch, size, extents = [], 0, 0
+            batch.append(info)
+            size += info.size
+            extents += info.extent_count
+        if batch:
+            yield batch
+
+    def _fetch_batch(self, batch: list[ObjectInfo], on_bytes: Callable[[int], object]) -> None:
+        """Fetch objects in one request, each extent once; what the pool does not take is not kept."""
+        places: dict[bytes, list[tuple[ObjectInfo, int]]] = {}
+        for info in batch:
+            for number, digest in enumerate(info.extents()):
+                size = min(EXTENT_SIZE, info.size - number * EXTENT_SIZE)
+                if self._cache.view(info, number * EXTENT_SIZE, number * EXTENT_SIZE + size) is None:
+                    places.setdefault(digest, []).append((info, number))
+                else:
+                    on_bytes(size)
+        if not places:
+            return
+        try:
+            for digest, data in self._fetch(list(places)):
+                for info, number in places[digest]:
+                    self._cache.keep(info, number, data)
+                    on_bytes(len(data))
+        except CorruptError as error:
+            raise _about(places, error) from error
+
+    def _ask_batch(self, ask: Ask, batch: list[ObjectInfo]) -> None:
+        """Have objects brought into somebody else's pool, as far as it takes them."""
+        left = batch
+        while left:
+            done = ask([(info.digest, 0, info.extent_count) for info in left])
+            if not done:
+                self._ask_until(ask, left[0])
+                done = 1
+            left = left[done:]
+
+    def _is_sample(self, info: ObjectInfo) -> bool:
+        """Whether only a little of a large object was read so far."""
+        with self._lock:
+            self._samples[info.digest] = self._samples.pop(info.digest, 0) + 1
+            while len(self._samples) > _OBJECTS_KNOWN:
+                self._samples.popitem(last=False)
+            return info.size > _LARGE and self._samples[info.digest] <= _MOST_SAMPLES
+
+    def _ask_until(self, ask: Ask, info: ObjectInfo) -> bool:
+        """Ask for one object until it is there; False if its pool does not take it.
+
+        The owner works for a bounded time at each request. One that gave up early will not take the object.
+        """
+        while True:
+            begun = time.monotonic()
+            if ask([(info.digest, 0, info.extent_count)]):
+                return True
+            if time.monotonic() - begun < 1:
+                return False
+
+    def _tick(self) -> None:
+        """Let go of objects that were not read for a while, now and then."""
+        now = time.monotonic()
+        if now - self._ticked > _TICK_S:
+            self._ticked = now
+            self._cache.tick()
+
+
+def _about(places: dict[bytes, list[tuple[ObjectInfo, int]]], error: CorruptError) -> CorruptError:
+    """An error about an extent, as one about the first object that it is of."""
+    found = places.get(bytes.fromhex(error.name)) if error.kind == "extent" else None
+    if not found:
+        return error
+    info, number = found[0]
+    return CorruptError("object", info.digest.hex(), f"extent {number} ({error.name}): {error.reason}")

@@ -1,0 +1,192 @@
+"""A program's door to images: a service, and this machine's pool.
+
+    with pagepool.Client("http://127.0.0.1:5000") as client:
+        with client.image("app:1").open() as root:
+            root.read_bytes("/etc/os-release")
+
+Objects are read out of a pool of files: the service's own where it runs on this machine and lets its pool be read,
+else one below `directory`, which all programs of this user share. What is in the pool is read without a request, also
+while the service is gone.
+
+Everything blocks. Thread-safe. After a fork a child makes a client of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+import httpx
+
+from pagepool.content import ObjectCache
+from pagepool.digest import Digest
+from pagepool.errors import PagepoolError, ReferenceInvalidError
+from pagepool.image.treefile import TreeFile
+from pagepool.image.treestore import TreeStore
+from pagepool.library.image import Image, Objects
+from pagepool.oci import Reference
+from pagepool.pool import Pool
+from pagepool.transport import Credentials, RegistryClient, ServiceClient, Session
+from pagepool.transport.retry import RetryPolicy
+from pagepool.transport.trees import TreeClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from pagepool.oci import Platform
+    from pagepool.transport.http import VerifyTypes
+    from pagepool.transport.trees import PoolPlace
+
+DEFAULT_URL: Final = "http://127.0.0.1:5000"
+_LARGEST_BUDGET: Final = 10 << 30
+_SHARE_OF_DISK: Final = 5
+_ATTEMPTS: Final = 3
+_MOST_OPEN: Final = 1024
+
+
+class Client:
+    """A service, and the pool that its images are read from.
+
+    Args:
+        url: the service's address.
+        directory: where this user keeps the pool and tree files; `default_directory` without it.
+        budget: most bytes of the pool; `default_budget` without it.
+        shared: whether to read the service's own pool where it can be.
+        credentials: who we are.
+        verify: whether to check the server's certificate.
+        timeout_s: about how long a request may take, all attempts together, until something of the answer comes.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        directory: Path | None = None,
+        budget: int | None = None,
+        shared: bool = True,
+        credentials: Credentials | None = None,
+        verify: VerifyTypes = True,
+        timeout_s: float = 30.0,
+    ) -> None:
+        step_s = timeout_s / _ATTEMPTS
+        self.session = Session(
+            url,
+            credentials=credentials,
+            verify=verify,
+            timeout=httpx.Timeout(step_s, connect=min(step_s, 10.0), pool=None),
+            retry=RetryPolicy(attempts=_ATTEMPTS),
+        )
+        self.directory = default_directory() if directory is None else directory
+        self.registry = RegistryClient(self.session)
+        self.service = ServiceClient(self.session)
+        self.trees = TreeClient(self.session)
+        self._budget = budget
+        self._shared = shared
+        self._files = TreeStore(self.directory / "trees", mapped=True)
+        self._lock = threading.Lock()
+        self._own: Objects | None = None
+        self._theirs: dict[str, Objects] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def image(self, reference: str | Reference, *, platform: Platform | None = None, wait_s: float = 60.0) -> Image:
+        """An image of the service.
+
+        Args:
+            reference: ``NAME[:TAG][@DIGEST]``; a host in it must be this service's.
+            platform: of an index, which image; that of the service's machine without it.
+            wait_s: how long to wait while the service still reads its layers.
+
+        Raises:
+            ReferenceInvalidError: no reference, or one of another host.
+            ManifestUnknownError: there is no such image.
+            PendingError: its layers are not read after `wait_s`.
+            LayerInvalidError, ResponseError: it cannot be mounted.
+            UnreachableError: the service cannot be reached.
+        """
+        parsed = Reference.parse(reference) if isinstance(reference, str) else reference
+        if parsed.host not in (None, self.session.where):
+            raise ReferenceInvalidError(str(parsed), f"this client speaks to {self.session.where}")
+        state = self.trees.resolve(parsed.repository, parsed.target, platform, wait_s)
+        return Image(self, parsed.repository, state.tree, reference=parsed, manifest=state.image, pool=state.pool)
+
+    def tree(self, repository: str, tree: Digest) -> Image:
+        """An image by the digest of its tree, without asking the service: it can be opened while the service is gone,
+        if its tree file is here."""
+        return Image(self, repository, tree)
+
+    def images(self) -> Iterator[Mapping[str, Any]]:
+        """All tagged images of the service: name, tag, digest, platform, size, state."""
+        return self.service.images()
+
+    def close(self) -> None:
+        """End the connections. Images that are open go on reading what is in the pool."""
+        self.session.close()
+        with self._lock:
+            opened = [*self._theirs.values(), *([] if self._own is None else [self._own])]
+            self._theirs.clear()
+            self._own = None
+        for objects in opened:
+            objects.release()
+
+    def load_tree(self, repository: str, tree: Digest) -> TreeFile:
+        """A tree file: the one that is here, or else the service's. The caller closes it."""
+        found = self._files.load(tree.raw)
+        if found is None:
+            data = self.trees.fetch(repository, tree)
+            self._files.keep(tree.raw, data)
+            found = self._files.load(tree.raw)
+            if found is None:  # the directory cannot be written
+                found = TreeFile(data, tree.raw)
+        return found
+
+    def objects(self, place: PoolPlace | None) -> Objects:
+        """The pool to read from: the one that the service named, if it can be read here, else this user's own."""
+        if place is not None and self._shared:
+            theirs = self._attach(place)
+            if theirs is not None:
+                return theirs
+        with self._lock:
+            if self._own is None:
+                path = self.directory / "pool"
+                budget = default_budget(self.directory) if self._budget is None else self._budget
+                self._own = Objects(ObjectCache(Pool.open(path, budget=budget), budget, _most_open()), shared=False)
+            return self._own.hold()
+
+    def _attach(self, place: PoolPlace) -> Objects | None:
+        with self._lock:
+            known = self._theirs.get(place.id)
+            if known is None:
+                try:
+                    pool = Pool.attach(place.path, place.id)
+                except (OSError, PagepoolError):  # on another machine, or not ours to read
+                    return None
+                known = self._theirs[place.id] = Objects(ObjectCache(pool, most_open=_most_open()), shared=True)
+            return known.hold()
+
+
+def default_directory() -> Path:
+    """Where pools and tree files are kept when nothing else was said."""
+    return Path("/var/cache/pagepool") if os.geteuid() == 0 else Path.home() / ".cache" / "pagepool"
+
+
+def default_budget(directory: Path) -> int:
+    """Most bytes of a pool when nothing else was said: 10 GiB, or a fifth of the file system if that is less."""
+    while not directory.exists():
+        directory = directory.parent
+    status = os.statvfs(directory)
+    return min(_LARGEST_BUDGET, status.f_blocks * status.f_frsize // _SHARE_OF_DISK)
+
+
+def _most_open() -> int:
+    """Objects to keep open: each takes a file descriptor, and the program needs some, too."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, min(_MOST_OPEN, soft // 2)) if soft != resource.RLIM_INFINITY else _MOST_OPEN

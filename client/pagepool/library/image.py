@@ -1,0 +1,138 @@
+"""An image of a service: what can be done with it, and the pool that its objects are read from."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from pagepool.content import TreeContent
+from pagepool.transport.extents import ExtentClient
+from pagepool.vfs import Rootfs, TreeFileSystem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pagepool.content import ObjectCache
+    from pagepool.digest import Digest
+    from pagepool.image.treefile import TreeFile
+    from pagepool.library.client import Client
+    from pagepool.oci import Reference
+    from pagepool.transport.trees import PoolPlace
+
+
+class Objects:
+    """The open objects of one pool, which several images share: closed when the last one lets go.
+
+    Args:
+        cache: closed with this.
+        shared: whether the pool is the service's, and filled by it.
+    """
+
+    def __init__(self, cache: ObjectCache, *, shared: bool) -> None:
+        self.cache = cache
+        self.shared = shared
+        self._holders = 1
+        self._lock = threading.Lock()
+
+    def hold(self) -> Objects:
+        """Count a further holder."""
+        with self._lock:
+            self._holders += 1
+        return self
+
+    def release(self) -> None:
+        """Count one less."""
+        with self._lock:
+            self._holders -= 1
+            last = not self._holders
+        if last:
+            self.cache.close()
+
+
+class Image:
+    """One image of a service, resolved: it stays that image, though its tag may move. Made by `Client.image`.
+
+    Args:
+        client: outlives it.
+        repository: where the image is.
+        tree: digest of its merged file system.
+        reference: as it was asked for, if it was by name.
+        manifest: digest of its manifest, if that is known.
+        pool: the service's pool.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        repository: str,
+        tree: Digest,
+        *,
+        reference: Reference | None = None,
+        manifest: Digest | None = None,
+        pool: PoolPlace | None = None,
+    ) -> None:
+        self.client = client
+        self.repository = repository
+        self.tree = tree
+        self.reference = reference
+        self.manifest = manifest
+        self._pool = pool
+
+    def __repr__(self) -> str:
+        return f"<Image {self.repository} {self.tree}>"
+
+    def open(self) -> Rootfs:
+        """Its file system, to read. No privileges; pages straight from the pool. The caller closes it.
+
+        Raises:
+            TreeUnknownError: the service does not have it any more.
+            UnreachableError: its tree file is not here, and the service cannot be reached.
+        """
+        fs, release = self.open_tree()
+        return Rootfs(fs, release)
+
+    def fill(self, on_bytes: Callable[[int], object] = lambda _: None) -> int:
+        """Bring all of it into the pool, in as few requests as possible; then it can be read without the service.
+
+        Args:
+            on_bytes: told of plain bytes as they are there.
+
+        Returns:
+            its plain bytes.
+
+        Raises:
+            CorruptError, UnreachableError: as reading.
+        """
+        fs, release = self.open_tree()
+        tree, content = fs.tree, fs.content
+        assert isinstance(content, TreeContent)
+        try:
+            content.prefetch(range(tree.object_count), on_bytes)
+            return tree.object_bytes
+        finally:
+            fs.close()
+            release()
+
+    def open_tree(self) -> tuple[TreeFileSystem, Callable[[], None]]:
+        """Its file system by inode, and what to call once that is closed."""
+        tree = self.client.load_tree(self.repository, self.tree)
+        try:
+            objects = self.client.objects(self._pool)
+        except BaseException:
+            tree.close()
+            raise
+
+        def release() -> None:
+            tree.close()
+            objects.release()
+
+        return TreeFileSystem(tree, self._content(tree, objects)), release
+
+    def _content(self, tree: TreeFile, objects: Objects) -> TreeContent:
+        fetch = ExtentClient(self.client.session, self.repository, self.tree)
+        trees = self.client.trees
+
+        def ask(wanted: Sequence[tuple[bytes, int, int]]) -> int:
+            return trees.fill(self.repository, self.tree, wanted)
+
+        return TreeContent(objects.cache, tree, fetch, ask if objects.shared else None)

@@ -1,0 +1,17 @@
+"""A node's pool of objects: one file for each unique content, and one copy of its pages in memory.
+
+    with Pool.open(path, budget=10 << 30) as pool:
+        with pool.get(digest) or pool.put(digest, data) as file:
+            file.view[:4096]
+
+`Pool` is shared by all processes of its owner; `ReadOnlyPool` is others' view of it. docs/format/pool.md describes the
+directory.
+"""
+
+from pagepool.pool.files import PoolFile
+from pagepool.pool.partial import Partial
+from pagepool.pool.pool import Pool
+from pagepool.pool.reader import ReadOnlyPool
+from pagepool.pool.stats import PoolStats
+
+__all__ = ["Partial", "Pool", "PoolFile", "PoolStats", "ReadOnlyPool"]

@@ -1,0 +1,304 @@
+"""Keeping a pool within its budget: what goes, and that it may go.
+
+Works with the ledger's lock held, so one process evicts at a time, and nobody publishes meanwhile. Room is made in
+batches: the queue of 250 000 objects takes about half a second to read and write, and one batch frees a fraction of the
+budget. An object that somebody holds is passed over, and counts as used. The queue is saved in `queue`, with a
+generation in the ledger that tells a process whether what it remembers is still that. A queue that is lost or out of
+date (a crash, records that the log has lost) is completed by walking the pool.
+
+A process killed in the middle has unlinked files that the account still has; the ledger notices, and `recount` makes
+account and queue anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from pagepool.digest import blake3_raw
+from pagepool.pool import ledger as cell
+from pagepool.pool import log as event
+from pagepool.pool.files import READ, is_held
+from pagepool.pool.layout import OBJECTS, PARTIAL, QUEUE, RETIRED, TEMPORARY, cost, names_in, object_name, replace
+from pagepool.pool.mapfile import MapFile, remove_partial
+from pagepool.pool.policy import Entry, S3Fifo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pagepool.pool.ledger import Ledger
+    from pagepool.pool.log import Log
+
+SLACK_SHARE: Final = 64
+"""Room is made for what is needed and one in so many of the budget, so that the next one need not wait."""
+LOG_LIMIT: Final = 1 << 20
+"""Bytes of log after which it is read even if nothing has to go."""
+_MAGIC: Final = b"PPQUEUE\x01"
+_HEAD: Final = struct.Struct("<8sQ")
+_ENTRY: Final = struct.Struct("<BBB5xQ32s")
+_SUM_SIZE: Final = 32
+_NAME: Final = re.compile(r"[0-9a-f]{64}")
+_P: Final = b"p"  # ends the queue's name of a partial: a key may be equal to a digest
+
+
+class Evictor:
+    """The queue, as one process remembers it, and the files it is about. Every method needs the ledger's lock.
+
+    Args:
+        path: the pool's directory.
+        ledger: the account.
+        log: what happened since.
+    """
+
+    def __init__(self, path: Path, ledger: Ledger, log: Log) -> None:
+        self._path = path
+        self._cells = ledger.cells
+        self._log = log
+        self._queue = S3Fifo()
+        self._generation = 0
+
+    def make_room(self, size: int) -> bool:
+        """Let go of things until `size` more bytes fit the budget.
+
+        Returns:
+            whether they do.
+        """
+        cells = self._cells
+        limit = cells[cell.BUDGET] - size
+        if cells[cell.USED] > limit:
+            self.sweep()
+        if cells[cell.USED] > limit >= 0:
+            self._evict(limit, max(0, limit - cells[cell.BUDGET] // SLACK_SHARE))
+        elif self._log.size > LOG_LIMIT:
+            self._load()
+            self._save()
+        return cells[cell.USED] <= limit
+
+    def sweep(self) -> None:
+        """Remove what writers that died have left, and retired files that nobody holds any more."""
+        for name in names_in(self._path / TEMPORARY):
+            if _unlink_unheld(self._path / TEMPORARY / name):
+                self.uncount(cell.TEMPORARY_BYTES, _charged(name))
+        for name in names_in(self._path / RETIRED):
+            if _unlink_unheld(self._path / RETIRED / name):
+                self.uncount(cell.RETIRED_BYTES, _charged(name))
+
+    def recount(self) -> None:
+        """Make the account anew, from counters that are 0 and the files that are there."""
+        cells = self._cells
+        for _, status in self.walk():
+            cells[cell.OBJECTS] += 1
+            cells[cell.CONTENT] += status.st_size
+            self.count(cell.OBJECT_BYTES, cost(status.st_size))
+        for key in self._partial_keys():
+            found = MapFile.read_charged(self._path, key)
+            if found is None:
+                remove_partial(self._path, key)
+            else:
+                cells[cell.PARTIALS] += 1
+                self.count(cell.PARTIAL_BYTES, found)
+        for directory, number in ((TEMPORARY, cell.TEMPORARY_BYTES), (RETIRED, cell.RETIRED_BYTES)):
+            for name in names_in(self._path / directory):
+                self.count(number, _charged(name))
+        self.forget()
+        self.sweep()
+
+    def walk(self) -> Iterator[tuple[bytes, os.stat_result]]:
+        """The whole objects: digest and status, by name. Those that come or go meanwhile may be missed."""
+        for directory in names_in(self._path / OBJECTS):
+            with os.scandir(self._path / OBJECTS / directory) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+            for entry in entries:
+                if _NAME.fullmatch(directory + entry.name):
+                    with suppress(FileNotFoundError):
+                        yield bytes.fromhex(directory + entry.name), entry.stat(follow_symlinks=False)
+
+    def drop_object(self, digest: bytes) -> bool:
+        """Remove an object whether or not it is held; held bytes go on being counted.
+
+        Returns:
+            False if there is none.
+        """
+        path = self._path / OBJECTS / object_name(digest)
+        try:
+            descriptor = os.open(path, READ)
+        except FileNotFoundError:
+            return False
+        try:
+            size = os.fstat(descriptor).st_size
+            if is_held(descriptor):
+                self.retire(path, cost(size))
+            else:
+                path.unlink()
+        finally:
+            os.close(descriptor)
+        self.uncount(cell.OBJECT_BYTES, cost(size))
+        self._cells[cell.OBJECTS] -= 1
+        self._cells[cell.CONTENT] -= size
+        self._log.append(event.GONE, digest)
+        return True
+
+    def retire(self, path: Path, charged: int) -> None:
+        """Take a file that is held out of its place, and count it as retired."""
+        path.rename(self._path / RETIRED / f"{os.urandom(8).hex()}.{charged}")
+        self.count(cell.RETIRED_BYTES, charged)
+
+    def _evict(self, limit: int, goal: int) -> None:
+        self._load()
+        if not self._take(goal) and self._cells[cell.USED] > limit:
+            self._complete()
+            self._take(goal)
+        self._save()
+
+    def _take(self, goal: int) -> bool:
+        """Evict down to `goal` bytes, as far as that is possible."""
+        cells, queue = self._cells, self._queue
+        spared = 0
+        while cells[cell.USED] > goal:
+            victim = queue.plan_victim() if spared <= len(queue) else None
+            if victim is None:
+                return False
+            freed = self._drop(victim[0])
+            if freed is None:
+                queue.keep(*victim)
+                spared += 1
+            elif freed:
+                cells[cell.EVICTIONS] += 1
+                cells[cell.EVICTED_BYTES] += freed
+        return True
+
+    def _drop(self, name: bytes) -> int | None:
+        """Remove what the queue calls `name`: bytes freed, 0 if it was gone before, None if it is held."""
+        if len(name) > 32:
+            return self._drop_partial(name[:32])
+        path = self._path / OBJECTS / object_name(name)
+        try:
+            descriptor = os.open(path, READ)
+        except FileNotFoundError:
+            return 0
+        try:
+            if is_held(descriptor):
+                return None
+            size = os.fstat(descriptor).st_size
+            path.unlink()
+        finally:
+            os.close(descriptor)
+        self.uncount(cell.OBJECT_BYTES, cost(size))
+        self._cells[cell.OBJECTS] -= 1
+        self._cells[cell.CONTENT] -= size
+        return cost(size)
+
+    def _drop_partial(self, key: bytes) -> int | None:
+        path = self._path / PARTIAL / f"{key.hex()}.data"
+        try:
+            descriptor = os.open(path, READ)
+        except FileNotFoundError:
+            return 0
+        try:
+            if is_held(descriptor):
+                return None
+            freed = MapFile.read_charged(self._path, key) or 0
+            remove_partial(self._path, key)
+        finally:
+            os.close(descriptor)
+        self.uncount(cell.PARTIAL_BYTES, freed)
+        self._cells[cell.PARTIALS] -= 1
+        return freed
+
+    def _partial_keys(self) -> list[bytes]:
+        found = {name.partition(".")[0] for name in names_in(self._path / PARTIAL)}
+        return sorted(bytes.fromhex(name) for name in found if _NAME.fullmatch(name))
+
+    def _complete(self) -> None:
+        """Put into the queue what is in the pool and not in the queue."""
+        for digest, status in self.walk():
+            if digest not in self._queue:
+                self._queue.insert(digest, cost(status.st_size))
+        for key in self._partial_keys():
+            if key + _P not in self._queue:
+                self._queue.insert(key + _P, MapFile.read_charged(self._path, key) or 0)
+
+    def _load(self) -> None:
+        """Bring the queue up to date."""
+        if self._generation != self._cells[cell.GENERATION] or not self._generation:
+            saved = self._read()
+            self._queue = S3Fifo() if saved is None else saved
+            if saved is None:
+                self._complete()
+        queue = self._queue
+        for what, size, name in self._log.read():
+            if what == event.ACCESS:
+                queue.access(name)
+            elif what == event.OBJECT:
+                queue.insert(name, size)
+            elif what == event.PARTIAL:
+                queue.insert(name + _P, size)
+            else:
+                queue.remove(name)
+                queue.remove(name + _P)
+
+    def _read(self) -> S3Fifo | None:
+        try:
+            raw = (self._path / QUEUE).read_bytes()
+        except FileNotFoundError:
+            return None
+        body = raw[:-_SUM_SIZE]
+        if len(body) < _HEAD.size or blake3_raw(body) != raw[-_SUM_SIZE:]:
+            return None
+        magic, generation = _HEAD.unpack_from(body)
+        if magic != _MAGIC or generation != self._cells[cell.GENERATION]:
+            return None
+        records = _ENTRY.iter_unpack(body[_HEAD.size :])
+        return S3Fifo(Entry(queue, uses, size, name + _P * kind) for queue, uses, kind, size, name in records)
+
+    def _save(self) -> None:
+        generation = self._cells[cell.GENERATION] + 1
+        body = bytearray(_HEAD.pack(_MAGIC, generation))
+        for queue, uses, size, name in self._queue.entries():
+            body += _ENTRY.pack(queue, uses, len(name) > 32, size, name[:32])
+        with suppress(OSError):  # on a full disk it is lost, which `_complete` makes good
+            replace(self._path, QUEUE, bytes(body) + blake3_raw(body), durable=False, mode=0o600)
+        self._log.clear()
+        self._generation = self._cells[cell.GENERATION] = generation
+
+    def forget(self) -> None:
+        """Begin with an empty queue: it is completed when something has to go."""
+        self._queue = S3Fifo()
+        self._log.clear()
+        self._generation = 0
+        self._cells[cell.GENERATION] += 1
+
+    def count(self, number: int, charged: int) -> None:
+        """Bytes came, of the kind that a counter is about."""
+        self._cells[number] += charged
+        self._cells[cell.USED] += charged
+
+    def uncount(self, number: int, charged: int) -> None:
+        """Bytes went."""
+        self._cells[number] -= charged
+        self._cells[cell.USED] -= charged
+
+
+def _charged(name: str) -> int:
+    """What a file in `tmp/` or `retired/` counts: its name says so, or it is none of the pool's."""
+    digits = name.rpartition(".")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _unlink_unheld(path: Path) -> bool:
+    """Remove a file unless somebody holds it. False if it is held or gone."""
+    try:
+        descriptor = os.open(path, READ)
+    except FileNotFoundError:
+        return False
+    try:
+        if is_held(descriptor):
+            return False
+        path.unlink()
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,196 @@
+"""How objects that are being filled begin and end: opening, counting, publishing, giving up.
+
+The part of a pool that `pagepool.pool.partial` calls back. Everything that changes names or counters is done with the
+ledger's lock held, so it happens once, whichever of several fillers is first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pagepool.errors import CorruptError, StoreFullError
+from pagepool.pool import epoch, linux
+from pagepool.pool import ledger as cell
+from pagepool.pool import log as event
+from pagepool.pool.files import hold
+from pagepool.pool.layout import OBJECTS, cost, object_name
+from pagepool.pool.mapfile import (
+    ABSENT,
+    CHARGED,
+    DISCARDED,
+    FILLING,
+    PUBLISHED,
+    MapFile,
+    data_path,
+    extent_cost,
+    map_path,
+    partial_key,
+    remove_partial,
+)
+from pagepool.pool.partial import Partial
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pagepool.pool.evict import Evictor
+    from pagepool.pool.files import PoolFile
+    from pagepool.pool.ledger import Ledger
+    from pagepool.pool.log import Log
+
+
+class Filler:
+    """The partial objects of a pool. Thread-safe.
+
+    Args:
+        path: the pool's directory.
+        ledger: its account.
+        evictor: makes room.
+        log: gets to know what comes and goes.
+    """
+
+    def __init__(self, path: Path, ledger: Ledger, evictor: Evictor, log: Log) -> None:
+        self._path = path
+        self._ledger = ledger
+        self._evictor = evictor
+        self._log = log
+
+    def open_whole(self, digest: bytes, extents: Sequence[bytes], whole: PoolFile) -> Partial:
+        """An object that needs no filling any more, as a partial. The file is closed."""
+        with whole:
+            descriptor = os.dup(whole.fd)  # of the same open file: it stays held
+        try:
+            return Partial(self, b"", digest, extents, descriptor, None)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def open(self, digest: bytes, size: int, extents: Sequence[bytes]) -> Partial:
+        """Open or begin a partial: see `Pool.partial`."""
+        key = partial_key(digest, size, extents)
+        with self._ledger as cells:
+            if cost(size) > cells[cell.BUDGET]:
+                reason = f"object {digest.hex()} of {size} bytes is over the pool's budget of {cells[cell.BUDGET]}"
+                raise StoreFullError(reason)
+            try:
+                found = self._find(key)
+                descriptor = self._begin(key, digest, size, len(extents)) if found is None else found
+            except OSError as error:
+                if not linux.is_full(error):
+                    raise
+                remove_partial(self._path, key)
+                raise StoreFullError(f"{self._path}: {error.strerror}") from error
+            try:
+                hold(descriptor)
+                marks = MapFile(self._path, key)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        partial = Partial(self, key, digest, extents, descriptor, marks)
+        try:
+            self._believe(partial, marks)
+            partial.finish()
+        except BaseException:
+            partial.close()
+            raise
+        return partial
+
+    def charge_extent(self, partial: Partial, number: int, /) -> None:
+        """Count an extent that is about to be written, once.
+
+        Raises:
+            StoreFullError: there is no room for it.
+        """
+        marks = partial.map
+        with self._ledger:
+            if marks is None or marks.state != FILLING or marks.marks[number] != ABSENT:
+                return
+            charged = extent_cost(partial.size, number)
+            if not self._evictor.make_room(charged):
+                raise StoreFullError(f"{self._path}: the pool's budget; extent {number} of {partial.digest.hex()}")
+            marks.marks[number] = CHARGED
+            self._evictor.count(cell.PARTIAL_BYTES, charged)
+            self._log.append(event.PARTIAL, partial.key, marks.charged)
+
+    def publish_partial(self, partial: Partial, /) -> None:
+        """Give a filled and verified object its name."""
+        marks, target = partial.map, self._path / OBJECTS / object_name(partial.digest)
+        with self._ledger as cells:
+            if marks is None or marks.state != FILLING:
+                return
+            if target.exists():
+                self._end(partial, marks, PUBLISHED)
+                return
+            data, charged = data_path(self._path, partial.key), cost(partial.size)
+            data.chmod(0o444)
+            os.utime(data, ns=epoch.stamp_ns(cells))
+            data.rename(target)
+            map_path(self._path, partial.key).unlink()
+            marks.state = PUBLISHED
+            self._evictor.uncount(cell.PARTIAL_BYTES, charged)
+            self._evictor.count(cell.OBJECT_BYTES, charged)
+            cells[cell.UNSYNCED] += charged
+            cells[cell.PARTIALS] -= 1
+            cells[cell.OBJECTS] += 1
+            cells[cell.CONTENT] += partial.size
+            self._log.append(event.GONE, partial.key)
+            self._log.append(event.OBJECT, partial.digest, charged)
+
+    def discard_partial(self, partial: Partial, /) -> None:
+        """Give an object up; what was filled counts until nobody has it open."""
+        with self._ledger:
+            if partial.map is not None and partial.map.state == FILLING:
+                self._end(partial, partial.map, DISCARDED)
+
+    def _end(self, partial: Partial, marks: MapFile, state: int) -> None:
+        charged = marks.charged
+        self._evictor.retire(data_path(self._path, partial.key), charged)
+        remove_partial(self._path, partial.key)
+        marks.state = state
+        self._evictor.uncount(cell.PARTIAL_BYTES, charged)
+        self._ledger.cells[cell.PARTIALS] -= 1
+        self._log.append(event.GONE, partial.key)
+
+    def _find(self, key: bytes) -> int | None:
+        """The descriptor of a partial that was begun, by whomever."""
+        if MapFile.read_charged(self._path, key) is None:
+            return None
+        self._log.append_accesses((key,))
+        return os.open(data_path(self._path, key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def _begin(self, key: bytes, digest: bytes, size: int, count: int) -> int:
+        with suppress(FileNotFoundError):
+            data_path(self._path, key).stat()
+            self._ledger.forget()  # it was counted as something, and is damaged
+        remove_partial(self._path, key)
+        MapFile.create(self._path, key, digest, size, count, linux.boot_id())
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(data_path(self._path, key), flags, 0o600)
+        try:
+            os.ftruncate(descriptor, size)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._ledger.cells[cell.PARTIALS] += 1
+        self._log.append(event.PARTIAL, key)
+        return descriptor
+
+    def _believe(self, partial: Partial, marks: MapFile) -> None:
+        """Verify what was filled in another boot: the map may have reached the disk, and the data not."""
+        boot = linux.boot_id()
+        if marks.boot == boot:
+            return
+        try:
+            descriptor = os.open(map_path(self._path, partial.key), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise CorruptError("object", partial.digest.hex(), "it was given up while it was opened") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if marks.boot != boot:
+                partial.verify()
+                marks.boot = boot
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,151 @@
+"""The account that all processes of a pool share: one small mapped file, changed under one lock.
+
+`state` is one page: a magic, then unsigned 64-bit counters (docs/format/pool.md). `lock` is locked with flock(2) for
+every change, which the kernel gives back when its holder dies. While a change is going on, the first counter is not
+zero: whoever takes the lock and finds it so knows that its last holder was killed in the middle, and has the account
+made anew from the files before anything else happens. So the account is exact after every kill, and never too low.
+
+Threads of a process exclude each other by a mutex. After a fork the child opens the lock again: a descriptor that it
+inherited is the same lock as its parent's. Critical sections are short: microseconds, or a batch of evictions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+from pagepool.errors import PagepoolError
+from pagepool.pool.layout import LOCK, PAGE, STATE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+MAGIC: Final = int.from_bytes(b"PPSTATE\x01", "little")
+
+# Counters by their number. Byte figures are whole pages, except CONTENT.
+_MAGIC: Final = 0
+BUSY: Final = 1
+KNOWN: Final = 2
+BUDGET: Final = 3
+USED: Final = 4
+OBJECTS: Final = 5
+CONTENT: Final = 6
+OBJECT_BYTES: Final = 7
+PARTIALS: Final = 8
+PARTIAL_BYTES: Final = 9
+RETIRED_BYTES: Final = 10
+TEMPORARY_BYTES: Final = 11
+HITS: Final = 12
+MISSES: Final = 13
+EVICTIONS: Final = 14
+EVICTED_BYTES: Final = 15
+GENERATION: Final = 16
+STAMP: Final = 17
+UNSYNCED: Final = 18
+
+_COUNTED = (USED, OBJECTS, CONTENT, OBJECT_BYTES, PARTIALS, PARTIAL_BYTES, RETIRED_BYTES, TEMPORARY_BYTES)
+
+
+class Ledger:
+    """The counters, and the lock over them. A context manager that holds the lock; not re-entrant.
+
+    Args:
+        path: the pool's directory.
+        recover: called with the lock held when the account must be made anew: counts the files, from 0.
+    """
+
+    def __init__(self, path: Path, recover: Callable[[], None]) -> None:
+        self._path = path / LOCK
+        self._recover = recover
+        self._mutex = threading.Lock()
+        descriptor = os.open(path / STATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_size < PAGE:
+                # Written, not extended: a page of a full file system must be missed here, not when it is touched.
+                os.pwrite(descriptor, bytes(PAGE), 0)
+            self._map = mmap.mmap(descriptor, PAGE)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        finally:
+            os.close(descriptor)
+        self.cells = memoryview(self._map).cast("Q")
+        if self.cells[_MAGIC] != MAGIC:
+            self.cells[_MAGIC], self.cells[KNOWN] = MAGIC, 0
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def __enter__(self) -> memoryview[int]:
+        self._mutex.acquire()
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._begin()
+        except BaseException:
+            self._release()
+            raise
+        return self.cells
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Our own errors are raised between changes. Any other may have come between two counters: they are made anew.
+        if kind is None or issubclass(kind, PagepoolError):
+            self.cells[BUSY] = 0
+        self._release()
+
+    def attempt(self, action: Callable[[memoryview[int]], None]) -> bool:
+        """Do something with the lock held, if nobody else has it just now.
+
+        Returns:
+            whether it was done.
+        """
+        if not self._mutex.acquire(blocking=False):
+            return False
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._mutex.release()
+            return False
+        try:
+            self._begin()
+            action(self.cells)
+            self.cells[BUSY] = 0
+        finally:
+            self._release()
+        return True
+
+    def forget(self) -> None:
+        """Have the account made anew when the lock is next taken. Called with the lock held."""
+        self.cells[KNOWN] = 0
+
+    def after_fork(self) -> None:
+        """In a child: get a lock of its own."""
+        os.close(self._lock)
+        self._lock = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        self._mutex = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of lock and map."""
+        os.close(self._lock)
+        self.cells.release()
+        self._map.close()
+
+    def _begin(self) -> None:
+        cells = self.cells
+        if cells[BUSY] or not cells[KNOWN]:
+            cells[BUSY] = 1
+            for number in _COUNTED:
+                cells[number] = 0
+            self._recover()
+            cells[KNOWN] = 1
+        cells[BUSY] = 1
+
+    def _release(self) -> None:
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self._mutex.release()

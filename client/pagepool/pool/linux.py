@@ -1,0 +1,53 @@
+"""System calls that Python does not wrap, as functions that raise OSError. Nothing here knows about pools."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from functools import cache
+from pathlib import Path
+
+_TMPFS_MAGIC = 0x01021994
+_RAMFS_MAGIC = 0x858458F6
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def call(name: str, *arguments: object) -> int:
+    """Call a function of libc that returns -1 and sets errno when it fails. Releases the GIL."""
+    result = int(getattr(_libc(), name)(*arguments))
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+    return result
+
+
+def syncfs(descriptor: int) -> None:
+    """Write all of a file system to its disk, and wait for it."""
+    call("syncfs", descriptor)
+
+
+def boot_id() -> bytes:
+    """The 16 bytes that name the running kernel's boot."""
+    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+
+
+class _Statfs(ctypes.Structure):
+    # struct statfs of Linux begins with the type as a long on all 64-bit architectures; the rest is not looked at.
+    _fields_ = (("type", ctypes.c_long), ("rest", ctypes.c_char * 248))
+
+
+def in_memory(path: Path) -> bool:
+    """Whether a directory is on a file system that a reboot empties: tmpfs or ramfs."""
+    found = _Statfs()
+    call("statfs", os.fsencode(path), ctypes.byref(found))
+    return found.type & 0xFFFFFFFF in (_TMPFS_MAGIC, _RAMFS_MAGIC)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that a disk or a quota is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,0 +1,111 @@
+"""What one more client costs in memory: processes that hold all pages of an image mapped, counted by the kernel.
+
+PSS divides a page among the processes that map it, so the sum over all of them counts each page once.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pagepool.errors import CorruptError, UnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_PROGRAM = """
+import json, resource, sys
+from pathlib import Path
+import pagepool
+from pagepool.image import Kind
+
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+client = pagepool.Client(sys.argv[1], directory=Path(sys.argv[2]))
+views = []
+total = 0
+for name in sys.argv[3:]:
+    root = client.image(name).open()
+    for path, _, names in root.walk(b"/"):
+        for one in names:
+            if root.lstat(path + b"/" + one).kind is Kind.REGULAR:
+                view = root.read_view(path + b"/" + one)
+                total += sum(view[::4096])
+                views.append(view)
+print(total, flush=True)
+sys.stdin.readline()
+found = dict.fromkeys(("pss", "anonymous", "pool"), 0)
+pool = False
+for line in Path("/proc/self/smaps").read_text().splitlines():
+    words = line.split()
+    if not words[0].endswith(":"):
+        pool = len(words) > 5 and "/objects/" in words[5]
+    elif words[0] == "Pss:":
+        found["pss"] += int(words[1]) << 10
+        found["pool"] += int(words[1]) << 10 if pool else 0
+    elif words[0] == "Anonymous:":
+        found["anonymous"] += int(words[1]) << 10
+print(json.dumps(found), flush=True)
+sys.stdin.readline()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Of all clients together, bytes.
+
+    Args:
+        clients: how many there were.
+        pool: pages of the pool, each counted once.
+        heap: memory of their own: the interpreter's, the library's, and what a mapping takes.
+        rest: other files that are mapped: the interpreter and its libraries.
+    """
+
+    clients: int
+    pool: int
+    heap: int
+    rest: int
+
+
+def measure_clients(url: str, directory: Path, names: Sequence[str], count: int) -> Footprint:
+    """Run clients that read everything and keep it mapped.
+
+    Raises:
+        UnreachableError: one of them ended.
+        CorruptError: they did not all read the same.
+    """
+    command = [sys.executable, "-c", _PROGRAM, url, str(directory), *names]
+    with ExitStack() as stack:
+        clients: list[subprocess.Popen[str]] = []
+        for _ in range(count):
+            one = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            stack.callback(one.kill)
+            clients.append(one)
+        if len({_line(one) for one in clients}) > 1:
+            raise CorruptError("image", ", ".join(names), "clients read different bytes")
+        for one in clients:
+            _tell(one)
+        said = [json.loads(_line(one)) for one in clients]
+    pool = sum(one["pool"] for one in said)
+    heap = sum(one["anonymous"] for one in said)
+    return Footprint(count, pool, heap, sum(one["pss"] for one in said) - pool - heap)
+
+
+def _line(one: subprocess.Popen[str]) -> str:
+    line = one.stdout.readline() if one.stdout else ""
+    if not line:
+        raise UnreachableError("a client", "it ended")
+    return line
+
+
+def _tell(one: subprocess.Popen[str]) -> None:
+    if one.stdin:
+        one.stdin.write("\n")
+        one.stdin.flush()

@@ -1,0 +1,230 @@
+"""Reading: pages in this process and over HTTP, whole images out of a server, and clients' memory; one run of all.
+
+Each figure has its counterpart from the same run: a plain file, an application that does nothing, docker-registry, a
+plain directory. Everything is local and temporary.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from pagepool.extents import EXTENT_SIZE
+from pagepool.library import Client
+from pagepool_service.bench import clients, localreads, streams
+from pagepool_service.bench.pagereads import PAGE, Rate, bare_server, measure_reads, page_request
+from pagepool_service.bench.servers import PAGEPOOL, PEER, Launcher, Server
+from pagepool_service.bench.transfer import Transfer
+from pagepool_service.bench.usage import process_tree
+from pagepool_service.bench.wire import Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pagepool.image.treefile import TreeFile
+    from pagepool_service.bench.images import SourceImage
+
+MB = 1e6
+MIB = float(1 << 20)
+TAG = "bench"
+_SECONDS = 2.0
+_STREAM_ROUNDS = 5
+_COLD_ROUNDS = 3
+_MOST_PATHS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure, and what it is compared with.
+
+    Args:
+        name: with its unit.
+        value: measured.
+        other: of the counterpart; None if there is none.
+        against: what the counterpart is.
+        aim: what the ratio (or, without a counterpart, the value) should be.
+        at_least: whether at least that, or at most.
+    """
+
+    name: str
+    value: float
+    other: float | None = None
+    against: str = ""
+    aim: float | None = None
+    at_least: bool = True
+
+    @property
+    def ratio(self) -> float | None:
+        """The value to its counterpart's."""
+        return self.value / self.other if self.other else None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the aim was reached; None if there is none."""
+        judged = self.value if self.other is None else self.ratio
+        if self.aim is None or judged is None:
+            return None
+        return judged >= self.aim if self.at_least else judged <= self.aim
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "ratio": self.ratio, "met": self.met}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """What to measure.
+
+    Args:
+        images: two that overlap; the first one is read alone.
+        count: clients for the figure of their memory.
+        peer: whether docker-registry is there.
+        launcher: starts the servers.
+        directory: where to put everything meanwhile.
+        say: told what was done.
+    """
+
+    images: tuple[SourceImage, SourceImage]
+    count: int
+    peer: bool
+    launcher: Launcher
+    directory: Path
+    say: Callable[[str], object]
+
+
+def measure(plan: ReadPlan) -> list[Figure]:
+    """Measure everything. Blocks for a minute or two."""
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="pagepool-bench-", dir=plan.directory) as name:
+        work = Path(name)
+        with plan.launcher.run(PAGEPOOL, work / "pagepool") as server:
+            _push(server, plan.images)
+            url = f"http://{server.host}:{server.port}"
+            with Client(url, directory=work / "client", shared=False) as client:
+                tree, release = client.image(f"{plan.images[0].name}:{TAG}").open_tree()
+                for part in (_local, _over_http, _streams, _cold, _memory):
+                    figures += part(plan, server, client, tree.tree, work)
+                    plan.say(f"{part.__name__.strip('_').replace('_', ' ')}: done")
+                tree.close()
+                release()
+    return figures
+
+
+def _push(server: Server, images: Sequence[SourceImage]) -> None:
+    with Wire(server.host, server.port) as wire:
+        transfer = Transfer(server, wire)
+        for image in images:
+            transfer.push(image)
+            transfer.await_ready(image)
+        transfer.await_settled()
+
+
+def _local(plan: ReadPlan, _server: Server, client: Client, _tree: TreeFile, work: Path) -> Iterator[Figure]:
+    image = client.image(f"{plan.images[0].name}:{TAG}")
+    image.fill()
+    with image.open() as root:
+        times = localreads.measure_pages(root, work / "plain")
+    plain = "os.pread of a plain file"
+    yield Figure("hot 4 KiB read in process, pread, ns", times.pread, times.plain, plain, 1.0, at_least=False)
+    yield Figure("hot 4 KiB read in process, view, ns", times.view, times.plain, plain, 1.0, at_least=False)
+    yield Figure("of the plain file's own mapping, ns", times.plain_mapped, times.plain, plain)
+
+
+def _over_http(plan: ReadPlan, server: Server, _client: Client, tree: TreeFile, _work: Path) -> Iterator[Figure]:
+    """Objects of about a page, and pages of larger ones, on one worker."""
+    worker = _worker(server.pid)
+    prefix = f"/v1/{plan.images[0].name}/trees/blake3:{tree.digest.hex()}/objects/"
+    infos = [tree.object(index) for index in range(tree.object_count)]
+    small = [info for info in infos if info.size >= PAGE and info.size < EXTENT_SIZE][:_MOST_PATHS]
+    requests = [page_request(f"{prefix}{info.digest.hex()}", 0) for info in small]
+    with bare_server() as (host, port, pid):
+        bare = measure_reads(host, port, pid, [page_request("/")], _SECONDS)
+        pages = measure_reads(server.host, server.port, worker, requests, _SECONDS)
+        again = measure_reads(host, port, pid, [page_request("/")], _SECONDS)
+    against = Rate(bare.requests + again.requests, bare.seconds + again.seconds, bare.cpu_s + again.cpu_s)
+    name = "4 KiB object reads over HTTP, a second of processor time"
+    yield Figure(name, pages.per_core, against.per_core, "bare uvicorn application", 0.7)
+    yield Figure("the same, a second on the clock", pages.per_second, against.per_second, "bare uvicorn application")
+
+
+def _streams(plan: ReadPlan, server: Server, _client: Client, tree: TreeFile, work: Path) -> Iterator[Figure]:
+    image = plan.images[0]
+    ours = [streams.stream_extents(server, image.name, tree) for _ in range(_STREAM_ROUNDS)]
+    best = streams.median_of(ours)
+    if not plan.peer:
+        yield Figure("extents stream, plain MB/s", best.plain_rate / MB)
+        return
+    with plan.launcher.run(PEER, work / "peer") as peer:
+        _push(peer, [image])
+        plain = _plain_size(image)
+        theirs = streams.median_of([streams.fetch_layers(peer, image, plain) for _ in range(_STREAM_ROUNDS)])
+    yield Figure("extents stream, plain MB/s", best.plain_rate / MB, theirs.wire_rate / MB, f"{PEER}, blob MB/s", 1.0)
+    yield Figure("the same", best.plain_rate / MB, theirs.plain_rate / MB, f"{PEER}, plain MB/s of its blobs")
+    yield Figure("bytes on the wire, MB", best.wire / MB, theirs.wire / MB, f"{PEER}'s blobs")
+
+
+def _cold(plan: ReadPlan, server: Server, _client: Client, tree: TreeFile, work: Path) -> Iterator[Figure]:
+    """All of an image by a client that has nothing: verified and in its pool; beside `tar` unpacking plain layers."""
+    times = []
+    for number in range(_COLD_ROUNDS):
+        url = f"http://{server.host}:{server.port}"
+        with Client(url, directory=work / f"cold-{number}", shared=False) as client:
+            begun = time.monotonic()
+            client.image(f"{plan.images[0].name}:{TAG}").fill()
+            times.append(time.monotonic() - begun)
+    ours = tree.object_bytes / median(times) / MB
+    unpacked = tree.object_bytes / _unpack_s(plan.images[0], work / "unpacked") / MB
+    against = "tar xzf of its layers, no network"
+    yield Figure("cold read of a whole image over HTTP, plain MB/s", ours, unpacked, against)
+
+
+def _memory(plan: ReadPlan, server: Server, _client: Client, _tree: TreeFile, work: Path) -> Iterator[Figure]:
+    names = [f"{image.name}:{TAG}" for image in plan.images]
+    url = f"http://{server.host}:{server.port}"
+    found = clients.measure_clients(url, work / "client", names, plan.count)
+    unique = _unique(url, work / "client", names)
+    yield Figure(
+        f"pages of two images, {found.clients} clients, MiB", found.pool / MIB, unique / MIB, "unique bytes", 1.1, False
+    )
+    rest = found.rest / found.clients / MIB
+    yield Figure("a client beyond its heap and those pages, MiB", rest, aim=2.0, at_least=False)
+    yield Figure("a client's heap, MiB", found.heap / found.clients / MIB)
+
+
+def _unique(url: str, directory: Path, names: Sequence[str]) -> int:
+    sizes: dict[bytes, int] = {}
+    with Client(url, directory=directory) as client:
+        for name in names:
+            fs, release = client.image(name).open_tree()
+            sizes |= {info.digest: info.size for info in map(fs.tree.object, range(fs.tree.object_count))}
+            fs.close()
+            release()
+    return sum(sizes.values())
+
+
+def _unpack_s(image: SourceImage, target: Path) -> float:
+    begun = time.monotonic()
+    target.mkdir()
+    for layer in image.layers:
+        subprocess.run(["tar", "-xzf", str(layer.path), "-C", str(target)], check=True)
+    return time.monotonic() - begun
+
+
+def _plain_size(image: SourceImage) -> int:
+    """Bytes of an image's plain layers: gzip's own count, modulo 4 GiB."""
+    total = 0
+    for layer in image.layers:
+        with layer.path.open("rb") as file:
+            file.seek(-4, 2)
+            total += int.from_bytes(file.read(4), "little")
+    return total
+
+
+def _worker(pid: int) -> int:
+    """The only worker of a supervisor, which forks it first."""
+    return min(child for child in process_tree(pid) if child != pid)

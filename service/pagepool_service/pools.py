@@ -1,0 +1,62 @@
+"""Where the service's pool lies, how large it may be, and what is done when it cannot be had.
+
+The pool is the extent cache that all workers share, and that clients on the same machine map: files in memory (tmpfs)
+unless told otherwise. A service without one serves the same bytes, out of the store each time.
+
+It stays when the service ends, so that what clients have mounted can still be read, and a service that is started
+again begins with a warm cache; `pagepool cache clear` empties it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pagepool.digest import blake3_raw
+from pagepool.errors import PagepoolError
+from pagepool.pool import Pool
+
+if TYPE_CHECKING:
+    from pagepool_service.settings import Settings
+
+log = logging.getLogger("pagepool.pools")
+
+_MEMORY = Path("/dev/shm")
+_LARGEST_BUDGET = 4 << 30
+_SHARE_OF_MEMORY = 4
+
+
+def cache_directory(settings: Settings) -> Path:
+    """Where the pool is: as was said, else in memory, by the data directory's name; else below the data directory."""
+    if settings.cache_dir is not None:
+        return settings.cache_dir
+    if not _MEMORY.is_dir() or not os.access(_MEMORY, os.W_OK):
+        return settings.data / "cache"
+    return _MEMORY / f"pagepool-{os.geteuid()}-{blake3_raw(os.fsencode(settings.data.absolute()))[:8].hex()}"
+
+
+def default_budget(directory: Path) -> int:
+    """Most bytes of a pool when nothing was said: a quarter of the memory, 4 GiB, or half of its file system."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    while not directory.exists():
+        directory = directory.parent
+    status = os.statvfs(directory)
+    return min(_LARGEST_BUDGET, memory // _SHARE_OF_MEMORY, status.f_blocks * status.f_frsize // 2)
+
+
+def open_pool(settings: Settings) -> Pool | None:
+    """The service's pool, made if it is not there; None if there is to be none, or it cannot be had (which is logged).
+
+    Called by each worker for itself.
+    """
+    directory = cache_directory(settings)
+    budget = default_budget(directory) if settings.cache_bytes is None else settings.cache_bytes
+    if not budget:
+        return None
+    try:
+        return Pool.open(directory, budget=budget)
+    except (OSError, PagepoolError) as error:
+        log.warning("no cache in %s: %s", directory, error)
+        return None

@@ -1,0 +1,107 @@
+"""The library over real images: the files of `umoci unpack`, one copy in memory, and what happens without a service."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import pagepool
+from pagepool.errors import UnreachableError
+from pagepool_service.bench.clients import measure_clients
+from tests.support import rootfs
+from tests.support.cli import pagepool as program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.server import Service
+    from tests.support.umoci import Row
+
+CLIENTS = 50
+_MIB = 1 << 20
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["the service's pool", "a pool of its own"])
+def test_every_file_is_what_umoci_unpacks(
+    images: dict[str, Path],
+    unpacked: Callable[[str], dict[bytes, Row]],
+    service: Service,
+    tmp_path: Path,
+    shared: bool,
+) -> None:
+    """Content, mode, owner, times, xattrs, links and devices of every file of every image."""
+    for name, layout in images.items():
+        program("push", "--quiet", layout, f"{name}:1", server=service.url)
+    with pagepool.Client(service.url, directory=tmp_path / "client", shared=shared) as client:
+        for name in images:
+            with client.image(f"{name}:1").open() as root:
+                assert rootfs.equal(rootfs.describe(root.fs), unpacked(name)) == {}, name
+
+
+def test_a_client_goes_on_without_the_service(images: dict[str, Path], service: Service, tmp_path: Path) -> None:
+    """What is in the pool can be read, what is not is a clear error, and all is well once the service is back."""
+    program("push", "--quiet", images["python-new"], "python:1", server=service.url)
+    with pagepool.Client(service.url, directory=tmp_path / "client", shared=False, timeout_s=3) as client:
+        image = client.image("python:1")
+        with image.open() as root:
+            release = root.read_bytes("/etc/os-release")
+            service.kill()
+            assert root.read_bytes("/etc/os-release") == release
+            with pytest.raises(UnreachableError) as caught:
+                root.read_bytes("/usr/bin/python3.11")
+            assert caught.value.where == service.host
+            with client.tree("python", image.tree).open() as again:
+                assert again.read_bytes("/etc/os-release") == release
+            service.start()
+            assert len(root.read_bytes("/usr/bin/python3.11")) == root.stat("/usr/bin/python3.11").size
+
+
+def test_an_image_that_was_filled_needs_no_service(
+    images: dict[str, Path], unpacked: Callable[[str], dict[bytes, Row]], service: Service, tmp_path: Path
+) -> None:
+    program("push", "--quiet", images["python-new"], "python:1", server=service.url)
+    with pagepool.Client(service.url, directory=tmp_path / "client", shared=False) as client:
+        image = client.image("python:1")
+        done: list[int] = []
+        assert image.fill(done.append) == sum(done)
+        assert service.stop() == 0
+        with image.open() as root:
+            assert rootfs.equal(rootfs.describe(root.fs), unpacked("python-new")) == {}
+
+
+def test_fifty_clients_hold_one_copy(images: dict[str, Path], service: Service, tmp_path: Path) -> None:
+    """Two overlapping images, all read by each process: the pages are there once, and more clients add little."""
+    names = ("debian-old", "debian-new")
+    for name in names:
+        program("push", "--quiet", images[name], f"{name}:1", server=service.url)
+    unique = _unique(service.url, tmp_path / "client", [f"{name}:1" for name in names])
+    found = measure_clients(service.url, tmp_path / "client", [f"{name}:1" for name in names], CLIENTS)
+    assert 0.95 * unique <= found.pool <= 1.1 * unique, f"{found.pool / _MIB:.1f} MiB of {unique / _MIB:.1f} MiB"
+    assert found.rest / CLIENTS < 2 * _MIB, "what a process has besides the pool's pages and its own heap"
+
+
+def _unique(url: str, directory: Path, names: list[str]) -> int:
+    """Bytes of the distinct contents of files in images."""
+    sizes: dict[bytes, int] = {}
+    with pagepool.Client(url, directory=directory) as client:
+        for name in names:
+            fs, release = client.image(name).open_tree()
+            infos = map(fs.tree.object, range(fs.tree.object_count))
+            sizes |= {info.digest: info.size for info in infos}
+            fs.close()
+            release()
+    return sum(sizes.values())
+
+
+def test_the_package_loads_its_parts_when_they_are_used() -> None:
+    """`import pagepool` is cheap, and knows the names it promises."""
+    code = (
+        "import sys, pagepool; assert 'httpx' not in sys.modules; "
+        "assert {'Client', 'Image', 'Rootfs'} <= set(dir(pagepool)); pagepool.Client"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
