@@ -170,6 +170,12 @@ RULES = (
         ("pagepool.pool.fetch", "from pagepool.transport.extents import fetch_extents\n"),
     ),
     Rule(
+        "mount serves whatever is a file system",
+        "an image, an overlay and a test's own are mounted alike; what opens them is handed in by whoever mounts",
+        _only("pagepool.mount", "pagepool.vfs", "pagepool.image.member", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.mount.open", "from pagepool.overlay import OverlayFileSystem\n"),
+    ),
+    Rule(
         "layout knows files, not the network",
         "registries and files are two ends of one interface, which layout defines and transport implements",
         _only("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
