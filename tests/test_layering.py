@@ -163,6 +163,12 @@ RULES = (
         ("pagepool.mount.open", "from pagepool.overlay import OverlayFileSystem\n"),
     ),
     Rule(
+        "overlay stands on vfs",
+        "it is a file system over any other; who fetches the image's bytes, and who shows it, are above and beside it",
+        _only("pagepool.overlay", "pagepool.vfs", "pagepool.image", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.overlay.remote", "from pagepool.transport import Session\n"),
+    ),
+    Rule(
         "layout knows files, not the network",
         "registries and files are two ends of one interface, which layout defines and transport implements",
         _only("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
@@ -343,7 +349,9 @@ def test_all_modules_are_read() -> None:
     ]
 
 
-@pytest.mark.parametrize("package", sorted({"pagepool.oci", "pagepool.image", "pagepool.transport", "pagepool.cli"}))
+@pytest.mark.parametrize(
+    "package", sorted({"pagepool.oci", "pagepool.image", "pagepool.overlay", "pagepool.transport", "pagepool.cli"})
+)
 def test_the_client_loads_without_the_service(package: str) -> None:
     """What the rules say about source must be true of a running program, too."""
     blocked = ("fastapi", "starlette", "uvicorn", "lmdb", "isal", "pagepool_service")

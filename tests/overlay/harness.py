@@ -1,7 +1,7 @@
 """Random operations on an overlay and on the oracle, side by side; comparing all that both show; crashes.
 
-A `Disk` notes what was flushed, by file, so that power loss can be played: each page that was not flushed since it changed
-is there or not, as chance has it.
+A `Disk` notes what was flushed, by file, so that power loss can be played: each page that was not flushed since it
+changed is there or not, as chance has it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Disk:
             self.flushed[found.st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
 
     def lose_power(self, directory: Path, to: Path, source: random.Random) -> None:
-        """Make a copy of a directory as it may look after power loss. Names are as they are: their order is not played."""
+        """Make a copy of a directory as it may look after power loss; names are as they are."""
         to.mkdir()
         for path in directory.iterdir():
             now, before = path.read_bytes(), self.flushed.get(path.stat().st_ino, b"")
@@ -236,7 +236,7 @@ class Pair:
 
     def op_set_attributes(self) -> Any:
         ino = self.some(*self.source.choice(((), ("regular",))))
-        choices = {
+        choices: dict[str, Callable[[], Any]] = {
             "mode": lambda: self.source.randrange(0o10000),
             "uid": lambda: self.source.randrange(2**32 - 1),
             "gid": lambda: self.source.randrange(2**32 - 1),
@@ -246,7 +246,7 @@ class Pair:
             "kill_privileges": lambda: True,
         }
         names = self.source.sample(list(choices), self.source.randrange(4))
-        given = {name: choices[name]() for name in names}
+        given: dict[str, Any] = {name: choices[name]() for name in names}
         return (
             lambda: self.overlay.set_attributes(ino, Changes(**given)),
             lambda: self.oracle.set_attributes(self.now, ino, given),

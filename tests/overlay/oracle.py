@@ -206,13 +206,7 @@ class Oracle:
         if moved is there:
             return
         if there is not None and flags != 2:
-            if moved.kind == "directory" and there.kind != "directory":
-                refuse(errno.ENOTDIR)
-            if moved.kind != "directory" and there.kind == "directory":
-                refuse(errno.EISDIR)
-            if there.children:
-                refuse(errno.ENOTEMPTY)
-            there.names -= 1
+            self._replace(moved, there)
         del old.children[name]
         new.children[new_name] = moved
         moved.up = new
@@ -224,6 +218,15 @@ class Oracle:
         moved.times[2] = now
         for directory in (old, new):
             directory.times[1:] = [now, now]
+
+    def _replace(self, moved: File, there: File) -> None:
+        if moved.kind == "directory" and there.kind != "directory":
+            refuse(errno.ENOTDIR)
+        if moved.kind != "directory" and there.kind == "directory":
+            refuse(errno.EISDIR)
+        if there.children:
+            refuse(errno.ENOTEMPTY)
+        there.names -= 1
 
     def _kill(self, found: File) -> None:
         if found.kind != "directory":
