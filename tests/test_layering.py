@@ -191,6 +191,21 @@ RULES = (
         ("pagepool.commit.push", "from pagepool.transport import RegistrySink\n"),
     ),
     Rule(
+        "content finds bytes, and is handed who fetches them",
+        "a service reads its store and a client asks a service, by the same code",
+        _only(
+            *("pagepool.content", "pagepool.vfs", "pagepool.image", "pagepool.extents", "pagepool.digest"),
+            "pagepool.errors",
+        ),
+        ("pagepool.content.remote", "from pagepool.transport import Session\n"),
+    ),
+    Rule(
+        "the library stands below the command line and fsspec",
+        "programs import it; what a program does not need must not come along",
+        _never("pagepool.library", "pagepool.cli", "pagepool.fsspec", "click", "rich"),
+        ("pagepool.library.bars", "from pagepool.cli import progress\n"),
+    ),
+    Rule(
         "fsspec is for those who have it",
         "it is an extra: the library and its commands have to load without it",
         _nobody_but(("pagepool.fsspec",), "fsspec"),
