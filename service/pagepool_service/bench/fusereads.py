@@ -84,6 +84,10 @@ class _MappedContent:
         """See `Content`."""
         return self._views[index][start:end]
 
+    def whole(self, index: int) -> memoryview:
+        """See `Content`."""
+        return self._views[index]
+
     def prefetch(self, indices: Iterable[int]) -> None:
         """See `Content`."""
 
