@@ -245,6 +245,34 @@ def test_another_format_is_refused(place: Path) -> None:
     assert [path.name for path in foreign.iterdir()] == ["letter.txt"]
 
 
+def test_another_user_reads_and_nothing_else(memory_dir: Path) -> None:
+    """Objects are open to all; writing, and the rest of the directory, are not."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    one = thing(1)
+    memory_dir.chmod(0o755)
+    with Pool.open(memory_dir / "pool", budget=1 << 20) as pool:
+        with pool.put(one.digest, one.data) or pytest.fail("not kept"):
+            pass
+        child = os.fork()
+        if not child:
+            try:
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+                with Pool.attach(pool.path, pool.id) as reader, reader.get(one.digest) or pytest.fail("none") as file:
+                    assert bytes(file.view) == one.data
+                for name in ("lock", "state", "log", "partial", "tmp", "retired"):
+                    assert not os.access(pool.path / name, os.R_OK)
+                assert not os.access(object_path(pool.path, one.digest), os.W_OK)
+                assert not os.access(pool.path / "objects", os.W_OK)
+                with pytest.raises(PermissionError):
+                    Pool.open(pool.path, budget=1)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
 def test_readers_attach(pool: Pool) -> None:
     """Others see objects and write nothing; the pool must be the one that they were told of."""
     one = thing(1, 100_000)

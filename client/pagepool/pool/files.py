@@ -5,7 +5,11 @@ held. The lock belongs to the open file, so it lasts until the descriptor *and* 
 lock that cannot be had at once, because an evictor or a hostile reader has the file locked, is done without: it serves
 the accounts only, the bytes are safe without it, since what is unlinked lives on while it is open or mapped.
 
-One descriptor for each open object: the mapping keeps a duplicate, and the first one is closed when it is made.
+One descriptor for each open object: the mapping keeps a duplicate, and the first one is closed when it is made. (It is
+opened again for those who ask for `fd` after that.)
+
+Reading a mapping that the disk cannot read ends the process (SIGBUS); `PoolFile.read` before the first `view` raises an
+OSError instead.
 """
 
 from __future__ import annotations

@@ -204,15 +204,15 @@ class Pool:
         """Count.
 
         Args:
-            inspect: also what is held and what is in memory, which opens every object: a few microseconds each.
+            inspect: also what is held and what is in memory, which opens every object: about ten microseconds each.
         """
         with self._ledger as cells:
             self._flush(cells)
             self._evictor.sweep()
             counted = tuple(cells[: cell.UNSYNCED + 1])
         if not inspect:
-            return make_stats(counted, None, None)
-        return make_stats(counted, *inspect_objects(self._objects, self.digests()))
+            return make_stats(counted, self.protection, None, None)
+        return make_stats(counted, self.protection, *inspect_objects(self._objects, self.digests()))
 
     def close(self) -> None:
         """Let go of the pool. Nothing is waited for: what is not synced is hashed once more after the next boot."""
