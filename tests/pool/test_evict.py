@@ -144,6 +144,33 @@ def test_what_is_held_stays(place: Path) -> None:
             file.close()
 
 
+def test_a_second_name_counts_as_use(place: Path) -> None:
+    """An object that is linked elsewhere would free nothing. Removed, it counts until the other name is gone."""
+    with Pool.open(place, budget=8 * PAGE) as pool:
+        things = [thing(number) for number in range(8)]
+        put(pool, *things)
+        other = place.with_name("linked")
+        os.link(object_path(place, things[0].digest), other)
+        put(pool, *(thing(number) for number in range(100, 120)))
+        assert pool.get(things[0].digest)
+        assert pool.get(things[1].digest) is None
+        pool.remove(things[0].digest)
+        assert pool.stats().retired_bytes == PAGE
+        other.unlink()
+        assert pool.stats().retired_bytes == 0
+        check_account(place, pool.stats())
+
+
+def test_use_that_the_pool_does_not_see_can_be_told(place: Path) -> None:
+    """What is said to be used stays, as if it had been got."""
+    with Pool.open(place, budget=BUDGET) as pool:
+        wanted = [thing(number) for number in range(20)]
+        put(pool, *wanted)
+        pool.note_use(one.digest for one in wanted)
+        put(pool, *(thing(number) for number in range(100, 400)))
+        assert all(pool.get(one.digest) for one in wanted)
+
+
 def test_too_large_for_the_budget(place: Path) -> None:
     """It is not kept, and nothing else goes for it."""
     with Pool.open(place, budget=BUDGET) as pool:

@@ -49,12 +49,16 @@ def hold(descriptor: int) -> bool:
 
 
 def is_held(descriptor: int) -> bool:
-    """Whether anybody else has an open file in use. If not, it stays locked against new holders until it is closed."""
+    """Whether anybody else has an open file in use, or it has another name outside of the pool.
+
+    If not, it stays locked against new holders until it is closed. Whoever links an object elsewhere must hold it
+    meanwhile.
+    """
     try:
         fcntl.flock(descriptor, _EXCLUSIVE)
     except BlockingIOError:
         return True
-    return False
+    return os.fstat(descriptor).st_nlink > 1
 
 
 def map_file(descriptor: int, size: int) -> memoryview:

@@ -24,7 +24,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from pagepool.digest import blake3_raw
-from pagepool.errors import CorruptError
+from pagepool.errors import CorruptError, InvalidError
 from pagepool.pool import epoch
 from pagepool.pool import ledger as cell
 from pagepool.pool.evict import Evictor
@@ -93,9 +93,12 @@ class Pool:
             durable: of a new pool, whether it outlives a boot; None: unless it is on tmpfs or ramfs.
 
         Raises:
+            InvalidError: a budget below 0.
             StoreFormatError: the directory is something else, or a pool of another version.
             OSError: it cannot be made or read.
         """
+        if budget < 0:
+            raise InvalidError(budget, "a budget is not below 0")
         found = open_format(path, durable)
         return cls(path, identity=found.id, durable=found.durable, budget=budget)
 
