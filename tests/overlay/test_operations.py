@@ -11,7 +11,7 @@ import pytest
 
 from pagepool.image import Kind
 from pagepool.overlay import storage
-from pagepool.overlay.filesystem import MAX_LINKS
+from pagepool.overlay.limits import MAX_LINKS
 from pagepool.vfs import Changes, WritableFileSystem
 from tests.overlay.harness import PAGE
 

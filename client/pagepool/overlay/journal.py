@@ -104,6 +104,8 @@ class Journal:
         self.path = path
         self.header = header
         self.position = position
+        self.torn = False
+        """Whether a part of a record may stand at the end, which could not be cut off."""
         self._seed = header.nonce
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
@@ -120,7 +122,9 @@ class Journal:
             while done < len(data):
                 done += os.pwrite(self._fd, data[done:], at + done)
         except BaseException:
+            self.torn = True
             self.cut(at)
+            self.torn = False
             raise
         self.position = at + len(data)
 
