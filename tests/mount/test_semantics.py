@@ -24,20 +24,17 @@ def upper(point: Path, records: Path, tmp_path: Path) -> Iterator[Path]:
     """A mount of an overlay over a small image, served by another process; the directory of the overlay."""
     directory = tmp_path / "upper"
     serve_in_background(partial(open_overlay, directory), point, options=MountOptions(dev=True), directory=records)
-    for path in (*tmp_path.parents, tmp_path):
-        if path.name.startswith(("pytest", "test_")):
-            path.chmod(0o755)  # for other users
     yield directory
     unmount(point, directory=records)
 
 
 @pytest.fixture(params=["mount", "plain"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def root(request: pytest.FixtureRequest, public: Path) -> Path:
     """The mount, and a plain directory beside it: what is expected of one must be true of the other."""
-    request.getfixturevalue("upper")
     if request.param == "mount":
+        request.getfixturevalue("upper")
         return Path(request.getfixturevalue("point"))
-    plain = tmp_path / "plain"
+    plain = public / "plain"
     plain.mkdir(mode=0o755)
     return plain
 
@@ -196,9 +193,9 @@ _ONLY_A_MODE = _acl((1, 7, 2**32 - 1), (4, 5, 2**32 - 1), (32, 1, 2**32 - 1))
 
 
 @pytest.mark.usefixtures("upper")
-def test_access_lists(point: Path, tmp_path: Path) -> None:
+def test_access_lists(point: Path, public: Path) -> None:
     """They are kept, follow the mode, are handed on to what is made in a directory, and hold."""
-    plain = tmp_path / "plain"
+    plain = public / "plain"
     plain.mkdir(mode=0o755)
     shown = []
     for root in (point, plain):

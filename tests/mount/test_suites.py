@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -67,17 +66,12 @@ def _run(*command: str | Path) -> str:
 
 
 @pytest.fixture
-def mounted(request: pytest.FixtureRequest, records: Path, tmp_path: Path) -> Iterator[Path]:
-    """A mount of an overlay, served by another process. Its path is short, as those of sockets must be."""
-    request.getfixturevalue("needs_fuse")
+def mounted(point: Path, records: Path, tmp_path: Path) -> Iterator[Path]:
+    """A mount of an overlay, served by another process."""
     opener = partial(open_overlay, tmp_path / "upper")
-    with tempfile.TemporaryDirectory() as directory:
-        point = Path(directory) / "m"
-        point.mkdir()
-        point.parent.chmod(0o755)
-        serve_in_background(opener, point, options=MountOptions(dev=True), directory=records)
-        yield point
-        unmount(point, force=True, directory=records)
+    serve_in_background(opener, point, options=MountOptions(dev=True), directory=records)
+    yield point
+    unmount(point, force=True, directory=records)
 
 
 def test_pjdfstest(request: pytest.FixtureRequest, tmp_path: Path) -> None:

@@ -64,20 +64,17 @@ print("done")
 
 
 @pytest.mark.usefixtures("needs_fuse")
-def test_mounting_as_a_user(tmp_path: Path) -> None:
+def test_mounting_as_a_user(public: Path) -> None:
     """Mounted, used, and unmounted again, without a privilege."""
     if shutil.which("fusermount3") is None:
         pytest.skip("needs fusermount3 (package fuse3)")
-    point, records = tmp_path / "mnt", tmp_path / "records"
+    point, records = public / "m", public / "records"
     for path in (point, records):
         path.mkdir()
         os.chown(path, _NOBODY, _NOBODY)
-    for path in (*tmp_path.parents, tmp_path):
-        if path.name.startswith(("pytest", "test_")):
-            path.chmod(0o755)
     command = [sys.executable, "-c", _PROGRAM, str(point), str(records)]
     done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", _NAMESPACE, "sh", str(tmp_path), *command],
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", _NAMESPACE, "sh", str(public), *command],
         cwd=_ROOT,
         capture_output=True,
         text=True,
