@@ -157,6 +157,19 @@ RULES = (
         ("pagepool.vfs.remote", "from pagepool.transport import Session\n"),
     ),
     Rule(
+        "overlay stands on vfs",
+        "it is a file system over any other; who fetches the image's bytes, and who shows it, are above and beside it",
+        _only("pagepool.overlay", "pagepool.vfs", "pagepool.image", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.overlay.remote", "from pagepool.transport import Session\n"),
+    ),
+    Rule(
+        "a pool knows content, not where it comes from",
+        "service, clients and mounts share it, each with its own way to fill it: what it needs is given to it, and it "
+        "is verified by digests alone",
+        _only("pagepool.pool", "pagepool.extents", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.pool.fetch", "from pagepool.transport.extents import fetch_extents\n"),
+    ),
+    Rule(
         "layout knows files, not the network",
         "registries and files are two ends of one interface, which layout defines and transport implements",
         _only("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
@@ -352,7 +365,12 @@ def test_all_modules_are_read() -> None:
     ]
 
 
-@pytest.mark.parametrize("package", sorted({"pagepool.oci", "pagepool.image", "pagepool.transport", "pagepool.cli"}))
+@pytest.mark.parametrize(
+    "package",
+    sorted(
+        {"pagepool.cli", "pagepool.image", "pagepool.oci", "pagepool.overlay", "pagepool.pool", "pagepool.transport"}
+    ),
+)
 def test_the_client_loads_without_the_service(package: str) -> None:
     """What the rules say about source must be true of a running program, too."""
     blocked = ("fastapi", "starlette", "uvicorn", "lmdb", "isal", "pagepool_service")

@@ -42,6 +42,16 @@ class ExtentCache:
         """Bring extents `[first, end)` of an object into the pool: see `ObjectCache.fill`. Blocks."""
         return self._objects.fill(info, first, end, self._fetch)
 
+    def fill_small(self, infos: Sequence[ObjectInfo]) -> None:
+        """Bring objects of one extent into the pool, reading each stored frame once. Blocks.
+
+        What is damaged or does not fit is left out: `fill` tells.
+        """
+        wanted = {info.digest: info for info in infos if self.view(info, 0, info.size) is None}
+        for digest, data in read_extents(self._store, list(wanted)):
+            if not isinstance(data, CorruptError):
+                self._objects.keep(wanted[digest], 0, data)
+
     def pieces(self, info: ObjectInfo, start: int, end: int) -> Iterator[memoryview]:
         """The bytes `[start, end)` of an object, filled as they are gone through: see `ObjectCache.pieces`. Blocks."""
         return self._objects.pieces(info, start, end, self._fetch)

@@ -208,7 +208,7 @@ class ObjectCache:
         try:
             if info.extent_count > 1:
                 return self._keep_part(self.pool, info, {number: data})
-            if self.view(info, 0, info.size) is None:
+            if info.digest not in self._held:
                 file = self.pool.put(info.digest, data)
                 if file is None:
                     return False

@@ -5,6 +5,9 @@ not ask for it again. Reading a large object in order fetches ahead, in ever lar
 fetches what was asked for. A pool that is somebody else's (the service's own, on the same machine) is filled by its
 owner instead, who is asked to.
 
+Small files are fetched ahead, too: whoever reads them in the order of the tree, as programs that walk it do, asks for
+more and more of those that come next. Who reads here and there asks for what he reads.
+
 Thread-safe. Blocks while something is fetched.
 """
 
@@ -16,8 +19,9 @@ from collections import OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from pagepool.content.ahead import FilesAhead
 from pagepool.content.cache import WINDOW
-from pagepool.errors import CorruptError
+from pagepool.errors import CorruptError, PagepoolError
 from pagepool.extents import EXTENT_SIZE
 
 if TYPE_CHECKING:
@@ -58,11 +62,15 @@ class TreeContent:
         self._samples: OrderedDict[bytes, int] = OrderedDict()  # reads of an object that is not in the pool
         self._lock = threading.Lock()
         self._ticked = time.monotonic()
+        self._files = FilesAhead(tree)
+        self._fetching_ahead = threading.Lock()
 
     def view(self, index: int, start: int, end: int) -> memoryview:
         """See `Content`."""
         info = self._info(index)
         found = self._cache.view(info, start, end)
+        if found is None and info.size <= EXTENT_SIZE and self._fetch_ahead(index):
+            found = self._cache.view(info, start, end)
         return self._obtain(info, start, end) if found is None else found
 
     def whole(self, index: int) -> memoryview | None:
@@ -86,6 +94,22 @@ class TreeContent:
     def close(self) -> None:
         """See `Content`. The cache, which others use too, stays open."""
         self._info = self._tree.object
+
+    def _fetch_ahead(self, index: int) -> bool:
+        """Fetch a small object together with those that are likely to be read next; False if it is to be fetched alone.
+
+        One thread at a time; what goes wrong here is found out by whoever reads what is missing.
+        """
+        wanted = self._files.next(index)
+        if len(wanted) < 2 or not self._fetching_ahead.acquire(blocking=False):
+            return False
+        try:
+            self.prefetch(wanted)
+        except PagepoolError:
+            return False
+        finally:
+            self._fetching_ahead.release()
+        return True
 
     def _obtain(self, info: ObjectInfo, start: int, end: int) -> memoryview:
         """Bytes that are not in the pool."""
@@ -152,11 +176,12 @@ class TreeContent:
         places: dict[bytes, list[tuple[ObjectInfo, int]]] = {}
         for info in batch:
             for number, digest in enumerate(info.extents()):
-                size = min(EXTENT_SIZE, info.size - number * EXTENT_SIZE)
-                if self._cache.view(info, number * EXTENT_SIZE, number * EXTENT_SIZE + size) is None:
-                    places.setdefault(digest, []).append((info, number))
+                start, end = number * EXTENT_SIZE, min((number + 1) * EXTENT_SIZE, info.size)
+                # That it is not whole was seen before.
+                if info.extent_count > 1 and self._cache.view(info, start, end) is not None:
+                    on_bytes(end - start)
                 else:
-                    on_bytes(size)
+                    places.setdefault(digest, []).append((info, number))
         if not places:
             return
         try:

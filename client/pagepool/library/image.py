@@ -103,18 +103,20 @@ class Image:
         Raises:
             CorruptError, UnreachableError: as reading.
         """
-        fs, release = self.open_tree()
-        tree, content = fs.tree, fs.content
-        assert isinstance(content, TreeContent)
+        tree, content, release = self._open_content()
         try:
             content.prefetch(range(tree.object_count), on_bytes)
-            return tree.object_bytes
+            return int(tree.object_bytes)
         finally:
-            fs.close()
+            content.close()
             release()
 
     def open_tree(self) -> tuple[TreeFileSystem, Callable[[], None]]:
         """Its file system by inode, and what to call once that is closed."""
+        tree, content, release = self._open_content()
+        return TreeFileSystem(tree, content), release
+
+    def _open_content(self) -> tuple[TreeFile, TreeContent, Callable[[], None]]:
         tree = self.client.load_tree(self.repository, self.tree)
         try:
             objects = self.client.objects(self._pool)
@@ -126,7 +128,7 @@ class Image:
             tree.close()
             objects.release()
 
-        return TreeFileSystem(tree, self._content(tree, objects)), release
+        return tree, self._content(tree, objects), release
 
     def _content(self, tree: TreeFile, objects: Objects) -> TreeContent:
         fetch = ExtentClient(self.client.session, self.repository, self.tree)

@@ -80,12 +80,14 @@ class Scan(NamedTuple):
     Args:
         records: that are whole, up to the first that is not.
         durable: the end of what a sync has covered.
-        wrong: whether they end before something that has the length of a record and another checksum. Power loss
-            leaves that; the death of a process only cuts the last record short.
+        end: where they end.
+        wrong: whether something follows that has the length of a record and another checksum. Power loss leaves
+            that; the death of a process only cuts the last record short.
     """
 
     records: list[Record]
     durable: int
+    end: int
     wrong: bool
 
 
@@ -142,14 +144,13 @@ class Journal:
             os.close(fd)
 
 
-def write_journal(path: Path, header: Header, bodies: Iterable[bytes], last: bytes) -> Journal:
+def write_journal(path: Path, header: Header, bodies: Iterable[bytes]) -> Journal:
     """Write a whole journal, and put it in its place once it is on disk; the caller syncs the directory.
 
     Args:
         path: its place. What is there is replaced.
         header: as what.
-        bodies: its records.
-        last: the record after which a sync says that all is durable.
+        bodies: its records; a sync that covers them follows.
 
     Returns:
         the journal, open.
@@ -159,10 +160,10 @@ def write_journal(path: Path, header: Header, bodies: Iterable[bytes], last: byt
     """
     beside = path.with_name(path.name + ".new")
     try:
-        with beside.open("wb") as file:
+        with open(beside, "wb", opener=_open_private) as file:
             file.write(header.encode())
             at = file.tell()
-            for body in (*bodies, last):
+            for body in bodies:
                 file.write(frame(body, at, header.nonce))
                 at += _BODY_AT + len(body)
             file.write(frame(encode_sync(at, at), at, header.nonce))
@@ -181,6 +182,10 @@ def write_journal(path: Path, header: Header, bodies: Iterable[bytes], last: byt
         raise
     journal.path = path
     return journal
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def frame(body: bytes, at: int, nonce: int) -> bytes:
@@ -243,16 +248,16 @@ def scan(data: memoryview, start: int, nonce: int, path: Path) -> Scan:
         if end > size or not length or crc32(body, nonce + at & _U32) != checksum:
             break
         if body[0] == sync:
-            durable = max(durable, read_sync(body)[1])
+            durable = max(durable, _covered(body, at))
         records.append(Record(at, end, body))
         at = end
     if at == size:
-        return Scan(records, durable, wrong=False)
+        return Scan(records, durable, at, wrong=False)
     covered = _durable_after(data, at, nonce)
     if covered > at:
         raise damaged(path, at)
     end, _ = _check(data, at, nonce)
-    return Scan(records, max(durable, covered), wrong=end <= size)
+    return Scan(records, max(durable, covered), at, wrong=end <= size)
 
 
 def damaged(path: Path, at: int) -> CorruptError:
@@ -270,6 +275,15 @@ def _check(data: memoryview, at: int, nonce: int) -> tuple[int, bool]:
     return end, good and crc32(data[at + _BODY_AT : end], nonce + at & _U32) == checksum
 
 
+def _covered(body: memoryview, at: int) -> int:
+    """The end of what a sync at a place says is durable; 0 if it is not one of that place."""
+    try:
+        own, durable = read_sync(body)
+    except ValueError:
+        return 0
+    return durable if own == at and durable <= at else 0
+
+
 def _durable_after(data: memoryview, start: int, nonce: int) -> int:
     """The end of what syncs behind a damaged place say is durable; 0 if there are none."""
     whole = bytes(data[start:])
@@ -278,7 +292,6 @@ def _durable_after(data: memoryview, start: int, nonce: int) -> int:
         at = start + found - _BODY_AT
         end, good = _check(data, at, nonce) if at >= start else (0, False)
         if good:
-            own, covered = read_sync(data[at + _BODY_AT : end])
-            durable = max(durable, covered if own == at else 0)
+            durable = max(durable, _covered(data[at + _BODY_AT : end], at))
         found = whole.find(_MARK, found + 1)
     return durable

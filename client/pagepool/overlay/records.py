@@ -243,17 +243,16 @@ def decode(body: memoryview) -> Decoded:
 
 
 def read_sync(body: memoryview) -> tuple[int, int]:
-    """Where a SYNC record says it begins, and the end of what it says is durable."""
-    _, mark, own, durable = _SYNC.unpack(body)
-    if mark != SYNC_MARK:
+    """Where a SYNC record says it begins, and the end of what it says is durable. ValueError if it is none."""
+    if len(body) != _SYNC.size or bytes(body[1 : 1 + len(SYNC_MARK)]) != SYNC_MARK:
         raise ValueError("it is no sync")
+    own, durable = _SYNC.unpack(body)[2:]
     return own, durable
 
 
 def read_boot(body: memoryview) -> bytes:
     """The boot that an OPEN record names."""
-    boot: bytes = _OPEN.unpack(body)[1]
-    return boot
+    return bytes(body[1:17])
 
 
 def _encode_pieces(pieces: Sequence[Piece], crcs: Sequence[int]) -> bytes:

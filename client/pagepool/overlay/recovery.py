@@ -65,11 +65,11 @@ def recover(path: Path, base: FileSystem, arena: Arena, boot: bytes) -> Recovere
     found = scan(data, start, header.nonce, path)
     records = found.records
     # Behind missing pages there may be openings of this boot; but then those pages are of an earlier one.
-    if next((read_boot(record.body) for record in reversed(records) if record.body[0] == Code.OPEN), b"") == boot:
-        if found.wrong:
-            raise damaged(path, records[-1].end)
-    else:
+    last = next((read_boot(record.body) for record in reversed(records) if record.body[0] == Code.OPEN), b"")
+    if last != boot or found.end != len(data):
         records = _with_blocks(records, found.durable, header, base, arena, path)
+    if last == boot and (found.wrong or len(records) < len(found.records)):
+        raise damaged(path, found.end)
     state = replay(records, State(base, header.base_inodes, lambda _: None), path)
     end = records[-1].end if records else start
     # What follows the last durable record in a clean journal is its sync, and openings: they need no other.

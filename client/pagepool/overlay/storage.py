@@ -23,6 +23,7 @@ import fcntl
 import os
 import threading
 import uuid
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -173,11 +174,12 @@ class Storage:
             self.compact_at = 2 * self.journal.position  # if it fails, not at once again
             old = self.journal
             header = Header.new(old.header.tree, old.header.base_inodes, old.header.info)
-            bodies = encode_state(self.state)
+            # The opening comes first: a replay must not take away what is held now.
+            bodies = chain((encode_open(self._boot, 0),), encode_state(self.state))
             self._failed = True
             self.arena.flush()
             try:
-                self.journal = write_journal(old.path, header, bodies, encode_open(self._boot, 0))
+                self.journal = write_journal(old.path, header, bodies)
             except OSError:
                 self._failed = False
                 raise
@@ -250,7 +252,7 @@ def _prepare(
     (directory / arenas.NAME).unlink(missing_ok=True)
     Arena(directory).close()
     header = Header.new(tree, base.usage().inodes, dict(info or {}))
-    write_journal(directory / journals.NAME, header, (), encode_open(boot, time_ns)).close()
+    write_journal(directory / journals.NAME, header, (encode_open(boot, time_ns),)).close()
     sync_directory(directory)
     sync_directory(directory.absolute().parent)
     return directory

@@ -9,9 +9,26 @@ directory.
 """
 
 from pagepool.pool.files import PoolFile
+from pagepool.pool.handing import receive_objects, send_objects
+from pagepool.pool.openobjects import OpenObjects
 from pagepool.pool.partial import Partial
 from pagepool.pool.pool import Pool
 from pagepool.pool.reader import ReadOnlyPool
+from pagepool.pool.readonly import ReadOnlyMount
+from pagepool.pool.scrub import Damage, Scrubber, ScrubReport
 from pagepool.pool.stats import PoolStats
 
-__all__ = ["Partial", "Pool", "PoolFile", "PoolStats", "ReadOnlyPool"]
+__all__ = [
+    "Damage",
+    "OpenObjects",
+    "Partial",
+    "Pool",
+    "PoolFile",
+    "PoolStats",
+    "ReadOnlyMount",
+    "ReadOnlyPool",
+    "ScrubReport",
+    "Scrubber",
+    "receive_objects",
+    "send_objects",
+]

@@ -27,7 +27,7 @@ from pagepool.pool.mapfile import MapFile, remove_partial
 from pagepool.pool.policy import Entry, S3Fifo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pagepool.pool.ledger import Ledger
@@ -52,12 +52,14 @@ class Evictor:
         path: the pool's directory.
         ledger: the account.
         log: what happened since.
+        tell: writes down what this process still keeps to itself.
     """
 
-    def __init__(self, path: Path, ledger: Ledger, log: Log) -> None:
+    def __init__(self, path: Path, ledger: Ledger, log: Log, tell: Callable[[memoryview[int]], None]) -> None:
         self._path = path
         self._cells = ledger.cells
         self._log = log
+        self._tell = tell
         self._queue = S3Fifo()
         self._generation = 0
 
@@ -148,6 +150,7 @@ class Evictor:
         self.count(cell.RETIRED_BYTES, charged)
 
     def _evict(self, limit: int, goal: int) -> None:
+        self._tell(self._cells)
         self._load()
         if not self._take(goal) and self._cells[cell.USED] > limit:
             self._complete()
@@ -213,24 +216,26 @@ class Evictor:
         found = {name.partition(".")[0] for name in names_in(self._path / PARTIAL)}
         return sorted(bytes.fromhex(name) for name in found if _NAME.fullmatch(name))
 
-    def _complete(self) -> None:
-        """Put into the queue what is in the pool and not in the queue."""
+    def _complete(self, known: frozenset[bytes] = frozenset()) -> None:
+        """Put into the queue what is in the pool and not in the queue, but for what is known."""
         for digest, status in self.walk():
-            if digest not in self._queue:
+            if digest not in self._queue and digest not in known:
                 self._queue.insert(digest, cost(status.st_size))
         for key in self._partial_keys():
-            if key + _P not in self._queue:
+            if key + _P not in self._queue and key not in known:
                 self._queue.insert(key + _P, MapFile.read_charged(self._path, key) or 0)
 
     def _load(self) -> None:
         """Bring the queue up to date."""
+        records = list(self._log.read())
         if self._generation != self._cells[cell.GENERATION] or not self._generation:
             saved = self._read()
             self._queue = S3Fifo() if saved is None else saved
             if saved is None:
-                self._complete()
+                # What the log does not know is older than what it knows.
+                self._complete(frozenset(name for what, _, name in records if what in (event.OBJECT, event.PARTIAL)))
         queue = self._queue
-        for what, size, name in self._log.read():
+        for what, size, name in records:
             if what == event.ACCESS:
                 queue.access(name)
             elif what == event.OBJECT:

@@ -10,6 +10,7 @@ One descriptor for each open object: the mapping keeps a duplicate, and the firs
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -86,6 +87,11 @@ def open_object(directory: int, digest: bytes) -> tuple[int, os.stat_result, boo
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def is_unreadable(error: OSError) -> bool:
+    """Whether an error says that a file's bytes are lost, not that something else is wrong."""
+    return error.errno in (errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA)
 
 
 def hash_file(descriptor: int) -> bytes:

@@ -7,6 +7,7 @@
     tmp/                    objects being written; each is locked by its writer
     lock, state, log, queue the account, what happened since it was last read, the eviction queue
     epoch, epoch.lock       what is known to be on the disk
+    scrub, scrub.lock       how far the last scrub has come
 
 A directory becomes a pool when `format` gets its name, after everything else is there. Making one is done under the
 lock, so two processes may begin at the same time. A crash before that leaves a directory that the next one completes.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VERSION = 1
-FORMAT, LOCK, STATE, LOG, QUEUE, EPOCH, EPOCH_LOCK = (
-    *("format", "lock", "state", "log", "queue", "epoch", "epoch.lock"),
-)
+FORMAT, LOCK, STATE, LOG, QUEUE, EPOCH, SCRUB = "format", "lock", "state", "log", "queue", "epoch", "scrub"
+EPOCH_LOCK, SCRUB_LOCK = "epoch.lock", "scrub.lock"
 OBJECTS, PARTIAL, RETIRED, TEMPORARY = "objects", "partial", "retired", "tmp"
 PAGE = 4096
 _PRIVATE = (PARTIAL, RETIRED, TEMPORARY)
-_OURS = frozenset((FORMAT, LOCK, STATE, LOG, QUEUE, EPOCH, EPOCH_LOCK, OBJECTS, *_PRIVATE))
+_OURS = frozenset((LOCK, OBJECTS, *_PRIVATE, f".{FORMAT}"))
+"""What there is of a pool before it is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def open_format(path: Path, durable: bool | None) -> Format:
     found = read_format(path)
     if found is not None:
         return found
-    foreign = [name for name in names_in(path) if name not in _OURS and not name.startswith(".format.")]
+    foreign = [name for name in names_in(path) if name not in _OURS]
     if foreign:
         raise StoreFormatError(f"{path} is not a pool: it holds {foreign[0]!r}")
     with _locked(path / LOCK):
@@ -137,21 +138,19 @@ def _make(path: Path, durable: bool | None) -> Format:
 
 
 def replace(path: Path, name: str, data: bytes, *, durable: bool, mode: int = 0o644) -> None:
-    """Write a file of the pool so that it is the old or the new one, whatever happens meanwhile."""
-    temporary = path / f".{name}.{secrets.token_hex(8)}"
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path / name)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+    """Write a file of the pool so that it is the old or the new one, whatever happens meanwhile.
+
+    For one writer at a time: each such file has a lock. What a writer that was killed has left is written over.
+    """
+    temporary = path / f".{name}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fchmod(file.fileno(), mode)
+        if durable:
+            os.fsync(file.fileno())
+    temporary.replace(path / name)
     if durable:
         sync_directory(path)
 

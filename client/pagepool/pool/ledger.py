@@ -133,6 +133,7 @@ class Ledger:
     def close(self) -> None:
         """Let go of lock and map."""
         os.close(self._lock)
+        self._lock = -1  # its number may soon be that of another file
         self.cells.release()
         self._map.close()
 

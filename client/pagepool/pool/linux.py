@@ -8,8 +8,12 @@ import os
 from functools import cache
 from pathlib import Path
 
-_TMPFS_MAGIC = 0x01021994
-_RAMFS_MAGIC = 0x858458F6
+# File systems by their number in statfs(2).
+TMPFS = 0x01021994
+RAMFS = 0x858458F6
+BTRFS = 0x9123683E
+BCACHEFS = 0xCA451A4E
+ZFS = 0x2FC12FC1
 
 
 @cache
@@ -41,11 +45,16 @@ class _Statfs(ctypes.Structure):
     _fields_ = (("type", ctypes.c_long), ("rest", ctypes.c_char * 248))
 
 
-def in_memory(path: Path) -> bool:
-    """Whether a directory is on a file system that a reboot empties: tmpfs or ramfs."""
+def file_system(path: Path) -> int:
+    """The number of the file system that a path is on."""
     found = _Statfs()
     call("statfs", os.fsencode(path), ctypes.byref(found))
-    return found.type & 0xFFFFFFFF in (_TMPFS_MAGIC, _RAMFS_MAGIC)
+    return int(found.type) & 0xFFFFFFFF
+
+
+def in_memory(path: Path) -> bool:
+    """Whether a directory is on a file system that a reboot empties: tmpfs or ramfs."""
+    return file_system(path) in (TMPFS, RAMFS)
 
 
 def is_full(error: OSError) -> bool:

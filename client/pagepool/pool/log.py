@@ -67,3 +67,4 @@ class Log:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+        self._descriptor = -1

@@ -24,22 +24,23 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from pagepool.digest import blake3_raw
-from pagepool.errors import CorruptError, StoreFullError
-from pagepool.pool import epoch, linux
+from pagepool.errors import CorruptError
+from pagepool.pool import epoch
 from pagepool.pool import ledger as cell
-from pagepool.pool import log as event
 from pagepool.pool.evict import Evictor
-from pagepool.pool.files import READ, PoolFile, hash_file, hold, open_object
+from pagepool.pool.files import PoolFile, hash_file, hold, is_unreadable, open_object
 from pagepool.pool.filling import Filler
-from pagepool.pool.layout import OBJECTS, TEMPORARY, cost, object_name, open_format
+from pagepool.pool.layout import OBJECTS, TEMPORARY, open_format
 from pagepool.pool.ledger import Ledger
 from pagepool.pool.log import Log
 from pagepool.pool.partial import Partial, check_extents
 from pagepool.pool.reader import ReadOnlyPool
 from pagepool.pool.stats import PoolStats, inspect_objects, make_stats
+from pagepool.pool.verity import can_seal, protection
+from pagepool.pool.writing import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pagepool.pool")
 
-SYNC_BYTES = 256 << 20
-"""A durable pool is synced when so much was published since it last was, by whoever publishes."""
 _FLUSH = 64  # hits and misses that a process keeps to itself
 _MOST_KEPT = 4096
 
@@ -56,8 +55,9 @@ _MOST_KEPT = 4096
 class Pool:
     """A pool that this process may write to. Thread-safe; `close` is for one thread.
 
-    Opened by `open`; `attach` is for other people's pools. An open object, and an open partial one, stay good when the
-    pool is closed. After a fork the child may go on using the pool.
+    Opened by `open`; `attach` is for other people's pools. When it is closed, objects that are open stay good, and
+    partial ones can still be read. After a fork the child may go on using the pool; what the parent had open at that
+    moment is held until both have closed it.
     """
 
     def __init__(self, path: Path, *, identity: str, durable: bool, budget: int) -> None:
@@ -65,8 +65,6 @@ class Pool:
         self.path = path
         self.durable = durable
         self._seen: deque[bytes | None] = deque(maxlen=_MOST_KEPT)
-        self._token = os.urandom(8).hex()
-        self._number = 0
         self._closed = False
         with contextlib.ExitStack() as undo:
             self._objects, self._temporary = (_open_directory(path / name, undo) for name in (OBJECTS, TEMPORARY))
@@ -74,8 +72,13 @@ class Pool:
             undo.callback(self._ledger.close)
             self._log = Log(path)
             undo.callback(self._log.close)
-            self._evictor = Evictor(path, self._ledger, self._log)
-            self._filler = Filler(path, self._ledger, self._evictor, self._log)
+            self._evictor = Evictor(path, self._ledger, self._log, self._flush)
+            parts = (path, self._ledger, self._evictor, self._log)
+            self._filler = Filler(*parts)
+            sealing = can_seal(self._temporary)
+            directories = self._objects, self._temporary
+            self._writer = Writer(*parts, directories, durable=durable, sealing=sealing)
+            self.protection = protection(path, sealed=sealing)
             self._begin(budget)
             undo.pop_all()
         _pools.add(self)
@@ -146,8 +149,11 @@ class Pool:
         present = self._open(digest)
         if present is not None:
             return present
-        temporary = self._reserve(len(plain))
-        return None if temporary is None else self._write(digest, plain, *temporary)
+        reserved = self._writer.reserve(len(plain))
+        if reserved is None:
+            return None
+        descriptor = self._writer.write(digest, plain, *reserved)
+        return self._open(digest) if descriptor is None else PoolFile(descriptor, len(plain), digest, self._open)
 
     def partial(self, digest: bytes, size: int, extents: Sequence[bytes], /) -> Partial:
         """Open an object to be filled, extent by extent; go on where others left off. Blocks shortly.
@@ -180,6 +186,15 @@ class Pool:
         with self._ledger:
             return self._evictor.drop_object(digest)
 
+    def note_use(self, digests: Iterable[bytes]) -> None:
+        """Say that objects were used in ways that the pool does not see: mapped elsewhere, or by a kernel mount."""
+        with self._ledger:
+            self._log.append_accesses(digests)
+
+    def digests(self) -> Iterator[bytes]:
+        """The names of all whole objects, in order. Those that come or go meanwhile may be missed."""
+        return (digest for digest, _ in self._evictor.walk())
+
     def sync(self) -> None:
         """Make everything durable that was published so far, in one go. Blocks on the disk."""
         if self.durable:
@@ -197,8 +212,7 @@ class Pool:
             counted = tuple(cells[: cell.UNSYNCED + 1])
         if not inspect:
             return make_stats(counted, None, None)
-        digests = (digest for digest, _ in self._evictor.walk())
-        return make_stats(counted, *inspect_objects(self._objects, digests))
+        return make_stats(counted, *inspect_objects(self._objects, self.digests()))
 
     def close(self) -> None:
         """Let go of the pool. Nothing is waited for: what is not synced is hashed once more after the next boot."""
@@ -210,6 +224,7 @@ class Pool:
             self._flush(cells)
         os.close(self._objects)
         os.close(self._temporary)
+        self._objects = self._temporary = -1  # the numbers may soon be those of other files
         self._log.close()
         self._ledger.close()
 
@@ -272,7 +287,13 @@ class Pool:
 
     def _check_suspect(self, digest: bytes, descriptor: int) -> bool:
         """Hash an object that may not have reached the disk before the machine lost its power."""
-        if hash_file(descriptor) == digest:
+        try:
+            right = hash_file(descriptor) == digest
+        except OSError as error:
+            if not is_unreadable(error):
+                raise
+            right = False
+        if right:
             with self._ledger as cells:
                 os.utime(descriptor, ns=epoch.stamp_ns(cells))
             return True
@@ -280,93 +301,16 @@ class Pool:
         self.remove(digest)
         return False
 
-    def _reserve(self, size: int) -> tuple[int, str] | None:
-        """Begin a file of so many bytes: its descriptor and name; None if there is no room."""
-        charged = cost(size)
-        with self._ledger:
-            if not self._evictor.make_room(charged):
-                return None
-            self._number += 1
-            name = f"{self._token}.{self._number}.{charged}"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            try:
-                descriptor = os.open(name, flags, 0o444, dir_fd=self._temporary)
-            except OSError as error:
-                raise self._full(error) from error
-            hold(descriptor)
-            self._evictor.count(cell.TEMPORARY_BYTES, charged)
-        return descriptor, name
-
-    def _write(self, digest: bytes, plain: memoryview, descriptor: int, name: str) -> PoolFile | None:
-        size, reading = len(plain), -1
-        try:
-            try:
-                while plain:
-                    plain = plain[os.write(descriptor, plain) :]
-                os.fchmod(descriptor, 0o444)
-                # What is handed on must not be open for writing.
-                reading = os.open(name, READ, dir_fd=self._temporary)
-                hold(reading)
-            finally:
-                os.close(descriptor)
-            if self._publish(digest, size, name, reading):
-                return PoolFile(reading, size, digest, self._open)
-        except BaseException as error:
-            self._give_up(name, size, reading)
-            if isinstance(error, OSError):
-                raise self._full(error) from error
-            raise
-        self._give_up(name, size, reading)
-        return self._open(digest)
-
-    def _publish(self, digest: bytes, size: int, name: str, descriptor: int) -> bool:
-        """Give a written file its name. False if another one got it meanwhile."""
-        target, charged = object_name(digest), cost(size)
-        with self._ledger as cells:
-            if _exists(target, self._objects):
-                return False
-            if self.durable:
-                os.utime(descriptor, ns=epoch.stamp_ns(cells))
-                cells[cell.UNSYNCED] += charged
-            os.rename(name, target, src_dir_fd=self._temporary, dst_dir_fd=self._objects)
-            cells[cell.TEMPORARY_BYTES] -= charged
-            cells[cell.OBJECT_BYTES] += charged
-            cells[cell.OBJECTS] += 1
-            cells[cell.CONTENT] += size
-            self._log.append(event.OBJECT, digest, charged)
-            behind = cells[cell.UNSYNCED] > SYNC_BYTES
-        if behind:
-            epoch.sync(self.path, self._ledger, wait=False)
-        return True
-
-    def _give_up(self, name: str, size: int, descriptor: int) -> None:
-        if descriptor >= 0:
-            os.close(descriptor)
-        with self._ledger, contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._temporary)
-            self._evictor.uncount(cell.TEMPORARY_BYTES, cost(size))
-
-    def _full(self, error: OSError) -> Exception:
-        return StoreFullError(f"{self.path}: {error.strerror}") if linux.is_full(error) else error
-
     def _after_fork(self) -> None:
         self._ledger.after_fork()
         self._seen.clear()
-        self._token = os.urandom(8).hex()
+        self._writer.renew()
 
 
 def _open_directory(path: Path, undo: contextlib.ExitStack) -> int:
     descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     undo.callback(os.close, descriptor)
     return descriptor
-
-
-def _exists(name: str, directory: int) -> bool:
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_NAME: Final = 255
 _EMPTY: Final = memoryview(b"")
-_NODES_KEPT: Final = 4096
+_KEPT: Final = 8192
 
 
 class TreeFileSystem:
@@ -39,7 +39,9 @@ class TreeFileSystem:
     def __init__(self, tree: TreeFile, content: Content) -> None:
         self.tree = tree
         self.content = content
-        self._node: Callable[[int], TreeNode] = lru_cache(_NODES_KEPT)(tree.node)
+        self._node: Callable[[int], TreeNode] = lru_cache(_KEPT)(tree.node)
+        self._child: Callable[[int, bytes], int] = lru_cache(_KEPT)(tree.child)
+        self.attributes: Callable[[int], Attributes] = lru_cache(_KEPT)(self._attributes)
 
     @property
     def read_only(self) -> bool:
@@ -58,10 +60,9 @@ class TreeFileSystem:
             fail(errno.ENOTDIR, name)
         if len(name) > MAX_NAME:
             fail(errno.ENAMETOOLONG, name)
-        return self.tree.child(parent, name) or fail(errno.ENOENT, name)
+        return self._child(parent, name) or fail(errno.ENOENT, name)
 
-    def attributes(self, ino: int) -> Attributes:
-        """See `FileSystem`."""
+    def _attributes(self, ino: int) -> Attributes:
         node = self.node(ino)
         time = node.mtime_ns
         blocks = -(-node.size // PAGE_SIZE) * (PAGE_SIZE // 512) if node.kind is Kind.REGULAR else 0

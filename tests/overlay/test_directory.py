@@ -1,0 +1,133 @@
+"""An overlay's directory: one opener at a time, one image for ever, told without opening it, and removed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pagepool.errors import BusyError, InvalidError
+from pagepool.image import Kind
+from pagepool.overlay import OverlayFileSystem, OverlayUnknownError, discard, read_info
+from pagepool.vfs import Changes
+from tests.overlay.harness import TREE, dump_overlay
+from tests.support.trees import TreeBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def test_it_is_open_once_at_a_time(opened: Callable[..., OverlayFileSystem], tmp_path: Path) -> None:
+    overlay = opened()
+    for attempt in (opened, lambda: discard(tmp_path / "upper")):
+        with pytest.raises(BusyError, match=str(tmp_path / "upper")):
+            attempt()
+    overlay.close()
+    opened().close()
+
+
+def test_it_belongs_to_one_image(opened: Callable[..., OverlayFileSystem]) -> None:
+    opened().close()
+    with pytest.raises(InvalidError, match=f"{TREE.hex()}, not over {'02' * 32}"):
+        opened(tree=b"\x02" * 32)
+    opened().close()
+
+
+def test_what_the_opener_noted_is_kept(opened: Callable[..., OverlayFileSystem], tmp_path: Path) -> None:
+    overlay = opened(info={"repository": "app", "reference": "1", "ports": [1, 2]})
+    overlay.write(overlay.create(1, b"new", Kind.REGULAR, 0o644, 0, 0), 0, bytes(1 << 20))
+    for _ in range(2):
+        found = read_info(tmp_path / "upper")
+        assert found.tree == TREE
+        assert found.info == {"repository": "app", "reference": "1", "ports": [1, 2]}
+        assert found.blocks_size >= 1 << 20
+        assert found.journal_size > 0
+        overlay._storage.compact()
+    overlay.close()
+    opened(info={"repository": "other"}).close()
+    assert read_info(tmp_path / "upper").info["repository"] == "app"
+
+
+def test_a_directory_that_holds_something_else_is_left_alone(
+    opened: Callable[..., OverlayFileSystem], tmp_path: Path
+) -> None:
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    (upper / "precious").write_bytes(b"x")
+    attempt: Callable[[], object]
+    for attempt in (opened, lambda: discard(upper)):
+        with pytest.raises(InvalidError, match="precious"):
+            attempt()
+    assert [path.name for path in upper.iterdir()] == ["precious"]
+    for attempt in (lambda: read_info(upper), lambda: read_info(tmp_path / "none"), lambda: discard(tmp_path / "none")):
+        with pytest.raises(OverlayUnknownError):
+            attempt()
+
+
+def test_discarding_leaves_nothing(opened: Callable[..., OverlayFileSystem], tmp_path: Path) -> None:
+    overlay = opened()
+    overlay.unlink(1, b"b")
+    overlay.close()
+    discard(tmp_path / "upper")
+    assert not (tmp_path / "upper").exists()
+    assert opened().lookup(1, b"b")
+
+
+def test_what_a_crash_left_of_discarding_or_making_is_no_overlay(
+    opened: Callable[..., OverlayFileSystem], tmp_path: Path
+) -> None:
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    (upper / "blocks").write_bytes(b"old" * 5000)
+    (upper / "journal.new").write_bytes(b"PPOVER")
+    with pytest.raises(OverlayUnknownError):
+        read_info(upper)
+    overlay = opened()
+    assert (upper / "blocks").stat().st_size == 0
+    assert overlay.lookup(1, b"b")
+    overlay.close()
+    discard(upper)
+
+
+def test_nobody_else_may_read_it(opened: Callable[..., OverlayFileSystem], tmp_path: Path) -> None:
+    opened()
+    upper = tmp_path / "upper"
+    assert upper.stat().st_mode & 0o777 == 0o700
+    assert [path.stat().st_mode & 0o077 for path in upper.iterdir()] == [0, 0]
+
+
+def test_a_closed_overlay_refuses(opened: Callable[..., OverlayFileSystem]) -> None:
+    overlay = opened()
+    overlay.write(3, 0, b"x")
+    overlay.close()
+    overlay.close()
+    for attempt in (
+        lambda: overlay.write(3, 0, b"y"),
+        lambda: overlay.create(1, b"n", Kind.REGULAR, 0o644, 0, 0),
+        lambda: overlay.set_attributes(3, Changes(mode=0)),
+        overlay.sync,
+    ):
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            attempt()
+
+
+def test_files_of_far_centuries_can_be_changed(tmp_path: Path) -> None:
+    """A tar may say any time; records have 64 bits of nanoseconds."""
+    builder = TreeBuilder()
+    builder.file("old", b"x", mtime_ns=-(2**80))
+    builder.file("new", b"x", mtime_ns=2**80)
+    base = builder.file_system()
+    for _ in range(2):
+        overlay = OverlayFileSystem.open(tmp_path / "upper", base, tree=TREE)
+        for name in (b"old", b"new"):
+            overlay.set_attributes(overlay.lookup(1, name), Changes(mode=0o600))
+        overlay._storage.compact()
+        before = dump_overlay(overlay)
+        overlay.close()
+    overlay = OverlayFileSystem.open(tmp_path / "upper", base, tree=TREE)
+    assert dump_overlay(overlay) == before
+    assert overlay.attributes(overlay.lookup(1, b"old")).mtime_ns == -(2**63) + 1
+    overlay.close()

@@ -1,0 +1,88 @@
+"""A disk that is full: the operation fails, nothing of it is there, and all goes on when there is space again."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pagepool.image import Kind
+from pagepool.overlay import OverlayFileSystem
+from pagepool.vfs import Changes
+from tests.faults import file_size_limit, filled, small_file_system
+from tests.overlay.harness import PAGE, TREE, attempt, dump_overlay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pagepool.vfs import FileSystem
+
+
+def test_a_full_disk(tmp_path: Path, base: FileSystem) -> None:
+    with small_file_system(tmp_path, 32 << 20) as small:
+        overlay = OverlayFileSystem.open(small / "upper", base, tree=TREE)
+        ino = overlay.create(1, b"new", Kind.REGULAR, 0o644, 0, 0)
+        overlay.write(ino, 0, bytes(10 * PAGE))
+        with filled(small):
+            before = dump_overlay(overlay)
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                overlay.write(ino, 0, b"x" * (1 << 20))
+            assert dump_overlay(overlay) == before
+            # The journal has room in its last block, until it has none.
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                for number in range(1000):
+                    before = dump_overlay(overlay)
+                    overlay.create(1, b"%0200d" % number, Kind.REGULAR, 0o644, 0, 0)
+            assert dump_overlay(overlay) == before
+        overlay.write(ino, 0, b"y" * (1 << 20))
+        overlay.sync()
+        after = dump_overlay(overlay)
+        overlay.close()
+        overlay = OverlayFileSystem.open(small / "upper", base, tree=TREE)
+        assert dump_overlay(overlay) == after
+        overlay.close()
+
+
+def attempts(overlay: OverlayFileSystem, ino: int) -> list[Callable[[], Any]]:
+    """Operations of every kind."""
+    return [
+        lambda: overlay.write(ino, PAGE + 1, b"y" * 3 * PAGE),
+        lambda: overlay.set_attributes(ino, Changes(size=PAGE + 100)),
+        lambda: overlay.allocate(ino, 10, PAGE, 3),
+        lambda: overlay.create(1, b"more", Kind.DIRECTORY, 0o755, 0, 0),
+        lambda: overlay.link(ino, 1, b"other"),
+        lambda: overlay.rename(1, b"b", 1, b"new"),
+        lambda: overlay.unlink(1, b"new"),
+        lambda: overlay.set_xattr(ino, b"user.a", b"x" * 5000),
+    ]
+
+
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("room", [0, 5, 4000])
+def test_a_write_that_is_cut_short(number: int, room: int, tmp_path: Path, base: FileSystem) -> None:
+    """The kernel takes a part of a record, or of the blocks, and refuses the rest."""
+    overlay = OverlayFileSystem.open(tmp_path / "upper", base, tree=TREE)
+    ino = overlay.create(1, b"new", Kind.REGULAR, 0o644, 0, 0)
+    overlay.write(ino, 0, b"x" * 3 * PAGE)
+    overlay.sync()
+    # Both files are as long, so the limit is the end of both.
+    journal = overlay.directory / "journal"
+    while journal.stat().st_size < 3 * PAGE:
+        overlay.set_xattr(1, b"user.fill", bytes(min(5000, 3 * PAGE - journal.stat().st_size + 10)))
+    before, size = dump_overlay(overlay), journal.stat().st_size
+    with file_size_limit(size + room):
+        result = attempt(attempts(overlay, ino)[number])
+    if result == f"errno {errno.EFBIG}":
+        assert dump_overlay(overlay) == before
+        assert journal.stat().st_size == size
+    else:
+        assert room == 4000
+    overlay.create(1, b"later", Kind.REGULAR, 0o644, 0, 0)
+    after = dump_overlay(overlay)
+    overlay.close()
+    overlay = OverlayFileSystem.open(tmp_path / "upper", base, tree=TREE)
+    assert dump_overlay(overlay) == after
+    overlay.close()

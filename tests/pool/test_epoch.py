@@ -1,0 +1,203 @@
+"""After another boot nothing is believed that was not known to be on the disk: by faked boots, and by an ext4 that
+loses what it has not written yet. No machine was switched off for this."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pagepool.errors import BusyError, StoreFormatError
+from pagepool.extents import EXTENT_SIZE
+from pagepool.pool import Pool, linux
+from tests.faults import cut_power, small_file_system
+from tests.pool.helpers import check_account, files_below, object_path, thing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+BUDGET = 16 << 20
+
+
+@pytest.fixture
+def reboot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Make the next pools believe that the machine has booted."""
+
+    def fake() -> None:
+        boot = os.urandom(16)
+        monkeypatch.setattr(linux, "boot_id", lambda: boot)
+
+    return fake
+
+
+def put(pool: Pool, *numbers: int) -> None:
+    """Put some objects."""
+    for number in numbers:
+        one = thing(number)
+        with pool.put(one.digest, one.data) or pytest.fail("not kept"):
+            pass
+
+
+def spoil(path: Path, data: bytes) -> None:
+    """Write over a file, as only root or a lost page can."""
+    path.chmod(0o644)
+    status = path.stat()
+    path.write_bytes(data)
+    path.chmod(0o444)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def readable(pool: Pool, number: int) -> bool:
+    """Whether an object is there; then it is right."""
+    one = thing(number)
+    file = pool.get(one.digest)
+    if file is None:
+        return False
+    with file:
+        assert bytes(file.view) == one.data
+    return True
+
+
+def test_what_was_not_synced_is_hashed_again(tmp_path: Path, reboot: Callable[[], None]) -> None:
+    """Zeroed and cut short files go, right ones are served; synced ones are not read at all."""
+    place = tmp_path / "pool"
+    with Pool.open(place, budget=BUDGET, durable=True) as pool:
+        put(pool, 1, 2)
+        pool.sync()
+        put(pool, 3, 4, 5)
+    for number, data in ((2, bytes(4096)), (3, bytes(4096)), (4, b"")):
+        spoil(object_path(place, thing(number).digest), data)
+    with Pool.open(place, budget=BUDGET) as pool, pool.get(thing(3).digest) or pytest.fail("same boot") as file:
+        assert bytes(file.view) == bytes(4096)
+    reboot()
+    with Pool.open(place, budget=BUDGET) as pool:
+        assert [readable(pool, number) for number in (1, 3, 4, 5)] == [True, False, False, True]
+        # What is known to be on the disk is believed; a scrub finds it.
+        with pool.get(thing(2).digest) or pytest.fail("not there") as file:
+            assert bytes(file.view) == bytes(4096)
+        assert not object_path(place, thing(3).digest).exists()
+        check_account(place, pool.stats())
+        put(pool, 3)
+        assert readable(pool, 3)
+
+
+def test_what_was_never_checked_stays_suspect(tmp_path: Path, reboot: Callable[[], None]) -> None:
+    """Also over a sync in a later boot: only what was published or checked since is safe by it."""
+    place = tmp_path / "pool"
+    with Pool.open(place, budget=BUDGET, durable=True) as pool:
+        put(pool, 1, 2, 3)
+    for number in (1, 2):
+        spoil(object_path(place, thing(number).digest), bytes(4096))
+    reboot()
+    with Pool.open(place, budget=BUDGET) as pool:
+        assert not readable(pool, 1)
+        assert readable(pool, 3)
+        put(pool, 4)
+        pool.sync()
+    spoil(object_path(place, thing(4).digest), bytes(4096))
+    reboot()
+    with Pool.open(place, budget=BUDGET) as pool:
+        assert not readable(pool, 2)
+        assert readable(pool, 3)
+        with pool.get(thing(4).digest) or pytest.fail("not there") as file:
+            assert bytes(file.view) == bytes(4096)
+        pool.sync()
+
+
+def test_partial_objects_are_verified(tmp_path: Path, reboot: Callable[[], None]) -> None:
+    """Extents whose marks reached the disk, and whose bytes did not, are absent; the others need not come again."""
+    one = thing(1, 3 * EXTENT_SIZE)
+    place = tmp_path / "pool"
+    with Pool.open(place, budget=BUDGET, durable=True) as pool:
+        with pool.partial(one.digest, one.size, one.extents) as partial:
+            partial.write(0, one.parts[0])
+            partial.write(1, one.parts[1])
+        (data,) = (place / "partial").glob("*.data")
+        with data.open("r+b") as file:
+            file.seek(EXTENT_SIZE + 5)
+            file.write(bytes(4096))
+    reboot()
+    with Pool.open(place, budget=BUDGET) as pool:
+        with pool.partial(one.digest, one.size, one.extents) as partial:
+            assert partial.missing(0, 3) == [1, 2]
+            partial.write(2, one.parts[2])
+            assert partial.write(1, one.parts[1])
+        del partial
+        with pool.get(one.digest) or pytest.fail("not published") as whole:
+            assert bytes(whole.view) == one.data
+        check_account(place, pool.stats())
+
+
+def test_a_pool_that_is_not_durable_is_emptied(tmp_path: Path, reboot: Callable[[], None]) -> None:
+    """It may be on a disk all the same."""
+    place = tmp_path / "pool"
+    one = thing(9, 3 * EXTENT_SIZE)
+    with Pool.open(place, budget=BUDGET, durable=False) as pool:
+        assert not pool.durable
+        put(pool, 1)
+        with pool.partial(one.digest, one.size, one.extents) as partial:
+            partial.write(0, one.parts[0])
+    reboot()
+    with Pool.open(place, budget=BUDGET) as pool:
+        assert not readable(pool, 1)
+        assert not files_below(place / "partial")
+        check_account(place, pool.stats())
+        put(pool, 1)
+        assert readable(pool, 1)
+
+
+def test_readers_wait_for_the_owner(tmp_path: Path, reboot: Callable[[], None]) -> None:
+    """After a boot the owner has to mark what is suspect; until it is checked, readers do not see it."""
+    place = tmp_path / "pool"
+    with Pool.open(place, budget=BUDGET, durable=True) as pool:
+        put(pool, 1, 2)
+    reboot()
+    with pytest.raises(BusyError, match="booted"):
+        Pool.attach(place, pool.id)
+    with Pool.open(place, budget=BUDGET) as pool, Pool.attach(place, pool.id) as reader:
+        assert reader.get(thing(1).digest) is None
+        assert readable(pool, 1)
+        with reader.get(thing(1).digest) or pytest.fail("not there") as file:
+            assert bytes(file.view) == thing(1).data
+    (place / "epoch").write_text("boot x\n")
+    with pytest.raises(StoreFormatError, match="epoch"):
+        Pool.open(place, budget=BUDGET)
+
+
+def test_power_loss_of_a_file_system(tmp_path: Path, reboot: Callable[[], None]) -> None:
+    """A real ext4 loses what it has not written: what was synced is there, nothing is ever wrong, the rest is gone."""
+    one = thing(100, 3 * EXTENT_SIZE)
+    with small_file_system(tmp_path, 48 << 20) as target:
+        pool = Pool.open(target / "pool", budget=BUDGET)
+        assert pool.durable
+        put(pool, *range(10))
+        pool.sync()
+        put(pool, *range(10, 20))
+        with pool.partial(one.digest, one.size, one.extents) as partial:
+            partial.write(0, one.parts[0])
+        # Names and sizes reach the disk at the journal's next commit, the bytes much later: make it do so.
+        descriptor = os.open(target / "pool", os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        cut_power(target)
+        with pytest.raises(OSError, match=r"Input/output error"):
+            put(pool, 30)
+        del partial
+    reboot()
+    again = tmp_path / "again"
+    again.mkdir()
+    with (
+        small_file_system(again, 48 << 20, image=tmp_path / "small.img") as target,
+        Pool.open(target / "pool", budget=BUDGET) as pool,
+    ):
+        assert all(readable(pool, number) for number in range(10))
+        lost = sum(not readable(pool, number) for number in range(10, 20))
+        assert lost, "this file system loses nothing: the test shows nothing"
+        with pool.partial(one.digest, one.size, one.extents) as partial:
+            for number in partial.missing(0, 3):
+                partial.write(number, one.parts[number])
+            assert bytes(partial.view(0, one.size)) == one.data
+        del partial
+        check_account(pool.path, pool.stats())
