@@ -19,6 +19,7 @@ from pagepool.cli.connect import ServerOptions, credentials_for, on_server, serv
 from pagepool.errors import NotFoundError, UnsupportedError
 from pagepool.library import Client, Image
 from pagepool.oci import Platform, Reference
+from pagepool.transport import RegistrySource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,3 +136,29 @@ def open_target(options: PoolOptions, target: Target) -> Iterator[Rootfs]:
         assert target.reference is not None
         with open_image(options, target.reference) as image, image.open() as root:
             yield root
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The image that an overlay lies over, in the registry that it is from.
+
+    Args:
+        source: where its blobs are.
+        repository: where it is.
+        where: the server, ``host:port``.
+    """
+
+    source: RegistrySource
+    repository: str
+    where: str
+
+
+@contextmanager
+def open_parent(options: PoolOptions, directory: Path) -> Iterator[Parent]:
+    """The image that an overlay lies over.
+
+    Raises:
+        OverlayUnknownError: the directory holds none.
+        ManifestUnknownError: the image is not there any more.
+    """
+    raise NotImplementedError
