@@ -170,6 +170,12 @@ RULES = (
         ("pagepool.pool.fetch", "from pagepool.transport.extents import fetch_extents\n"),
     ),
     Rule(
+        "mount serves whatever is a file system",
+        "an image, an overlay and a test's own are mounted alike; what opens them is handed in by whoever mounts",
+        _only("pagepool.mount", "pagepool.vfs", "pagepool.image.member", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.mount.open", "from pagepool.overlay import OverlayFileSystem\n"),
+    ),
+    Rule(
         "layout knows files, not the network",
         "registries and files are two ends of one interface, which layout defines and transport implements",
         _only("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
@@ -183,6 +189,21 @@ RULES = (
             *("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
         ),
         ("pagepool.commit.push", "from pagepool.transport import RegistrySink\n"),
+    ),
+    Rule(
+        "content finds bytes, and is handed who fetches them",
+        "a service reads its store and a client asks a service, by the same code",
+        _only(
+            *("pagepool.content", "pagepool.vfs", "pagepool.image", "pagepool.extents", "pagepool.digest"),
+            "pagepool.errors",
+        ),
+        ("pagepool.content.remote", "from pagepool.transport import Session\n"),
+    ),
+    Rule(
+        "the library stands below the command line and fsspec",
+        "programs import it; what a program does not need must not come along",
+        _never("pagepool.library", "pagepool.cli", "pagepool.fsspec", "click", "rich"),
+        ("pagepool.library.bars", "from pagepool.cli import progress\n"),
     ),
     Rule(
         "fsspec is for those who have it",

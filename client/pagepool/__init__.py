@@ -13,13 +13,13 @@ from pagepool.errors import PagepoolError
 from pagepool.version import __version__
 
 if TYPE_CHECKING:
-    from pagepool.library import Client, Image
+    from pagepool.library import Client, Image, Overlay
     from pagepool.vfs import Rootfs
 
-__all__ = ["Client", "Image", "Rootfs", "PagepoolError", "__version__"]
+__all__ = ["Client", "Image", "Overlay", "Rootfs", "PagepoolError", "__version__"]
 
 # Loaded when they are used: the command line and the service import this package, and need little of it.
-_LAZY = dict.fromkeys(("Client", "Image"), "pagepool.library") | {"Rootfs": "pagepool.vfs"}
+_LAZY = dict.fromkeys(("Client", "Image", "Overlay"), "pagepool.library") | {"Rootfs": "pagepool.vfs"}
 
 
 def __getattr__(name: str) -> Any:

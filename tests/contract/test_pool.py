@@ -16,7 +16,7 @@ from tests.support.objects import MemoryPool
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pagepool_service.cache import PartialFile, SharedPool, WholeFile
+    from pagepool.content import PartialFile, SharedPool, WholeFile
 
 SIZE = 300_000  # three extents
 

@@ -102,6 +102,6 @@ def test_the_package_loads_its_parts_when_they_are_used() -> None:
     """`import pagepool` is cheap, and knows the names it promises."""
     code = (
         "import sys, pagepool; assert 'httpx' not in sys.modules; "
-        "assert {'Client', 'Image', 'Rootfs'} <= set(dir(pagepool)); pagepool.Client"
+        "assert {'Client', 'Image', 'Overlay', 'Rootfs'} <= set(dir(pagepool)); pagepool.Client"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)

@@ -284,6 +284,25 @@ def test_space_is_used_again(overlay: OverlayFileSystem) -> None:
     overlay.set_attributes(ino, Changes(size=0))
     overlay.sync()
     assert blocks.stat().st_blocks * 512 < 2 << 20
+    overlay.write(make(overlay, b"short-lived"), 0, bytes(8 << 20))
+    make(overlay, b"behind")
+    overlay.write(overlay.lookup(1, b"behind"), 0, bytes(PAGE))
+    assert blocks.stat().st_blocks * 512 > 8 << 20
+    overlay.unlink(1, b"short-lived")  # never synced, so nothing waits for a sync
+    assert blocks.stat().st_blocks * 512 < 2 << 20
+    for hold in (False, True):
+        ino = make(overlay, b"more")
+        overlay.write(ino, 0, bytes(8 << 20))
+        overlay.sync()
+        if hold:
+            overlay.hold(ino)
+        overlay.unlink(1, b"more")
+        overlay.sync()
+        if hold:
+            assert blocks.stat().st_blocks * 512 > 8 << 20
+            overlay.release(ino)
+            overlay.sync()
+        assert blocks.stat().st_blocks * 512 < 2 << 20
 
 
 def test_a_reader_sees_whole_blocks(overlay: OverlayFileSystem) -> None:

@@ -2,133 +2,183 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
+import signal
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pagepool.digest import blake3_raw
+from pagepool.errors import StoreFullError
 from pagepool.extents import EXTENT_SIZE
-from pagepool.pool import Pool
-from tests.pool.helpers import files_below, thing
+from pagepool.pool import Pool, Scrubber
+from tests.pool.helpers import bytes_on_disk, files_below, fill, thing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.pool.helpers import Thing
 
 BUDGET = 24 * EXTENT_SIZE
-ROUNDS = 8
+ROUNDS = 12
+_THINGS = [thing(number, 1 + number * 5000) for number in range(60)]
+_CALLS = ("open", "write", "pwrite", "rename", "unlink", "chmod", "fchmod", "utime", "ftruncate", "close", "mkdir")
 
-_BUSY = """
-import random, sys
-from pathlib import Path
-from pagepool.errors import StoreFullError
-from pagepool.pool import Pool
-from tests.pool.helpers import thing
-seed, budget = int(sys.argv[2]), int(sys.argv[3])
-source = random.Random(seed)
-print("begun", flush=True)
-pool = Pool.open(Path(sys.argv[1]), budget=budget)
-while True:
-    number = source.randrange(60)
-    one = thing(number, 1 + number * 5000)
-    what = source.random()
-    if what < 0.4:
-        file = pool.put(one.digest, one.data)
-    elif what < 0.7:
-        file = pool.get(one.digest)
-    elif what < 0.75:
-        pool.remove(one.digest)
-        continue
-    else:
+
+@contextmanager
+def child(run: Callable[[], None]) -> Iterator[int]:
+    """A process that runs a function; killed, if it still runs, at the end of the block."""
+    process = os.fork()
+    if not process:
         try:
-            with pool.partial(one.digest, one.size, one.extents) as partial:
-                for n in partial.missing(0, len(one.parts)):
-                    partial.write(n, one.parts[n])
-        except StoreFullError:
-            pass
-        continue
-    if file is not None:
-        assert bytes(file.view) == one.data
-        file.close()
-"""
+            run()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    try:
+        yield process
+    finally:
+        with suppress(ChildProcessError, ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
 
 
-def start(place: Path, seed: int) -> subprocess.Popen[str]:
-    """A process that puts, gets, removes and fills without end."""
-    arguments = [sys.executable, "-c", _BUSY, str(place), str(seed), str(BUDGET)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begun\n"
-    return process
-
-
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    """Whatever is in the list at the end is killed."""
-    running: list[subprocess.Popen[str]] = []
-    yield running
-    for process in running:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    """Kill a process and wait for its end."""
-    process.kill()
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-def progress(pool: Pool) -> int:
-    """A figure that grows while others use the pool."""
-    stats = pool.stats()
-    return stats.hits + stats.misses + stats.evictions
+def work(place: Path, seed: int, progress: int = -1) -> None:
+    """Put, get, remove and fill without end; tell of every step, if anyone wants to know."""
+    source = random.Random(seed)
+    pool = Pool.open(place, budget=BUDGET)
+    while True:
+        if progress >= 0:
+            os.write(progress, b".")
+        one, what = source.choice(_THINGS), source.random()
+        if what < 0.3:
+            with suppress(StoreFullError), pool.partial(one.digest, one.size, one.extents) as partial:
+                fill(partial, one)
+        elif what < 0.35:
+            pool.remove(one.digest)
+        else:
+            file = pool.get(one.digest) if what < 0.6 else pool.put(one.digest, one.data)
+            if file is not None:
+                with file:
+                    assert bytes(file.view) == one.data
 
 
 def check_pool(place: Path) -> None:
     """Every name is of what it says; what is counted is what is there; everything can be used."""
-    with Pool.open(place, budget=BUDGET) as pool:
-        for path in files_below(place / "objects"):
-            assert blake3_raw(path.read_bytes()).hex() == path.parent.name + path.name
-            assert path.stat().st_mode & 0o777 == 0o444
+    with Pool.open(place, budget=BUDGET, durable=True) as pool:
         stats = pool.stats()
-        assert stats.temporary_bytes == stats.retired_bytes == 0
-        assert not files_below(place / "tmp")
-        # An extent may have been counted and not been written any more.
+        assert stats.temporary_bytes == stats.retired_bytes == len(files_below(place / "tmp")) == 0
         assert stats.objects == len(files_below(place / "objects"))
         assert stats.partials == len(list((place / "partial").glob("*.data")))
         assert stats.used <= stats.budget
-        for number in range(0, 60, 7):
-            one = thing(number, 1 + number * 5000)
+        # An extent may have been counted, and not been written any more.
+        assert (stats.used - bytes_on_disk(place)) in range(0, 4 * EXTENT_SIZE + 1)
+        for path in files_below(place / "objects"):
+            assert blake3_raw(path.read_bytes()).hex() == path.parent.name + path.name
+            assert path.stat().st_mode & 0o777 == 0o444
+        for one in _THINGS[1::20]:
             with pool.partial(one.digest, one.size, one.extents) as partial:
-                for n in partial.missing(0, len(one.parts)):
-                    partial.write(n, one.parts[n])
+                fill(partial, one)
                 assert bytes(partial.view(0, one.size)) == one.data
             del partial
         assert pool.stats().used <= BUDGET
 
 
-def test_kill_at_any_point(place: Path, processes: list[subprocess.Popen[str]]) -> None:
-    """Three processes work on one pool; again and again one is killed, and what it leaves is looked at."""
+def test_kill_at_any_point(place: Path) -> None:
+    """Two processes work on a pool; again and again a third one is killed at work. The two never notice."""
     source = random.Random(place.parts[1])
-    with Pool.open(place, budget=BUDGET, durable=place.parts[1] != "dev") as pool:
-        processes += [start(place, seed) for seed in range(2)]
+    with (
+        Pool.open(place, budget=BUDGET, durable=place.parts[1] != "dev") as pool,
+        child(lambda: work(place, 1)) as one,
+        child(lambda: work(place, 2)) as two,
+    ):
         for number in range(ROUNDS):
-            victim = start(place, 100 + number)
-            processes.append(victim)
-            before = progress(pool)
-            for _ in range(source.randrange(3, 60)):
-                while progress(pool) == before:
-                    os.sched_yield()
-                before = progress(pool)
-            stop(victim)
+            reading, writing = os.pipe()
+            with child(functools.partial(work, place, 100 + number, writing)) as victim:
+                os.close(writing)
+                for _ in range(source.randrange(1, 40)):
+                    assert os.read(reading, 1) == b"."
+                os.kill(victim, signal.SIGKILL)
+                os.waitpid(victim, 0)
+            os.close(reading)
             stats = pool.stats()
             assert stats.used <= stats.budget
-        assert [process.poll() for process in processes[:2]] == [None, None], "a survivor failed"
-        for process in processes:
-            stop(process)
+        assert os.waitpid(one, os.WNOHANG) == os.waitpid(two, os.WNOHANG) == (0, 0), "a survivor failed"
     check_pool(place)
+
+
+def kill_before_call(number: int) -> None:
+    """Kill this process at a call, counted from 1, of a function that changes something on the disk."""
+    left = number
+
+    def counting(call: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object, **options: object) -> object:
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return counted
+
+    for name in _CALLS:
+        setattr(os, name, counting(getattr(os, name)))
+
+
+def do_everything(place: Path, things: list[Thing]) -> None:
+    """Put, evict, retire, fill, publish, give up, sync, scrub."""
+    with Pool.open(place, budget=BUDGET, durable=True) as pool:
+        files = [pool.put(one.digest, one.data) for one in things[:2]]
+        pool.remove(things[0].digest)
+        for file in files:
+            (file or pytest.fail("not kept")).close()
+        for one in things[2:9]:
+            (pool.put(one.digest, one.data) or pytest.fail("not kept")).close()
+        with pool.partial(things[9].digest, things[9].size, things[9].extents) as partial:
+            fill(partial, things[9])
+        with pool.partial(things[10].digest, things[10].size, things[10].extents) as partial:
+            partial.write(1, things[10].parts[1])
+            partial.discard()
+        pool.sync()
+        Scrubber(pool).run(2)
+
+
+def test_kill_at_every_call(memory_dir: Path) -> None:
+    """A process is killed at its first call that changes something, the next one at its second, and so on."""
+    place, stock = memory_dir / "pool", [thing(number, 3 * EXTENT_SIZE) for number in range(40)]
+    with Pool.open(place, budget=BUDGET, durable=True):
+        pass
+    number, status = 0, 1
+    while status:
+        number += 1
+        things = [stock[(number * 11 + index) % len(stock)] for index in range(11)]
+
+        def run(things: list[Thing] = things, number: int = number) -> None:
+            kill_before_call(number)
+            do_everything(place, things)
+
+        with child(run) as process:
+            status = os.waitpid(process, 0)[1]
+        assert status in (0, signal.SIGKILL)
+        check_pool(place)
+    assert number > 100, "the calls were not counted"
+
+
+def test_kill_while_a_pool_is_made(memory_dir: Path) -> None:
+    """The next one makes it, whatever is there."""
+    for number in range(1, 600, 40):
+        place = memory_dir / str(number)
+
+        def run(place: Path = place, number: int = number) -> None:
+            kill_before_call(number)
+            Pool.open(place, budget=BUDGET).close()
+
+        with child(run) as process:
+            status = os.waitpid(process, 0)[1]
+        assert status in (0, signal.SIGKILL)
+        check_pool(place)
+    assert not status, "making a pool takes more calls than were looked at"

@@ -2,5 +2,6 @@
 
 from pagepool.library.client import Client, default_budget, default_directory
 from pagepool.library.image import Image
+from pagepool.library.overlay import Overlay
 
-__all__ = ["Client", "Image", "default_budget", "default_directory"]
+__all__ = ["Client", "Image", "Overlay", "default_budget", "default_directory"]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
+    from pagepool.library.overlay import Overlay
     from pagepool.oci import Platform
     from pagepool.transport.http import VerifyTypes
     from pagepool.transport.trees import PoolPlace
@@ -122,6 +123,18 @@ class Client:
         """An image by the digest of its tree, without asking the service: it can be opened while the service is gone,
         if its tree file is here."""
         return Image(self, repository, tree)
+
+    def overlay(self, directory: str | Path) -> Overlay:
+        """Take up an overlay that is there, whatever image it lies over. The service is asked only for what is missing.
+
+        Raises:
+            OverlayUnknownError: there is none in that directory.
+            BusyError: somebody has it open.
+            UnreachableError: the image's tree file is not here, and the service cannot be reached.
+        """
+        from pagepool.library.overlay import open_overlay
+
+        return open_overlay(self, directory)
 
     def images(self) -> Iterator[Mapping[str, Any]]:
         """All tagged images of the service: name, tag, digest, platform, size, state."""

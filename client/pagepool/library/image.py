@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pagepool.content import TreeContent
+from pagepool.errors import ManifestInvalidError, ManifestUnknownError
+from pagepool.oci import Manifest, parse_config, read_verified
 from pagepool.transport.extents import ExtentClient
 from pagepool.vfs import Rootfs, TreeFileSystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from pagepool.content import ObjectCache
     from pagepool.digest import Digest
     from pagepool.image.treefile import TreeFile
     from pagepool.library.client import Client
-    from pagepool.oci import Reference
+    from pagepool.library.mounted import Backend, MountedImage
+    from pagepool.library.overlay import Overlay
+    from pagepool.oci import Config, Reference
     from pagepool.transport.trees import PoolPlace
 
 
@@ -81,6 +87,21 @@ class Image:
     def __repr__(self) -> str:
         return f"<Image {self.repository} {self.tree}>"
 
+    @cached_property
+    def config(self) -> Config:
+        """Its configuration: command, environment, user, history. Asks the service.
+
+        Raises:
+            ManifestUnknownError: the image is not there any more, or was opened by its tree alone.
+        """
+        if self.manifest is None:
+            raise ManifestUnknownError(str(self.tree))
+        registry = self.client.registry
+        found = registry.get_manifest(self.repository, str(self.manifest)).manifest
+        if not isinstance(found, Manifest):
+            raise ManifestInvalidError(str(self.manifest), "is an index")
+        return parse_config(read_verified(registry.open_raw_blob(self.repository, found.config), found.config))
+
     def open(self) -> Rootfs:
         """Its file system, to read. No privileges; pages straight from the pool. The caller closes it.
 
@@ -90,6 +111,46 @@ class Image:
         """
         fs, release = self.open_tree()
         return Rootfs(fs, release)
+
+    def overlay(self, directory: str | Path) -> Overlay:
+        """Its file system with private changes that are kept in a directory. The caller closes it.
+
+        Args:
+            directory: made if it is not there; else an overlay of the same image, which is taken up again.
+
+        Raises:
+            BusyError: somebody has this overlay open.
+            InvalidError: it is an overlay of another image, or no overlay.
+            TreeUnknownError, UnreachableError: as `open`.
+        """
+        from pagepool.library.overlay import Overlay
+
+        return Overlay.open_image(self, directory)
+
+    def mount(
+        self,
+        path: str | Path,
+        *,
+        upper: str | Path | None = None,
+        read_only: bool = False,
+        backend: Backend = "fuse",
+    ) -> MountedImage:
+        """Mount its file system, served by threads of this process. Unmount what comes back.
+
+        Args:
+            path: an existing directory.
+            upper: directory of an overlay, which takes what is written; without it nothing can be.
+            read_only: write nothing though there is an overlay.
+            backend: ``fuse`` needs /dev/fuse, and fusermount3 unless this is root.
+
+        Raises:
+            UnsupportedError: FUSE is not there.
+            BusyError: the overlay is open elsewhere, or something of ours is mounted there.
+            TreeUnknownError, UnreachableError: as `open`.
+        """
+        from pagepool.library.mounted import mount_image
+
+        return mount_image(self, path, upper=upper, read_only=read_only, backend=backend)
 
     def fill(self, on_bytes: Callable[[int], object] = lambda _: None) -> int:
         """Bring all of it into the pool, in as few requests as possible; then it can be read without the service.

@@ -88,15 +88,20 @@ class Arena:
 
     def free(self, runs: Iterable[Run]) -> None:
         """Note that nothing refers to slots any more."""
+        free: list[Run] = []
         for start, count in runs:
             fresh = self._fresh[start] if count == 1 else self._fresh.count(1, start, start + count)
             if fresh == count:
-                self._slots.give(start, count)
+                free.append((start, count))
             elif not fresh:
                 self._pending.append((start, count))
                 self.pending_count += count
             else:
                 self.free((slot, 1) for slot in range(start, start + count))
+        if len(free) == 1:
+            self._slots.give(*free[0])
+        elif free:
+            self._release(free)
 
     def read(self, slot: int, start: int, size: int) -> bytes:
         """Bytes from a run of slots; `start` counts from the first of them.
@@ -146,10 +151,7 @@ class Arena:
 
     def end_sync(self) -> None:
         """What `begin_sync` announced is durable: what had been freed before it can be used again."""
-        for start, count in self._releasing:
-            first, size = self._slots.give(start, count)
-            if size >= _PUNCH_SLOTS and first + size < self._slots.end:
-                self._punch(start, count) if count >= _PUNCH_SLOTS else self._punch(first, size)
+        self._release(self._releasing)
         self._releasing = []
         self.trim()
 
@@ -182,6 +184,16 @@ class Arena:
         done = os.pwrite(self._fd, data, offset)
         while done < size:
             done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
+
+    def _release(self, runs: list[Run]) -> None:
+        """Make slots free, and give the file system back what is much in a row."""
+        starts = {self._slots.give(start, count)[0] for start, count in runs}
+        if sum(count for _, count in runs) >= _PUNCH_SLOTS:
+            for start in starts:
+                size = self._slots.length(start)
+                if size >= _PUNCH_SLOTS:
+                    self._punch(start, size)
+            self.trim()
 
     def _give_back(self, runs: Iterable[Run]) -> None:
         for start, count in runs:

@@ -69,6 +69,10 @@ class SlotAllocator:
             self._insert(start, count)
         return start, count
 
+    def length(self, start: int) -> int:
+        """How long the free run that begins at a slot is; 0 if none does."""
+        return self._starts.get(start, 0)
+
     def runs(self) -> list[Run]:
         """All free runs below `end`, in order."""
         return sorted(self._starts.items())

@@ -1,0 +1,168 @@
+"""Images as mounts: of this process (`Image.mount`), or of one in the background (`mount_in_background`)."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from pagepool.errors import InvalidError
+from pagepool.mount import MountOptions, mount_fuse, serve_in_background
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pagepool.digest import Digest
+    from pagepool.library.image import Image
+    from pagepool.mount import Mount, MountRecord
+    from pagepool.transport import Credentials
+    from pagepool.transport.http import VerifyTypes
+    from pagepool.vfs import FileSystem, Rootfs
+
+Backend = Literal["fuse"]
+
+
+class MountedImage:
+    """An image that this process has mounted. A context manager; or `unmount` it.
+
+    This process must not touch the mount itself while it holds Python's lock in a system call that waits: see
+    docs/mount.md.
+
+    Args:
+        mount: serves it.
+        root: what is mounted; closed with it.
+    """
+
+    def __init__(self, mount: Mount, root: Rootfs) -> None:
+        self._mount = mount
+        self.root = root
+
+    @property
+    def path(self) -> Path:
+        """Where it is mounted."""
+        return self._mount.path
+
+    def unmount(self) -> None:
+        """Unmount, and close what was mounted.
+
+        Raises:
+            BusyError: it is in use; it stays.
+        """
+        self._mount.unmount()
+        self.root.close()
+
+    def close(self) -> None:
+        """Unmount in any case; whoever still uses it gets errors."""
+        self._mount.close()
+        self.root.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def mount_image(
+    image: Image,
+    path: str | Path,
+    *,
+    upper: str | Path | None = None,
+    read_only: bool = False,
+    backend: Backend = "fuse",
+    options: MountOptions | None = None,
+) -> MountedImage:
+    """See `Image.mount`."""
+    if backend != "fuse":
+        raise InvalidError(backend, "is no backend; there is fuse")
+    root = image.open() if upper is None else image.overlay(upper)
+    try:
+        chosen = options or MountOptions(source=str(image.reference or image.tree), read_only=read_only)
+        mount = mount_fuse(root.fs, path, options=chosen, upper=None if upper is None else Path(upper))
+    except BaseException:
+        root.close()
+        raise
+    return MountedImage(mount, root)
+
+
+@dataclass(frozen=True, slots=True)
+class MountPlan:
+    """What a process in the background is to open: the image, resolved, and how to reach its service.
+
+    Args:
+        url: of the service.
+        repository: where the image is.
+        tree: digest of its file system.
+        name: of the image, for people.
+        manifest: digest of the image's manifest; "" if it is not known.
+        upper: the overlay's directory; None to mount the image itself.
+        directory: of the client; None: the default.
+        budget: of its pool; None: the default.
+        shared: whether to read the service's own pool.
+        credentials: who we are.
+        verify: whether to check the server's certificate.
+        timeout_s: of requests.
+    """
+
+    url: str
+    repository: str
+    tree: Digest
+    name: str
+    manifest: str = ""
+    upper: Path | None = None
+    directory: Path | None = None
+    budget: int | None = None
+    shared: bool = True
+    credentials: Credentials | None = None
+    verify: VerifyTypes = True
+    timeout_s: float = 30.0
+
+    def __call__(self) -> OpenedPlan:
+        """Open it."""
+        return OpenedPlan(self)
+
+
+class OpenedPlan:
+    """The file system of a plan, for the length of a ``with`` block."""
+
+    def __init__(self, plan: MountPlan) -> None:
+        self._stack = _open_plan(plan)
+
+    def __enter__(self) -> FileSystem:
+        return self._stack.__enter__()
+
+    def __exit__(self, *details: object) -> None:
+        self._stack.__exit__(None, None, None)
+
+
+@contextmanager
+def _open_plan(plan: MountPlan) -> Iterator[FileSystem]:
+    from pagepool.digest import Digest
+    from pagepool.library.client import Client
+    from pagepool.library.image import Image
+    from pagepool.oci import Reference
+
+    with Client(
+        plan.url,
+        directory=plan.directory,
+        budget=plan.budget,
+        shared=plan.shared,
+        credentials=plan.credentials,
+        verify=plan.verify,
+        timeout_s=plan.timeout_s,
+    ) as client:
+        manifest = Digest.parse(plan.manifest) if plan.manifest else None
+        image = Image(client, plan.repository, plan.tree, reference=Reference.parse(plan.name), manifest=manifest)
+        with image.open() if plan.upper is None else image.overlay(plan.upper) as root:
+            yield root.fs
+
+
+def mount_in_background(plan: MountPlan, path: str | Path, options: MountOptions | None = None) -> MountRecord:
+    """Mount by a process of its own, which stays until the mount is unmounted. Returns when it can be used.
+
+    Raises:
+        PagepoolError, OSError: what opening or mounting raised.
+    """
+    chosen = options or MountOptions(source=plan.name)
+    return serve_in_background(plan, path, options=chosen, upper=plan.upper)

@@ -1,0 +1,177 @@
+"""Mounts and unmounts FUSE file systems: mount(2) as root, and otherwise `fusermount3`, which may do it for users.
+
+Nothing is kept here. A mount lives as long as its device is open somewhere and it is not unmounted; when the process
+that has the device ends, by whatever cause, what is left is a mount whose every use is ENOTCONN, until it is unmounted.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pagepool.errors import BusyError, UnsupportedError
+from pagepool.mount.fuse.protocol import MAX_IO
+from pagepool.mount.mountinfo import FUSE_TYPE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEVICE: Final = Path("/dev/fuse")
+
+_MS_RDONLY: Final = 1
+_MS_NOSUID: Final = 2
+_MS_NODEV: Final = 4
+_MNT_FORCE: Final = 1
+_MNT_DETACH: Final = 2
+_UMOUNT_NOFOLLOW: Final = 8
+_HELPER: Final = "fusermount3"
+_HELPER_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_HELPER_TIMEOUT_S: Final = 30.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount.
+
+    Args:
+        source: what the mount is said to be of.
+        read_only: whether nothing can be changed through it.
+        allow_other: whether other users may look into it. For a user without privileges that needs
+            ``user_allow_other`` in /etc/fuse.conf.
+        suid: whether setuid, setgid and file capabilities count. Never, for a user without privileges.
+        dev: whether device nodes are devices. Never, for a user without privileges.
+    """
+
+    source: str = "pagepool"
+    read_only: bool = False
+    allow_other: bool = True
+    suid: bool = True
+    dev: bool = False
+
+
+def is_root() -> bool:
+    """Whether this process may mount by itself."""
+    return os.geteuid() == 0
+
+
+def mount_device(path: Path, options: MountOptions) -> int:
+    """Mount, and return the open device that is to be served. Until INIT is answered every use of the mount waits.
+
+    Args:
+        path: an existing directory, resolved.
+
+    Raises:
+        UnsupportedError: FUSE, or what a user needs for it, is not there.
+        OSError: mounting failed.
+    """
+    if not DEVICE.exists():
+        raise UnsupportedError(f"there is no {DEVICE}: FUSE needs the kernel's module fuse, and access to the device")
+    return _mount_as_root(path, options) if is_root() else _mount_by_helper(path, options)
+
+
+def unmount_device(path: Path, *, detach: bool = False, abort: bool = False) -> None:
+    """Unmount.
+
+    Args:
+        path: resolved.
+        detach: also when it is in use; those who use it keep it for as long as it is served.
+        abort: first end all requests, now and in future, with an error. Only as root.
+
+    Raises:
+        BusyError: it is in use.
+        OSError: it is not mounted, or may not be unmounted.
+    """
+    if not is_root():
+        _unmount_by_helper(path, detach=detach)
+        return
+    if abort:
+        # Being in use does not keep it from being aborted.
+        _libc.umount2(os.fsencode(path), _MNT_FORCE | _UMOUNT_NOFOLLOW)
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach or abort else 0)
+    if _libc.umount2(os.fsencode(path), flags):
+        number = ctypes.get_errno()
+        if number == errno.EBUSY:
+            raise BusyError(f"{path} is in use")
+        if not (abort and number in (errno.EINVAL, errno.ENOENT)):
+            raise OSError(number, os.strerror(number), str(path))
+
+
+def _mount_as_root(path: Path, options: MountOptions) -> int:
+    descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    mode = stat.S_IFMT(path.stat().st_mode)
+    data = f"fd={descriptor},rootmode={mode:o},user_id={os.geteuid()},group_id={os.getegid()}"
+    data += f",default_permissions,max_read={MAX_IO}" + (",allow_other" if options.allow_other else "")
+    flags = _MS_RDONLY if options.read_only else 0
+    flags |= (0 if options.suid else _MS_NOSUID) | (0 if options.dev else _MS_NODEV)
+    arguments = (os.fsencode(options.source), os.fsencode(path), FUSE_TYPE.encode(), flags, data.encode())
+    if _libc.mount(*arguments):
+        number = ctypes.get_errno()
+        os.close(descriptor)
+        raise OSError(number, os.strerror(number), str(path))
+    return descriptor
+
+
+def _mount_by_helper(path: Path, options: MountOptions) -> int:
+    words = ["default_permissions", f"max_read={MAX_IO}", f"fsname={_escape(options.source)}", "subtype=pagepool"]
+    words += ["ro"] * options.read_only + ["allow_other"] * options.allow_other
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours:
+        with theirs:
+            _run_helper(
+                ["-o", ",".join(words), "--", str(path)], _FUSE_COMMFD=str(theirs.fileno()), descriptor=theirs.fileno()
+            )
+        return _receive_descriptor(ours)
+
+
+def _unmount_by_helper(path: Path, *, detach: bool) -> None:
+    try:
+        _run_helper(["-u", *(["-z"] if detach else []), "--", str(path)])
+    except OSError as error:
+        if "busy" in str(error):
+            raise BusyError(f"{path} is in use") from error
+        raise
+
+
+def _run_helper(arguments: Sequence[str], descriptor: int | None = None, **environment: str) -> None:
+    program = shutil.which(_HELPER, path=_HELPER_PATH)
+    if program is None:
+        raise UnsupportedError(f"mounting as a user needs the program {_HELPER}: install the package fuse3")
+    kept = () if descriptor is None else (descriptor,)
+    done = subprocess.run(
+        [program, *arguments],
+        env={"PATH": _HELPER_PATH, **environment},
+        pass_fds=kept,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_HELPER_TIMEOUT_S,
+    )
+    if done.returncode:
+        words = " ".join(done.stderr.split()).removeprefix(f"{_HELPER}: ")
+        raise OSError(errno.EPERM, f"{_HELPER}: {words or f'it ended with {done.returncode}'}", arguments[-1])
+
+
+def _receive_descriptor(ours: socket.socket) -> int:
+    size = array.array("i").itemsize
+    _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(data) >= size:
+            return int(array.array("i", data[:size])[0])
+    raise OSError(errno.EIO, f"{_HELPER} handed no device over")
+
+
+def _escape(value: str) -> str:
+    """A value of an option of fusermount3."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")

@@ -1,0 +1,78 @@
+"""What is mounted where, as /proc/self/mountinfo says it; see proc_pid_mountinfo(5)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Final, NamedTuple
+
+FUSE_TYPE: Final = "fuse.pagepool"
+"""The file system type of mounts of ours."""
+
+_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+_DEAD: Final = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN)
+
+
+class MountPoint(NamedTuple):
+    """A mount.
+
+    Args:
+        path: where.
+        type: of its file system.
+        source: what its file system says it is of.
+        device: major and minor number of what is mounted.
+        read_only: whether it is.
+    """
+
+    path: Path
+    type: str
+    source: str
+    device: tuple[int, int]
+    read_only: bool
+
+
+def parse_mountinfo(data: bytes) -> list[MountPoint]:
+    """Mounts in the order in which they were made; of several at one path the last one is what is seen."""
+    found: list[MountPoint] = []
+    for line in data.splitlines():
+        fields = line.split(b" ")
+        dash = fields.index(b"-")
+        major, _, minor = fields[2].partition(b":")
+        path, kind, source = (_text(fields[number]) for number in (4, dash + 1, dash + 2))
+        read_only = b"ro" in fields[5].split(b",")
+        found.append(MountPoint(Path(path), kind, source, (int(major), int(minor)), read_only))
+    return found
+
+
+def mount_points() -> list[MountPoint]:
+    """Mounts that this process sees."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+
+
+def mounted_at(path: Path) -> MountPoint | None:
+    """What is mounted at a path, if anything is; the uppermost.
+
+    Args:
+        path: absolute, without symlinks.
+    """
+    return next((point for point in reversed(mount_points()) if point.path == path), None)
+
+
+def is_dead(path: Path) -> bool:
+    """Whether a mount's server is gone. Blocks as long as a server that is alive takes to answer."""
+    try:
+        os.statvfs(path)  # which is never answered from what the kernel remembers, as stat is
+    except OSError as error:
+        return error.errno in _DEAD
+    return False
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """A path as mounts have it: absolute, without symlinks; also where a dead mount is in the way."""
+    return Path(os.path.realpath(path))
+
+
+def _text(field: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field))

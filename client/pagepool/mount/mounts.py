@@ -1,0 +1,260 @@
+"""Mounts of file systems by FUSE, served by threads of this process.
+
+A process must not use its own mount in a way that keeps other threads of Python from running: a page fault of a mapping
+of one of its files, or starting a program with its working directory or its executable in the mount, waits for an
+answer that nobody can give. Plain calls (open, read, stat and so on) let other threads run. `background` serves from
+a process of its own, which has no such danger.
+
+What a crash leaves: a dead mount (every use is ENOTCONN) and a record; the next `mount_fuse` at the same place, or
+`unmount`, takes both away.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import select
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from pagepool.errors import BusyError, NotFoundError, UnreachableError
+from pagepool.mount import records
+from pagepool.mount.device import MountOptions, is_root, mount_device, unmount_device
+from pagepool.mount.fuse.server import MAX_THREADS, FuseServer
+from pagepool.mount.mountinfo import FUSE_TYPE, is_dead, mounted_at, resolve
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from pagepool.vfs.interface import FileSystem
+
+_READY_TIMEOUT_S: Final = 30.0
+_END_TIMEOUT_S: Final = 60.0
+_READ_AHEAD_KIB: Final = 1024
+_HOLDERS_SHOWN: Final = 5
+
+_log = logging.getLogger(__name__)
+
+
+class MountUnknownError(NotFoundError):
+    """Nothing of ours is mounted there."""
+
+    what = "mount"
+
+
+class Mount:
+    """A mount that this process serves. As a context manager it is closed at the end.
+
+    Args:
+        path: where it is.
+        server: what serves it.
+        directory: where its record is.
+    """
+
+    def __init__(self, path: Path, server: FuseServer, directory: Path) -> None:
+        self.path = path
+        self.server = server
+        self._directory = directory
+        self._lock = Lock()
+        atexit.register(self.close)
+
+    def unmount(self) -> None:
+        """Unmount, and wait until everything is handled.
+
+        Raises:
+            BusyError: it is in use; it stays mounted.
+        """
+        with self._lock:
+            if not self.server.ended:
+                _unmount(self.path)
+            self._end()
+
+    def close(self) -> None:
+        """Unmount in any case: whoever still uses it gets errors from now on. Does nothing if it is unmounted."""
+        with self._lock:
+            if not self.server.ended:
+                try:
+                    unmount_device(self.path)
+                except BusyError:
+                    _log.warning("%s is in use, and taken away nevertheless", self.path)
+                    with suppress(OSError):
+                        unmount_device(self.path, detach=True, abort=True)
+                except OSError as error:
+                    _log.debug("%s is unmounted already: %s", self.path, error)
+            self._end()
+        atexit.unregister(self.close)
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until somebody has unmounted it. False if that took longer."""
+        return self.server.join(timeout_s)
+
+    def _end(self) -> None:
+        if not self.server.join(_END_TIMEOUT_S):
+            _log.warning("%s is unmounted, but requests are still being handled", self.path)
+        records.remove_record(self._directory, self.path, os.getpid())
+
+    def __enter__(self) -> Mount:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def mount_fuse(
+    filesystem: FileSystem,
+    path: str | os.PathLike[str],
+    *,
+    options: MountOptions | None = None,
+    upper: Path | None = None,
+    max_threads: int = MAX_THREADS,
+    directory: Path | None = None,
+) -> Mount:
+    """Mount a file system, and serve it by threads of this process. Returns when it can be used.
+
+    Nobody else may change the file system meanwhile: the kernel keeps what it has seen.
+
+    Args:
+        filesystem: read-write unless it, or `options`, say otherwise; closed by the caller, after the mount.
+        path: an existing directory. A dead mount of ours there is taken away first.
+        options: how to mount.
+        upper: where the file system keeps what is written, for the record.
+        max_threads: how many requests are handled at the same time.
+        directory: where records are kept; None: `records.default_directory`.
+
+    Raises:
+        UnsupportedError: FUSE is not there, or this kernel's is too old.
+        BusyError: something of ours is mounted there.
+        OSError: it cannot be mounted there.
+    """
+    options = options or MountOptions(allow_other=is_root())
+    target = prepare_target(resolve(path))
+    read_only = options.read_only or filesystem.read_only
+    if read_only != options.read_only:
+        options = MountOptions(options.source, True, options.allow_other, options.suid, options.dev)
+    directory = directory or records.default_directory()
+    descriptor = mount_device(target, options)
+    try:
+        server = FuseServer(descriptor, filesystem, read_only=read_only, max_threads=max_threads)
+        server.start()
+        mount = Mount(target, server, directory)
+    except BaseException:
+        os.close(descriptor)
+        with suppress(OSError, BusyError):
+            unmount_device(target, detach=True)
+        raise
+    try:
+        if not server.wait_ready(_READY_TIMEOUT_S):
+            raise UnreachableError(str(target), "the kernel does not use the mount")
+        _raise_read_ahead(target)
+        record = records.new_record(target, options.source, upper=upper, read_only=read_only)
+        records.write_record(directory, record)
+    except BaseException:
+        mount.close()
+        raise
+    return mount
+
+
+def prepare_target(path: Path) -> Path:
+    """See that a directory can be mounted upon: takes dead mounts of ours away.
+
+    Args:
+        path: resolved.
+
+    Raises:
+        BusyError: there is a mount of ours that is alive.
+        NotADirectoryError, FileNotFoundError: it is not a directory.
+    """
+    while (point := mounted_at(path)) is not None and point.type == FUSE_TYPE:
+        if not is_dead(path):
+            raise BusyError(f"{path} is mounted already: {point.source}")
+        unmount_device(path, detach=True)
+    os.scandir(path).close()
+    return path
+
+
+def unmount(path: str | os.PathLike[str], *, force: bool = False, directory: Path | None = None) -> None:
+    """Unmount a mount of ours, alive or dead, and wait until the process that serves it has let go of everything.
+
+    Args:
+        force: also if it is in use: whoever uses it gets errors.
+        directory: where records are kept; None: `records.default_directory`.
+
+    Raises:
+        MountUnknownError: nothing of ours is mounted there.
+        BusyError: it is in use; the error names the processes that can be seen to use it. Or it is unmounted, and its
+            process takes too long to end.
+        OSError: it may not be unmounted.
+    """
+    target = resolve(path)
+    directory = directory or records.default_directory()
+    record = records.read_record(directory, target)
+    point = mounted_at(target)
+    if point is None or point.type != FUSE_TYPE:
+        raise MountUnknownError(target)
+    dead = is_dead(target)
+    if dead or force:
+        unmount_device(target, detach=True, abort=not dead and is_root())
+    else:
+        _unmount(target)
+    if record is None:
+        return
+    if record.is_served and record.pid != os.getpid() and not _wait_end(record.pid, _END_TIMEOUT_S):
+        raise BusyError(f"{target} is unmounted, but process {record.pid} has not let go of it")
+    records.remove_record(directory, target, record.pid)
+
+
+def _unmount(path: Path) -> None:
+    try:
+        unmount_device(path)
+    except BusyError:
+        holders = find_holders(path)
+        raise BusyError(f"{path} is in use" + (f" by {', '.join(holders)}" if holders else "")) from None
+
+
+def find_holders(path: Path) -> list[str]:
+    """Processes that use something below a path, as far as this user can see: names with numbers, a few of them."""
+    holders: list[str] = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal() and any(target.is_relative_to(path) for target in _used(process)):
+            with suppress(OSError):
+                name = (process / "comm").read_text(errors="replace").strip()
+                holders.append(f"{name} ({process.name})")
+        if len(holders) == _HOLDERS_SHOWN:
+            break
+    return holders
+
+
+def _used(process: Path) -> list[Path]:
+    found: list[Path] = []
+    links = [process / name for name in ("cwd", "root", "exe")]
+    with suppress(OSError):
+        links += (process / "fd").iterdir()
+    for link in links:
+        with suppress(OSError):
+            found.append(link.readlink())
+    return found
+
+
+def _raise_read_ahead(path: Path) -> None:
+    """Let the kernel read further ahead than its 128 KiB. Only root may; without it reading is slower, that is all."""
+    device = path.stat().st_dev
+    control = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    with suppress(OSError):
+        control.write_text(f"{_READ_AHEAD_KIB}\n")
+
+
+def _wait_end(pid: int, timeout_s: float) -> bool:
+    """Wait for a process that need not be a child."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], timeout_s)[0])
+    finally:
+        os.close(descriptor)

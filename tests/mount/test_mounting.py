@@ -1,0 +1,266 @@
+"""How mounts begin and end: in this process and in the background, in order and by force."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from pagepool.errors import BusyError, CorruptError, UnreachableError
+from pagepool.mount import (
+    MountRecord,
+    MountUnknownError,
+    list_mounts,
+    mount_fuse,
+    serve_in_background,
+    unmount,
+)
+from pagepool.mount import records as record_files
+from pagepool.mount.mountinfo import FUSE_TYPE, MountPoint, mounted_at, parse_mountinfo
+from pagepool.vfs import TreeFileSystem
+from tests.mount.conftest import kill
+from tests.mount.memoryfs import MemoryFileSystem, open_memory
+from tests.mount.overlays import open_overlay
+from tests.support.trees import TreeBuilder
+
+_TIMEOUT_S = 20.0
+
+
+@contextlib.contextmanager
+def open_image(content: bytes) -> Iterator[TreeFileSystem]:
+    """An image with one file."""
+    builder = TreeBuilder()
+    builder.file("file", content)
+    with contextlib.closing(builder.file_system()) as filesystem:
+        yield filesystem
+
+
+def open_corrupt() -> NoReturn:
+    """Raise one of pagepool's errors."""
+    raise CorruptError("tree", "ab12", "wrong bytes")
+
+
+def open_missing() -> NoReturn:
+    """Raise one of the system's."""
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/nowhere")
+
+
+def open_wrongly() -> NoReturn:
+    """Have a bug."""
+    raise ZeroDivisionError("a bug")
+
+
+def open_and_die() -> NoReturn:
+    """End without a word."""
+    os._exit(3)
+
+
+def _wait(record: MountRecord) -> None:
+    """Wait until the process of a mount has ended."""
+    try:
+        descriptor = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([descriptor], [], [], _TIMEOUT_S)[0]
+    finally:
+        os.close(descriptor)
+
+
+def test_in_this_process(point: Path, records: Path) -> None:
+    """Mounted while the context lasts, with a record that says by whom."""
+    with open_image(b"here") as filesystem, mount_fuse(filesystem, point, directory=records):
+        assert (point / "file").read_bytes() == b"here"
+        (state,) = list_mounts(records)
+        assert (state.path, state.read_only, state.dead) == (point, True, False)
+        assert state.record is not None
+        assert state.record.pid == os.getpid()
+        with pytest.raises(BusyError, match="mounted already"):
+            mount_fuse(filesystem, point, directory=records)
+    assert mounted_at(point) is None
+    assert list_mounts(records) == []
+    assert list(records.iterdir()) == []
+
+
+def test_in_use(point: Path, records: Path) -> None:
+    """Unmounting names who uses it, and leaves it alone; at the end of a context it goes nevertheless."""
+    filesystem = MemoryFileSystem()
+    with mount_fuse(filesystem, point, directory=records) as mount:
+        with (point / "file").open("wb", buffering=0) as file:
+            with pytest.raises(BusyError, match=rf"\({os.getpid()}\)"):
+                mount.unmount()
+            with pytest.raises(BusyError, match=r"in use by"):
+                unmount(point, directory=records)
+            assert file.write(b"still here") == 10
+        (point / "file").rename(point / "other")
+        held = os.open(point / "other", os.O_RDONLY)
+    assert mounted_at(point) is None
+    assert mount.server.ended
+    with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+        os.pread(held, 10, 0)
+    with contextlib.suppress(OSError):
+        os.close(held)
+
+
+def test_in_the_background(point: Path, records: Path, tmp_path: Path) -> None:
+    """Another process serves, which is nobody's child; it ends when it is unmounted."""
+    upper = tmp_path / "upper"
+    record = serve_in_background(partial(open_overlay, upper), point, upper=upper, directory=records)
+    assert (point / "etc/passwd").stat().st_size == 10_989
+    (point / "new").write_bytes(b"kept")
+    (state,) = list_mounts(records)
+    assert state.record == record
+    assert (record.upper, record.read_only, record.backend) == (str(upper), False, "fuse")
+    assert os.getsid(record.pid) != os.getsid(0)
+    assert Path(f"/proc/{record.pid}/cwd").readlink() == Path("/")
+    unmount(point, directory=records)
+    assert not record.is_served
+    assert list(records.iterdir()) == []
+    with pytest.raises(MountUnknownError):
+        unmount(point, directory=records)
+    with open_overlay(upper) as overlay:
+        assert bytes(overlay.read(overlay.lookup(1, b"new"), 0, 10)) == b"kept"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_unmount(point: Path, records: Path, number: signal.Signals) -> None:
+    """A process that is told to end unmounts first, also while somebody uses the mount."""
+    record = serve_in_background(partial(open_image, b"here"), point, directory=records)
+    held = os.open(point / "file", os.O_RDONLY)
+    os.kill(record.pid, number)
+    _wait(record)
+    with contextlib.suppress(OSError):  # closing asks, too
+        os.close(held)
+    assert mounted_at(point) is None
+    assert [path.suffix for path in records.iterdir()] == [".log"]
+
+
+def test_unmounted_by_somebody_else(point: Path, records: Path) -> None:
+    """`umount` is as good: the process ends, and its record is gone."""
+    record = serve_in_background(open_memory, point, directory=records)
+    subprocess.run(["umount", point], check=True)
+    _wait(record)
+    assert list(records.iterdir()) == []
+
+
+def test_a_killed_server(point: Path, records: Path, tmp_path: Path) -> None:
+    """What it leaves is seen as dead, can be unmounted, and is no hindrance to the next mount."""
+    opener = partial(open_overlay, tmp_path / "upper")
+    for _ in range(2):
+        record = serve_in_background(opener, point, directory=records)
+        (point / f"by-{record.pid}").write_bytes(b"")
+        kill(record)
+        (state,) = list_mounts(records)
+        assert state.dead
+        with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+            (point / "anything").stat()
+    record = serve_in_background(opener, point, directory=records)
+    assert len(list(point.glob("by-*"))) == 2
+    kill(record)
+    unmount(point, directory=records)
+    assert mounted_at(point) is None
+    assert list_mounts(records) == []
+
+
+def test_records_of_nothing_are_removed(records: Path, tmp_path: Path) -> None:
+    """A record whose process is gone and whose mount too is left over from a crash."""
+    record = record_files.new_record(tmp_path / "x", "image", upper=None, read_only=True)
+    record_files.write_record(records, MountRecord(record.path, record.pid, record.born - 1, "image", None, True, 0.0))
+    (records / "torn.json").write_text('{"path": "/x"')
+    assert list_mounts(records) == []
+    assert record_files.read_record(records, tmp_path / "x") is None
+
+
+@pytest.mark.parametrize(
+    ("opener", "kind", "words"),
+    [
+        (open_corrupt, CorruptError, "corrupt tree ab12: wrong bytes"),
+        (open_missing, FileNotFoundError, "/nowhere"),
+        (open_wrongly, RuntimeError, "ZeroDivisionError: a bug"),
+        (open_and_die, UnreachableError, "its server ended"),
+    ],
+)
+def test_what_opening_raises(
+    point: Path, records: Path, opener: partial[NoReturn], kind: type[Exception], words: str
+) -> None:
+    """It is raised where the mount was asked for, as what it is, and nothing is mounted."""
+    with pytest.raises(kind, match=words):
+        serve_in_background(opener, point, directory=records)
+    assert mounted_at(point) is None
+    assert list(records.glob("*.json")) == []
+
+
+def test_places_that_cannot_be_mounted_upon(point: Path, records: Path) -> None:
+    """Nothing is left of the attempt."""
+    with pytest.raises(FileNotFoundError):
+        serve_in_background(open_memory, point / "missing", directory=records)
+    (point / "file").touch()
+    with pytest.raises(NotADirectoryError), open_image(b"") as filesystem:
+        mount_fuse(filesystem, point / "file", directory=records)
+
+
+def test_the_overlay_is_free_when_unmounting_returns(point: Path, records: Path, tmp_path: Path) -> None:
+    """An overlay is open once at a time, so the process must have let go of it."""
+    opener = partial(open_overlay, tmp_path / "upper")
+    for number in range(3):
+        serve_in_background(opener, point, directory=records)
+        with pytest.raises(BusyError):
+            serve_in_background(opener, _other(tmp_path), directory=records)
+        (point / str(number)).touch()
+        unmount(point, directory=records)
+    with open_overlay(tmp_path / "upper") as overlay:
+        assert {entry.name for entry in overlay.entries(1)} >= {b"0", b"1", b"2"}
+
+
+def _other(tmp_path: Path) -> Path:
+    path = tmp_path / "other"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def test_mounts_that_a_program_forgets(point: Path, tmp_path: Path) -> None:
+    """A program that ends without unmounting leaves nothing behind."""
+    program = f"""
+import sys
+from pathlib import Path
+from pagepool.mount import mount_fuse
+from tests.mount.memoryfs import MemoryFileSystem
+mount = mount_fuse(MemoryFileSystem(), {str(point)!r}, directory=Path({str(tmp_path / "records")!r}))
+Path({str(point)!r}, "file").write_bytes(b"x")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+    assert mounted_at(point) is None
+
+
+def test_read_ahead_is_raised(point: Path, records: Path) -> None:
+    """The kernel reads a megabyte ahead, not 128 KiB."""
+    with open_image(b"x") as filesystem, mount_fuse(filesystem, point, directory=records):
+        device = point.stat().st_dev
+        control = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        if not os.access(control, os.W_OK):
+            logging.getLogger(__name__).warning("%s cannot be written here", control)
+            return
+        assert control.read_text() == "1024\n"
+
+
+def test_mountinfo() -> None:
+    """Paths with blanks, optional fields, and what is mounted over something else."""
+    data = (
+        b"22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw\n"
+        b"40 22 0:39 / /mnt/with\\040blank ro,nodev shared:3 master:1 - fuse.pagepool app:1 ro,user_id=0\n"
+    )
+    assert parse_mountinfo(data) == [
+        MountPoint(Path("/"), "ext4", "/dev/root", (254, 1), False),
+        MountPoint(Path("/mnt/with blank"), FUSE_TYPE, "app:1", (0, 39), True),
+    ]

@@ -1,0 +1,192 @@
+"""Read-write mounts: the same system calls as in a plain directory do the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pagepool.mount import MountOptions, serve_in_background, unmount
+from tests.mount.actions import Actions, Held, act
+from tests.mount.conftest import Mounting, kill
+from tests.mount.memoryfs import MemoryFileSystem
+from tests.mount.overlays import crowded_image, open_overlay
+from tests.mount.trees import links, see
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A plain directory to compare with."""
+    path = tmp_path / "plain"
+    path.mkdir(mode=0o755)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """The usual umask."""
+    old = os.umask(0o022)
+    yield
+    os.umask(old)
+
+
+def _do(seed: int, count: int, roots: tuple[Path, Path]) -> None:
+    """Do the same in two directories, and see that it comes to the same."""
+    actions = Actions(seed)
+    held: tuple[Held, Held] = ({}, {})
+    try:
+        for number in range(count):
+            name, action = actions.next()
+            ours, theirs = (act(action, root, files) for root, files in zip(roots, held, strict=True))
+            assert ours == theirs, f"seed {seed}: {name} as number {number}"
+    finally:
+        _close(held)
+    assert see(roots[0]) == see(roots[1])
+    assert links(roots[0]) == links(roots[1])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_system_calls(mounting: Mounting, point: Path, plain: Path, seed: int) -> None:
+    """Each returns the same in both, and in the end the trees are the same."""
+    mounting(MemoryFileSystem())
+    _do(seed, 1500, (point, plain))
+
+
+@pytest.mark.parametrize("seed", [10, 11])
+def test_random_system_calls_over_an_image(point: Path, plain: Path, records: Path, tmp_path: Path, seed: int) -> None:
+    """Likewise over an image of which some is changed; what was done is there when the server was killed meanwhile."""
+    opener = partial(open_overlay, tmp_path / "upper", crowded_image)
+    record = serve_in_background(opener, point, options=MountOptions(dev=True), directory=records)
+    subprocess.run(["cp", "-a", f"{point}/.", plain], check=True)
+    plain.chmod(0o755)
+    roots = (point, plain)
+    assert see(point, times=True) == see(plain, times=True)
+    _do(seed, 700, roots)
+    for part in range(3):
+        kill(record)
+        record = serve_in_background(opener, point, options=MountOptions(dev=True), directory=records)
+        assert see(point) == see(plain)
+        _do(100 * seed + part, 250, roots)
+    unmount(point, directory=records)
+
+
+def test_times(mounting: Mounting, point: Path, plain: Path) -> None:
+    """What is set is kept to the nanosecond; what changes by itself is the time of the change."""
+    mounting(MemoryFileSystem())
+    for root in (point, plain):
+        (root / "file").write_bytes(b"x")
+        (root / "directory").mkdir()
+        (root / "link").symlink_to("nowhere")
+        for number, name in enumerate(("file", "directory", "link")):
+            os.utime(root / name, ns=(10**18 + number, 2 * 10**18 - 7 * number), follow_symlinks=False)
+        os.utime(root / "file", ns=(-5, -1_000_000_001))
+    for name in ("file", "directory", "link"):
+        ours, theirs = (point / name).lstat(), (plain / name).lstat()
+        assert (ours.st_atime_ns, ours.st_mtime_ns) == (theirs.st_atime_ns, theirs.st_mtime_ns)
+    before = time.time_ns()
+    for change in (
+        lambda: (point / "file").write_bytes(b"y"),
+        lambda: os.truncate(point / "file", 5),
+        lambda: os.utime(point / "file"),
+    ):
+        os.utime(point / "file", ns=(1, 1))
+        change()
+        status = (point / "file").stat()
+        assert before <= status.st_mtime_ns <= time.time_ns()
+        assert before <= status.st_ctime_ns <= time.time_ns()
+    os.utime(point / "directory", ns=(1, 1))
+    (point / "directory/new").touch()
+    assert (point / "directory").stat().st_mtime_ns >= before
+
+
+def test_holes_and_large_files(point: Path, plain: Path, records: Path, tmp_path: Path) -> None:
+    """A file of 100 GiB that is nearly all hole takes nothing, and seeking finds its data."""
+    opener = partial(open_overlay, tmp_path / "upper")
+    serve_in_background(opener, point, options=MountOptions(dev=True), directory=records)
+    far = 100 << 30
+    for root in (point, plain):
+        with (root / "sparse").open("wb", buffering=0) as file:
+            file.truncate(far)
+            assert os.pwrite(file.fileno(), b"data", far - 4096) == 4
+            assert os.pwrite(file.fileno(), b"x" * 8192, 1 << 20) == 8192
+            assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 1 << 20
+            assert os.lseek(file.fileno(), 1 << 20, os.SEEK_HOLE) == (1 << 20) + 8192
+            assert os.lseek(file.fileno(), 2 << 20, os.SEEK_DATA) == far - 4096
+            assert os.fstat(file.fileno()).st_blocks * 512 < 1 << 20
+        with (root / "sparse").open("rb") as file:
+            assert os.pread(file.fileno(), 8, far - 4098) == b"\0\0data\0\0"
+    unmount(point, directory=records)
+
+
+def test_many_entries_come_and_go(mounting: Mounting, point: Path) -> None:
+    """`rm -r` and listings that go on while names are removed and made."""
+    mounting(MemoryFileSystem())
+    names = {f"{number:05}" for number in range(3000)}
+    (point / "many").mkdir()
+    for name in names:
+        (point / "many" / name).touch()
+    seen = set()
+    with os.scandir(point / "many") as listing:
+        for number, entry in enumerate(listing):
+            assert entry.name not in seen
+            seen.add(entry.name)
+            (point / "many" / entry.name).unlink()
+            (point / "many" / f"new-{number}").touch()
+            (point / "many" / f"new-{number}").unlink()
+    assert seen >= names
+    assert list((point / "many").iterdir()) == []
+    for name in names:
+        (point / "many" / name).touch()
+    subprocess.run(["rm", "-r", point / "many"], check=True)
+
+
+def test_fsync_reaches_the_file_system(mounting: Mounting, point: Path) -> None:
+    """For files and for directories."""
+    filesystem = MemoryFileSystem()
+    mounting(filesystem)
+    with (point / "file").open("wb") as file:
+        file.write(b"x")
+        os.fsync(file.fileno())
+        assert filesystem.syncs == 1
+        os.fdatasync(file.fileno())
+        assert filesystem.syncs == 2
+    directory = os.open(point, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(directory)
+    os.close(directory)
+    assert filesystem.syncs == 3
+
+
+def test_unlinked_nodes_go_when_nobody_has_them(mounting: Mounting, point: Path) -> None:
+    """A file without a name lives as long as it is open."""
+    filesystem = MemoryFileSystem()
+    mounting(filesystem)
+    with (point / "file").open("w+b", buffering=0) as file:
+        file.write(b"before")
+        ino = os.fstat(file.fileno()).st_ino
+        (point / "file").unlink()
+        (point / "file").write_bytes(b"another")
+        file.write(b" after")
+        os.ftruncate(file.fileno(), 10)
+        assert os.pread(file.fileno(), 100, 0) == b"before aft"
+        assert os.fstat(file.fileno()).st_nlink == 0
+    (point / "file").unlink()
+    # FORGET is sent without anybody waiting for it.
+    os.statvfs(point)
+    for _ in range(1000):
+        if ino not in filesystem.nodes:
+            break
+        os.statvfs(point)
+    assert ino not in filesystem.nodes
+
+
+def _close(held: tuple[Held, ...]) -> None:
+    for files in held:
+        for descriptor in files.values():
+            with suppress(OSError):
+                os.close(descriptor)
