@@ -8,23 +8,26 @@ No reference begins with a slash or a dot, so one cannot be taken for the other.
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from pagepool.cli.connect import ServerOptions, credentials_for, on_server, server_url
-from pagepool.errors import NotFoundError, UnsupportedError
-from pagepool.library import Client, Image
-from pagepool.oci import Platform, Reference
-from pagepool.transport import RegistrySource
+from pagepool.errors import NotFoundError, PathUnknownError, UnsupportedError
+from pagepool.library import Client, Image, Overlay
+from pagepool.oci import Reference
+from pagepool.overlay import read_info
+from pagepool.transport.http import parse_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pagepool.vfs import MutableRootfs, Rootfs
+    from pagepool.vfs import Rootfs
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,15 @@ class TargetType(click.ParamType):  # type: ignore[type-arg] # not generic befor
             self.fail(f"{value!r} is not the directory of an overlay: it has to begin with '/' or '.'", param, ctx)
         return target
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
+        """Directories, for overlays."""
+        return [CompletionItem(incomplete, type="dir")] if incomplete.startswith(("/", ".")) else []
+
+
+def complete_file(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete files of this machine, where an argument may be one."""
+    return [] if ":/" in incomplete else [CompletionItem(incomplete, type="file")]
+
 
 class PoolOptions(ServerOptions):
     """What `options.pool_options` hands to a command."""
@@ -92,14 +104,14 @@ def open_client(options: PoolOptions, reference: Reference | None = None, url: s
     """A client of the service that a reference names, or else of the one at `url`, or else of the default one."""
     chosen, host = server_url(options, reference)
     if url is not None:
-        chosen = url
+        chosen, host = url.rstrip("/"), parse_base(url).netloc.decode("ascii")
     credentials = credentials_for(options, host, reference.repository if reference else "")
     with Client(chosen, directory=options["pool"], credentials=credentials, verify=not options["insecure"]) as client:
         yield client
 
 
 @contextmanager
-def open_image(options: PoolOptions, reference: Reference, platform: Platform | None = None) -> Iterator[Image]:
+def open_image(options: PoolOptions, reference: Reference) -> Iterator[Image]:
     """An image of a service.
 
     Raises:
@@ -107,7 +119,7 @@ def open_image(options: PoolOptions, reference: Reference, platform: Platform | 
     """
     with open_client(options, reference) as client:
         try:
-            image = client.image(reference, platform=platform)
+            image = client.image(reference)
         except NotFoundError:
             if not client.service.available():
                 raise UnsupportedError(f"{client.session.where} is not a pagepool service") from None
@@ -116,14 +128,35 @@ def open_image(options: PoolOptions, reference: Reference, platform: Platform | 
 
 
 @contextmanager
-def open_overlay(options: PoolOptions, directory: Path) -> Iterator[MutableRootfs]:
-    """An overlay that is there. Its image is asked for where it was made from, and only for what is not here.
+def open_overlay(options: PoolOptions, directory: Path, image: Reference | None = None) -> Iterator[Overlay]:
+    """An overlay. What is missing of its image is asked for where the overlay was made, unless ``--server`` is given.
+
+    Args:
+        image: make an overlay over this image, if the directory is empty or not there.
 
     Raises:
         OverlayUnknownError: the directory holds none.
         BusyError: it is open already; mounted, say.
     """
-    raise NotImplementedError
+    if image is not None and not (directory.is_dir() and any(directory.iterdir())):
+        with open_image(options, image) as made, made.overlay(directory) as overlay:
+            yield overlay
+        return
+    server = read_info(directory).info.get("server")
+    source = click.get_current_context().get_parameter_source("server")
+    url = None if source is click.core.ParameterSource.COMMANDLINE or server is None else str(server)
+    with open_client(options, url=url) as client, client.overlay(directory) as overlay:
+        yield overlay
+
+
+@contextmanager
+def naming(target: Target) -> Iterator[None]:
+    """Turn a path that is not there into our own error, which has the image's name too, and an exit code of its own."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        path = os.fsdecode(error.filename) if error.filename is not None else target.path
+        raise PathUnknownError(f"{target.name}:{path}") from error
 
 
 @contextmanager
@@ -136,29 +169,3 @@ def open_target(options: PoolOptions, target: Target) -> Iterator[Rootfs]:
         assert target.reference is not None
         with open_image(options, target.reference) as image, image.open() as root:
             yield root
-
-
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """The image that an overlay lies over, in the registry that it is from.
-
-    Args:
-        source: where its blobs are.
-        repository: where it is.
-        where: the server, ``host:port``.
-    """
-
-    source: RegistrySource
-    repository: str
-    where: str
-
-
-@contextmanager
-def open_parent(options: PoolOptions, directory: Path) -> Iterator[Parent]:
-    """The image that an overlay lies over.
-
-    Raises:
-        OverlayUnknownError: the directory holds none.
-        ManifestUnknownError: the image is not there any more.
-    """
-    raise NotImplementedError

@@ -9,7 +9,7 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.options import output_options, pool_options
-from pagepool.cli.target import PoolOptions, Target, TargetType, open_target
+from pagepool.cli.target import PoolOptions, Target, TargetType, naming, open_target
 from pagepool.vfs import Rootfs
 
 _PIECE = 1 << 20
@@ -36,7 +36,7 @@ def command(targets: tuple[Target, ...], **options: Unpack[PoolOptions]) -> None
             raise click.UsageError(f"{target} has no path: TARGET:/PATH")
     output.flush()
     for target in targets:
-        with open_target(options, target) as root:
+        with open_target(options, target) as root, naming(target):
             _print(root, target.path)
 
 

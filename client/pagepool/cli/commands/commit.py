@@ -10,14 +10,14 @@ from pagepool.cli import output
 from pagepool.cli.connect import Connection, connect, on_server
 from pagepool.cli.options import ReferenceType, jobs_option, output_options, pool_options
 from pagepool.cli.progress import Counter, counting, transfer
-from pagepool.cli.target import PoolOptions, Target, TargetType, open_overlay, open_parent
+from pagepool.cli.target import PoolOptions, Target, TargetType, open_overlay
 from pagepool.cli.waiting import check_wait, wait_until_read
 from pagepool.commit import CommitOptions, CommittedImage, Instruction, build_commit, parse_instruction
 from pagepool.layout import plan_copy, run_copy
 from pagepool.oci import Reference
 from pagepool.oci.mediatypes import Compression
-from pagepool.overlay import Change, ChangeKind, OverlayFileSystem, plan_overlay
-from pagepool.transport import ImageState, RegistrySink
+from pagepool.overlay import Change, ChangeKind
+from pagepool.transport import ImageState, RegistrySink, RegistrySource
 from pagepool.transport.service import UNMOUNTABLE
 
 
@@ -81,11 +81,7 @@ def command(
         raise click.UsageError(f"{overlay} has a path: an overlay is committed as a whole.")
     assert overlay.directory is not None
     reference = on_server(reference)
-    with (
-        open_parent(options, overlay.directory) as parent,
-        open_overlay(options, overlay.directory) as root,
-        connect(options, reference) as connection,
-    ):
+    with open_overlay(options, overlay.directory) as root, connect(options, reference) as connection:
         wait = check_wait(connection, wait)
         settings = CommitOptions(
             compression=_choose(connection) if compression == "auto" else compression,
@@ -94,13 +90,13 @@ def command(
             comment=message,
             allow_empty=allow_empty,
         )
-        assert isinstance(root.fs, OverlayFileSystem)
-        changes = plan_overlay(root.fs)
+        parent = RegistrySource(root.image.client.registry, root.parent())
+        changes = root.changes()
         with counting("packing") as count:
-            image = build_commit(root.fs, changes, parent.source, settings, progress=count)
+            image = build_commit(root.fs, changes, parent, settings, progress=count)
         with image:
-            near = parent.where == connection.session.where and parent.repository != reference.repository
-            counter = _push(connection, image, reference, parent.repository if near else None, jobs)
+            near = root.image.client.session.where == connection.session.where
+            counter = _push(connection, image, reference, root.image.repository if near else None, jobs)
         state = wait_until_read(connection, reference, image.root().digest, timeout) if wait else None
         _report(reference, image, changes, counter, state)
 

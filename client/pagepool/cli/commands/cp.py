@@ -12,10 +12,13 @@ from typing import Unpack
 import click
 
 from pagepool.cli import output
+from pagepool.cli.connect import on_server
 from pagepool.cli.copying import Copied, Copier, LocalPlace, RootPlace
-from pagepool.cli.options import output_options, pool_options
+from pagepool.cli.options import ReferenceType, output_options, pool_options
 from pagepool.cli.progress import counting
-from pagepool.cli.target import PoolOptions, Target, open_target, parse_target
+from pagepool.cli.target import PoolOptions, Target, complete_file, open_overlay, open_target, parse_target
+from pagepool.errors import PathUnknownError
+from pagepool.oci import Reference
 from pagepool.vfs import fail
 
 
@@ -41,14 +44,20 @@ class _Side:
 
 
 @click.command(name="cp", short_help="Copy files out of images, in and out of overlays.")
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
-@click.argument("destination", metavar="DESTINATION")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, shell_complete=complete_file)
+@click.argument("destination", metavar="DESTINATION", shell_complete=complete_file)
 @click.option("-r", "-R", "--recursive", is_flag=True, help="Directories, too, with all that is in them.")
 @click.option("-p", "--preserve", is_flag=True, help="Owner, times, all of the mode, and extended attributes, too.")
+@click.option("--image", type=ReferenceType(), metavar="REF", help="Make the overlay over this image if there is none.")
 @output_options
 @pool_options
 def command(
-    sources: tuple[str, ...], destination: str, recursive: bool, preserve: bool, **options: Unpack[PoolOptions]
+    sources: tuple[str, ...],
+    destination: str,
+    recursive: bool,
+    preserve: bool,
+    image: Reference | None,
+    **options: Unpack[PoolOptions],
 ) -> None:
     """Copy each SOURCE to DESTINATION, or into it if that is a directory.
 
@@ -66,13 +75,18 @@ def command(
       pagepool cp -rp app:1:/usr/share/doc ./doc
       pagepool cp my.conf ./work:/etc/app/
       pagepool cp -r app:2:/etc/ssl ./work:/etc/
+      pagepool cp --image app:1 my.conf ./new:/etc/app.conf
     """
     into = _side(destination)
     if into.target is not None and into.target.directory is None:
         raise click.UsageError(f"{destination} is in an image, which cannot be changed: make an overlay of it.")
+    if image is not None and into.target is None:
+        raise click.UsageError("--image is for a destination in an overlay.")
     done = Copied()
     with ExitStack() as stack:
         places = _Places(options, stack)
+        if image is not None and into.target is not None:
+            places.make(into.target, on_server(image))
         target = places.open(into)
         on_bytes = stack.enter_context(counting("copying"))
         for source in map(_side, sources):
@@ -80,6 +94,8 @@ def command(
             copier = Copier(
                 places.open(source), target, preserve=preserve, done=done, on_bytes=on_bytes, on_skip=_warner(source)
             )
+            if source.target is not None and places.open(source).look(source.path) is None:
+                raise PathUnknownError(f"{source.target.name}:{source.path}")
             copier.copy(source.path, path, recursive=recursive)
     if output.current().json:
         output.print_json({"destination": destination, "files": done.files, "size": done.size, "skipped": done.skipped})
@@ -97,6 +113,12 @@ class _Places:
     def __init__(self, options: PoolOptions, stack: ExitStack) -> None:
         self._options, self._stack = options, stack
         self._opened: dict[str, LocalPlace | RootPlace] = {"": LocalPlace()}
+
+    def make(self, target: Target, image: Reference) -> None:
+        """Open an overlay, making it over an image if it is not there."""
+        assert target.directory is not None
+        root = self._stack.enter_context(open_overlay(self._options, target.directory, image))
+        self._opened[target.name] = RootPlace(root)
 
     def open(self, side: _Side) -> LocalPlace | RootPlace:
         name = "" if side.target is None else side.target.name

@@ -15,7 +15,8 @@ from pagepool.cli.options import output_options, pool_options
 from pagepool.cli.progress import counting
 from pagepool.cli.target import PoolOptions, Target, TargetType, open_target
 from pagepool.layout.publish import published
-from pagepool.overlay import Change, ChangeKind, OverlayFileSystem, iter_layer, plan_diff, plan_overlay
+from pagepool.library import Overlay
+from pagepool.overlay import Change, ChangeKind, iter_layer, plan_diff
 
 if TYPE_CHECKING:
     from pagepool.vfs import FileSystem
@@ -63,8 +64,8 @@ def _compared(options: PoolOptions, target: Target, other: Target | None) -> Ite
     """The file system that changes lead to, and the changes."""
     with open_target(options, target) as root:
         if other is None:
-            assert isinstance(root.fs, OverlayFileSystem)
-            yield root.fs, plan_overlay(root.fs)
+            assert isinstance(root, Overlay)
+            yield root.fs, root.changes()
             return
         with open_target(options, other) as now:
             yield now.fs, plan_diff(now.fs, root.fs)

@@ -21,7 +21,7 @@ from pagepool.cli.findtests import (
 )
 from pagepool.cli.listing import Entry, describe, print_entries, walk
 from pagepool.cli.options import output_options, pool_options
-from pagepool.cli.target import PoolOptions, Target, TargetType, open_target
+from pagepool.cli.target import PoolOptions, Target, TargetType, naming, open_target
 from pagepool.image import Kind
 from pagepool.vfs import Rootfs
 
@@ -89,7 +89,7 @@ def command(
     depths = range(mindepth or 0, sys.maxsize if maxdepth is None else maxdepth + 1)
     results: list[dict[str, Any]] = []
     for target in targets:
-        with open_target(pool, target) as root:
+        with open_target(pool, target) as root, naming(target):
             found = _find(root, target.path.rstrip("/") or "/", conditions, depths, empty=empty)
             if output.current().json:
                 results += [{"target": target.name, **describe(root, entry)} for entry in found]
@@ -126,7 +126,7 @@ def _newer(text: str, options: PoolOptions) -> Condition:
     if ":/" not in text:
         return is_newer(parse_moment(text))
     target = TargetType().convert(text, None, None)
-    with open_target(options, target) as root:
+    with open_target(options, target) as root, naming(target):
         return is_newer(root.stat(target.path).mtime_ns)
 
 

@@ -10,9 +10,9 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.connect import Connection, connect
-from pagepool.cli.listing import describe, long_cells, print_entries, print_long, walk_below
+from pagepool.cli.listing import describe, long_cells, print_entries, print_long, walk
 from pagepool.cli.options import output_options, pool_options
-from pagepool.cli.target import PoolOptions, Target, TargetType, open_overlay
+from pagepool.cli.target import PoolOptions, Target, TargetType, naming, open_overlay
 from pagepool.errors import NotFoundError
 from pagepool.oci import Reference
 from pagepool.transport import FileEntry
@@ -66,12 +66,10 @@ def command(targets: tuple[Target, ...], long: bool, recursive: bool, **options:
 def _overlay(options: PoolOptions, target: Target, long: bool, recursive: bool) -> list[dict[str, Any]]:
     """List what an overlay shows: print it, or return it for JSON."""
     assert target.directory is not None
-    with open_overlay(options, target.directory) as root:
+    with open_overlay(options, target.directory) as root, naming(target):
         path = target.path.rstrip("/") or "/"
-        if not root.is_dir(path):
-            entries = iter([(path, root.lstat(path))])
-        elif recursive:
-            entries = walk_below(root, path)
+        if recursive or not root.is_dir(path):
+            entries = walk(root, path)
         else:
             entries = ((entry.path, entry.attributes) for entry in root.scandir(path))
         if output.current().json:
