@@ -91,7 +91,7 @@ def pool_options(command: _Command) -> _Command:
         envvar="PAGEPOOL_POOL",
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
-        help="Where files are kept once they were fetched [$PAGEPOOL_POOL, or ~/.cache/pagepool].",
+        help="Where files are kept once they were fetched [$PAGEPOOL_POOL, or the user's cache].",
     )
     return server_options(option(command))
 
