@@ -159,13 +159,15 @@ def test_docker(service: Service, changed: Changed, tmp_path: Path) -> None:
 
 def test_a_real_image(images: dict[str, Path], service: Service, tmp_path: Path) -> None:
     """Changes as a package manager makes them: what is pulled and unpacked is what the overlay showed."""
-    program("push", "--quiet", images["python-new"], "python:1", server=service.url)
+    program("push", "--quiet", images["debian-new"], "debian:1", server=service.url)
     with pagepool.Client(service.url, directory=tmp_path / "client") as client:
-        with client.image("python:1").overlay(tmp_path / "upper") as root:
+        image = client.image("debian:1")
+        image.fill()
+        with image.overlay(tmp_path / "upper") as root:
             root.rmtree("/usr/share/doc")
-            root.rename("/usr/lib/python3", "/usr/lib/moved")
+            root.rename("/usr/lib/apt", "/usr/lib/moved")
             root.write_text("/etc/hostname", "changed\n")
-            with root.open("/usr/bin/python3.11", "r+b") as file:
+            with root.open("/bin/bash", "r+b") as file:
                 file.seek(1 << 20)
                 file.write(b"x" * 5000)
             root.chmod("/usr/bin/perl", 0o700)  # one of two names
@@ -175,12 +177,12 @@ def test_a_real_image(images: dict[str, Path], service: Service, tmp_path: Path)
             root.rmtree("/var/cache")
             root.mkdir("/var/cache")
             root.mknod("/dev/made", Kind.CHAR, 0o666, (1, 5))
-            digest = root.commit("python:2")
+            digest = root.commit("debian:2")
             expected = rootfs.describe(root.fs)
-        skopeo.pull(f"{service.host}/python:2", tmp_path / "pulled")
+        skopeo.pull(f"{service.host}/debian:2", tmp_path / "pulled")
         assert read_image(tmp_path / "pulled").manifest.digest == str(digest)
         found = umoci.unpack(tmp_path / "pulled", "latest", tmp_path)
         assert rootfs.equal(expected, found) == {}
-        with client.image("python:2").open() as again:
+        with client.image("debian:2").open() as again:
             assert rootfs.equal(rootfs.describe(again.fs), found) == {}
-    assert program("diff", "--pool", tmp_path / "client", "python:2", tmp_path / "upper", server=service.url) == ""
+    assert program("diff", "--pool", tmp_path / "client", "debian:2", tmp_path / "upper", server=service.url) == ""
