@@ -146,7 +146,7 @@ def test_podman(service: Service, changed: Changed) -> None:
 
 
 def test_docker(service: Service, changed: Changed, tmp_path: Path) -> None:
-    """Without zstd, which Docker reads since version 23 only."""
+    """Without zstd, which Docker 20.10 does not read."""
     with running_docker() as docker:
         for compression in COMPRESSIONS[:2]:
             name = commit(service, changed, compression)
