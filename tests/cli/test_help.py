@@ -18,7 +18,23 @@ from pagepool.cli.lazy import LazyGroup
 from pagepool.version import __version__
 from tests.cli.conftest import ROOT, Run, program_environment, spawn
 
-COMMANDS = ["push", "pull", "images", "tags", "inspect", "ls", "stats", "rm", "completion", "version"]
+COMMANDS = [
+    "push",
+    "pull",
+    "images",
+    "tags",
+    "inspect",
+    "ls",
+    "find",
+    "cat",
+    "cp",
+    "diff",
+    "commit",
+    "stats",
+    "rm",
+    "completion",
+    "version",
+]
 
 
 def test_group_help_shows_everything(run: Run) -> None:

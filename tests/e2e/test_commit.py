@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+import pagepool
 from pagepool.commit import CommitOptions, build_commit, parse_instruction
 from pagepool.image import Kind
 from pagepool.layout import plan_copy, run_copy
@@ -16,8 +17,10 @@ from pagepool.oci import Reference
 from pagepool.transport import RegistryClient, RegistrySink, RegistrySource, Session
 from tests.commit.changed import TIME_NS, Changed
 from tests.overlay.layers import rows
-from tests.support import skopeo, umoci
+from tests.support import rootfs, skopeo, umoci
+from tests.support.cli import pagepool as program
 from tests.support.docker import running_docker
+from tests.support.layouts import read_image
 from tests.support.podman import own_storage
 from tests.support.server import running_service
 
@@ -143,7 +146,7 @@ def test_podman(service: Service, changed: Changed) -> None:
 
 
 def test_docker(service: Service, changed: Changed, tmp_path: Path) -> None:
-    """Without zstd, which Docker reads since version 23 only."""
+    """Without zstd, which Docker 20.10 does not read."""
     with running_docker() as docker:
         for compression in COMPRESSIONS[:2]:
             name = commit(service, changed, compression)
@@ -152,3 +155,34 @@ def test_docker(service: Service, changed: Changed, tmp_path: Path) -> None:
             target = tmp_path / f"{compression}.tar"
             docker("export", "--output", target, container)
             check(target.read_bytes(), changed)
+
+
+def test_a_real_image(images: dict[str, Path], service: Service, tmp_path: Path) -> None:
+    """Changes as a package manager makes them: what is pulled and unpacked is what the overlay showed."""
+    program("push", "--quiet", images["debian-new"], "debian:1", server=service.url)
+    with pagepool.Client(service.url, directory=tmp_path / "client") as client:
+        image = client.image("debian:1")
+        image.fill()
+        with image.overlay(tmp_path / "upper") as root:
+            root.rmtree("/usr/share/doc")
+            root.rename("/usr/lib/apt", "/usr/lib/moved")
+            root.write_text("/etc/hostname", "changed\n")
+            with root.open("/bin/bash", "r+b") as file:
+                file.seek(1 << 20)
+                file.write(b"x" * 5000)
+            root.chmod("/usr/bin/perl", 0o700)  # one of two names
+            root.link("/bin/sh", "/srv/shell")
+            root.set_xattr("/bin/dash", b"user.note", b"1")
+            root.chown("/var/lib/dpkg", 1000, 1000)
+            root.rmtree("/var/cache")
+            root.mkdir("/var/cache")
+            root.mknod("/dev/made", Kind.CHAR, 0o666, (1, 5))
+            digest = root.commit("debian:2")
+            expected = rootfs.describe(root.fs)
+        skopeo.pull(f"{service.host}/debian:2", tmp_path / "pulled")
+        assert read_image(tmp_path / "pulled").manifest.digest == str(digest)
+        found = umoci.unpack(tmp_path / "pulled", "latest", tmp_path)
+        assert rootfs.equal(expected, found) == {}
+        with client.image("debian:2").open() as again:
+            assert rootfs.equal(rootfs.describe(again.fs), found) == {}
+    assert program("diff", "--pool", tmp_path / "client", "debian:2", tmp_path / "upper", server=service.url) == ""

@@ -24,7 +24,12 @@ _COMMANDS = {
     "images": "List images.",
     "tags": "List the tags of a repository.",
     "inspect": "Show an image and its layers.",
-    "ls": "List files in images.",
+    "ls": "List files in images and overlays.",
+    "find": "Find files in images and overlays.",
+    "cat": "Print files of images and overlays.",
+    "cp": "Copy files out of images, in and out of overlays.",
+    "diff": "Show what changed in an overlay.",
+    "commit": "Push an overlay as a new image.",
     "stats": "Show sizes, and what sharing saves.",
     "rm": "Delete tags or manifests.",
     "completion": "Print a shell completion script.",
@@ -35,7 +40,8 @@ _COMMANDS = {
 def _epilog() -> str:
     codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in exits.MEANINGS.items())
     return f"""\b
-A REF is [HOST[:PORT]/]NAME[:TAG][@DIGEST], the tag "latest" if none is given.
+A REF is [HOST[:PORT]/]NAME[:TAG][@DIGEST], the tag "latest" if none is given. An overlay is named by its
+directory, which begins with "/" or "."; a PATH in an image or overlay follows after a colon: app:1:/etc.
 
 \b
 Examples:

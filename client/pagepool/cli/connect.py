@@ -59,7 +59,7 @@ def connect(options: ServerOptions, reference: Reference | None = None) -> Itera
         PagepoolError: an address or credentials that cannot be used. The server itself is not asked yet.
     """
     url, host = server_url(options, reference)
-    credentials = _credentials(options, host, reference.repository if reference else "")
+    credentials = credentials_for(options, host, reference.repository if reference else "")
     session = Session(url, credentials=credentials, verify=not options["insecure"], on_warning=output.note)
     try:
         yield Connection(session, RegistryClient(session), ServiceClient(session))
@@ -92,7 +92,8 @@ def server_url(options: ServerOptions, reference: Reference | None) -> tuple[str
     return f"{scheme}://{address}", name
 
 
-def _credentials(options: ServerOptions, host: str, repository: str) -> Credentials:
+def credentials_for(options: ServerOptions, host: str, repository: str) -> Credentials:
+    """Who we are to a server: as the options say, or else as docker and podman know."""
     if options["password_stdin"]:
         if not options["username"]:
             raise click.UsageError("--password-stdin needs --username.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -81,6 +82,18 @@ def server_options(command: _Command) -> _Command:
     ):
         command = option(command)
     return command
+
+
+def pool_options(command: _Command) -> _Command:
+    """The server's options, and where this user keeps what was fetched."""
+    option = click.option(
+        "--pool",
+        envvar="PAGEPOOL_POOL",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Where files are kept once they were fetched [$PAGEPOOL_POOL, or the user's cache].",
+    )
+    return server_options(option(command))
 
 
 def jobs_option(command: _Command) -> _Command:

@@ -96,6 +96,26 @@ def transfer(verb: str) -> Iterator[Counter]:
 
 
 @contextmanager
+def counting(verb: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show how many bytes of something are done; the function given is told of more.
+
+    Args:
+        verb: what is being done: "copying".
+        total: bytes in all, if that is known.
+    """
+    if not _visible():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(verb, total=total)
+        yield lambda count: bars.advance(task, count)
+
+
+@contextmanager
 def spinner(text: str) -> Iterator[Callable[[str], None]]:
     """Show that something is waited for; the function given changes the text."""
     if not _visible():

@@ -101,13 +101,13 @@ class Overlay(MutableRootfs):
         """
         target = Reference.parse(reference) if isinstance(reference, str) else reference
         registry = self.image.client.registry
-        parent = RegistrySource(registry, self._parent())
+        parent = RegistrySource(registry, self.parent())
         chosen = CommitOptions(compression="none") if options is None else options
         with build_commit(self._overlay, self.changes(), parent, chosen, progress=progress) as made:
             run_copy(plan_copy(made), made, RegistrySink(registry, target, mount_from=self.image.repository))
             return made.root().digest
 
-    def _parent(self) -> Reference:
+    def parent(self) -> Reference:
         """The image that this lies over: by digest where that was noted, because its tag may have moved."""
         noted = read_info(self.directory).info
         if "manifest" in noted:

@@ -1,9 +1,10 @@
 """What changed between two file systems, as a list of paths: the plan of a layer.
 
 Two ways to tell what is the same. Without hints any two file systems are compared, by path and content: everything is
-read. With hints (`Touched`) the one is an overlay over the other, whose inodes keep their numbers: only what was
-touched is looked at, so that a diff costs what was changed, not what there is. Then an inode of another number is
-another file, even with the same content, and a directory that took the place of another hides it (is *opaque*).
+read, but of two images, whose contents have names. With hints (`Touched`) the one is an overlay over the other, whose
+inodes keep their numbers: only what was touched is looked at, so that a diff costs what was changed, not what there is.
+Then an inode of another number is another file, even with the same content, and a directory that took the place of
+another hides it (is *opaque*).
 
 What makes a difference: kind, mode, owner, modification time, extended attributes but those of the host, content,
 target, device numbers, and which names are one inode. What does not: access and change times, the count of links in
@@ -24,7 +25,7 @@ import itertools
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from pagepool.image import Kind
-from pagepool.vfs import ROOT
+from pagepool.vfs import ROOT, TreeFileSystem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -170,6 +171,8 @@ class _Comparison:
             return True
         if self.hints is not None and not self.hints.has_own_content(ino):
             return True
+        if isinstance(self.now, TreeFileSystem) and isinstance(self.base, TreeFileSystem):
+            return _object_of(self.now, ino) == _object_of(self.base, other)
         for offset in range(0, attributes.size, _PIECE):
             if bytes(self.now.read(ino, offset, _PIECE)) != bytes(self.base.read(other, offset, _PIECE)):
                 return False
@@ -291,6 +294,12 @@ class _Walk:
 def image_xattrs(system: FileSystem, ino: int) -> dict[bytes, bytes]:
     """The extended attributes of an inode that belong into a layer."""
     return {name: value for name, value in system.xattrs(ino).items() if name not in HOST_XATTRS}
+
+
+def _object_of(system: TreeFileSystem, ino: int) -> bytes:
+    """The name of a regular file's content in an image; b"" if it is empty."""
+    index = system.node(ino).object
+    return b"" if index < 0 else system.tree.object(index).digest
 
 
 def _identity(attributes: Attributes) -> tuple[object, ...]:

@@ -1,17 +1,18 @@
-"""``pagepool ls``: the files in an image."""
+"""``pagepool ls``: the files in an image or overlay."""
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any, Unpack
 
 import click
 
 from pagepool.cli import output
-from pagepool.cli.connect import Connection, ServerOptions, connect, on_server
-from pagepool.cli.options import output_options, server_options
+from pagepool.cli.connect import Connection, connect
+from pagepool.cli.listing import describe, long_cells, print_entries, print_long, walk
+from pagepool.cli.options import output_options, pool_options
+from pagepool.cli.target import PoolOptions, Target, TargetType, naming, open_overlay
 from pagepool.errors import NotFoundError
 from pagepool.oci import Reference
 from pagepool.transport import FileEntry
@@ -29,17 +30,17 @@ _KINDS = {
 _LIST_EVERY = 2000
 
 
-@click.command(name="ls", short_help="List files in images.")
-@click.argument("targets", metavar="REF[:PATH]...", nargs=-1, required=True)
+@click.command(name="ls", short_help="List files in images and overlays.")
+@click.argument("targets", metavar="TARGET...", type=TargetType(), nargs=-1, required=True)
 @click.option("-l", "--long", is_flag=True, help="Mode, owner, size and time of each file.")
 @click.option("-R", "--recursive", is_flag=True, help="Everything below, too.")
 @output_options
-@server_options
-def command(targets: tuple[str, ...], long: bool, recursive: bool, **server: Unpack[ServerOptions]) -> None:
-    """List files in images, as they are after all layers are applied.
+@pool_options
+def command(targets: tuple[Target, ...], long: bool, recursive: bool, **options: Unpack[PoolOptions]) -> None:
+    """List files in images, as they are after all layers are applied, and in overlays.
 
-    PATH begins at the first ":/" and is absolute in the image; the root if not given. Needs a pagepool
-    service.
+    TARGET is REF[:PATH] for an image, DIR[:PATH] for an overlay, whose directory DIR begins with "/" or ".".
+    PATH begins at the first ":/" and is absolute in it; the root if not given. Needs a pagepool service.
 
     \b
     Examples:
@@ -47,27 +48,45 @@ def command(targets: tuple[str, ...], long: bool, recursive: bool, **server: Unp
       pagepool ls -l app:1:/etc
       pagepool ls -R --json app:1:/usr/lib
       pagepool ls -l localhost:5000/app@sha256:…:/bin/sh
+      pagepool ls -l ./work:/var/log
     """
-    parsed = [split_target(target) for target in targets]
     results = []
-    for reference, path in parsed:
-        with connect(server, reference) as connection:
-            entries = _list(connection, reference, path, recursive)
-            if output.current().json:
-                entries_json = [dict(entry.raw) for entry in entries]
-                results.append({"image": str(reference), "path": path, "entries": entries_json})
-                continue
-            if len(parsed) > 1 and not output.current().quiet:
-                output.print_line(f"{reference}:{output.printable(path)}:")
-            _print(entries, long)
+    for target in targets:
+        if len(targets) > 1 and not (output.current().quiet or output.current().json):
+            output.print_line(f"{output.printable(f'{target.name}:{target.path}')}:")
+        if target.directory is not None:
+            found = _overlay(options, target, long, recursive)
+        else:
+            found = _image(options, target, long, recursive)
+        results.append({"image" if target.reference else "overlay": target.name, "path": target.path, "entries": found})
     if output.current().json:
         output.print_json(results[0] if len(results) == 1 else results)
 
 
-def split_target(text: str) -> tuple[Reference, str]:
-    """Split ``REF[:PATH]``: the path begins at the first ``:/``."""
-    name, found, rest = text.partition(":/")
-    return on_server(Reference.parse(name)), f"/{rest}" if found else "/"
+def _overlay(options: PoolOptions, target: Target, long: bool, recursive: bool) -> list[dict[str, Any]]:
+    """List what an overlay shows: print it, or return it for JSON."""
+    assert target.directory is not None
+    with open_overlay(options, target.directory) as root, naming(target):
+        path = target.path.rstrip("/") or "/"
+        if recursive or not root.is_dir(path):
+            entries = walk(root, path)
+        else:
+            entries = ((entry.path, entry.attributes) for entry in root.scandir(path))
+        if output.current().json:
+            return [describe(root, entry) for entry in entries]
+        print_entries(root, entries, long=long)
+    return []
+
+
+def _image(options: PoolOptions, target: Target, long: bool, recursive: bool) -> list[dict[str, Any]]:
+    """List what the service says of an image: print it, or return it for JSON."""
+    assert target.reference is not None
+    with connect(options, target.reference) as connection:
+        entries = _list(connection, target.reference, target.path, recursive)
+        if output.current().json:
+            return [dict(entry.raw) for entry in entries]
+        _print(entries, long)
+    return []
 
 
 def _list(connection: Connection, reference: Reference, path: str, recursive: bool) -> Iterable[FileEntry]:
@@ -79,42 +98,20 @@ def _list(connection: Connection, reference: Reference, path: str, recursive: bo
 
 def _print(entries: Iterable[FileEntry], long: bool) -> None:
     """Print as entries come; the columns of a long listing are aligned batch by batch."""
-    batch: list[FileEntry] = []
+    batch: list[tuple[str, ...]] = []
     for entry in entries:
         if not long:
             output.print_line(output.printable(entry.path))
             continue
-        batch.append(entry)
+        batch.append(_cells(entry))
         if len(batch) == _LIST_EVERY:
-            _print_long(batch)
+            print_long(batch)
             batch.clear()
-    _print_long(batch)
+    print_long(batch)
 
 
-def _print_long(batch: list[FileEntry]) -> None:
-    rows = [_cells(entry) for entry in batch]
-    widths = [max((len(row[at]) for row in rows), default=0) for at in range(4)]
-    for mode, links, owner, size, rest in rows:
-        columns = (mode.ljust(widths[0]), links.rjust(widths[1]), owner.ljust(widths[2]), size.rjust(widths[3]))
-        output.print_line(" ".join((*columns, rest)))
-
-
-def _cells(entry: FileEntry) -> tuple[str, str, str, str, str]:
-    mode = stat.filemode(_KINDS.get(entry.type, stat.S_IFREG) | stat.S_IMODE(entry.mode))
-    name = output.printable(entry.path)
-    if entry.linkname:
-        name += f" -> {output.printable(entry.linkname)}"
-    size = output.human_size(entry.size) if _is_file(entry) else "-"
-    return mode, str(entry.nlink), f"{entry.uid}:{entry.gid}", size, f"{_time(entry.mtime_ns)} {name}"
-
-
-def _is_file(entry: FileEntry) -> bool:
-    return _KINDS.get(entry.type, stat.S_IFREG) in (stat.S_IFREG, stat.S_IFLNK)
-
-
-def _time(mtime_ns: int) -> str:
-    try:
-        moment: Any = datetime.fromtimestamp(mtime_ns // 1_000_000_000, UTC)
-    except (ValueError, OverflowError, OSError):
-        return f"@{mtime_ns // 1_000_000_000}"
-    return f"{moment:%Y-%m-%d %H:%M}"
+def _cells(entry: FileEntry) -> tuple[str, ...]:
+    kind = _KINDS.get(entry.type, stat.S_IFREG)
+    size = entry.size if kind in (stat.S_IFREG, stat.S_IFLNK) else None
+    owner = f"{entry.uid}:{entry.gid}"
+    return long_cells(kind, entry.mode, entry.nlink, owner, size, entry.mtime_ns, entry.path, entry.linkname)

@@ -15,8 +15,8 @@ from pagepool.cli.options import (
     platform_option,
     server_options,
 )
-from pagepool.cli.progress import Counter, spinner, transfer
-from pagepool.errors import ManifestUnknownError, UnsupportedError
+from pagepool.cli.progress import Counter, transfer
+from pagepool.cli.waiting import check_wait, wait_until_read
 from pagepool.layout import Plan, open_source, plan_copy, run_copy, split_path
 from pagepool.layout.formats import STANDARD_INPUT
 from pagepool.oci import Platform, Reference
@@ -68,24 +68,10 @@ def command(
         raise click.UsageError("PATH - and --password-stdin both want standard input.")
     reference = on_server(reference)
     with connect(server, reference) as connection:
-        wait = _check_wait(connection, wait)
+        wait = check_wait(connection, wait)
         plan, counter = _copy(connection, path, reference, platform, jobs, mount_from)
-        image = _wait(connection, reference, plan, timeout) if wait else None
+        image = wait_until_read(connection, reference, plan.root[0].digest, timeout) if wait else None
     _report(reference, plan, counter, image)
-
-
-def _check_wait(connection: Connection, wait: bool | None) -> bool:
-    """Whether there is something to wait for.
-
-    Raises:
-        UnsupportedError: the user wants to wait, and this server cannot say.
-    """
-    if wait is False:
-        return False
-    available = connection.service.available()
-    if wait and not available:
-        raise UnsupportedError(f"{connection.session.where} is not a pagepool service: there is nothing to wait for")
-    return available
 
 
 def _copy(
@@ -105,20 +91,6 @@ def _copy(
     finally:
         source.close()
     return plan, watcher
-
-
-def _wait(connection: Connection, reference: Reference, plan: Plan, timeout: float) -> ImageState | None:
-    digest = str(plan.root[0].digest)
-    with spinner("waiting for the layers to be read") as show:
-
-        def tell(image: ImageState) -> None:
-            done = len(image.layers) - len(image.waiting)
-            show(f"layers read: {done} of {len(image.layers)}")
-
-        try:
-            return connection.service.wait(reference.repository, digest, timeout, tell)
-        except ManifestUnknownError:
-            return None  # not an image: an artifact, or an index of artifacts
 
 
 def _report(reference: Reference, plan: Plan, counter: Counter, image: ImageState | None) -> None:

@@ -1,0 +1,140 @@
+"""``pagepool commit``: an overlay as a new image."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Unpack
+
+import click
+
+from pagepool.cli import output
+from pagepool.cli.connect import Connection, connect, on_server
+from pagepool.cli.options import ReferenceType, jobs_option, output_options, pool_options
+from pagepool.cli.progress import Counter, counting, transfer
+from pagepool.cli.target import PoolOptions, Target, TargetType, open_overlay
+from pagepool.cli.waiting import check_wait, wait_until_read
+from pagepool.commit import CommitOptions, CommittedImage, Instruction, build_commit, parse_instruction
+from pagepool.layout import plan_copy, run_copy
+from pagepool.oci import Reference
+from pagepool.oci.mediatypes import Compression
+from pagepool.overlay import Change, ChangeKind
+from pagepool.transport import ImageState, RegistrySink, RegistrySource
+from pagepool.transport.service import UNMOUNTABLE
+
+
+class _InstructionType(click.ParamType):  # type: ignore[type-arg] # not generic before click 8.2
+    name = "instruction"
+
+    def convert(self, value: Any, *_: object) -> Instruction:
+        """Parse; a bad one is invalid input, not wrong usage."""
+        return value if isinstance(value, Instruction) else parse_instruction(value)
+
+
+@click.command(name="commit", short_help="Push an overlay as a new image.")
+@click.argument("overlay", metavar="DIR", type=TargetType(images=False))
+@click.argument("reference", metavar="REF", type=ReferenceType())
+@click.option("-c", "--change", "instructions", type=_InstructionType(), multiple=True, metavar="INSTRUCTION",
+              help='Change what is run, as a Dockerfile says it: CMD ["run"], ENV A=1 …; several times.')  # fmt: skip
+@click.option("-a", "--author", default="", help="Whose work it is [the author of the overlay's image].")
+@click.option("-m", "--message", default="", help="A comment for the history.")
+@click.option(
+    "--compression",
+    type=click.Choice(["auto", "none", "gzip", "zstd"]),
+    default="auto",
+    show_default=True,
+    help="Of the new layer; auto: none for a pagepool service, gzip for others.",
+)
+@click.option("--allow-empty", is_flag=True, help="Make an image also if nothing changed.")
+@jobs_option
+@click.option("--wait/--no-wait", default=None, help="Wait until the layers can be mounted [if the server can say].")
+@click.option("--timeout", type=click.FloatRange(min=0), default=600.0, show_default=True, help="Seconds to wait.")
+@output_options
+@pool_options
+def command(
+    overlay: Target,
+    reference: Reference,
+    instructions: tuple[Instruction, ...],
+    author: str,
+    message: str,
+    compression: Literal["auto", "none", "gzip", "zstd"],
+    allow_empty: bool,
+    jobs: int,
+    wait: bool | None,
+    timeout: float,
+    **options: Unpack[PoolOptions],
+) -> None:
+    """Push what the overlay in DIR shows as a new image, REF.
+
+    The new image has the layers of the overlay's image, and one more with what was changed. Layers that the
+    registry has are not sent again, and those that another repository of it has are taken from there. The
+    overlay must not be open, or mounted, meanwhile; it is not changed, and goes on as an overlay of its image.
+
+    Instructions are CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME and WORKDIR. Another
+    ENTRYPOINT takes the inherited CMD away.
+
+    \b
+    Examples:
+      pagepool commit ./work app:2
+      pagepool commit -m "with data" -c 'CMD ["serve"]' -c 'ENV MODE=test' ./work app:test
+      pagepool commit --compression zstd ./work registry.example.org/team/app:2
+    """
+    if overlay.given:
+        raise click.UsageError(f"{overlay} has a path: an overlay is committed as a whole.")
+    assert overlay.directory is not None
+    reference = on_server(reference)
+    with open_overlay(options, overlay.directory) as root, connect(options, reference) as connection:
+        wait = check_wait(connection, wait)
+        settings = CommitOptions(
+            compression=_choose(connection) if compression == "auto" else compression,
+            instructions=instructions,
+            author=author,
+            comment=message,
+            allow_empty=allow_empty,
+        )
+        parent = RegistrySource(root.image.client.registry, root.parent())
+        changes = root.changes()
+        with counting("packing") as count:
+            image = build_commit(root.fs, changes, parent, settings, progress=count)
+        with image:
+            near = root.image.client.session.where == connection.session.where
+            counter = _push(connection, image, reference, root.image.repository if near else None, jobs)
+        state = wait_until_read(connection, reference, image.root().digest, timeout) if wait else None
+        _report(reference, image, changes, counter, state)
+
+
+def _choose(connection: Connection) -> Compression:
+    return "none" if connection.service.available() else "gzip"
+
+
+def _push(
+    connection: Connection, image: CommittedImage, reference: Reference, mount_from: str | None, jobs: int
+) -> Counter:
+    with transfer("pushing") as watcher:
+        sink = RegistrySink(connection.registry, reference, mount_from)
+        run_copy(plan_copy(image), image, sink, jobs=jobs, watcher=watcher)
+    return watcher
+
+
+def _report(
+    reference: Reference, image: CommittedImage, changes: list[Change], counter: Counter, state: ImageState | None
+) -> None:
+    if state and state.state == UNMOUNTABLE:
+        output.warn(f"{reference} is stored, and cannot be mounted: {state.reason}")
+    layer = image.layer
+    counts = {kind.value: sum(change.kind is kind for change in changes) for kind in ChangeKind}
+    if output.current().json:
+        result: dict[str, Any] = {
+            "reference": str(reference),
+            "digest": str(image.root().digest),
+            "config": str(image.manifest.config.digest),
+            "changes": counts,
+            "layer": layer and layer.descriptor.to_json() | {"diff_id": str(layer.diff_id)},
+            "blobs": {"total": counter.total, "copied": counter.copied, "copied_size": counter.size},
+            "state": state.state if state else None,
+            "reason": state.reason if state else None,
+        }
+        output.print_json(result)
+        return
+    output.print_line(str(image.root().digest))
+    summary = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "nothing changed"
+    size = output.human_size(layer.descriptor.size) if layer else "no layer"
+    output.note(f"committed {reference}: {summary}; {size}, {counter.copied} of {counter.total} blobs sent")

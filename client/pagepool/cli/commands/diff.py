@@ -1,0 +1,112 @@
+"""``pagepool diff``: what an overlay changed, or what changed from one image to another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Unpack
+
+import click
+
+from pagepool.cli import output
+from pagepool.cli.options import output_options, pool_options
+from pagepool.cli.progress import counting
+from pagepool.cli.target import PoolOptions, Target, TargetType, open_target
+from pagepool.layout.publish import published
+from pagepool.library import Overlay
+from pagepool.overlay import Change, ChangeKind, iter_layer, plan_diff
+
+if TYPE_CHECKING:
+    from pagepool.vfs import FileSystem
+
+
+@click.command(name="diff", short_help="Show what changed in an overlay.")
+@click.argument("target", metavar="TARGET", type=TargetType())
+@click.argument("other", metavar="[TARGET]", type=TargetType(), required=False)
+@click.option("--tar", "tar", metavar="FILE", help='Write the changes as a layer into FILE; "-" is standard output.')
+@output_options
+@pool_options
+def command(target: Target, other: Target | None, tar: str | None, **options: Unpack[PoolOptions]) -> None:
+    """Show what an overlay changed, or, of two TARGETs, what changed from the first to the second.
+
+    A TARGET is REF for an image, DIR for an overlay, whose directory DIR begins with "/" or ".". A line begins
+    with A for what was added, C for what changed (content, metadata, or which names are one file), D for what
+    was deleted. With --quiet, only the paths.
+
+    With --tar, the changes become an OCI layer: a tar, with whiteouts for what was deleted, that any tool can
+    apply.
+
+    \b
+    Examples:
+      pagepool diff ./work
+      pagepool diff --json ./work
+      pagepool diff --tar layer.tar ./work
+      pagepool diff app:1 app:2
+    """
+    if other is None and target.directory is None:
+        raise click.UsageError(f"{target} is an image: name a second one to compare it with.")
+    for one in (target, other):
+        if one is not None and one.given:
+            raise click.UsageError(f"{one} has a path: diff compares all of a file system.")
+    with _compared(options, target, other) as (now, changes):
+        if tar is not None:
+            _write_layer(now, changes, tar)
+        elif output.current().json:
+            output.print_json([_describe(now, change) for change in changes])
+        else:
+            output.print_lines(_line(change) for change in changes)
+
+
+@contextmanager
+def _compared(options: PoolOptions, target: Target, other: Target | None) -> Iterator[tuple[FileSystem, list[Change]]]:
+    """The file system that changes lead to, and the changes."""
+    with open_target(options, target) as root:
+        if other is None:
+            assert isinstance(root, Overlay)
+            yield root.fs, root.changes()
+            return
+        with open_target(options, other) as now:
+            yield now.fs, plan_diff(now.fs, root.fs)
+
+
+def _line(change: Change) -> str:
+    path = output.printable(f"/{_text(change.path)}")
+    return path if output.current().quiet else f"{change.kind.letter} {path}"
+
+
+def _describe(now: FileSystem, change: Change) -> dict[str, Any]:
+    shown: dict[str, Any] = {"path": f"/{_text(change.path)}", "change": change.kind.value}
+    if change.kind is not ChangeKind.DELETED:
+        found = now.attributes(change.ino)
+        shown |= {"type": found.kind.value, "size": found.size}
+        if change.opaque:
+            shown["opaque"] = True
+    return shown
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
+
+
+def _write_layer(now: FileSystem, changes: list[Change], name: str) -> None:
+    size = 0
+    with counting("writing") as count, _open(name) as file:
+        for chunk in iter_layer(now, changes):
+            file.write(chunk)
+            size += len(chunk)
+            count(len(chunk))
+    output.note(f"wrote {len(changes)} changes, {output.human_size(size)}")
+
+
+@contextmanager
+def _open(name: str) -> Iterator[BinaryIO]:
+    """A file that gets its name when it is whole, or standard output."""
+    if name == "-":
+        output.flush()
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    else:
+        with published(Path(name)) as file:
+            yield file

@@ -1,0 +1,171 @@
+"""Files that commands are about: in an image, or in an overlay over one.
+
+    REF[:PATH]     an image, by its name; PATH begins at the first ":/"
+    DIR[:PATH]     an overlay, by its directory, which begins with "/" or "."
+
+No reference begins with a slash or a dot, so one cannot be taken for the other.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from pagepool.cli.connect import ServerOptions, credentials_for, on_server, server_url
+from pagepool.errors import NotFoundError, PathUnknownError, UnsupportedError
+from pagepool.library import Client, Image, Overlay
+from pagepool.oci import Reference
+from pagepool.overlay import read_info
+from pagepool.transport.http import parse_base
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pagepool.vfs import Rootfs
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where something is.
+
+    Args:
+        reference: the image; None for an overlay.
+        directory: of the overlay; None for an image.
+        path: absolute, within it.
+        given: whether a path was given.
+    """
+
+    reference: Reference | None
+    directory: Path | None
+    path: str
+    given: bool
+
+    @property
+    def name(self) -> str:
+        """The image or overlay, without the path."""
+        return str(self.reference or self.directory)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.path}" if self.given else self.name
+
+
+class TargetType(click.ParamType):  # type: ignore[type-arg] # not generic before click 8.2
+    """An image or overlay as an argument.
+
+    Args:
+        images: whether it may be an image.
+    """
+
+    name = "target"
+
+    def __init__(self, *, images: bool = True) -> None:
+        self._images = images
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Target:
+        """Parse; a bad reference is invalid input, not wrong usage."""
+        target = value if isinstance(value, Target) else parse_target(value)
+        if target.directory is None and not self._images:
+            self.fail(f"{value!r} is not the directory of an overlay: it has to begin with '/' or '.'", param, ctx)
+        return target
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
+        """Directories, for overlays."""
+        return [CompletionItem(incomplete, type="dir")] if incomplete.startswith(("/", ".")) else []
+
+
+def complete_file(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete files of this machine, where an argument may be one."""
+    return [] if ":/" in incomplete else [CompletionItem(incomplete, type="file")]
+
+
+class PoolOptions(ServerOptions):
+    """What `options.pool_options` hands to a command."""
+
+    pool: Path | None
+
+
+def parse_target(text: str) -> Target:
+    """Split ``REF[:PATH]`` or ``DIR[:PATH]``: the path begins at the first ``:/``."""
+    name, found, rest = text.partition(":/")
+    path = f"/{rest}" if found else "/"
+    if text.startswith(("/", ".")):
+        return Target(None, Path(name), path, bool(found))
+    return Target(on_server(Reference.parse(name)), None, path, bool(found))
+
+
+@contextmanager
+def open_client(options: PoolOptions, reference: Reference | None = None, url: str | None = None) -> Iterator[Client]:
+    """A client of the service that a reference names, or else of the one at `url`, or else of the default one."""
+    chosen, host = server_url(options, reference)
+    if url is not None:
+        chosen, host = url.rstrip("/"), parse_base(url).netloc.decode("ascii")
+    credentials = credentials_for(options, host, reference.repository if reference else "")
+    with Client(chosen, directory=options["pool"], credentials=credentials, verify=not options["insecure"]) as client:
+        yield client
+
+
+@contextmanager
+def open_image(options: PoolOptions, reference: Reference) -> Iterator[Image]:
+    """An image of a service.
+
+    Raises:
+        UnsupportedError: the server is another kind of registry.
+    """
+    with open_client(options, reference) as client:
+        try:
+            image = client.image(reference)
+        except NotFoundError:
+            if not client.service.available():
+                raise UnsupportedError(f"{client.session.where} is not a pagepool service") from None
+            raise
+        yield image
+
+
+@contextmanager
+def open_overlay(options: PoolOptions, directory: Path, image: Reference | None = None) -> Iterator[Overlay]:
+    """An overlay. What is missing of its image is asked for where the overlay was made, unless ``--server`` is given.
+
+    Args:
+        image: make an overlay over this image, if the directory is empty or not there.
+
+    Raises:
+        OverlayUnknownError: the directory holds none.
+        BusyError: it is open already; mounted, say.
+    """
+    if image is not None and not (directory.is_dir() and any(directory.iterdir())):
+        with open_image(options, image) as made, made.overlay(directory) as overlay:
+            yield overlay
+        return
+    server = read_info(directory).info.get("server")
+    source = click.get_current_context().get_parameter_source("server")
+    url = None if source is click.core.ParameterSource.COMMANDLINE or server is None else str(server)
+    with open_client(options, url=url) as client, client.overlay(directory) as overlay:
+        yield overlay
+
+
+@contextmanager
+def naming(target: Target) -> Iterator[None]:
+    """Turn a path that is not there into our own error, which has the image's name too, and an exit code of its own."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        path = os.fsdecode(error.filename) if error.filename is not None else target.path
+        raise PathUnknownError(f"{target.name}:{path}") from error
+
+
+@contextmanager
+def open_target(options: PoolOptions, target: Target) -> Iterator[Rootfs]:
+    """What a target names."""
+    if target.directory is not None:
+        with open_overlay(options, target.directory) as overlay:
+            yield overlay
+    else:
+        assert target.reference is not None
+        with open_image(options, target.reference) as image, image.open() as root:
+            yield root
