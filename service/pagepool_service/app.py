@@ -29,6 +29,9 @@ from pagepool_service.routes import (
     trees,
     uploads,
 )
+from pagepool_service.routes import (
+    cache as cache_routes,
+)
 from pagepool_service.routes.context import Context
 from pagepool_service.routes.streaming import Threads
 from pagepool_service.statistics import Statistics
@@ -65,6 +68,7 @@ def create_app(
     merged = Trees(store)
     if treefiles is None:
         treefiles = TreeFilesOfStore(store, merged, None if settings.read_only else TreeCache(settings.data / "trees"))
+    pool = None
     if cache is None:
         pool = open_pool(settings)
         cache = ExtentCache(store, pool, 0 if pool is None else pool.budget)
@@ -94,11 +98,11 @@ def create_app(
     limit = SessionLimit(store.uploads, settings.max_uploads)
     threads = {name: Threads(executor) for name, executor in executors.items()}
     app.state.context = Context(
-        settings, store, sessions, limit, merged, treefiles, cache, Statistics(store), **threads
+        settings, store, sessions, limit, merged, treefiles, cache, pool, Statistics(store), **threads
     )
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
-    for module in (health, listings, uploads, manifests, blobs, images, trees, objects, extents, fill):
+    for module in (health, listings, uploads, manifests, blobs, images, trees, objects, extents, fill, cache_routes):
         app.include_router(module.router)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     return objects.ObjectFront(VersionHeader(app), app.state.context)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from pagepool.content import measure_sharing
 from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import TreeUnknownError
 from pagepool.extents import EXTENT_SIZE
@@ -26,8 +27,9 @@ from pagepool_service.worker import BoundedProtocol
 from tests.store.helpers import ingest_all, make_tar, push
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
+    from pagepool.content import Sharing
     from pagepool_service.images import ImageView
 
 
@@ -80,6 +82,10 @@ class FixedTrees:
         if found is None:
             raise TreeUnknownError(Digest("blake3", tree))
         return found
+
+    def measure_sharing(self, present: Container[bytes], /) -> Sharing:
+        """See `TreeFiles`."""
+        return measure_sharing((), present)
 
     def warm(self, name: str, tree: bytes, /) -> TreeFile | None:
         """See `TreeFiles`."""

@@ -1,6 +1,16 @@
 """The bytes of objects: found in a pool, or fetched, verified and kept there."""
 
 from pagepool.content.cache import ObjectCache, PartialFile, ReadablePool, SharedPool, WholeFile
+from pagepool.content.sharing import Sharing, measure_sharing
 from pagepool.content.tree import TreeContent
 
-__all__ = ["TreeContent", "ObjectCache", "PartialFile", "ReadablePool", "SharedPool", "WholeFile"]
+__all__ = [
+    "Sharing",
+    "measure_sharing",
+    "TreeContent",
+    "ObjectCache",
+    "PartialFile",
+    "ReadablePool",
+    "SharedPool",
+    "WholeFile",
+]

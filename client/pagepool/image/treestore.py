@@ -21,6 +21,7 @@ from pagepool.errors import CorruptError, DigestMismatchError
 from pagepool.image.treefile import TreeFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MAX_BYTES = 256 << 20
@@ -59,6 +60,12 @@ class TreeStore:
         """Keep a tree file, unless it is larger than all of them may be; the ones used longest ago make room."""
         if len(raw) <= self._max_bytes and replace_file(self._directory / digest.hex(), raw):
             self._make_room(self._directory / digest.hex())
+
+    def trees(self) -> Iterator[TreeFile]:
+        """All that are here, one after the other; the caller closes each."""
+        for path in list_files(self._directory):
+            if _TREE.fullmatch(path.name) and (found := self.load(bytes.fromhex(path.name))) is not None:
+                yield found
 
     def _make_room(self, spared: Path) -> None:
         found: list[tuple[int, int, Path]] = []

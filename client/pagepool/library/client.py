@@ -16,12 +16,13 @@ from __future__ import annotations
 import os
 import resource
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import httpx
 
-from pagepool.content import ObjectCache
+from pagepool.content import ObjectCache, measure_sharing
 from pagepool.digest import Digest
 from pagepool.errors import PagepoolError, ReferenceInvalidError
 from pagepool.image.treefile import TreeFile
@@ -34,9 +35,10 @@ from pagepool.transport.retry import RetryPolicy
 from pagepool.transport.trees import TreeClient
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
     from typing import Any
 
+    from pagepool.content import Sharing
     from pagepool.library.overlay import Overlay
     from pagepool.oci import Platform
     from pagepool.transport.http import VerifyTypes
@@ -55,7 +57,8 @@ class Client:
     Args:
         url: the service's address.
         directory: where this user keeps the pool and tree files; `default_directory` without it.
-        budget: most bytes of the pool; `default_budget` without it.
+        budget: most bytes of the pool, from now on and for all who use it; without it what it was, at first
+            `default_budget`.
         shared: whether to read the service's own pool where it can be.
         credentials: who we are.
         verify: whether to check the server's certificate.
@@ -81,12 +84,13 @@ class Client:
             timeout=httpx.Timeout(step_s, connect=min(step_s, 10.0), pool=None),
             retry=RetryPolicy(attempts=_ATTEMPTS),
         )
+        self.url, self.credentials, self.verify, self.timeout_s = url, credentials, verify, timeout_s
         self.directory = default_directory() if directory is None else directory
         self.registry = RegistryClient(self.session)
         self.service = ServiceClient(self.session)
         self.trees = TreeClient(self.session)
-        self._budget = budget
-        self._shared = shared
+        self.budget = budget
+        self.shared = shared
         self._files = TreeStore(self.directory / "trees", mapped=True)
         self._lock = threading.Lock()
         self._own: Objects | None = None
@@ -161,17 +165,38 @@ class Client:
                 found = TreeFile(data, tree.raw)
         return found
 
+    def open_pool(self) -> Pool:
+        """This user's pool, made if it is not there. The caller closes it."""
+        return Pool.open(self.directory / "pool", budget=self.budget, initial=default_budget(self.directory))
+
+    def repair(self, digest: bytes) -> bool:
+        """Fetch an object into this user's pool again, if it is of an image that the service has and that is known here.
+
+        Returns:
+            whether it is there.
+        """
+        for listed in self.images():
+            reference = Reference(str(listed["name"]), str(listed["tag"]))
+            with suppress(PagepoolError):
+                image = self.image(reference, wait_s=0.0)
+                if image.fetch_object(digest):
+                    return True
+        return False
+
+    def measure_sharing(self, present: Container[bytes]) -> Sharing:
+        """How much of a pool is of several images: of those whose tree files are here."""
+        return measure_sharing(self._files.trees(), present)
+
     def objects(self, place: PoolPlace | None) -> Objects:
         """The pool to read from: the one that the service named, if it can be read here, else this user's own."""
-        if place is not None and self._shared:
+        if place is not None and self.shared:
             theirs = self._attach(place)
             if theirs is not None:
                 return theirs
         with self._lock:
             if self._own is None:
-                path = self.directory / "pool"
-                budget = default_budget(self.directory) if self._budget is None else self._budget
-                self._own = Objects(ObjectCache(Pool.open(path, budget=budget), budget, _most_open()), shared=False)
+                pool = self.open_pool()
+                self._own = Objects(ObjectCache(pool, pool.budget, _most_open()), shared=False)
             return self._own.hold()
 
     def _attach(self, place: PoolPlace) -> Objects | None:

@@ -82,7 +82,7 @@ class Image:
         self.tree = tree
         self.reference = reference
         self.manifest = manifest
-        self._pool = pool
+        self.pool = pool
 
     def __repr__(self) -> str:
         return f"<Image {self.repository} {self.tree}>"
@@ -172,6 +172,23 @@ class Image:
             content.close()
             release()
 
+    def fetch_object(self, digest: bytes) -> bool:
+        """Bring one object into the pool.
+
+        Returns:
+            whether it is there; False if the image does not have it.
+        """
+        tree, content, release = self._open_content()
+        try:
+            place = tree.find_object(digest)
+            if place < 0:
+                return False
+            content.prefetch([place])
+            return content.whole(place) is not None
+        finally:
+            content.close()
+            release()
+
     def open_tree(self) -> tuple[TreeFileSystem, Callable[[], None]]:
         """Its file system by inode, and what to call once that is closed."""
         tree, content, release = self._open_content()
@@ -180,7 +197,7 @@ class Image:
     def _open_content(self) -> tuple[TreeFile, TreeContent, Callable[[], None]]:
         tree = self.client.load_tree(self.repository, self.tree)
         try:
-            objects = self.client.objects(self._pool)
+            objects = self.client.objects(self.pool)
         except BaseException:
             tree.close()
             raise

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pagepool.mount import Mount, MountRecord
     from pagepool.transport import Credentials
     from pagepool.transport.http import VerifyTypes
+    from pagepool.transport.trees import PoolPlace
     from pagepool.vfs import FileSystem, Rootfs
 
 Backend = Literal["fuse"]
@@ -42,6 +43,10 @@ class MountedImage:
     def path(self) -> Path:
         """Where it is mounted."""
         return self._mount.path
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until somebody has unmounted it. False if that took longer."""
+        return self._mount.join(timeout_s)
 
     def unmount(self) -> None:
         """Unmount, and close what was mounted.
@@ -100,6 +105,7 @@ class MountPlan:
         directory: of the client; None: the default.
         budget: of its pool; None: the default.
         shared: whether to read the service's own pool.
+        pool: where that is.
         credentials: who we are.
         verify: whether to check the server's certificate.
         timeout_s: of requests.
@@ -114,6 +120,7 @@ class MountPlan:
     directory: Path | None = None
     budget: int | None = None
     shared: bool = True
+    pool: PoolPlace | None = None
     credentials: Credentials | None = None
     verify: VerifyTypes = True
     timeout_s: float = 30.0
@@ -153,9 +160,30 @@ def _open_plan(plan: MountPlan) -> Iterator[FileSystem]:
         timeout_s=plan.timeout_s,
     ) as client:
         manifest = Digest.parse(plan.manifest) if plan.manifest else None
-        image = Image(client, plan.repository, plan.tree, reference=Reference.parse(plan.name), manifest=manifest)
+        reference = Reference.parse(plan.name)
+        image = Image(client, plan.repository, plan.tree, reference=reference, manifest=manifest, pool=plan.pool)
         with image.open() if plan.upper is None else image.overlay(plan.upper) as root:
             yield root.fs
+
+
+def plan_mount(image: Image, upper: Path | None = None) -> MountPlan:
+    """How another process is to open an image, and its service, as this one does."""
+    client = image.client
+    return MountPlan(
+        client.url,
+        image.repository,
+        image.tree,
+        str(image.reference or image.repository),
+        "" if image.manifest is None else str(image.manifest),
+        upper=None if upper is None else upper.absolute(),
+        directory=client.directory.absolute(),
+        budget=client.budget,
+        shared=client.shared,
+        pool=image.pool,
+        credentials=client.credentials,
+        verify=client.verify,
+        timeout_s=client.timeout_s,
+    )
 
 
 def mount_in_background(plan: MountPlan, path: str | Path, options: MountOptions | None = None) -> MountRecord:

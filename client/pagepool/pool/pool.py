@@ -60,7 +60,7 @@ class Pool:
     moment is held until both have closed it.
     """
 
-    def __init__(self, path: Path, *, identity: str, durable: bool, budget: int) -> None:
+    def __init__(self, path: Path, *, identity: str, durable: bool, budget: int | None, initial: int = 0) -> None:
         self.id = identity
         self.path = path
         self.durable = durable
@@ -79,17 +79,18 @@ class Pool:
             directories = self._objects, self._temporary
             self._writer = Writer(*parts, directories, durable=durable, sealing=sealing)
             self.protection = protection(path, sealed=sealing)
-            self._begin(budget)
+            self._begin(budget, initial)
             undo.pop_all()
         _pools.add(self)
 
     @classmethod
-    def open(cls, path: Path, *, budget: int, durable: bool | None = None) -> Pool:
+    def open(cls, path: Path, *, budget: int | None, initial: int = 0, durable: bool | None = None) -> Pool:
         """Open a pool, or make one. Blocks while another process evicts, and for a walk of it after a boot or a kill.
 
         Args:
             path: its directory, made if it is not there; on a local file system.
-            budget: bytes, of all its processes together: the last one to open it decides.
+            budget: bytes, of all its processes together: the last one to open it with one decides; None: as it was.
+            initial: what it becomes without one where none was ever given.
             durable: of a new pool, whether it outlives a boot; None: unless it is on tmpfs or ramfs.
 
         Raises:
@@ -97,10 +98,10 @@ class Pool:
             StoreFormatError: the directory is something else, or a pool of another version.
             OSError: it cannot be made or read.
         """
-        if budget < 0:
+        if (initial if budget is None else budget) < 0:
             raise InvalidError(budget, "a budget is not below 0")
         found = open_format(path, durable)
-        return cls(path, identity=found.id, durable=found.durable, budget=budget)
+        return cls(path, identity=found.id, durable=found.durable, budget=budget, initial=initial)
 
     @classmethod
     def attach(cls, path: Path, pool_id: str) -> ReadOnlyPool:
@@ -239,11 +240,11 @@ class Pool:
     ) -> None:
         self.close()
 
-    def _begin(self, budget: int) -> None:
+    def _begin(self, budget: int | None, initial: int) -> None:
         with self._ledger as cells:
             if epoch.begin(self.path, cells, self._evictor, durable=self.durable):
                 self._ledger.forget()
-            cells[cell.BUDGET] = budget
+            cells[cell.BUDGET] = (cells[cell.BUDGET] or initial) if budget is None else budget
         with self._ledger:
             self._evictor.sweep()
             self._evictor.make_room(0)

@@ -205,6 +205,15 @@ class ServiceClient:
         call = Call("GET", "/v1/stats", Subject(NameUnknownError, "statistics"))
         return self._object(self._session.request(call)).fields
 
+    def cache(self) -> Mapping[str, Any]:
+        """What the service's pool holds.
+
+        Raises:
+            UnsupportedError: it has none.
+        """
+        call = Call("GET", "/v1/cache", Subject(NameUnknownError, "cache"))
+        return self._object(self._session.request(call)).fields
+
     def _image(self, response: httpx.Response) -> ImageState:
         fields = self._object(response)
         return ImageState(

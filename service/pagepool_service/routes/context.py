@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Protocol, cast
 from fastapi import Depends, Request
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from pagepool.content import Sharing
     from pagepool.image.treefile import TreeFile
+    from pagepool.pool import Pool
     from pagepool_service.cache import ExtentCache
     from pagepool_service.images import ImageView
     from pagepool_service.routes.streaming import Threads
@@ -43,6 +47,10 @@ class TreeFiles(Protocol):
         """
         ...
 
+    def measure_sharing(self, present: Container[bytes], /) -> Sharing:
+        """How much of a pool is of several images. Blocks."""
+        ...
+
     def warm(self, name: str, tree: bytes, /) -> TreeFile | None:
         """The same if it is known without asking, else None. Takes microseconds."""
         ...
@@ -55,6 +63,7 @@ class Context:
     Args:
         treefiles: of images that are ready, by repository.
         cache: of objects.
+        pool: what that keeps them in; None if nothing is kept.
         threads: for what reads, and for bodies on their way in: nothing that takes the store's writer lock.
         writers: for what takes that lock, and may wait for it.
         listings: for pages of images.
@@ -69,6 +78,7 @@ class Context:
     trees: Trees
     treefiles: TreeFiles
     cache: ExtentCache
+    pool: Pool | None
     statistics: Statistics
     threads: Threads
     writers: Threads

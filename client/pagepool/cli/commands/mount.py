@@ -1,0 +1,187 @@
+"""``pagepool mount``: an image, or an overlay of one, as a directory; without arguments, what is mounted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+import click
+
+from pagepool.cli import output
+from pagepool.cli.connect import on_server
+from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
+from pagepool.cli.progress import counting
+from pagepool.cli.target import PoolOptions, open_client
+from pagepool.digest import Digest
+from pagepool.errors import InvalidError, NotFoundError, UnreachableError, UnsupportedError
+from pagepool.library import Client, Image
+from pagepool.library.mounted import mount_image, mount_in_background, plan_mount
+from pagepool.mount import MountOptions, default_directory, list_mounts
+from pagepool.oci import Platform, Reference
+from pagepool.overlay import OverlayInfo, OverlayUnknownError, read_info
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pagepool.mount import MountRecord, MountState
+
+
+@click.command(name="mount", short_help="Mount an image or an overlay of it.")
+@click.argument("reference", metavar="[REF", type=ReferenceType(), required=False)
+@click.argument("path", metavar="DIR]", type=click.Path(path_type=Path, file_okay=False), required=False)
+@click.option(
+    "--upper",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep what is written in this directory: a new overlay, or one of the same image [nothing can be written].",
+)
+@click.option("--ro", "read_only", is_flag=True, help="Nothing can be written, though there is an overlay.")
+@click.option("--fill", is_flag=True, help="Fetch all of the image first: then the service is not needed any more.")
+@click.option("--foreground", is_flag=True, help="Serve the mount until Ctrl-C, instead of in the background.")
+@click.option("--dev", is_flag=True, help="Device nodes are devices (root only).")
+@click.option("--nosuid", is_flag=True, help="setuid, setgid and file capabilities do not count.")
+@click.option(
+    "--allow-other/--no-allow-other",
+    default=None,
+    help="Other users may look into it; for a user /etc/fuse.conf has to allow that [root: yes, users: no].",
+)
+@platform_option
+@output_options
+@pool_options
+def command(
+    reference: Reference | None,
+    path: Path | None,
+    upper: Path | None,
+    read_only: bool,
+    fill: bool,
+    foreground: bool,
+    dev: bool,
+    nosuid: bool,
+    allow_other: bool | None,
+    platform: Platform | None,
+    **options: Unpack[PoolOptions],
+) -> None:
+    """Mount the image REF at the directory DIR, where every program can use it.
+
+    Files are fetched when they are first read, and kept in a pool that all programs of this user share. With
+    --upper what is written is kept, survives the death of every process, and can be mounted again, compared with
+    the image (pagepool diff) or pushed as a new one (pagepool commit).
+
+    Works wherever there is /dev/fuse; users other than root need fusermount3 (package fuse3). The mount is
+    served by a process in the background until it is unmounted. Without arguments, lists what is mounted.
+
+    \b
+    Examples:
+      pagepool mount app:1 /mnt/app
+      pagepool mount app:1 /mnt/app --upper ./work
+      pagepool mount
+      pagepool umount /mnt/app
+    """
+    if reference is None:
+        _print_mounts(list_mounts(default_directory()))
+        return
+    if path is None:
+        raise click.UsageError("Missing argument 'DIR': where to mount the image.")
+    if not path.is_dir():
+        raise InvalidError(str(path), "is no directory to mount upon; make one")
+    reference = on_server(reference)
+    others = os.geteuid() == 0 if allow_other is None else allow_other
+    mode = MountOptions(str(reference), read_only or upper is None, others, not nosuid, dev)
+    with open_client(options, reference) as client:
+        image = _resolve(client, reference, platform, upper)
+        if fill:
+            with counting("fetching") as count:
+                image.fill(count)
+        if foreground:
+            _serve(image, path, upper, mode)
+            return
+        record = mount_in_background(plan_mount(image, upper), path, mode)
+    _report(record)
+
+
+def _resolve(client: Client, reference: Reference, platform: Platform | None, upper: Path | None) -> Image:
+    """The image; while the service is gone, the one that an overlay says it is of."""
+    try:
+        return client.image(reference, platform=platform)
+    except NotFoundError:
+        if not client.service.available():
+            raise UnsupportedError(f"{client.session.where} is not a pagepool service") from None
+        raise
+    except UnreachableError:
+        noted = None if upper is None else _noted(upper)
+        if noted is None or noted.info.get("image") != str(reference):
+            raise
+        output.warn(f"{client.session.where} cannot be reached: only what was fetched before can be read")
+        manifest = Digest.parse(str(noted.info["manifest"])) if "manifest" in noted.info else None
+        tree = Digest("blake3", noted.tree)
+        return Image(client, reference.repository, tree, reference=reference, manifest=manifest)
+
+
+def _noted(upper: Path) -> OverlayInfo | None:
+    try:
+        return read_info(upper)
+    except OverlayUnknownError:
+        return None
+
+
+def _serve(image: Image, path: Path, upper: Path | None, mode: MountOptions) -> None:
+    """Serve a mount by this process until somebody unmounts it, or it is told to end."""
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: told.set())
+    with mount_image(image, path, upper=upper, options=mode) as mounted:
+        output.note(f"mounted {mode.source} at {mounted.path}; Ctrl-C unmounts it")
+        while not told.is_set() and not mounted.join(0.5):
+            pass
+
+
+def _report(record: MountRecord) -> None:
+    if output.current().json:
+        output.print_json(_row(record))
+        return
+    kind = "read-only" if record.read_only else f"changes are kept in {record.upper}"
+    output.print_line(record.path)
+    output.note(f"mounted {record.source} ({record.backend}, {kind})")
+
+
+def _row(record: MountRecord) -> dict[str, Any]:
+    return {
+        "path": record.path,
+        "image": record.source,
+        "upper": record.upper,
+        "read_only": record.read_only,
+        "backend": record.backend,
+        "pid": record.pid,
+    }
+
+
+def _print_mounts(states: Iterable[MountState]) -> None:
+    rows = [
+        {
+            "path": str(one.path),
+            "image": one.source,
+            "upper": one.record.upper if one.record else None,
+            "read_only": one.read_only,
+            "backend": one.record.backend if one.record else "fuse",
+            "pid": one.record.pid if one.record else None,
+            "dead": one.dead,
+        }
+        for one in states
+    ]
+    if output.current().json:
+        output.print_json({"mounts": rows})
+    elif output.current().quiet:
+        output.print_lines(output.printable(str(row["path"])) for row in rows)
+    else:
+        cells = [
+            (str(row["path"]), str(row["image"]), str(row["backend"]), str(row["upper"] or "-"), _state(row))
+            for row in rows
+        ]
+        output.print_table(("PATH", "IMAGE", "BACKEND", "UPPER", "STATE"), cells)
+
+
+def _state(row: dict[str, Any]) -> str:
+    return "dead" if row["dead"] else "read-only" if row["read_only"] else "writable"

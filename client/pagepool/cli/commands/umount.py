@@ -1,0 +1,39 @@
+"""``pagepool umount``: end mounts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pagepool.cli import output
+from pagepool.cli.options import output_options
+from pagepool.mount import default_directory, list_mounts, unmount
+
+
+@click.command(name="umount", short_help="Unmount images.")
+@click.argument("paths", metavar="DIR...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("-a", "--all", "everything", is_flag=True, help="All mounts that `pagepool mount` lists.")
+@click.option("-f", "--force", is_flag=True, help="Also those in use: whoever uses them gets errors.")
+@output_options
+def command(paths: tuple[Path, ...], everything: bool, force: bool) -> None:
+    """Unmount what `pagepool mount` has mounted, also when the process that served it has died.
+
+    Returns when that process has let go of everything: an overlay can be mounted again at once. Nothing is
+    removed: what was written stays in the overlay's directory.
+
+    \b
+    Examples:
+      pagepool umount /mnt/app
+      pagepool umount --all
+    """
+    if bool(paths) == everything:
+        raise click.UsageError("Give either directories or --all.")
+    if everything:
+        paths = tuple(Path(one.path) for one in list_mounts(default_directory()))
+    for path in paths:
+        unmount(path, force=force)
+        if not output.current().json:
+            output.note(f"unmounted {path}")
+    if output.current().json:
+        output.print_json({"unmounted": [str(path) for path in paths]})
