@@ -170,7 +170,7 @@ class Client:
         return Pool.open(self.directory / "pool", budget=self.budget, initial=default_budget(self.directory))
 
     def repair(self, digest: bytes) -> bool:
-        """Fetch an object into this user's pool again, if it is of an image that the service has and that is known here.
+        """Fetch an object into this user's own pool again, if an image of the service has it.
 
         Returns:
             whether it is there.
@@ -178,8 +178,8 @@ class Client:
         for listed in self.images():
             reference = Reference(str(listed["name"]), str(listed["tag"]))
             with suppress(PagepoolError):
-                image = self.image(reference, wait_s=0.0)
-                if image.fetch_object(digest):
+                found = self.image(reference, wait_s=0.0)
+                if self.tree(found.repository, found.tree).fetch_object(digest):
                     return True
         return False
 
