@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from tests.pool.helpers import Thing
 
+# These tests fork where no other thread runs but faulthandler's, which holds no lock.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
 
 def put(pool: Pool, *things: Thing) -> None:
     """Put objects and let go of them."""

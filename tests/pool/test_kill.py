@@ -28,6 +28,9 @@ ROUNDS = 12
 _THINGS = [thing(number, 1 + number * 5000) for number in range(60)]
 _CALLS = ("open", "write", "pwrite", "rename", "unlink", "chmod", "fchmod", "utime", "ftruncate", "close", "mkdir")
 
+# These tests fork where no other thread runs but faulthandler's, which holds no lock.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
 
 @contextmanager
 def child(run: Callable[[], None]) -> Iterator[int]:

@@ -19,6 +19,9 @@ from tests.pool.helpers import PAGE, Thing, check_account, files_below, object_p
 if TYPE_CHECKING:
     from pathlib import Path
 
+# These tests fork where no other thread runs but faulthandler's, which holds no lock.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
 
 def test_what_was_put_is_got(pool: Pool) -> None:
     """An object comes back, in every way of reading it; the file is read-only, at the place its digest says."""

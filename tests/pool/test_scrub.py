@@ -134,6 +134,27 @@ def test_residency_by_either_call(pool: Pool, monkeypatch: pytest.MonkeyPatch) -
         assert answers[0] == answers[1] == [11 * PAGE, 2 * PAGE, 0]
 
 
+def test_residency_on_an_overlay(memory_dir: Path) -> None:
+    """As in most containers: the pages are those of the file below."""
+    needs_mounts("ext4")
+    lower, upper, work, merged = (memory_dir / name for name in ("lower", "upper", "work", "merged"))
+    for directory in (lower, upper, work, merged):
+        directory.mkdir()
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    made = subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", str(merged)], check=False)
+    if made.returncode:
+        pytest.skip("overlays cannot be mounted here")
+    try:
+        one = thing(1, 10 * PAGE)
+        with Pool.open(merged / "pool", budget=1 << 20) as pool:
+            with pool.put(one.digest, one.data) or pytest.fail("not kept") as file:
+                assert resident(file.fd) == 10 * PAGE
+            assert pool.stats(inspect=True).resident_bytes == 10 * PAGE
+            assert pool.stats(inspect=True).held_bytes == 0
+    finally:
+        subprocess.run(["umount", str(merged)], check=True)
+
+
 def test_a_pool_says_what_protects_it(memory_dir: Path, tmp_path: Path) -> None:
     """In memory nothing has to; a plain file system has only the scrub."""
     with Pool.open(memory_dir / "pool", budget=1 << 20) as pool:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _SHARED = fcntl.LOCK_SH | fcntl.LOCK_NB
 _CHUNK = 1 << 20
+_TRIES = 4
 _EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
@@ -90,7 +91,10 @@ def open_object(directory: int, digest: bytes) -> tuple[int, os.stat_result, boo
     except FileNotFoundError:
         return None
     try:
-        held = hold(descriptor)
+        for _ in range(_TRIES):
+            if held := hold(descriptor):
+                break
+            os.sched_yield()  # an evictor needs a few microseconds
         return descriptor, os.fstat(descriptor), held
     except BaseException:
         os.close(descriptor)

@@ -14,6 +14,7 @@ RAMFS = 0x858458F6
 BTRFS = 0x9123683E
 BCACHEFS = 0xCA451A4E
 ZFS = 0x2FC12FC1
+OVERLAY = 0x794C7630
 
 
 @cache
@@ -41,14 +42,17 @@ def boot_id() -> bytes:
 
 
 class _Statfs(ctypes.Structure):
-    # struct statfs of Linux begins with the type as a long on all 64-bit architectures; the rest is not looked at.
+    # struct statfs begins with the type, as a long on x86-64, arm64 and riscv64; the rest is not looked at.
     _fields_ = (("type", ctypes.c_long), ("rest", ctypes.c_char * 248))
 
 
-def file_system(path: Path) -> int:
-    """The number of the file system that a path is on."""
+def file_system(where: Path | int) -> int:
+    """The number of the file system that a path or an open file is on."""
     found = _Statfs()
-    call("statfs", os.fsencode(path), ctypes.byref(found))
+    if isinstance(where, int):
+        call("fstatfs", where, ctypes.byref(found))
+    else:
+        call("statfs", os.fsencode(where), ctypes.byref(found))
     return int(found.type) & 0xFFFFFFFF
 
 

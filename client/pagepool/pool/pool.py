@@ -17,6 +17,7 @@ to open the pool or to need room removes, and partial objects, which the next fi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import weakref
@@ -50,6 +51,7 @@ log = logging.getLogger("pagepool.pool")
 
 _FLUSH = 64  # hits and misses that a process keeps to itself
 _MOST_KEPT = 4096
+_BATCH = 256  # objects that are looked at while the ledger is locked
 
 
 class Pool:
@@ -216,7 +218,14 @@ class Pool:
             counted = tuple(cells[: cell.UNSYNCED + 1])
         if not inspect:
             return make_stats(counted, self.protection, None, None)
-        return make_stats(counted, self.protection, *inspect_objects(self._objects, self.digests()))
+        held = in_memory = 0
+        digests = self.digests()
+        while batch := list(itertools.islice(digests, _BATCH)):
+            # Looking whether an object is held locks it for a moment: those who open it wait for the ledger then.
+            with self._ledger:
+                more = inspect_objects(self._objects, batch)
+            held, in_memory = held + more[0], in_memory + more[1]
+        return make_stats(counted, self.protection, held, in_memory)
 
     def close(self) -> None:
         """Let go of the pool. Nothing is waited for: what is not synced is hashed once more after the next boot."""

@@ -7,6 +7,7 @@ import errno
 import os
 from functools import cache
 
+from pagepool.pool import linux
 from pagepool.pool.layout import PAGE
 from pagepool.pool.linux import call
 
@@ -42,7 +43,10 @@ def resident(descriptor: int, offset: int = 0, size: int = 0) -> int:
         size: its bytes; 0 for the rest of the file.
     """
     if has_cachestat():
-        return _cachestat(descriptor, offset, size) * PAGE
+        found = _cachestat(descriptor, offset, size) * PAGE
+        # An overlay's files have no pages of their own: a mapping shows those of the file below.
+        if found or linux.file_system(descriptor) != linux.OVERLAY:
+            return found
     return _mincore(descriptor, offset, size or os.fstat(descriptor).st_size - offset)
 
 
