@@ -354,7 +354,7 @@ class MemoryFileSystem:
 
     @staticmethod
     def _kill_privileges(node: MemoryNode) -> None:
-        if node.kind is Kind.REGULAR:
+        if node.kind is not Kind.DIRECTORY:
             node.mode &= ~stat.S_ISUID
             if node.mode & stat.S_IXGRP:
                 node.mode &= ~stat.S_ISGID

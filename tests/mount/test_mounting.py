@@ -294,6 +294,34 @@ Path({str(point)!r}, "file").write_bytes(b"x")
     assert mounted_at(point) is None
 
 
+def test_children_let_go(point: Path, tmp_path: Path) -> None:
+    """A child that a serving process forks neither unmounts at its end, nor keeps a mount whose server is killed."""
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from pagepool.mount import mount_fuse
+from tests.mount.memoryfs import MemoryFileSystem
+point = Path({str(point)!r})
+mount = mount_fuse(MemoryFileSystem(), point, directory=Path({str(tmp_path / "records")!r}))
+if not os.fork():
+    sys.exit()
+os.wait()
+(point / "file").write_bytes(b"still mounted")
+if not os.fork():
+    signal.pause()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", program], cwd=Path(__file__).parents[2], start_new_session=True
+    ) as server:
+        assert server.wait(_TIMEOUT_S) == -signal.SIGKILL
+        try:
+            with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+                (point / "anything").stat()
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
 def test_read_ahead_is_raised(point: Path, records: Path) -> None:
     """The kernel reads a megabyte ahead, not 128 KiB."""
     with open_image(b"x") as filesystem, mount_fuse(filesystem, point, directory=records):

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from pagepool.errors import PagepoolError, UnreachableError
 from pagepool.mount import records
-from pagepool.mount.device import MountOptions, is_root
+from pagepool.mount.device import MountOptions
 from pagepool.mount.fuse.server import MAX_THREADS
 from pagepool.mount.mountinfo import resolve
 from pagepool.mount.mounts import mount_fuse, prepare_target
@@ -77,7 +77,7 @@ def serve_in_background(
         PagepoolError, OSError: what opening or mounting raised there.
         UnreachableError: the process broke off without a word; the error has the end of its log.
     """
-    options = options or MountOptions(allow_other=is_root())
+    options = options or MountOptions()
     directory = directory or records.default_directory()
     target = prepare_target(resolve(path))
     task = _Task(opener, target, options, None if upper is None else upper.absolute(), max_threads, directory)

@@ -15,7 +15,7 @@ import socket
 import stat
 import subprocess
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -48,15 +48,15 @@ class MountOptions:
     Args:
         source: what the mount is said to be of.
         read_only: whether nothing can be changed through it.
-        allow_other: whether other users may look into it. For a user without privileges that needs
-            ``user_allow_other`` in /etc/fuse.conf.
+        allow_other: whether other users may look into it; None: as root they may. For a user without privileges it
+            needs ``user_allow_other`` in /etc/fuse.conf.
         suid: whether setuid, setgid and file capabilities count. Never, for a user without privileges.
         dev: whether device nodes are devices. Never, for a user without privileges.
     """
 
     source: str = "pagepool"
     read_only: bool = False
-    allow_other: bool = True
+    allow_other: bool | None = None
     suid: bool = True
     dev: bool = False
 
@@ -78,6 +78,8 @@ def mount_device(path: Path, options: MountOptions) -> int:
     """
     if not DEVICE.exists():
         raise UnsupportedError(f"there is no {DEVICE}: FUSE needs the kernel's module fuse, and access to the device")
+    if options.allow_other is None:
+        options = replace(options, allow_other=is_root())
     return _mount_as_root(path, options) if is_root() else _mount_by_helper(path, options)
 
 
@@ -135,7 +137,7 @@ def _mount_as_root(path: Path, options: MountOptions) -> int:
 
 def _mount_by_helper(path: Path, options: MountOptions) -> int:
     words = ["default_permissions", f"max_read={MAX_IO}", f"fsname={_escape(options.source)}", "subtype=pagepool"]
-    words += ["ro"] * options.read_only + ["allow_other"] * options.allow_other
+    words += ["ro"] * options.read_only + ["allow_other"] * bool(options.allow_other)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours:
         with theirs:

@@ -17,6 +17,7 @@ import os
 import select
 import signal
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Final
@@ -36,10 +37,14 @@ if TYPE_CHECKING:
 _READY_TIMEOUT_S: Final = 30.0
 _END_TIMEOUT_S: Final = 60.0
 _DETACHED_TIMEOUT_S: Final = 2.0
+_QUIET_TIMEOUT_S: Final = 10.0
 _READ_AHEAD_KIB: Final = 1024
 _HOLDERS_SHOWN: Final = 5
 
 _log = logging.getLogger(__name__)
+
+_mounts: dict[Path, Mount] = {}
+"""What this process serves, by where it is."""
 
 
 class MountUnknownError(NotFoundError):
@@ -64,6 +69,8 @@ class Mount:
         self._lock = Lock()
         point = mounted_at(path)
         self._device = None if point is None else point.device
+        self._pid = os.getpid()
+        _mounts[path] = self
         atexit.register(self.close)
 
     def unmount(self) -> None:
@@ -78,7 +85,12 @@ class Mount:
             self._end(_END_TIMEOUT_S)
 
     def close(self) -> None:
-        """Unmount in any case: whoever still uses it gets errors from now on. Does nothing if it is unmounted."""
+        """Unmount in any case: whoever still uses it gets errors from now on. Does nothing if it is unmounted.
+
+        Nor does it in a child of the process that serves it, which inherited it.
+        """
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             timeout_s = _END_TIMEOUT_S
             if self._is_mounted():
@@ -88,12 +100,16 @@ class Mount:
                     _log.warning("%s is in use, and taken away nevertheless", self.path)
                     timeout_s = self._take_away()
             self._end(timeout_s)
+        if _mounts.get(self.path) is self:
+            del _mounts[self.path]
         atexit.unregister(self.close)
 
     def _take_away(self) -> float:
         """Unmount though it is in use. Returns how long it makes sense to wait for the end."""
+        # The kernel begins to hand over what was written through mappings, and does not say when it has.
+        flush_device(self.path)
+        self.server.wait_quiet(_QUIET_TIMEOUT_S)
         with suppress(OSError):
-            flush_device(self.path)
             unmount_device(self.path, detach=True, abort=True)
         # A user cannot end what is under way: that ends when the last one lets go, or with this process.
         return _END_TIMEOUT_S if is_root() else _DETACHED_TIMEOUT_S
@@ -149,11 +165,10 @@ def mount_fuse(
         BusyError: something of ours is mounted there.
         OSError: it cannot be mounted there.
     """
-    options = options or MountOptions(allow_other=is_root())
+    options = options or MountOptions()
     target = prepare_target(resolve(path))
     read_only = options.read_only or filesystem.read_only
-    if read_only != options.read_only:
-        options = MountOptions(options.source, True, options.allow_other, options.suid, options.dev)
+    options = replace(options, read_only=read_only)
     directory = directory or records.default_directory()
     descriptor = mount_device(target, options)
     try:
@@ -218,9 +233,7 @@ def unmount(path: str | os.PathLike[str], *, force: bool = False, directory: Pat
     if dead:
         unmount_device(target, detach=True)
     elif force:
-        flush_device(target)
-        unmount_device(target, detach=True, abort=True)
-        _end_server(record)
+        _unmount_by_force(target, record)
     else:
         _unmount(target)
     if record is None:
@@ -230,11 +243,18 @@ def unmount(path: str | os.PathLike[str], *, force: bool = False, directory: Pat
     records.remove_record(directory, target, record.pid)
 
 
-def _end_server(record: MountRecord | None) -> None:
-    """Tell the process that serves a mount, which may still be in use, to end."""
-    if record is not None and record.is_served and record.pid != os.getpid():
+def _unmount_by_force(path: Path, record: MountRecord | None) -> None:
+    """Have whoever serves a mount take it away; if nobody is known who does, or it does not, do it from here."""
+    if record is not None and record.pid == os.getpid() and path in _mounts:
+        _mounts[path].close()
+    elif record is not None and record.is_served and record.pid != os.getpid():
         with suppress(ProcessLookupError):
             os.kill(record.pid, signal.SIGTERM)
+        _wait_end(record.pid, _END_TIMEOUT_S)
+    point = mounted_at(path)
+    if point is not None and point.type == FUSE_TYPE:
+        flush_device(path)
+        unmount_device(path, detach=True, abort=True)
 
 
 def _unmount(path: Path) -> None:

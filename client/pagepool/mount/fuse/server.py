@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections import Counter, OrderedDict
 from threading import Event, Lock, Thread, get_ident
 from typing import TYPE_CHECKING, Final
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 MAX_THREADS: Final = 128
 _IDLE_THREADS: Final = 4
 _EARLY_KEPT: Final = 256
+_MOMENT_S: Final = 0.05
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED)
 _AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 
@@ -55,6 +57,18 @@ _NEEDED: Final = InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT | InitFl
 
 _log = logging.getLogger(__name__)
 
+_open_devices: set[int] = set()
+"""Devices that this process serves. A child that it forks must not keep them open: a mount whose server has died would
+not be dead, and whoever uses it would wait for ever."""
+
+
+def _close_in_child() -> None:
+    while _open_devices:
+        os.close(_open_devices.pop())
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
 
 class FuseServer:
     """Serves one mount.
@@ -70,6 +84,7 @@ class FuseServer:
         self, descriptor: int, filesystem: FileSystem, *, read_only: bool, max_threads: int = MAX_THREADS
     ) -> None:
         self._descriptor = descriptor
+        _open_devices.add(descriptor)
         self._writing = not read_only and isinstance(filesystem, WritableFileSystem) and not filesystem.read_only
         operations = WritingOperations(filesystem) if self._writing else Operations(filesystem)  # type: ignore[arg-type]
         self._operations = operations
@@ -112,6 +127,17 @@ class FuseServer:
         if self._refused is not None:
             raise self._refused
         return self._ready.is_set() and not self._ended.is_set()
+
+    def wait_quiet(self, timeout_s: float) -> bool:
+        """Wait until no request has come for a moment, and none is being handled. False if that took longer."""
+        deadline, seen = time.monotonic() + timeout_s, -1
+        while time.monotonic() < deadline and not self._ended.is_set():
+            count = self.requests.total()
+            if count == seen and self._idle >= len(self._threads):
+                return True
+            seen = count
+            self._ended.wait(_MOMENT_S)
+        return self._ended.is_set()
 
     @property
     def ended(self) -> bool:
@@ -168,6 +194,7 @@ class FuseServer:
             self._threads = {thread for thread in self._threads if thread.ident != get_ident()}
             last = not self._threads
         if last:
+            _open_devices.discard(self._descriptor)
             os.close(self._descriptor)
             self._operations.lookups.clear()
             self._ended.set()
