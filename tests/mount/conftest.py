@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,11 +33,20 @@ def needs_fuse() -> None:
 
 
 @pytest.fixture
-def point(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+def public() -> Iterator[Path]:
+    """A directory where other users may go, too. Its path is short, as those of sockets must be."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture
+def point(request: pytest.FixtureRequest, public: Path) -> Iterator[Path]:
     """A directory to mount upon. Whatever is left there is unmounted."""
     request.getfixturevalue("needs_fuse")
-    path = tmp_path / "mnt"
-    path.mkdir()
+    path = public / "m"
+    path.mkdir(mode=0o755)
     yield path
     while mounted_at(path) is not None:
         unmount_device(path, detach=True, abort=True)

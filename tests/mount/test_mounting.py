@@ -66,6 +66,11 @@ def open_and_die() -> NoReturn:
     os._exit(3)
 
 
+def suppress_gone() -> contextlib.AbstractContextManager[None]:
+    """Closing asks the server, too, and may be told that it is gone. The file is closed nevertheless."""
+    return contextlib.suppress(OSError)
+
+
 def _wait(record: MountRecord) -> None:
     """Wait until the process of a mount has ended."""
     try:
@@ -109,7 +114,7 @@ def test_in_use(point: Path, records: Path) -> None:
     assert mount.server.ended
     with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
         os.pread(held, 10, 0)
-    with contextlib.suppress(OSError):
+    with suppress_gone():
         os.close(held)
 
 
@@ -137,11 +142,9 @@ def test_in_the_background(point: Path, records: Path, tmp_path: Path) -> None:
 def test_signals_unmount(point: Path, records: Path, number: signal.Signals) -> None:
     """A process that is told to end unmounts first, also while somebody uses the mount."""
     record = serve_in_background(partial(open_image, b"here"), point, directory=records)
-    held = os.open(point / "file", os.O_RDONLY)
-    os.kill(record.pid, number)
-    _wait(record)
-    with contextlib.suppress(OSError):  # closing asks, too
-        os.close(held)
+    with suppress_gone(), (point / "file").open("rb"):
+        os.kill(record.pid, number)
+        _wait(record)
     assert mounted_at(point) is None
     assert [path.suffix for path in records.iterdir()] == [".log"]
 
@@ -152,6 +155,54 @@ def test_unmounted_by_somebody_else(point: Path, records: Path) -> None:
     subprocess.run(["umount", point], check=True)
     _wait(record)
     assert list(records.iterdir()) == []
+
+
+def test_aborted_by_somebody_else(point: Path, records: Path) -> None:
+    """`umount -f` of a mount in use ends its connection and leaves it there; its process takes it away."""
+    record = serve_in_background(open_memory, point, directory=records)
+    (point / "file").touch()
+    with suppress_gone(), (point / "file").open("rb"):
+        assert subprocess.run(["umount", "-f", point], check=False, capture_output=True).returncode
+        _wait(record)
+    assert mounted_at(point) is None
+    assert list(records.glob("*.json")) == []
+
+
+def test_by_force(point: Path, records: Path) -> None:
+    """A mount in use is unmounted if that is asked for; what was written through a mapping is not lost."""
+    program = """
+import mmap, sys
+with open(sys.argv[1], "r+b") as file:
+    mapping = mmap.mmap(file.fileno(), 0)
+    mapping[:4] = b"kept"
+    print("mapped", flush=True)
+    sys.stdin.read()
+"""
+    filesystem = MemoryFileSystem()
+    mount = mount_fuse(filesystem, point, directory=records)
+    (point / "file").write_bytes(bytes(100))
+    with subprocess.Popen(
+        [sys.executable, "-c", program, point / "file"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as user:
+        assert user.stdout is not None
+        assert user.stdout.readline() == b"mapped\n"
+        unmount(point, force=True, directory=records)
+        assert mounted_at(point) is None
+        assert mount.join(_TIMEOUT_S)
+        user.kill()
+    assert bytes(filesystem.read(filesystem.lookup(1, b"file"), 0, 4)) == b"kept"
+    mount.close()
+
+
+def test_something_else_in_its_place(point: Path, records: Path) -> None:
+    """Only the mount itself is unmounted, not what is there when it is gone."""
+    with mount_fuse(MemoryFileSystem(), point, directory=records) as mount:
+        subprocess.run(["umount", point], check=True)
+        assert mount.join(_TIMEOUT_S)
+        with open_image(b"other") as image, mount_fuse(image, point, directory=records):
+            mount.unmount()
+            mount.close()
+            assert (point / "file").read_bytes() == b"other"
 
 
 def test_a_killed_server(point: Path, records: Path, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
 import struct
 import subprocess
@@ -16,6 +19,7 @@ from pagepool.mount import MountOptions, serve_in_background, unmount
 from tests.mount.overlays import BIG, open_overlay
 
 _NOBODY = 65534
+_FS_IOC_GETFLAGS = 0x80086601
 _TIMEOUT_S = 60.0
 
 
@@ -24,20 +28,17 @@ def upper(point: Path, records: Path, tmp_path: Path) -> Iterator[Path]:
     """A mount of an overlay over a small image, served by another process; the directory of the overlay."""
     directory = tmp_path / "upper"
     serve_in_background(partial(open_overlay, directory), point, options=MountOptions(dev=True), directory=records)
-    for path in (*tmp_path.parents, tmp_path):
-        if path.name.startswith(("pytest", "test_")):
-            path.chmod(0o755)  # for other users
     yield directory
     unmount(point, directory=records)
 
 
 @pytest.fixture(params=["mount", "plain"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def root(request: pytest.FixtureRequest, public: Path) -> Path:
     """The mount, and a plain directory beside it: what is expected of one must be true of the other."""
-    request.getfixturevalue("upper")
     if request.param == "mount":
+        request.getfixturevalue("upper")
         return Path(request.getfixturevalue("point"))
-    plain = tmp_path / "plain"
+    plain = public / "plain"
     plain.mkdir(mode=0o755)
     return plain
 
@@ -196,9 +197,9 @@ _ONLY_A_MODE = _acl((1, 7, 2**32 - 1), (4, 5, 2**32 - 1), (32, 1, 2**32 - 1))
 
 
 @pytest.mark.usefixtures("upper")
-def test_access_lists(point: Path, tmp_path: Path) -> None:
+def test_access_lists(point: Path, public: Path) -> None:
     """They are kept, follow the mode, are handed on to what is made in a directory, and hold."""
-    plain = tmp_path / "plain"
+    plain = public / "plain"
     plain.mkdir(mode=0o755)
     shown = []
     for root in (point, plain):
@@ -287,3 +288,21 @@ def test_programs_run_from_the_mount(point: Path) -> None:
     script.write_text(f"#!{tool} first\n")
     script.chmod(0o755)
     assert subprocess.run([script], capture_output=True, check=True).stdout == f"first {script}\n".encode()
+
+
+@pytest.mark.usefixtures("upper")
+def test_what_is_not_done(point: Path) -> None:
+    """It is refused with an error that programs know, and they do without."""
+    with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
+        os.open(point, os.O_TMPFILE | os.O_RDWR)
+    (point / "file").write_bytes(b"copied")
+    with (point / "file").open("rb") as file:
+        with pytest.raises(OSError, match=os.strerror(errno.ENOTTY)):
+            fcntl.ioctl(file, _FS_IOC_GETFLAGS, bytes(8))
+        with (point / "copy").open("wb") as copy:
+            assert os.copy_file_range(file.fileno(), copy.fileno(), 100) == 6
+    assert (point / "copy").read_bytes() == b"copied"
+    whiteout = ctypes.CDLL(None, use_errno=True).renameat2
+    names = (os.fsencode(point / "file"), os.fsencode(point / "other"))
+    assert whiteout(-100, names[0], -100, names[1], 4) == -1
+    assert ctypes.get_errno() == errno.EINVAL

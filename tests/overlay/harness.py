@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.image import Kind
-from pagepool.overlay import OverlayFileSystem
+from pagepool.overlay import OverlayFileSystem, storage
 from pagepool.vfs import Changes
 from tests.overlay.oracle import File, Oracle
 from tests.support.trees import TreeBuilder
@@ -59,6 +59,8 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.flushed: dict[int, bytes] = {}
+        self.during: Callable[[], None] | None = None
+        """What happens, once, while the disk works: after a file's bytes were taken, before the flush returns."""
         for name in ("fsync", "fdatasync"):
             monkeypatch.setattr(os, name, self._flush)
 
@@ -66,6 +68,9 @@ class Disk:
         found = os.fstat(descriptor)
         with contextlib.suppress(IsADirectoryError):
             self.flushed[found.st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
+        during, self.during = self.during, None
+        if during is not None:
+            during()
 
     def lose_power(self, directory: Path, to: Path, source: random.Random) -> None:
         """Make a copy of a directory as it may look after power loss; names are as they are."""
@@ -161,10 +166,27 @@ class Pair:
                 return lost
         raise AssertionError(f"after power loss it is none of {len(self.history)} states since the last sync")
 
-    def sync(self) -> None:
-        """Sync."""
+    def sync(self, disk: Disk | None = None) -> None:
+        """Sync; on a disk that is given, while other threads go on."""
+        start = len(self.history) - 1
+        if disk is not None:
+            disk.during = self._meanwhile
         self.overlay.sync()
-        self.note(synced=True)
+        if disk is not None:
+            disk.during = None
+        # What was done meanwhile may be durable, or not.
+        del self.history[:start]
+
+    def _meanwhile(self) -> None:
+        """A few operations that another thread does during a sync; none of them syncs itself: it would wait."""
+        most, storage.PENDING_SLOTS = storage.PENDING_SLOTS, 1 << 40  # type: ignore[misc]
+        self.overlay._storage.compact_at = 1 << 40
+        try:
+            for _ in range(self.source.randrange(8)):
+                self.step()
+        finally:
+            storage.PENDING_SLOTS = most  # type: ignore[misc]
+            self.overlay._storage.compact_at = storage.COMPACT_BYTES
 
     def note(self, *, synced: bool = False) -> None:
         """Remember the oracle as it is."""

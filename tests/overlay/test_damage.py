@@ -184,12 +184,14 @@ def test_a_slot_that_two_blocks_have_is_reported(sample: Sample) -> None:
 def test_bytes_that_look_like_a_sync_are_none(sample: Sample) -> None:
     """A container cannot make a cut look like damage: it does not know the nonce, and a place is part of the sum."""
     at = len(sample.journal)
-    fake = frame(encode_sync(at + 20, at + 20), at + 20, sample.nonce + 1)
+    fake = frame(encode_sync(at + 20), at + 20, sample.nonce + 1)
     torn = sample.journal + bytes(20) + fake
     assert sample.outcome(torn, boot=OTHER_BOOT) == sample.states[-1]
-    moved = frame(encode_sync(at + 21, at + 20), at + 21, sample.nonce)
+    moved = frame(encode_sync(at + 20), at + 21, sample.nonce)
     assert sample.outcome(sample.journal + bytes(20) + moved, boot=OTHER_BOOT) == sample.states[-1]
-    real = frame(encode_sync(at + 20, at + 20), at + 20, sample.nonce)
+    later = frame(encode_sync(at + 21), at + 20, sample.nonce)
+    assert sample.outcome(sample.journal + bytes(20) + later, boot=OTHER_BOOT) == sample.states[-1]
+    real = frame(encode_sync(at + 20), at + 20, sample.nonce)
     assert isinstance(sample.outcome(sample.journal + bytes(20) + real, boot=OTHER_BOOT), CorruptError)
 
 

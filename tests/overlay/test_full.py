@@ -81,6 +81,9 @@ def test_a_write_that_is_cut_short(number: int, room: int, tmp_path: Path, base:
     if result == f"errno {errno.EFBIG}":
         assert dump_overlay(overlay) == before
         assert journal.stat().st_size == size
+        # No slot was lost: the next blocks lie where those would have been.
+        overlay.write(ino, 0, b"z" * PAGE)
+        assert (overlay.directory / "blocks").stat().st_size <= 4 * PAGE + (room and 3 * PAGE)
     else:
         assert room == 4000
     overlay.create(1, b"later", Kind.REGULAR, 0o644, 0, 0)

@@ -34,7 +34,7 @@ def test_operations_and_crashes(seed: int, tmp_path: Path, monkeypatch: pytest.M
             lost += pair.lose_power(disk)
             losses += 1
         elif chance < 0.08:
-            pair.sync()
+            pair.sync(disk if pair.source.random() < 0.6 else None)
         elif chance < 0.09:
             pair.overlay._storage.compact()
         if chance < 0.1:

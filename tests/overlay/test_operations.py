@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pagepool.image import Kind
-from pagepool.overlay.filesystem import MAX_LINKS
+from pagepool.overlay import storage
+from pagepool.overlay.limits import MAX_LINKS
 from pagepool.vfs import Changes, WritableFileSystem
 from tests.overlay.harness import PAGE
 
@@ -305,51 +305,46 @@ def test_space_is_used_again(overlay: OverlayFileSystem) -> None:
         assert blocks.stat().st_blocks * 512 < 2 << 20
 
 
-def test_a_reader_sees_whole_blocks(overlay: OverlayFileSystem) -> None:
-    """Blocks that are written over, and whose slots are used again at once, while others read without the lock."""
-    ino, other = make(overlay), make(overlay, b"other")
-    overlay.write(ino, 0, bytes(2 * PAGE))
-    done = threading.Event()
-    wrong: list[bytes] = []
+def test_much_that_waits_for_a_sync_causes_one(overlay: OverlayFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, and not one for each operation from there on."""
+    monkeypatch.setattr(storage, "PENDING_SLOTS", 10)
+    flushes, fdatasync = [], os.fdatasync
 
-    def read() -> None:
-        while not done.is_set():
-            data = bytes(overlay.read(ino, 0, 2 * PAGE))
-            if data != data[:1] * 2 * PAGE:
-                wrong.append(data)
+    def count(descriptor: int) -> None:
+        flushes.append(descriptor)
+        fdatasync(descriptor)
 
-    threads = [threading.Thread(target=read) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for number in range(3000):
-            overlay.write(ino, 0, bytes([number % 255]) * 2 * PAGE)
-            overlay.write(other, 0, b"\xff" * PAGE + b"\xfe" * PAGE)
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
-    assert not wrong
+    monkeypatch.setattr(os, "fdatasync", count)
+    ino = make(overlay)
+    overlay.write(ino, 0, bytes(40 * PAGE))
+    overlay.sync()
+    flushes.clear()
+    for number in range(40):
+        overlay.write(ino, number * PAGE, b"x" * PAGE)
+    # After the 11th; the 22nd; and the 33rd. Both files each time.
+    assert len(flushes) == 3 * 2
+    assert (overlay.directory / "blocks").stat().st_size < 62 * PAGE
 
 
-def test_a_read_that_is_overtaken(overlay: OverlayFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look at the table and the read, the block is written anew, and its old slot is another file's."""
-    ino, other = make(overlay), make(overlay, b"other")
-    overlay.write(ino, 0, b"a" * PAGE)
-    arena, read = overlay._storage.arena, overlay._storage.arena.read
-    slots = []
+def test_an_operation_that_is_interrupted(
+    opened: Callable[..., OverlayFileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between journal and memory: nothing more is done until the overlay is opened again, and then it is there."""
+    overlay = opened()
 
-    def overtaken(slot: int, start: int, size: int) -> bytes:
-        slots.append(slot)
-        if len(slots) == 1:
-            overlay.write(ino, 0, b"b" * PAGE)
-            overlay.write(other, 0, b"c" * PAGE)
-            assert read(slot, 0, PAGE) == b"c" * PAGE
-        return read(slot, start, size)
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(arena, "read", overtaken)
-    assert bytes(overlay.read(ino, 0, PAGE)) == b"b" * PAGE
-    assert len(slots) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(overlay._state, "create", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make(overlay)
+    for attempt in (lambda: make(overlay, b"more"), overlay.sync):
+        with refused(errno.EIO):
+            attempt()
+    overlay.close()
+    overlay = opened()
+    assert overlay.attributes(find(overlay, "new")).nlink == 1
 
 
 def test_what_is_held_outlives_a_compaction(opened: Callable[..., OverlayFileSystem]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pagepool.errors import BusyError, StoreFormatError
 from pagepool.extents import EXTENT_SIZE
-from pagepool.pool import Pool, linux
+from pagepool.pool import Pool, linux, writing
 from tests.faults import cut_power, small_file_system
 from tests.pool.helpers import check_account, files_below, object_path, thing
 
@@ -146,6 +146,19 @@ def test_a_pool_that_is_not_durable_is_emptied(tmp_path: Path, reboot: Callable[
         check_account(place, pool.stats())
         put(pool, 1)
         assert readable(pool, 1)
+
+
+def test_a_pool_syncs_itself_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When so many bytes were published, by whoever publishes."""
+    monkeypatch.setattr(writing, "SYNC_BYTES", 10 * 4096)
+    place = tmp_path / "pool"
+    with Pool.open(place, budget=BUDGET, durable=True) as pool:
+        put(pool, *range(10))
+        assert "synced -1" in (place / "epoch").read_text()
+        put(pool, 10)
+        assert "synced 0" in (place / "epoch").read_text()
+        put(pool, *range(11, 22))
+        assert "synced 1" in (place / "epoch").read_text()
 
 
 def test_readers_wait_for_the_owner(tmp_path: Path, reboot: Callable[[], None]) -> None:

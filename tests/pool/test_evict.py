@@ -83,6 +83,42 @@ def test_the_queue_is_shared_and_survives(place: Path) -> None:
         check_account(pool.path, pool.stats())
 
 
+def test_a_lost_queue_is_made_again(place: Path) -> None:
+    """What it knew goes before what came since; what the log has lost is found by walking."""
+    with Pool.open(place, budget=BUDGET) as pool:
+        put(pool, *(thing(number) for number in range(70)))
+    (place / "queue").unlink()
+    os.truncate(place / "log", 0)
+    newer = [thing(number) for number in range(100, 105)]
+    with Pool.open(place, budget=BUDGET) as pool:
+        for digest in list(pool.digests())[:10]:
+            pool.remove(digest)
+        put(pool, *newer, thing(300, 20 * PAGE))
+        assert all(pool.get(one.digest) for one in newer)
+        check_account(pool.path, pool.stats())
+    os.truncate(place / "log", 0)
+    whole = thing(1, BUDGET)
+    with Pool.open(place, budget=BUDGET) as pool:
+        put(pool, *(thing(number) for number in range(200, 203)))
+        os.truncate(place / "log", 0)
+        put(pool, whole)
+        assert pool.stats().objects == 1
+
+
+def test_retired_bytes_make_room_when_they_are_let_go_of(place: Path) -> None:
+    """Without anyone asking for figures in between; nothing else has to go."""
+    with Pool.open(place, budget=BUDGET) as pool:
+        half, more, small = thing(1, BUDGET // 2), thing(2, BUDGET // 2), thing(3)
+        put(pool, small)
+        held = pool.put(half.digest, half.data) or pytest.fail("not kept")
+        pool.remove(half.digest)
+        assert held.read() == half.data
+        held.close()
+        put(pool, more)
+        assert pool.get(small.digest)
+        assert pool.stats().evictions == 0
+
+
 def test_what_is_held_stays(place: Path) -> None:
     """Held objects are passed over; when all is held nothing more is kept, until something is let go of."""
     with Pool.open(place, budget=16 * PAGE) as pool, Pool.open(place, budget=16 * PAGE) as other:
@@ -106,6 +142,33 @@ def test_what_is_held_stays(place: Path) -> None:
         assert all(bytes(view) == one.data for view, one in zip(views, things, strict=False))
         for file in files:
             file.close()
+
+
+def test_a_second_name_counts_as_use(place: Path) -> None:
+    """An object that is linked elsewhere would free nothing. Removed, it counts until the other name is gone."""
+    with Pool.open(place, budget=8 * PAGE) as pool:
+        things = [thing(number) for number in range(8)]
+        put(pool, *things)
+        other = place.with_name("linked")
+        os.link(object_path(place, things[0].digest), other)
+        put(pool, *(thing(number) for number in range(100, 120)))
+        assert pool.get(things[0].digest)
+        assert pool.get(things[1].digest) is None
+        pool.remove(things[0].digest)
+        assert pool.stats().retired_bytes == PAGE
+        other.unlink()
+        assert pool.stats().retired_bytes == 0
+        check_account(place, pool.stats())
+
+
+def test_use_that_the_pool_does_not_see_can_be_told(place: Path) -> None:
+    """What is said to be used stays, as if it had been got."""
+    with Pool.open(place, budget=BUDGET) as pool:
+        wanted = [thing(number) for number in range(20)]
+        put(pool, *wanted)
+        pool.note_use(one.digest for one in wanted)
+        put(pool, *(thing(number) for number in range(100, 400)))
+        assert all(pool.get(one.digest) for one in wanted)
 
 
 def test_too_large_for_the_budget(place: Path) -> None:

@@ -131,6 +131,26 @@ def check_no_way_to_write(descriptor: int, one: Thing) -> None:
     assert os.pread(descriptor, one.size, 0) == one.data
 
 
+def test_mounting_needs_root(memory_dir: Path) -> None:
+    """Others get an error, and nothing is left."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    os.chown(memory_dir, 65534, 65534)
+    child = os.fork()
+    if not child:
+        try:
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            with Pool.open(memory_dir / "pool", budget=1 << 20) as pool:
+                with pytest.raises(PermissionError):
+                    ReadOnlyMount(pool, memory_dir / "mounts")
+                assert list((memory_dir / "mounts").iterdir()) == []
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_what_a_killed_owner_left_is_unmounted(pool: Pool, mount_dir: Path) -> None:
     """By the next one to mount there; a mount whose owner lives stays."""
     program = (

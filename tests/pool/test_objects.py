@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pagepool.errors import CorruptError, DigestInvalidError, ObjectUnknownError, StoreFormatError
+from pagepool.errors import CorruptError, DigestInvalidError, InvalidError, ObjectUnknownError, StoreFormatError
 from pagepool.pool import Pool, ReadOnlyPool
 from tests.pool.helpers import PAGE, Thing, check_account, files_below, object_path, thing
 
@@ -194,6 +194,27 @@ def test_a_forked_child_uses_the_pool(pool: Pool) -> None:
     check_account(pool.path, pool.stats())
 
 
+def test_several_make_a_pool_at_once(place: Path) -> None:
+    """Processes that find no pool and begin to make it: one pool comes of it, and all use it."""
+    children = []
+    for number in range(4):
+        child = os.fork()
+        if not child:
+            try:
+                with Pool.open(place, budget=1 << 20) as pool:
+                    for one in (thing(number), thing(100)):
+                        with pool.put(one.digest, one.data) or pytest.fail("not kept"):
+                            pass
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    with Pool.open(place, budget=1 << 20) as pool:
+        assert pool.stats().objects == 5
+        check_account(place, pool.stats())
+
+
 def test_hits_and_misses_are_counted(pool: Pool) -> None:
     """For all processes together; those of others are seen when they have told them."""
     one = thing(1)
@@ -243,6 +264,36 @@ def test_another_format_is_refused(place: Path) -> None:
     with pytest.raises(StoreFormatError, match=r"letter\.txt"):
         Pool.open(foreign, budget=1 << 20)
     assert [path.name for path in foreign.iterdir()] == ["letter.txt"]
+    with pytest.raises(InvalidError, match="budget"):
+        Pool.open(place, budget=-1)
+
+
+def test_another_user_reads_and_nothing_else(memory_dir: Path) -> None:
+    """Objects are open to all; writing, and the rest of the directory, are not."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    one = thing(1)
+    memory_dir.chmod(0o755)
+    with Pool.open(memory_dir / "pool", budget=1 << 20) as pool:
+        with pool.put(one.digest, one.data) or pytest.fail("not kept"):
+            pass
+        child = os.fork()
+        if not child:
+            try:
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+                with Pool.attach(pool.path, pool.id) as reader, reader.get(one.digest) or pytest.fail("none") as file:
+                    assert bytes(file.view) == one.data
+                for name in ("lock", "state", "log", "partial", "tmp", "retired"):
+                    assert not os.access(pool.path / name, os.R_OK)
+                assert not os.access(object_path(pool.path, one.digest), os.W_OK)
+                assert not os.access(pool.path / "objects", os.W_OK)
+                with pytest.raises(PermissionError):
+                    Pool.open(pool.path, budget=1)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_readers_attach(pool: Pool) -> None:

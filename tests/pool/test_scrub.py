@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pagepool.errors import BusyError
-from pagepool.pool import Pool, Scrubber, linux, residency, verity
-from pagepool.pool.residency import resident
+from pagepool.pool import Pool, Scrubber, linux, residency, resident, verity
 from tests.faults import needs_mounts, small_file_system
 from tests.pool.helpers import PAGE, check_account, object_path, thing
 
@@ -138,7 +137,7 @@ def test_residency_by_either_call(pool: Pool, monkeypatch: pytest.MonkeyPatch) -
 def test_a_pool_says_what_protects_it(memory_dir: Path, tmp_path: Path) -> None:
     """In memory nothing has to; a plain file system has only the scrub."""
     with Pool.open(memory_dir / "pool", budget=1 << 20) as pool:
-        assert pool.protection == "memory"
+        assert pool.stats().protection == "memory"
     with small_file_system(tmp_path, 16 << 20) as target, Pool.open(target / "pool", budget=1 << 20) as pool:
         assert pool.protection == "scrub"
         one = thing(1)

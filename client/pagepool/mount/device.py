@@ -14,6 +14,7 @@ import shutil
 import socket
 import stat
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -105,6 +106,16 @@ def unmount_device(path: Path, *, detach: bool = False, abort: bool = False) -> 
             raise BusyError(f"{path} is in use")
         if not (abort and number in (errno.EINVAL, errno.ENOENT)):
             raise OSError(number, os.strerror(number), str(path))
+
+
+def flush_device(path: Path) -> None:
+    """Have the kernel hand over what programs wrote through mappings. Blocks; does nothing if that is impossible."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _libc.syncfs(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _mount_as_root(path: Path, options: MountOptions) -> int:

@@ -15,6 +15,7 @@ import atexit
 import logging
 import os
 import select
+import signal
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -22,17 +23,19 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import BusyError, NotFoundError, UnreachableError
 from pagepool.mount import records
-from pagepool.mount.device import MountOptions, is_root, mount_device, unmount_device
+from pagepool.mount.device import MountOptions, flush_device, is_root, mount_device, unmount_device
 from pagepool.mount.fuse.server import MAX_THREADS, FuseServer
 from pagepool.mount.mountinfo import FUSE_TYPE, is_dead, mounted_at, resolve
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from pagepool.mount.records import MountRecord
     from pagepool.vfs.interface import FileSystem
 
 _READY_TIMEOUT_S: Final = 30.0
 _END_TIMEOUT_S: Final = 60.0
+_DETACHED_TIMEOUT_S: Final = 2.0
 _READ_AHEAD_KIB: Final = 1024
 _HOLDERS_SHOWN: Final = 5
 
@@ -59,6 +62,8 @@ class Mount:
         self.server = server
         self._directory = directory
         self._lock = Lock()
+        point = mounted_at(path)
+        self._device = None if point is None else point.device
         atexit.register(self.close)
 
     def unmount(self) -> None:
@@ -68,31 +73,44 @@ class Mount:
             BusyError: it is in use; it stays mounted.
         """
         with self._lock:
-            if not self.server.ended:
+            if self._is_mounted():
                 _unmount(self.path)
-            self._end()
+            self._end(_END_TIMEOUT_S)
 
     def close(self) -> None:
         """Unmount in any case: whoever still uses it gets errors from now on. Does nothing if it is unmounted."""
         with self._lock:
-            if not self.server.ended:
+            timeout_s = _END_TIMEOUT_S
+            if self._is_mounted():
                 try:
-                    unmount_device(self.path)
+                    unmount_device(self.path, detach=self.server.ended)
                 except BusyError:
                     _log.warning("%s is in use, and taken away nevertheless", self.path)
-                    with suppress(OSError):
-                        unmount_device(self.path, detach=True, abort=True)
-                except OSError as error:
-                    _log.debug("%s is unmounted already: %s", self.path, error)
-            self._end()
+                    timeout_s = self._take_away()
+            self._end(timeout_s)
         atexit.unregister(self.close)
+
+    def _take_away(self) -> float:
+        """Unmount though it is in use. Returns how long it makes sense to wait for the end."""
+        with suppress(OSError):
+            flush_device(self.path)
+            unmount_device(self.path, detach=True, abort=True)
+        # A user cannot end what is under way: that ends when the last one lets go, or with this process.
+        return _END_TIMEOUT_S if is_root() else _DETACHED_TIMEOUT_S
+
+    def _is_mounted(self) -> bool:
+        """Whether it is this mount that is there: it may be gone, and another in its place with the same number."""
+        point = mounted_at(self.path)
+        if point is None or point.device != self._device:
+            return False
+        return not self.server.ended or is_dead(self.path)
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait until somebody has unmounted it. False if that took longer."""
         return self.server.join(timeout_s)
 
-    def _end(self) -> None:
-        if not self.server.join(_END_TIMEOUT_S):
+    def _end(self, timeout_s: float) -> None:
+        if not self.server.join(timeout_s):
             _log.warning("%s is unmounted, but requests are still being handled", self.path)
         records.remove_record(self._directory, self.path, os.getpid())
 
@@ -197,8 +215,12 @@ def unmount(path: str | os.PathLike[str], *, force: bool = False, directory: Pat
     if point is None or point.type != FUSE_TYPE:
         raise MountUnknownError(target)
     dead = is_dead(target)
-    if dead or force:
-        unmount_device(target, detach=True, abort=not dead and is_root())
+    if dead:
+        unmount_device(target, detach=True)
+    elif force:
+        flush_device(target)
+        unmount_device(target, detach=True, abort=True)
+        _end_server(record)
     else:
         _unmount(target)
     if record is None:
@@ -206,6 +228,13 @@ def unmount(path: str | os.PathLike[str], *, force: bool = False, directory: Pat
     if record.is_served and record.pid != os.getpid() and not _wait_end(record.pid, _END_TIMEOUT_S):
         raise BusyError(f"{target} is unmounted, but process {record.pid} has not let go of it")
     records.remove_record(directory, target, record.pid)
+
+
+def _end_server(record: MountRecord | None) -> None:
+    """Tell the process that serves a mount, which may still be in use, to end."""
+    if record is not None and record.is_served and record.pid != os.getpid():
+        with suppress(ProcessLookupError):
+            os.kill(record.pid, signal.SIGTERM)
 
 
 def _unmount(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A block is private (it has a slot), a hole (zeros, whatever the image has there), or neither: then it is the image's
 below `base_end`, and zeros from there on. An entry takes four bytes; chunks of entries exist only where something is
-private or a hole. Pure; not thread-safe.
+private or a hole, and are no longer than they must be (what is beyond their end is 0). Pure; not thread-safe.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ _MASK: Final = CHUNK - 1
 HOLE: Final = 0xFFFFFFFF
 """The entry of a hole. That of a private block is its slot plus one, that of any other 0."""
 MAX_SLOTS: Final = HOLE - 1
-_NOTHING: Final = bytes(4 * CHUNK)
 
 
 class BlockMap:
@@ -50,8 +49,8 @@ class BlockMap:
 
     def get(self, block: int) -> int:
         """The entry of a block."""
-        chunk = self.chunks.get(block >> CHUNK_BITS)
-        return chunk[block & _MASK] if chunk is not None else 0
+        chunk, at = self.chunks.get(block >> CHUNK_BITS), block & _MASK
+        return chunk[at] if chunk is not None and at < len(chunk) else 0
 
     def put(self, first: int, slot: int, count: int) -> list[Run]:
         """Make blocks private.
@@ -117,9 +116,13 @@ class BlockMap:
                 continue
             if block < start:
                 yield block, start - block, 0
-            for at, count, value in _runs(chunk[start & _MASK : (stop - 1 & _MASK) + 1]):
-                yield start + at, count, value
-            block = stop
+            block = start
+            for _, count, value in _runs(chunk[start & _MASK : (stop - 1 & _MASK) + 1]):
+                yield block, count, value
+                block += count
+            if block < stop:
+                yield block, stop - block, 0
+                block = stop
         if block < end:
             yield block, end - block, 0
 
@@ -135,17 +138,20 @@ class BlockMap:
         self.private = self.shadowed = 0
         limit = self.base_blocks
         for number, chunk in self.chunks.items():
-            self.private += CHUNK - chunk.count(0) - chunk.count(HOLE)
+            self.private += len(chunk) - chunk.count(0) - chunk.count(HOLE)
             below = chunk[: max(0, min(CHUNK, limit - (number << CHUNK_BITS)))]
             self.shadowed += len(below) - below.count(0)
 
     def _part(self, block: int, end: int) -> tuple[array[int], int, int]:
         """The chunk of a block, made if need be, the place in it, and how many of the blocks up to `end` it holds."""
         number, at = block >> CHUNK_BITS, block & _MASK
+        size = min(end - block, CHUNK - at)
         chunk = self.chunks.get(number)
         if chunk is None:
-            chunk = self.chunks[number] = array("I", _NOTHING)
-        return chunk, at, min(end - block, CHUNK - at)
+            chunk = self.chunks[number] = array("I", bytes(4 * (at + size)))
+        elif len(chunk) < at + size:
+            chunk.frombytes(bytes(4 * (min(CHUNK, max(at + size, 2 * len(chunk))) - len(chunk))))
+        return chunk, at, size
 
     def _replace(self, chunk: array[int], at: int, size: int, block: int, freed: list[Run]) -> None:
         """Note that entries get others instead, none of them 0."""
@@ -175,10 +181,12 @@ class BlockMap:
             if chunk is None:
                 continue
             start, stop = max(first, number << CHUNK_BITS) & _MASK, (min(end, number + 1 << CHUNK_BITS) - 1 & _MASK) + 1
-            self.private -= _collect(chunk[start:stop], freed)
-            chunk[start:stop] = array("I", bytes(4 * (stop - start)))
-            if chunk.count(0) == CHUNK:
-                del self.chunks[number]
+            stop = min(stop, len(chunk))
+            if start < stop:
+                self.private -= _collect(chunk[start:stop], freed)
+                chunk[start:stop] = array("I", bytes(4 * (stop - start)))
+                if chunk.count(0) == len(chunk):
+                    del self.chunks[number]
 
 
 def _runs(values: array[int]) -> Iterator[tuple[int, int, int]]:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pagepool.overlay.node import Node
     from pagepool.overlay.slots import Run
 
-MAX_SIZE: Final = (1 << 63) - PAGE_SIZE
 _BITS: Final = PAGE_SIZE.bit_length() - 1
 _MASK: Final = PAGE_SIZE - 1
 

@@ -15,10 +15,9 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final
 
-from pagepool.image.member import MAX_PATH, Kind
+from pagepool.image.member import MAX_NAME, Kind
 from pagepool.overlay.changes import ChangeView
 from pagepool.overlay.content import (
-    MAX_SIZE,
     NO_BLOCKS,
     Change,
     Fetched,
@@ -27,7 +26,8 @@ from pagepool.overlay.content import (
     write_blocks,
     zero_blocks,
 )
-from pagepool.overlay.reading import MAX_NAME, OverlayReader, check_regular
+from pagepool.overlay.limits import MAX_LINKS, MAX_XATTR_VALUE, check_end, check_name, check_target, check_xattr
+from pagepool.overlay.reading import OverlayReader, check_regular
 from pagepool.overlay.records import (
     HELD,
     KILL,
@@ -63,11 +63,6 @@ if TYPE_CHECKING:
     from pagepool.overlay.storage import Storage
     from pagepool.vfs.interface import FileSystem
 
-MAX_LINKS: Final = 65000
-MAX_XATTR_VALUE: Final = 65536
-# listxattr(2) has no room for more names; the other limit keeps an inode's attributes in one record.
-MAX_XATTR_NAMES: Final = 65536
-MAX_XATTR_BYTES: Final = 1 << 20
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2 | _KEEP_SIZE
 _ZERO_RANGE: Final = 16
@@ -127,7 +122,7 @@ class OverlayFileSystem(OverlayReader):
         device: tuple[int, int] = (0, 0),
     ) -> int:
         """See `WritableFileSystem`."""
-        target = _check_target(target) if kind is Kind.SYMLINK else b""
+        target = check_target(target) if kind is Kind.SYMLINK else b""
         device = device if kind in (Kind.CHAR, Kind.BLOCK) else (0, 0)
         if kind is Kind.HARDLINK:
             fail(errno.EINVAL, name)
@@ -178,7 +173,7 @@ class OverlayFileSystem(OverlayReader):
             state = self._state
             old, new = self._directory(parent), self._directory(new_parent)
             ino = self._entry(old, name)
-            _check_name(new_name)
+            check_name(new_name)
             other = state.child(new, new_name)
             if other and flags == RENAME_NOREPLACE:
                 fail(errno.EEXIST, new_name)
@@ -207,10 +202,7 @@ class OverlayFileSystem(OverlayReader):
             blocks = NO_BLOCKS
             if size is not None:
                 check_regular(node)
-                if size < 0:
-                    fail(errno.EINVAL, ino)
-                if size > MAX_SIZE:
-                    fail(errno.EFBIG, ino)
+                check_end(ino, 0, size)
             setting = Setting(None if mode is None else mode & 0o7777, uid, gid, size, atime_ns, mtime_ns)
             try:
                 encode_set(0, ino, setting, flags, (), ())
@@ -232,14 +224,7 @@ class OverlayFileSystem(OverlayReader):
             fail(errno.EINVAL, name)
         with self._lock:
             old = self._state.xattrs(self._state.node(ino))
-            if flags == XATTR_CREATE and name in old:
-                fail(errno.EEXIST, name)
-            if flags == XATTR_REPLACE and name not in old:
-                fail(errno.ENODATA, name)
-            others = [(key, text) for key, text in old.items() if key != name]
-            names = len(name) + 1 + sum(len(key) + 1 for key, _ in others)
-            if names > MAX_XATTR_NAMES or names + len(value) + sum(len(text) for _, text in others) > MAX_XATTR_BYTES:
-                fail(errno.ENOSPC, name)
+            check_xattr(old, name, value, flags)
             arguments = (self._clock(), ino, name, bytes(value))
             self._storage.commit(encode_xattr(*arguments), self._state.xattr, arguments)
         self._tend()
@@ -260,11 +245,7 @@ class OverlayFileSystem(OverlayReader):
         view = memoryview(data)
         if view.format != "B" or view.ndim != 1:
             view = view.cast("B")
-        if offset < 0:
-            fail(errno.EINVAL, ino)
-        end = offset + len(view)
-        if end > MAX_SIZE:
-            fail(errno.EFBIG, ino)
+        end = check_end(ino, offset, len(view))
 
         def change(node: Node, fetched: Fetched) -> None:
             if offset == end:
@@ -280,11 +261,7 @@ class OverlayFileSystem(OverlayReader):
         """See `WritableFileSystem`. Nothing is reserved: a later write may still find the disk full."""
         if mode not in (0, _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE, _ZERO_RANGE | _KEEP_SIZE):
             fail(errno.EOPNOTSUPP, ino)
-        if offset < 0 or size <= 0:
-            fail(errno.EINVAL, ino)
-        end = offset + size
-        if end > MAX_SIZE:
-            fail(errno.EFBIG, ino)
+        end = check_end(ino, offset, size) if size else fail(errno.EINVAL, ino)
 
         def change(node: Node, fetched: Fetched) -> None:
             new_size = node.size if mode & _KEEP_SIZE else max(node.size, end)
@@ -326,7 +303,7 @@ class OverlayFileSystem(OverlayReader):
     def _new_entry(self, parent: int, name: bytes) -> Node:
         """The directory that is to have a further entry."""
         directory = self._directory(parent)
-        _check_name(name)
+        check_name(name)
         if not directory.nlink:
             fail(errno.ENOENT, name)
         if self._state.child(directory, name):
@@ -396,16 +373,3 @@ class OverlayFileSystem(OverlayReader):
     def _commit_content(self, node: Node, size: int, flags: int, dropped: tuple[int, int], blocks: Change) -> None:
         arguments = (self._clock(), node.ino, size, flags, dropped, blocks.pieces, blocks.crcs)
         self._storage.commit_blocks(blocks.runs, encode_content(*arguments), self._state.content, arguments)
-
-
-def _check_name(name: bytes) -> None:
-    if len(name) > MAX_NAME:
-        fail(errno.ENAMETOOLONG, name)
-    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
-        fail(errno.EINVAL, name)
-
-
-def _check_target(target: bytes) -> bytes:
-    if not target:
-        fail(errno.ENOENT)
-    return target if len(target) <= MAX_PATH else fail(errno.ENAMETOOLONG)

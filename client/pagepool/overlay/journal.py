@@ -104,6 +104,8 @@ class Journal:
         self.path = path
         self.header = header
         self.position = position
+        self.torn = False
+        """Whether a part of a record may stand at the end, which could not be cut off."""
         self._seed = header.nonce
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
@@ -120,13 +122,15 @@ class Journal:
             while done < len(data):
                 done += os.pwrite(self._fd, data[done:], at + done)
         except BaseException:
+            self.torn = True
             self.cut(at)
+            self.torn = False
             raise
         self.position = at + len(data)
 
     def append_sync(self, durable: int) -> None:
         """Note that everything before a position is on disk."""
-        self.append(encode_sync(self.position, durable))
+        self.append(encode_sync(durable))
 
     def cut(self, position: int) -> None:
         """Make the file end at a position."""
@@ -166,7 +170,7 @@ def write_journal(path: Path, header: Header, bodies: Iterable[bytes]) -> Journa
             for body in bodies:
                 file.write(frame(body, at, header.nonce))
                 at += _BODY_AT + len(body)
-            file.write(frame(encode_sync(at, at), at, header.nonce))
+            file.write(frame(encode_sync(at), at, header.nonce))
             at = file.tell()
             file.flush()
             os.fsync(file.fileno())
@@ -276,12 +280,12 @@ def _check(data: memoryview, at: int, nonce: int) -> tuple[int, bool]:
 
 
 def _covered(body: memoryview, at: int) -> int:
-    """The end of what a sync at a place says is durable; 0 if it is not one of that place."""
+    """The end of what a sync at a place says is durable; 0 if it is none."""
     try:
-        own, durable = read_sync(body)
+        durable = read_sync(body)
     except ValueError:
         return 0
-    return durable if own == at and durable <= at else 0
+    return durable if durable <= at else 0
 
 
 def _durable_after(data: memoryview, start: int, nonce: int) -> int:

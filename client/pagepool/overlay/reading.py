@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import CorruptError
-from pagepool.image.member import Kind
+from pagepool.image.member import MAX_NAME, Kind
 from pagepool.overlay.blockmap import HOLE
 from pagepool.overlay.records import encode_forget
 from pagepool.vfs.interface import PAGE_SIZE, Attributes, Entry, Usage, fail
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from pagepool.overlay.storage import Storage
     from pagepool.vfs.interface import FileSystem
 
-MAX_NAME: Final = 255
 _TRIES: Final = 3
 
 

@@ -51,7 +51,7 @@ HELD: Final = 1
 """Flag: what loses its last name is held, and stays until FORGET."""
 
 _OPEN = struct.Struct("<B16sq")
-_SYNC = struct.Struct("<B8sQQ")
+_SYNC = struct.Struct("<B8sQ")
 _CREATE = struct.Struct("<BqQQBHIIIIHH")
 _LINK = struct.Struct("<BqQQ")
 _REMOVE = struct.Struct("<BqQB")
@@ -102,9 +102,9 @@ def encode_open(boot: bytes, time_ns: int) -> bytes:
     return _OPEN.pack(Code.OPEN, boot, time_ns)
 
 
-def encode_sync(own: int, durable: int) -> bytes:
-    """All records before `durable`, and their blocks, are on disk; this record begins at `own`."""
-    return _SYNC.pack(Code.SYNC, SYNC_MARK, own, durable)
+def encode_sync(durable: int) -> bytes:
+    """All records before a place in the journal, and their blocks, are on disk."""
+    return _SYNC.pack(Code.SYNC, SYNC_MARK, durable)
 
 
 def encode_create(
@@ -242,12 +242,12 @@ def decode(body: memoryview) -> Decoded:
     return decoder(body)
 
 
-def read_sync(body: memoryview) -> tuple[int, int]:
-    """Where a SYNC record says it begins, and the end of what it says is durable. ValueError if it is none."""
+def read_sync(body: memoryview) -> int:
+    """The end of what a SYNC record says is durable. ValueError if it is none."""
     if len(body) != _SYNC.size or bytes(body[1 : 1 + len(SYNC_MARK)]) != SYNC_MARK:
         raise ValueError("it is no sync")
-    own, durable = _SYNC.unpack(body)[2:]
-    return own, durable
+    durable: int = _SYNC.unpack(body)[2]
+    return durable
 
 
 def read_boot(body: memoryview) -> bytes:
@@ -273,7 +273,7 @@ def _open(body: memoryview) -> Decoded:
 
 
 def _sync(body: memoryview) -> Decoded:
-    return "sync", read_sync(body)
+    return "sync", (read_sync(body),)
 
 
 def _create(body: memoryview) -> Decoded:

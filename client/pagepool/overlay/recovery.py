@@ -95,7 +95,7 @@ def _apply(record: Record, state: State, path: Path) -> tuple[Sequence[Piece], S
     try:
         name, arguments = decode(record.body)
         getattr(state, name)(*arguments)
-    except (LookupError, ValueError, OSError, AttributeError, TypeError, struct.error) as error:
+    except (LookupError, ArithmeticError, ValueError, OSError, AttributeError, TypeError, struct.error) as error:
         reason = f"the record at offset {record.start} cannot be right ({error})"
         raise CorruptError("overlay journal", str(path), reason) from error
     return arguments[-2:] if name in ("set", "content") else ((), ())

@@ -103,7 +103,7 @@ class State:
         for ino in list(self.orphans):
             self.forget(ino)
 
-    def sync(self, own: int, durable: int) -> None:
+    def sync(self, durable: int) -> None:
         """Nothing changes."""
 
     def create(

@@ -100,8 +100,7 @@ class Storage:
         Raises:
             OSError: it cannot be appended; nothing has changed.
         """
-        if self._broken or self._failed:
-            self._refuse()
+        self._check()
         self._broken = True  # and stays it if this is interrupted between the two
         try:
             self.journal.append(body)
@@ -142,8 +141,7 @@ class Storage:
         """
         with self._sync_lock:
             with self.lock:
-                if self._broken or self._failed:
-                    self._refuse()
+                self._check()
                 position = self.journal.position
                 if position == self._clean:
                     return
@@ -169,8 +167,7 @@ class Storage:
             OSError: it cannot be written; the old one goes on.
         """
         with self._sync_lock, self.lock:
-            if self._broken or self._failed:
-                self._refuse()
+            self._check()
             self.compact_at = 2 * self.journal.position  # if it fails, not at once again
             old = self.journal
             header = Header.new(old.header.tree, old.header.base_inodes, old.header.info)
@@ -194,7 +191,7 @@ class Storage:
     def close(self) -> None:
         """Sync, and let go of the files and the lock."""
         try:
-            if not (self._broken or self._failed):
+            if not (self._broken or self._failed or self.journal.torn):
                 self.sync()
         finally:
             with self.lock:
@@ -205,10 +202,14 @@ class Storage:
                 if descriptor >= 0:
                     os.close(descriptor)
 
-    def _refuse(self) -> None:
+    def _check(self) -> None:
+        """Refuse to go on where memory may not be what is on disk: EIO, or EBADF after `close`."""
         if self._descriptor < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(self.directory))
-        raise OSError(errno.EIO, f"{os.strerror(errno.EIO)}: the overlay has to be opened again", str(self.directory))
+        if self._broken or self._failed or self.journal.torn:
+            raise OSError(
+                errno.EIO, f"{os.strerror(errno.EIO)}: the overlay has to be opened again", str(self.directory)
+            )
 
 
 def open_storage(

@@ -15,6 +15,7 @@ from pagepool.pool.partial import Partial
 from pagepool.pool.pool import Pool
 from pagepool.pool.reader import ReadOnlyPool
 from pagepool.pool.readonly import ReadOnlyMount
+from pagepool.pool.residency import resident
 from pagepool.pool.scrub import Damage, Scrubber, ScrubReport
 from pagepool.pool.stats import PoolStats
 
@@ -30,5 +31,6 @@ __all__ = [
     "ScrubReport",
     "Scrubber",
     "receive_objects",
+    "resident",
     "send_objects",
 ]

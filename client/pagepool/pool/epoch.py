@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -149,9 +148,6 @@ def sync(path: Path, ledger: Ledger, *, wait: bool = True) -> bool:
 
 
 def _empty(path: Path) -> None:
-    for name in (PARTIAL, RETIRED, TEMPORARY):
-        for found in (path / name).iterdir():
+    for directory in (path / PARTIAL, path / RETIRED, path / TEMPORARY, *(path / OBJECTS).iterdir()):
+        for found in directory.iterdir():
             found.unlink()
-    for directory in (path / OBJECTS).iterdir():
-        shutil.rmtree(directory)
-        directory.mkdir(mode=0o755)

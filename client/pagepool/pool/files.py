@@ -5,7 +5,11 @@ held. The lock belongs to the open file, so it lasts until the descriptor *and* 
 lock that cannot be had at once, because an evictor or a hostile reader has the file locked, is done without: it serves
 the accounts only, the bytes are safe without it, since what is unlinked lives on while it is open or mapped.
 
-One descriptor for each open object: the mapping keeps a duplicate, and the first one is closed when it is made.
+One descriptor for each open object: the mapping keeps a duplicate, and the first one is closed when it is made. (It is
+opened again for those who ask for `fd` after that.)
+
+Reading a mapping that the disk cannot read ends the process (SIGBUS); `PoolFile.read` before the first `view` raises an
+OSError instead.
 """
 
 from __future__ import annotations
@@ -45,12 +49,16 @@ def hold(descriptor: int) -> bool:
 
 
 def is_held(descriptor: int) -> bool:
-    """Whether anybody else has an open file in use. If not, it stays locked against new holders until it is closed."""
+    """Whether anybody else has an open file in use, or it has another name outside of the pool.
+
+    If not, it stays locked against new holders until it is closed. Whoever links an object elsewhere must hold it
+    meanwhile.
+    """
     try:
         fcntl.flock(descriptor, _EXCLUSIVE)
     except BlockingIOError:
         return True
-    return False
+    return os.fstat(descriptor).st_nlink > 1
 
 
 def map_file(descriptor: int, size: int) -> memoryview:

@@ -95,9 +95,11 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Our own errors are raised between changes. Any other may have come between two counters: they are made anew.
-        if kind is None or issubclass(kind, PagepoolError):
-            self.cells[BUSY] = 0
-        self._release()
+        try:
+            if kind is None or issubclass(kind, PagepoolError):
+                self.cells[BUSY] = 0
+        finally:
+            self._release()
 
     def attempt(self, action: Callable[[memoryview[int]], None]) -> bool:
         """Do something with the lock held, if nobody else has it just now.

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import struct
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from pagepool.pool.layout import LOG
+from pagepool.pool.linux import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,9 +56,12 @@ class Log:
 
     def _write(self, records: bytes) -> None:
         # On a full disk records are lost, whole ones.
-        with suppress(OSError):
+        try:
             if os.write(self._descriptor, records) < len(records):
                 os.ftruncate(self._descriptor, self.size // RECORD.size * RECORD.size)
+        except OSError as error:
+            if not is_full(error):
+                raise
 
     def clear(self) -> None:
         """Empty it."""

@@ -5,8 +5,12 @@ name before it is written; filling is idempotent, so two fillers of the same one
 last one has come the whole object is hashed, since a tree could lie about which extents make an object: it gets its
 name among the whole ones only if it deserves it. Otherwise the partial goes, and everyone who has it open is told.
 
-The file is held (`pagepool.pool.files`) while it is open here or views of it exist. A filler that dies leaves what it
-had written, for the next one; a partial that nobody has open can be evicted like a whole object.
+The file is held (`pagepool.pool.files`) while it is open here or views of it exist: three descriptors, of which closing
+gives back two, and the last view the third. A filler that dies leaves what it had written, for the next one; a partial
+that nobody has open can be evicted like a whole object.
+
+Two fillers may write the same extent, and the slower one when the object has its name already: the same bytes over the
+same bytes. That only spoils the object's stamp (`pagepool.pool.epoch`), so it is hashed once more.
 """
 
 from __future__ import annotations

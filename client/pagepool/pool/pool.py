@@ -24,7 +24,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from pagepool.digest import blake3_raw
-from pagepool.errors import CorruptError
+from pagepool.errors import CorruptError, InvalidError
 from pagepool.pool import epoch
 from pagepool.pool import ledger as cell
 from pagepool.pool.evict import Evictor
@@ -93,9 +93,12 @@ class Pool:
             durable: of a new pool, whether it outlives a boot; None: unless it is on tmpfs or ramfs.
 
         Raises:
+            InvalidError: a budget below 0.
             StoreFormatError: the directory is something else, or a pool of another version.
             OSError: it cannot be made or read.
         """
+        if budget < 0:
+            raise InvalidError(budget, "a budget is not below 0")
         found = open_format(path, durable)
         return cls(path, identity=found.id, durable=found.durable, budget=budget)
 
@@ -204,15 +207,15 @@ class Pool:
         """Count.
 
         Args:
-            inspect: also what is held and what is in memory, which opens every object: a few microseconds each.
+            inspect: also what is held and what is in memory, which opens every object: about ten microseconds each.
         """
         with self._ledger as cells:
             self._flush(cells)
             self._evictor.sweep()
             counted = tuple(cells[: cell.UNSYNCED + 1])
         if not inspect:
-            return make_stats(counted, None, None)
-        return make_stats(counted, *inspect_objects(self._objects, self.digests()))
+            return make_stats(counted, self.protection, None, None)
+        return make_stats(counted, self.protection, *inspect_objects(self._objects, self.digests()))
 
     def close(self) -> None:
         """Let go of the pool. Nothing is waited for: what is not synced is hashed once more after the next boot."""

@@ -141,7 +141,8 @@ def _remove(target: Path) -> None:
         # Detached: whoever still has descriptors through it keeps the mount, and nobody else sees it.
         call("umount2", os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):  # not mounted yet, or any more
+        # Not mounted yet, or any more; EPERM: it never was, by one who may not.
+        if error.errno not in (errno.EINVAL, errno.ENOENT, errno.EPERM):
             raise
     with suppress(FileNotFoundError):
         target.rmdir()

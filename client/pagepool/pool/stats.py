@@ -33,6 +33,7 @@ class PoolStats:
         misses: those that did not.
         evictions: objects and partials that had to go, since the machine booted.
         evicted_bytes: what they took.
+        protection: what keeps objects from being read when they are wrong at rest: see `pagepool.pool.verity`.
         held_bytes: that whole objects take which somebody has open, and of retired ones; None if not looked at.
         resident_bytes: of whole objects in memory; None if not looked at.
     """
@@ -50,11 +51,12 @@ class PoolStats:
     misses: int
     evictions: int
     evicted_bytes: int
+    protection: str
     held_bytes: int | None = None
     resident_bytes: int | None = None
 
 
-def make_stats(cells: Sequence[int], held: int | None, in_memory: int | None) -> PoolStats:
+def make_stats(cells: Sequence[int], protection: str, held: int | None, in_memory: int | None) -> PoolStats:
     """A pool's figures out of its counters."""
     return PoolStats(
         objects=cells[cell.OBJECTS],
@@ -70,6 +72,7 @@ def make_stats(cells: Sequence[int], held: int | None, in_memory: int | None) ->
         misses=cells[cell.MISSES],
         evictions=cells[cell.EVICTIONS],
         evicted_bytes=cells[cell.EVICTED_BYTES],
+        protection=protection,
         held_bytes=None if held is None else held + cells[cell.RETIRED_BYTES],
         resident_bytes=in_memory,
     )

@@ -77,6 +77,17 @@ def measure_reads(host: str, port: int, pid: int, requests: list[bytes], seconds
         return Rate(count, time.monotonic() - begun, cpu_seconds(pid) - cpu)
 
 
+def warm(host: str, port: int, requests: list[bytes]) -> None:
+    """Send each request once: what is not in the server's pool is by then, and answered like everything else.
+
+    Raises:
+        UnreachableError, ResponseError: as `measure_reads`.
+    """
+    with _connections(host, port) as opened:
+        for request in requests:
+            _first_answer(opened[0], request)
+
+
 def page_request(path: str, offset: int | None = None) -> bytes:
     """A request for a page of what a path names; for all of it without an offset."""
     wanted = "" if offset is None else f"Range: bytes={offset}-{offset + PAGE - 1}\r\n"

@@ -14,10 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pagepool.extents import EXTENT_SIZE
+from pagepool.errors import UnsupportedError
 from pagepool.library import Client
 from pagepool_service.bench import clients, localreads, streams
-from pagepool_service.bench.pagereads import PAGE, Rate, bare_server, measure_reads, page_request
+from pagepool_service.bench.fusereads import measure_mount
+from pagepool_service.bench.pagereads import Rate, bare_server, measure_reads, page_request, warm
 from pagepool_service.bench.servers import PAGEPOOL, PEER, Launcher, Server
 from pagepool_service.bench.transfer import Transfer
 from pagepool_service.bench.usage import process_tree
@@ -107,7 +108,7 @@ def measure(plan: ReadPlan) -> list[Figure]:
             url = f"http://{server.host}:{server.port}"
             with Client(url, directory=work / "client", shared=False) as client:
                 tree, release = client.image(f"{plan.images[0].name}:{TAG}").open_tree()
-                for part in (_local, _over_http, _streams, _cold, _memory):
+                for part in (_local, _over_http, _streams, _cold, _fuse, _memory):
                     figures += part(plan, server, client, tree.tree, work)
                     plan.say(f"{part.__name__.strip('_').replace('_', ' ')}: done")
                 tree.close()
@@ -136,12 +137,14 @@ def _local(plan: ReadPlan, _server: Server, client: Client, _tree: TreeFile, wor
 
 
 def _over_http(plan: ReadPlan, server: Server, _client: Client, tree: TreeFile, _work: Path) -> Iterator[Figure]:
-    """Objects of about a page, and pages of larger ones, on one worker."""
+    """Pages of many objects, on one worker."""
     worker = _worker(server.pid)
     prefix = f"/v1/{plan.images[0].name}/trees/blake3:{tree.digest.hex()}/objects/"
     infos = [tree.object(index) for index in range(tree.object_count)]
-    small = [info for info in infos if info.size >= PAGE and info.size < EXTENT_SIZE][:_MOST_PATHS]
+    # All answers have to be equally long, and the object's size is in a header.
+    small = [info for info in infos if 10_000 <= info.size < 100_000][:_MOST_PATHS]
     requests = [page_request(f"{prefix}{info.digest.hex()}", 0) for info in small]
+    warm(server.host, server.port, requests)
     with bare_server() as (host, port, pid):
         bare = measure_reads(host, port, pid, [page_request("/")], _SECONDS)
         pages = measure_reads(server.host, server.port, worker, requests, _SECONDS)
@@ -181,6 +184,21 @@ def _cold(plan: ReadPlan, server: Server, _client: Client, tree: TreeFile, work:
     unpacked = tree.object_bytes / _unpack_s(plan.images[0], work / "unpacked") / MB
     against = "tar xzf of its layers, no network"
     yield Figure("cold read of a whole image over HTTP, plain MB/s", ours, unpacked, against)
+
+
+def _fuse(plan: ReadPlan, _server: Server, _client: Client, _tree: TreeFile, work: Path) -> Iterator[Figure]:
+    directory = work / "fuse"
+    directory.mkdir()
+    try:
+        found = measure_mount(directory)
+    except (UnsupportedError, OSError) as error:
+        plan.say(f"no figures of a FUSE mount: {error}")
+        return
+    for pair in found.pairs:
+        hot = pair.name.startswith("hot")
+        against = "a plain directory"
+        # As a rate: within 1.2 of the time is at least 1 / 1.2 of the speed.
+        yield Figure(f"FUSE, {pair.name}", pair.mount, pair.plain, against, round(1 / 1.2, 3) if hot else None)
 
 
 def _memory(plan: ReadPlan, server: Server, _client: Client, _tree: TreeFile, work: Path) -> Iterator[Figure]:

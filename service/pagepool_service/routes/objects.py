@@ -306,6 +306,7 @@ async def _send(service: Context, subject: Subject, plan: Answer) -> Response:
     elif plan.status == 206:
         ((start, end),) = plan.parts
         headers["content-range"] = f"bytes {start}-{end - 1}/{info.size}"
+        del headers["accept-ranges"]  # an answer that is a range says so; `ObjectFront` sends the same headers
     reader, first = await open_pieces(service.threads, _pieces, service.cache, info, plan)
     return PieceResponse(
         service.threads,

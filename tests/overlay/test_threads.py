@@ -1,0 +1,136 @@
+"""Several threads in one overlay."""
+
+from __future__ import annotations
+
+import random
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pagepool.image import Kind
+from tests.overlay.harness import PAGE
+from tests.overlay.test_operations import make
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from pagepool.overlay import OverlayFileSystem
+
+
+class Worker:
+    """Changes files in a directory of its own, and knows what must be in them."""
+
+    def __init__(self, overlay: OverlayFileSystem, number: int) -> None:
+        self.directory = make(overlay, b"dir%d" % number, Kind.DIRECTORY)
+        self.files: dict[bytes, bytes] = {}
+        self._overlay = overlay
+        self._source = random.Random(number)
+
+    def work(self) -> None:
+        """Make, write and remove files."""
+        for step in range(400):
+            name = b"%d" % self._source.randrange(20)
+            if name in self.files and step % 3 == 0:
+                self._overlay.unlink(self.directory, name)
+                del self.files[name]
+                continue
+            if name not in self.files:
+                make(self._overlay, name, parent=self.directory)
+                self.files[name] = b""
+            data = self._source.randbytes(self._source.randrange(3 * PAGE))
+            self._overlay.write(self._overlay.lookup(self.directory, name), 0, data)
+            self.files[name] = data + self.files[name][len(data) :]
+
+    def check(self, overlay: OverlayFileSystem) -> None:
+        """All of it is there."""
+        entries = overlay.entries(self.directory)
+        assert {entry.name: bytes(overlay.read(entry.ino, 0, 4 * PAGE)) for entry in entries} == self.files
+
+
+def run(*functions: Callable[[], None]) -> None:
+    """Run functions in threads; what any of them raises is raised."""
+    failures: list[BaseException] = []
+
+    def guarded(function: Callable[[], None]) -> None:
+        try:
+            function()
+        except BaseException as error:  # noqa: BLE001 (raised below)
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def test_threads_that_change_and_sync(opened: Callable[..., OverlayFileSystem]) -> None:
+    """Beside one that syncs and compacts all the time."""
+    overlay = opened()
+    workers = [Worker(overlay, number) for number in range(3)]
+    ended: list[Worker] = []
+
+    def work(worker: Worker) -> None:
+        try:
+            worker.work()
+        finally:
+            ended.append(worker)
+
+    def tend() -> None:
+        while len(ended) < len(workers):
+            overlay.sync()
+            overlay._storage.compact()
+
+    run(*(partial(work, worker) for worker in workers), tend)
+    for worker in workers:
+        worker.check(overlay)
+    overlay.close()
+    overlay = opened()
+    for worker in workers:
+        worker.check(overlay)
+
+
+def test_a_read_that_is_overtaken(overlay: OverlayFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the table and the read, the block is written anew, and its old slot is another file's."""
+    ino, other = make(overlay), make(overlay, b"other")
+    overlay.write(ino, 0, b"a" * PAGE)
+    arena, read = overlay._storage.arena, overlay._storage.arena.read
+    slots = []
+
+    def overtaken(slot: int, start: int, size: int) -> bytes:
+        slots.append(slot)
+        if len(slots) == 1:
+            overlay.write(ino, 0, b"b" * PAGE)
+            overlay.write(other, 0, b"c" * PAGE)
+            assert read(slot, 0, PAGE) == b"c" * PAGE
+        return read(slot, start, size)
+
+    monkeypatch.setattr(arena, "read", overtaken)
+    assert bytes(overlay.read(ino, 0, PAGE)) == b"b" * PAGE
+    assert len(slots) == 2
+
+
+def test_a_reader_sees_whole_blocks(overlay: OverlayFileSystem) -> None:
+    """Blocks that are written over, and whose slots are used again at once, while others read without the lock."""
+    ino, other = make(overlay), make(overlay, b"other")
+    overlay.write(ino, 0, bytes(2 * PAGE))
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            data = bytes(overlay.read(ino, 0, 2 * PAGE))
+            assert data == data[:1] * 2 * PAGE
+
+    def write() -> None:
+        try:
+            for number in range(3000):
+                overlay.write(ino, 0, bytes([number % 255]) * 2 * PAGE)
+                overlay.write(other, 0, b"\xff" * PAGE + b"\xfe" * PAGE)
+        finally:
+            done.set()
+
+    run(read, read, write)
