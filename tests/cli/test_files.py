@@ -199,6 +199,10 @@ def test_cp_of_directories(run: Run, image: str, tmp_path: Path) -> None:
     _ok(run("cp", "-r", f"{image}:/etc", tmp_path))
     assert sorted(path.name for path in (tmp_path / "etc").iterdir()) == ["passwd", "shadow", "tool"]
     assert str((tmp_path / "etc" / "tool").readlink()) == "/usr/bin/tool"
+    _ok(run("cp", "-r", f"{image}:/etc/.", tmp_path / "etc2"))
+    _ok(run("cp", "-r", f"{image}:/usr/bin/.", tmp_path / "etc2"))
+    assert len(list((tmp_path / "etc2").iterdir())) == 5
+    assert (tmp_path / "etc2" / "tool").read_bytes() == BIG  # the symlink of that name was replaced
     (tmp_path / "all").mkdir()
     result = run("cp", "-rp", "--json", f"{image}:/", tmp_path / "all")
     assert result.json == {"destination": str(tmp_path / "all"), "files": 7, "size": len(BIG) + 15, "skipped": 1}

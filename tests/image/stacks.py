@@ -113,6 +113,10 @@ STACKS: dict[str, list[bytes]] = {
         )
     ],
     "long names": [layer(make_extension(b"L", b"n" * 255 + b"/" + b"m" * 255), file(b"n", b"1"))],
+    "whiteout of the longest name": [
+        layer(make_extension(b"L", b"n" * 255), file(b"n", b"1"), file(b"f", b"1")),
+        layer(make_extension(b"L", b".wh." + b"n" * 255), file(b"w")),
+    ],
     "large owners and times": [
         layer(make_pax(uid=b"4000000000", gid=b"2147483648", mtime=b"-5.25"), file(b"f", b"1"))
     ],

@@ -73,7 +73,7 @@ def _read(tar: bytes) -> list[Member]:
 
 
 @given(_MEMBERS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_what_is_written_is_read(member: Member) -> None:
     encoded = encode_member(member)
     assert len(encoded) % 512 == 0
@@ -83,7 +83,7 @@ def test_what_is_written_is_read(member: Member) -> None:
 
 
 @given(_MEMBERS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_python_reads_the_same(member: Member) -> None:
     """tarfile takes times for floats, and a NUL in a value for what it is."""
     encoded = encode_member(member)

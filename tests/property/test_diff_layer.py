@@ -32,7 +32,7 @@ def _before_and_now(first: list[Step], then: list[Step]) -> tuple[NodeFileSystem
 
 
 @given(steps(6), steps(8))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_the_layer_makes_what_is_now(first: list[Step], then: list[Step]) -> None:
     base, now = _before_and_now(first, then)
     below = whole_layer(base)
@@ -42,7 +42,7 @@ def test_the_layer_makes_what_is_now(first: list[Step], then: list[Step]) -> Non
 
 
 @given(steps(6), steps(8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_nothing_is_written_that_did_not_change(first: list[Step], then: list[Step]) -> None:
     base, now = _before_and_now(first, then)
     before, after = rows(base), rows(now)
@@ -57,7 +57,7 @@ def test_nothing_is_written_that_did_not_change(first: list[Step], then: list[St
 @needs_umoci[0]
 @needs_umoci[1]
 @given(steps(6), steps(8))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_umoci_makes_the_same(first: list[Step], then: list[Step]) -> None:
     base, now = _before_and_now(first, then)
     with tempfile.TemporaryDirectory() as directory:

@@ -152,8 +152,11 @@ class LocalPlace:
 
     def preserve(self, path: str, found: Found, xattrs: Mapping[bytes, bytes], /) -> None:
         """See `Destination`. Owners and attributes that this user may not set are left as they are."""
-        with suppress(PermissionError):
+        mode = found.mode
+        try:
             os.chown(path, found.uid, found.gid, follow_symlinks=False)
+        except PermissionError:
+            mode &= 0o1777  # setuid would mean another user than it was meant for
         for name, value in xattrs.items():
             try:
                 os.setxattr(path, os.fsdecode(name), value, follow_symlinks=False)
@@ -161,7 +164,7 @@ class LocalPlace:
                 if error.errno not in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
                     raise
         if found.kind is not Kind.SYMLINK:
-            os.chmod(path, found.mode)  # noqa: PTH101
+            os.chmod(path, mode)  # noqa: PTH101
         os.utime(path, ns=(found.atime_ns, found.mtime_ns), follow_symlinks=False)
 
 
