@@ -107,9 +107,11 @@ def _expected_sum(field: bytes) -> int | None:
 def sum_block(block: bytes | bytearray) -> int:
     """The sum of the 512 bytes of a block.
 
-    The low half of Adler-32 is one plus the sum of the bytes, modulo 65521, which 256 bytes cannot reach: an
-    exact sum at C speed. sum() would take a third of the time that a member may take in all.
+    The low half of Adler-32 is one plus the sum of the bytes, modulo 65521, which 256 bytes cannot reach, nor 512 of
+    ASCII: an exact sum at C speed. sum() would take a third of the time that a member may take in all.
     """
+    if block.isascii():
+        return (adler32(block) & 0xFFFF) - 1
     return (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
 
 
@@ -145,7 +147,8 @@ def parse_header(block: bytes) -> Header | None:
     size = parse_number(block[_SIZE])
     if size is None:  # named first: it decides whether the stream can be followed
         size, bad = 0, "size"
-    return Header(name, mode, uid, gid, size, mtime_ns, flag, link, uname, gname, major, minor, gnu, bad)
+    fields = name, mode, uid, gid, size, mtime_ns, flag, link, uname, gname, major, minor, gnu, bad
+    return tuple.__new__(Header, fields)  # half the time of Header(...)
 
 
 @lru_cache(maxsize=512)
