@@ -188,6 +188,17 @@ def test_what_is_not_what_its_head_says_is_not_compressed() -> None:
         recompress_frame(7, frame.payload)
 
 
-def test_no_frame_that_zstd_does_not_help() -> None:
+@pytest.mark.parametrize("role", Role)
+def test_no_frame_that_zstd_does_not_help(role: Role) -> None:
+    """Nor one of a blob that is known to be compressed; one of files is tried, though the push found it no use."""
     content = noise(EXTENT_SIZE)
-    assert recompress_frame(7, encode_frame([(blake3(content).digest(), content)], Role.FILES).payload) is None
+    assert recompress_frame(7, encode_frame([(blake3(content).digest(), content)], role).payload) is None
+    content = text(EXTENT_SIZE)
+    frame = encode_frame([(blake3(content).digest(), content)], role, compress=False)
+    fresh = recompress_frame(7, frame.payload)
+    if role is Role.OPAQUE:
+        assert fresh is None
+    else:
+        assert fresh is not None
+        assert Frame.decode(7, memoryview(fresh)).plain == content
+        assert len(fresh) < len(content)

@@ -25,13 +25,12 @@ EXTENT_SIZE = 128 << 10
 # Plain bytes after which a frame is closed. Measured on a Debian root file system (170 MB, zstd level 3): 128
 # KiB frames take 61.2 MB, 256 KiB 58.1 MB, 512 KiB 55.6 MB, and a miss must inflate one whole frame.
 FRAME_SIZE = 256 << 10
-# zstd's level 3 with hash tables that stay in a core's own cache: 449 instead of 397 MB/s on the files of a Debian
-# and a numpy layer, for 1 % more bytes (76.25 instead of 75.53 of 218 MB).
+# About zstd's level 1: 395 MB/s, where level 3 reaches 320 for 5 % less. The store compresses once more later.
 _PARAMETERS = zstandard.ZstdCompressionParameters(
-    window_log=19, chain_log=15, hash_log=15, search_log=1, min_match=5, strategy=zstandard.STRATEGY_DFAST
+    window_log=19, chain_log=13, hash_log=14, search_log=1, min_match=6, strategy=zstandard.STRATEGY_FAST
 )
-# When nobody waits: 0.888 of the bytes, at 11 MB/s. Matches of 3 bytes would save 2.4 % more, and slow decompression
-# from 1177 to 1058 MB/s (1324 for the above); all figures are in docs/design.md.
+# When nobody waits: 0.846 of the bytes, at 11 MB/s. Matches of 3 bytes would save 2.4 % more, and slow decompression
+# from 1177 to 1058 MB/s (1371 for the above); all figures are in docs/design.md.
 _THOROUGH = zstandard.ZstdCompressionParameters(
     window_log=19, chain_log=18, hash_log=18, search_log=4, min_match=4, target_length=32,
     strategy=zstandard.STRATEGY_BTULTRA,
@@ -129,14 +128,14 @@ def recompress_frame(number: int, payload: bytes) -> bytes | None:
 
     Returns:
         the new payload: the same extents in the same places, seen to decompress to the same bytes. None where nothing
-        is gained, or the data is stored as it is: zstd has not helped.
+        is gained, or it is of a blob whose bytes are known to be compressed.
 
     Raises:
         CorruptError: the frame is not what its head says, or what came out of zstd does not decompress to what went in.
     """
     view = memoryview(payload)
     head, stored = FrameHead.decode(view, str(number))
-    if head.encoding is not Encoding.ZSTD:
+    if head.encoding is Encoding.RAW and head.role is Role.OPAQUE:
         return None
     plain = Frame.decode(number, view)
     for digest, (offset, size) in plain.index.items():
@@ -144,7 +143,7 @@ def recompress_frame(number: int, payload: bytes) -> bytes | None:
     packed = zstandard.ZstdCompressor(compression_params=_THOROUGH).compress(plain.plain)
     if len(packed) >= len(stored) * _LEAST_GAIN:
         return None
-    fresh = payload[: len(payload) - len(stored)] + packed
+    fresh = FrameHead(Encoding.ZSTD, head.role, head.plain_size, head.extents).encode() + packed
     if Frame.decode(number, memoryview(fresh)).plain != plain.plain:
         raise CorruptError("frame", str(number), "compressed again, it decompresses to other bytes")
     return fresh
