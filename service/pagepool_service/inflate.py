@@ -1,7 +1,7 @@
 """From the bytes of a layer blob to the bytes of its tar: gzip (any number of members), zstd (any number of
 frames), plain.
 
-Streaming, in bounded memory, whatever the input claims: output is asked for a megabyte at a time, zstd
+Streaming, in bounded memory, whatever the input claims: output is asked for two megabytes at a time, zstd
 windows are limited, and a stream that grows beyond a ratio or an absolute size is given up. isal inflates
 gzip and checks its CRC; both libraries release the GIL.
 """
@@ -23,7 +23,7 @@ from pagepool_service.zstdframes import FrameWalker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CHUNK_SIZE = 1 << 20
+CHUNK_SIZE = 2 << 20
 _IsalError = cast("type[Exception]", igzip_lib.IsalError)
 _ZSTD_WINDOW = 128 << 20  # what zstd's own command line accepts without being told to
 
@@ -103,7 +103,7 @@ def inflate(pieces: Iterator[bytes], limits: InflateLimits) -> tuple[Compression
         pieces: the blob's bytes, in order.
 
     Returns:
-        How it is compressed, and its plain bytes in chunks of at most 1 MiB. Going on with them raises
+        How it is compressed, and its plain bytes in chunks of at most 2 MiB. Going on with them raises
         LayerInvalidError where the stream is damaged, cut short, or a bomb.
     """
     first = next(pieces, b"")

@@ -31,8 +31,9 @@ from blake3 import blake3
 from pagepool.errors import CorruptError, LayerInvalidError
 from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, EncodedFrame, Role, encode_frame
 from pagepool.image import LayerSplitter, RecipeWriter
+from pagepool_service.cutting import ObjectBuilder
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
-from pagepool_service.store.schema import LayerRecord, recipe_key
+from pagepool_service.store.schema import LayerRecord, ObjectRecord, recipe_key
 from pagepool_service.store.totals import Totals
 
 if TYPE_CHECKING:
@@ -48,10 +49,12 @@ if TYPE_CHECKING:
 
 ZSTD_THREADS = 2
 _RECIPE_LEVEL = 3  # 4 % more bytes of recipe than level 9, in a third of its time
-_CHUNKS_AHEAD = 3  # of 1 MiB, inflated and not yet split
+_CHUNKS_AHEAD = 2  # of 2 MiB, inflated and not yet split
 _FRAMES_AHEAD = 8  # of 256 KiB, split and not yet compressed
 _BATCHES_AHEAD = 3
 _FRAME_EXTENTS = 2048  # most extents of a frame: its head and index stay small next to its data
+_HELD_MOST = 4 << 20  # bytes of a file that is cut into extents only if it turns out to be new
+_TRIM_EVERY = 4  # looks into the index, of some 50 extents each
 _SEEN_MOST = 64  # extents of 128 KiB that are not looked up yet
 _BATCH_NEW = 12 << 20  # new plain bytes after which a batch is closed ...
 _BATCH_STREAM = 16 << 20  # ... or bytes of the stream
@@ -178,6 +181,9 @@ class Splitting:
         self._member: Member
         self._digest = b""
         self._whole = False
+        self._hold = False
+        self._held: list[memoryview] = []
+        self._hash = blake3()
         self.members = 0
         self.file_bytes = 0
 
@@ -234,9 +240,14 @@ class Splitting:
         """A regular file's data begins."""
         self._member = member
         self._digest = b""
-        self._whole = member.segments is None and member.size <= EXTENT_SIZE
+        size = member.size
+        self._whole = size <= EXTENT_SIZE and member.segments is None
         if not self._whole:
-            self._object.begin(member)
+            self._hold = size <= _HELD_MOST and member.segments is None
+            if self._hold:
+                self._hash = blake3()
+            else:
+                self._object.begin(member)
 
     def data(self, view: memoryview) -> None:
         """The next bytes of it."""
@@ -246,9 +257,13 @@ class Splitting:
                 if digest not in self._batch.fresh:
                     self._seen.append((digest, view))
                 return
-            self._whole = False
+            self._whole = self._hold = False
             self._object.begin(self._member)
-        self._object.data(view)
+        if self._hold:
+            self._hash.update(view)
+            self._held.append(view)
+        else:
+            self._object.data(view)
 
     def end(self) -> None:
         """It is complete: name it in the recipe."""
@@ -256,8 +271,23 @@ class Splitting:
         self.file_bytes += member.size
         if self._digest:
             self._recipe.append_object(self._digest, member.size)
+        elif self._hold:
+            self._end_held(member)
         elif not self._whole:
             self._end_object(member)
+
+    def _end_held(self, member: Member) -> None:
+        """Cut a file that was held, unless it is stored: then the names of its extents need not be computed."""
+        self._hold = False
+        digest = self._hash.digest()
+        if sum(map(len, self._held)) == member.size and self._lookup.has_object(digest, member.size):
+            self._recipe.append_object(digest, member.size)
+        else:
+            self._object.begin(member, digest)
+            for view in self._held:
+                self._object.data(view)
+            self._end_object(member)
+        self._held.clear()
 
     def _end_object(self, member: Member) -> None:
         digest, size, extents = self._object.end()
@@ -308,98 +338,6 @@ class Splitting:
             self._frame_size = 0
 
 
-class ObjectBuilder:
-    """Cut one file's bytes into extents and name it."""
-
-    def __init__(self, sink: Splitting) -> None:
-        self._sink = sink
-        self._whole = blake3()
-        self._extents: list[bytes] = []
-        self._held = bytearray()
-        self._size = 0
-        self._segments: deque[tuple[int, int]] | None = None
-
-    def begin(self, member: Member) -> None:
-        """A new file."""
-        self._extents = []
-        self._held.clear()
-        self._size = 0
-        self._final = member.size
-        self._segments = None
-        if member.segments is not None:
-            self._segments = deque(member.segments)
-            self._left = self._segments[0][1] if self._segments else 0
-        if member.size > EXTENT_SIZE:
-            self._whole = blake3()
-
-    def data(self, view: memoryview) -> None:
-        """The next stored bytes of the file; of a sparse one, those of its next segments."""
-        if self._segments is None:
-            self._append(view)
-            return
-        while view:
-            offset, length = self._segments[0]
-            if self._left == length:
-                self._zeros(offset - self._size)
-            piece = view[: self._left]
-            self._append(piece)
-            self._left -= len(piece)
-            view = view[len(piece) :]
-            if not self._left:
-                self._segments.popleft()
-                self._left = self._segments[0][1] if self._segments else 0
-
-    def end(self) -> tuple[bytes, int, list[bytes]]:
-        """(BLAKE3, size, extents) of the file."""
-        if self._segments is not None:
-            self._zeros(self._final - self._size)
-        if self._held:
-            self._emit(bytes(self._held))
-            self._held.clear()
-        if self._size > EXTENT_SIZE:
-            return self._whole.digest(), self._size, self._extents
-        return (self._extents[0] if self._extents else blake3().digest()), self._size, self._extents
-
-    def _append(self, view: memoryview) -> None:
-        self._size += len(view)
-        if self._final > EXTENT_SIZE:
-            self._whole.update(view)
-        if self._held:
-            taken = view[: EXTENT_SIZE - len(self._held)]
-            self._held += taken
-            if len(self._held) < EXTENT_SIZE:
-                return
-            self._emit(bytes(self._held))
-            self._held.clear()
-            view = view[len(taken) :]
-        if len(view) == self._final <= EXTENT_SIZE:  # a small file, whole
-            self._emit(view)
-            return
-        while len(view) >= EXTENT_SIZE:
-            self._emit(view[:EXTENT_SIZE])
-            view = view[EXTENT_SIZE:]
-        self._held += view
-
-    def _zeros(self, count: int) -> None:
-        """A hole, as bytes: an extent of zeros is stored once, however often it is named."""
-        piece = memoryview(_ZEROS)
-        while count > 0:
-            self._append(piece[:count])
-            count -= min(count, len(piece))
-
-    def _emit(self, data: bytes | memoryview) -> None:
-        # Holes of gigabytes cost no memory and little time: one name for all their extents. That a view is of zeros is
-        # seen by whose it is; comparing its bytes one by one takes longer than hashing them.
-        zeros = len(data) == EXTENT_SIZE and isinstance(data, memoryview) and data.obj is _ZEROS
-        digest = _ZERO_NAME if zeros else blake3(data).digest()
-        self._extents.append(digest)
-        self._sink.extent(digest, data)
-
-
-_ZEROS = bytes(1 << 20)
-_ZERO_NAME = blake3(bytes(EXTENT_SIZE)).digest()
-
-
 class Lookup:
     """Whether an extent is stored, or on its way in a batch that is not committed yet.
 
@@ -409,14 +347,29 @@ class Lookup:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._under_way: deque[set[bytes]] = deque()
+        self._looked = 0
         self._closed = 0
         self._open()
 
     def known(self, digests: list[bytes]) -> set[bytes]:
         """Which of them to store again would be once too often."""
         found = self._txn.present(Table.EXTENTS, digests)
-        self._store.env.trim()
+        self._looked += 1
+        if self._looked % _TRIM_EVERY == 0:
+            self._store.env.trim()
         return found.union(*(fresh.intersection(digests) for fresh in self._under_way))
+
+    def has_object(self, digest: bytes, size: int) -> bool:
+        """Whether a file of more than one extent is stored, with all its extents."""
+        try:
+            payload = self._txn.get(Table.OBJECTS, digest)
+            record = None if payload is None else ObjectRecord.decode(payload, digest.hex())
+        except CorruptError:  # it is written anew
+            return False
+        if record is None or record.size != size:
+            return False
+        names = {name for _, name in record.runs}
+        return len(self._txn.present(Table.EXTENTS, list(names))) == len(names)
 
     def batch_closed(self, fresh: set[bytes]) -> None:
         """A batch is on its way."""

@@ -30,7 +30,7 @@ from pagepool.errors import (
     ReadOnlyError,
     StoreFullError,
 )
-from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, check_extent, encode_frame
+from pagepool.extents import Role, check_extent, encode_frame
 from pagepool.image import Limits
 from pagepool_service.allocator import give_back, keep_large_blocks
 from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
@@ -58,6 +58,8 @@ _MOST_ENDS = 20  # of the whole service during attempts at one job
 _MOST_HEALED = 1000  # damaged frames that one layer mends, each in an attempt that does not count
 _LONGEST_PAUSE_S = 30.0
 _IDLE_S = 1.0  # how often the queue is looked at without being woken
+# Of a frame of a blob as it came. Its data is a multiple of a page, so its head takes a page more, whatever is in it.
+_OPAQUE_EXTENTS = 4
 _SETTLE_BATCH = 64  # extents moved in one transaction: 8 MiB
 
 
@@ -347,8 +349,7 @@ class Maintenance:
             # Compared, not only looked up: the spool file that could mend a damaged extent goes when this is done.
             new = {digest: data for digest, data in batch if not extents.is_sound(reader, digest)}
         listed = list(new.items())
-        step = FRAME_SIZE // EXTENT_SIZE
-        groups = [listed[index : index + step] for index in range(0, len(listed), step)]
+        groups = [listed[index : index + _OPAQUE_EXTENTS] for index in range(0, len(listed), _OPAQUE_EXTENTS)]
         frames = [encode_frame(group, Role.OPAQUE, compress=compress) for group in groups]
         # Nothing is held against the quota: as much leaves the spool, and was counted there.
         with self._store.env.write() as txn:

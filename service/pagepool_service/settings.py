@@ -57,6 +57,7 @@ class Settings:
         max_layer_bytes: a layer with more plain bytes is kept as a blob, and cannot be mounted.
         max_layer_ratio: so is one that grows by more than this factor (beyond the first 256 MiB).
         rebuild_compressed: drop compressed blobs that can be made again exactly, and make them again at each pull.
+        recompress: compress what was stored once more, thoroughly, while there is nothing else to do.
         max_manifest_bytes: largest manifest taken in.
         chunk_min_bytes: what `OCI-Chunk-Min-Length` asks of clients; 0 sends no such header.
         max_uploads: most upload sessions open at a time; 0 for any number.
@@ -81,6 +82,7 @@ class Settings:
     max_layer_bytes: int = 256 << 30
     max_layer_ratio: int = 200
     rebuild_compressed: bool = False
+    recompress: bool = True
     max_manifest_bytes: int = 4 << 20
     chunk_min_bytes: int = 0
     max_uploads: int = 10_000
@@ -202,6 +204,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_MAX_LAYER_SIZE": ("max_layer_bytes", parse_size),
     "PAGEPOOL_MAX_LAYER_RATIO": ("max_layer_ratio", int),
     "PAGEPOOL_REBUILD_COMPRESSED": ("rebuild_compressed", parse_flag),
+    "PAGEPOOL_RECOMPRESS": ("recompress", parse_flag),
     "PAGEPOOL_MAX_MANIFEST_SIZE": ("max_manifest_bytes", parse_size),
     "PAGEPOOL_CHUNK_MIN_SIZE": ("chunk_min_bytes", parse_size),
     "PAGEPOOL_MAX_UPLOADS": ("max_uploads", int),

@@ -2,6 +2,7 @@
 
     supervisor --+-- worker 1..N      serve HTTP on the shared socket
                  +-- maintenance      reads layers, settles blobs; woken by the workers through an eventfd
+                 +-- recompression    compresses what is stored once more, while there is nothing else to do
 
 Everything is imported before the fork, so that the processes share those pages; the store is opened after it, by each
 for itself. The supervisor holds the lock of the data directory and never has the store open while others run.
@@ -29,7 +30,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
-from pagepool_service import logs
+from pagepool_service import logs, recompressing
 from pagepool_service.store.store import Store
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.worker import run_worker
@@ -111,6 +112,8 @@ class Supervisor:
                 Child(f"maintenance {slot + 1}", partial(_maintain, maintain, listener, settings, wake_fd, slot))
                 for slot in range(settings.ingest_processes)
             ]
+        if not settings.read_only and settings.recompress:
+            self._children.append(Child("recompression", partial(_recompress, listener, settings)))
         try:
             self._start_due()
             if self._wait_ready(ready_read):
@@ -292,6 +295,11 @@ def _maintain(
 ) -> None:
     listener.close()
     maintain(settings, wake_fd, slot)
+
+
+def _recompress(listener: socket.socket, settings: Settings) -> None:
+    listener.close()
+    recompressing.run(settings)
 
 
 def _fork(run: Callable[[], None], settings: Settings) -> int:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pagepool.maintenance")
 
 _PR_SET_PDEATHSIG = 1
+_IDLE_S = 1.0  # without a layer: then memory is given back
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,4 +161,5 @@ def _answer_all(verifier: Verifier, connection: Connection) -> None:
             for _ in starts:
                 pass
             connection.send(CarriedError.of(error))
-        give_back()
+        if not connection.poll(_IDLE_S):
+            give_back()

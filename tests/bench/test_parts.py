@@ -87,7 +87,9 @@ def test_the_pair(tmp_path: Path) -> None:
 def run(kind: str, seconds: float, memory: int = 100) -> Run:
     totals = TOTALS if kind == PAGEPOOL else {}
     peak = Memory(memory * MIB, memory * MIB // 2, 2 * memory * MIB)
-    return Run(kind, [PushTime("a", 5, seconds, 2 * seconds)], 1.0, 1000, [seconds, 9.0, seconds], peak, 1000, totals)
+    return Run(
+        kind, [PushTime("a", 5, seconds, 2 * seconds)], 1.0, 2.0, 1000, [seconds, 9.0, seconds], peak, 1000, totals
+    )
 
 
 def test_figures() -> None:

@@ -3,6 +3,7 @@
 from pagepool.extents.frame import (
     EXTENT_SIZE,
     FRAME_SIZE,
+    THOROUGH_METHOD,
     EncodedFrame,
     Encoding,
     Frame,
@@ -10,11 +11,13 @@ from pagepool.extents.frame import (
     Role,
     check_extent,
     encode_frame,
+    recompress_frame,
 )
 
 __all__ = [
     "EXTENT_SIZE",
     "FRAME_SIZE",
+    "THOROUGH_METHOD",
     "EncodedFrame",
     "Encoding",
     "Frame",
@@ -22,4 +25,5 @@ __all__ = [
     "Role",
     "check_extent",
     "encode_frame",
+    "recompress_frame",
 ]

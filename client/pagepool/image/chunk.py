@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import zstandard
 
@@ -38,8 +39,10 @@ _CODES = ("B", "H", "I", "Q")
 # In the encoding only: a literal that ends in a header block whose size and checksum are derived.
 _FOLDED = 3
 _OBJECT_BYTE = bytes((OBJECT,))
-_SIZE_FIELD = slice(124, 136)
-_CHECKSUM_FIELD = slice(148, 156)
+_SIZE_START, _SIZE_END = 124, 136
+_SUM_START, _SUM_END = 148, 156
+_SPACES = b" " * 8  # what a checksum field counts as
+_NO_SIZE, _NO_SUM = bytes(12), bytes(8)
 _MAX_OCTAL = 8**11 - 1
 
 
@@ -80,11 +83,12 @@ class Columns:
     def add_literal(self, data: bytes | memoryview) -> None:
         """Add bytes, to the last operation if that is a literal."""
         self.literals += data
+        size = len(data)
         if self.kinds and self.kinds[-1] == LITERAL:
-            self.sizes[-1] += len(data)
-            self.plain_size += len(data)
+            self.sizes[-1] += size
+            self.plain_size += size
         else:
-            self.add(LITERAL, len(data))
+            self.add(LITERAL, size)
 
     def refer(self, digest: bytes) -> None:
         """Add the reference of the operation that is added next."""
@@ -103,22 +107,17 @@ class Columns:
         is a ninth smaller. An `OBJECT` of `size` must be added next.
         """
         if self.kinds and self.kinds[-1] == LITERAL and self.sizes[-1] >= BLOCK and size <= _MAX_OCTAL:
-            block = self.literals[-BLOCK:]
-            if block[_SIZE_FIELD] != b"%011o\0" % size:
+            literals = self.literals
+            block = literals[-BLOCK:]
+            if block[_SIZE_START:_SIZE_END] != b"%011o\0" % size:
                 return
-            stored = block[_CHECKSUM_FIELD]
-            block[_CHECKSUM_FIELD] = b" " * 8
+            stored = block[_SUM_START:_SUM_END]
+            block[_SUM_START:_SUM_END] = _SPACES
             if stored == b"%06o\0 " % sum_block(block):
-                block[_SIZE_FIELD] = bytes(12)
-                block[_CHECKSUM_FIELD] = bytes(8)
-                self.literals[-BLOCK:] = block
+                start = len(literals) - BLOCK
+                literals[start + _SIZE_START : start + _SIZE_END] = _NO_SIZE
+                literals[start + _SUM_START : start + _SUM_END] = _NO_SUM
                 self.kinds[-1] = _FOLDED
-
-
-def _derive_fields(block: bytes | bytearray, size: int) -> tuple[bytes, bytes]:
-    """The size and checksum fields of a header that has NULs there, as nearly every writer spells them."""
-    field = b"%011o\0" % size
-    return field, b"%06o\0 " % (sum_block(block) + sum(field) + 8 * 0x20)
 
 
 def encode_chunk(columns: Columns, compressor: zstandard.ZstdCompressor) -> bytes:
@@ -162,7 +161,7 @@ def decode_chunk(payload: bytes | memoryview, name: str = "") -> Sequence[Op]:
         name: how to name the chunk in an error.
 
     Returns:
-        its operations. The data of literals are views of one buffer that the views keep alive.
+        its operations.
 
     Raises:
         CorruptError: it is not a chunk that a writer can have written.
@@ -200,7 +199,7 @@ def _decode(payload: memoryview) -> list[Op]:
     literals = bytearray(memoryview(body)[starts[-1] :])
     _unfold_headers(kinds, sizes, literals)
     named = _resolve([table[at : at + _DIGEST] for at in range(0, len(table), _DIGEST)], backs)
-    return _build(kinds, sizes, named, offsets, memoryview(literals).toreadonly())
+    return _build(kinds, sizes, named, offsets, bytes(literals))
 
 
 def _unfold_headers(kinds: bytes, sizes: tuple[int, ...], literals: bytearray) -> None:
@@ -216,9 +215,11 @@ def _unfold_headers(kinds: bytes, sizes: tuple[int, ...], literals: bytearray) -
             size = sizes[index + 1]
             if size > _MAX_OCTAL:
                 raise ValueError("a header with an object too large")
-            block = literals[position - BLOCK : position]
-            block[_SIZE_FIELD], block[_CHECKSUM_FIELD] = _derive_fields(block, size)
-            literals[position - BLOCK : position] = block
+            start = position - BLOCK
+            # As nearly every writer spells them.
+            literals[start + _SIZE_START : start + _SIZE_END] = b"%011o\0" % size
+            literals[start + _SUM_START : start + _SUM_END] = _SPACES
+            literals[start + _SUM_START : start + _SUM_END] = b"%06o\0 " % sum_block(literals[start:position])
 
 
 def _resolve(digests: list[bytes], backs: tuple[int, ...]) -> list[bytes]:
@@ -237,22 +238,25 @@ def _resolve(digests: list[bytes], backs: tuple[int, ...]) -> list[bytes]:
 
 
 def _build(
-    kinds: bytes, sizes: Iterable[int], named: Iterable[bytes], offsets: Iterable[int], literals: memoryview
+    kinds: bytes, sizes: Iterable[int], named: Iterable[bytes], offsets: Iterable[int], literals: bytes
 ) -> list[Op]:
     ops: list[Op] = []
     digests, starts = iter(named), iter(offsets)
+    make = partial(tuple.__new__, Op)  # half the time of Op(...)
     position = 0
     for kind, size in zip(kinds, sizes, strict=True):
-        if not size and kind != SLICE:
-            raise ValueError("an empty operation")
-        if kind in (LITERAL, _FOLDED):
-            ops.append(Op(LITERAL, literals[position : position + size], 0, size))
-            position += size
-        else:
-            offset = next(starts) if kind == SLICE else 0
+        if kind == OBJECT and 0 < size <= _MAX_SIZE:
+            ops.append(make((OBJECT, next(digests), 0, size)))
+        elif kind == SLICE:
+            offset = next(starts)
             if offset + size > _MAX_SIZE:
                 raise ValueError("an object too large")
-            ops.append(Op(kind, next(digests), offset, size))
+            ops.append(make((SLICE, next(digests), offset, size)))
+        elif kind == OBJECT or not size:
+            raise ValueError("an object too large" if size else "an empty operation")
+        else:
+            ops.append(make((LITERAL, literals[position : position + size], 0, size)))
+            position += size
     if position != len(literals):
         raise ValueError("literals that do not add up")
     return ops

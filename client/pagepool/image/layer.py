@@ -95,6 +95,7 @@ class LayerSplitter:
         """Split the next bytes of the stream; any size, even none."""
         view = memoryview(chunk).cast("B")
         size = len(view)
+        machine = self._machine
         position = start = 0  # [start, position) is a literal run that is not handed on yet
         while position < size:
             if self._data:
@@ -109,11 +110,18 @@ class LayerSplitter:
                 self._skip -= taken
                 position += taken
             else:
-                unit, position = self._take_unit(view, position)
-                if unit is None:
-                    break
-                member = self._machine.step(unit)
-                self._skip = self._machine.skip
+                end = position + machine.need
+                if end <= size and not self._partial:
+                    unit = view[position:end].tobytes()
+                    position = end
+                else:
+                    position = self._gather(view, position)
+                    if len(self._partial) < machine.need:
+                        break
+                    unit = bytes(self._partial)
+                    self._partial.clear()
+                member = machine.step(unit)
+                self._skip = machine.skip
                 if member is not None and self._begin(member, view, start, position):
                     start = position
         if start < size:
@@ -140,21 +148,11 @@ class LayerSplitter:
         if size and not self._data:
             self._end()
 
-    def _take_unit(self, view: memoryview, position: int) -> tuple[bytes | None, int]:
-        """The machine's next unit, gathered over chunks where it must be, and the position after it."""
-        need = self._machine.need
-        partial = self._partial
-        if not partial:
-            end = position + need
-            if end <= len(view):
-                return view[position:end].tobytes(), end
-        end = min(position + need - len(partial), len(view))
-        partial += view[position:end]
-        if len(partial) < need:
-            return None, end
-        unit = bytes(partial)
-        partial.clear()
-        return unit, end
+    def _gather(self, view: memoryview, position: int) -> int:
+        """Keep what there is of a unit that does not lie in one chunk. Returns the position after it."""
+        end = min(position + self._machine.need - len(self._partial), len(view))
+        self._partial += view[position:end]
+        return end
 
     def _begin(self, member: Member, view: memoryview, start: int, position: int) -> bool:
         """Announce a member; returns whether the literal run before its data was handed on."""

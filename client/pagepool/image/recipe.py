@@ -58,6 +58,14 @@ class RecipeWriter:
     def append_literal(self, data: bytes | memoryview) -> None:
         """Append bytes, which are copied. Any number: a long run ends up in several chunks."""
         start, size = 0, len(data)
+        columns = self._columns
+        if columns.plain_size + size < CHUNK_PLAIN and self._unmeasured + size < _MEASURE:  # nearly always
+            if size:
+                columns.add_literal(data)
+                self._unmeasured += size
+                if columns.cost >= CHUNK_ENCODED:
+                    self.finish()
+            return
         while start < size:
             columns = self._columns
             end = min(size, start + CHUNK_PLAIN - columns.plain_size, start + _MEASURE - self._unmeasured)
@@ -77,9 +85,10 @@ class RecipeWriter:
             size: bytes of the object.
         """
         if size:
-            self._columns.fold_header(size)
-            self._columns.refer(digest)
-            self._columns.add(OBJECT, size)
+            columns = self._columns
+            columns.fold_header(size)
+            columns.refer(digest)
+            columns.add(OBJECT, size)
             self._cut()
 
     def append_slice(self, digest: bytes, offset: int, size: int) -> None:
@@ -111,5 +120,6 @@ class RecipeWriter:
         return EncodedChunk(columns.plain_start, columns.plain_size, encode_chunk(columns, self._compressor))
 
     def _cut(self) -> None:
-        if self._columns.plain_size >= CHUNK_PLAIN or self._columns.cost >= CHUNK_ENCODED:
+        columns = self._columns
+        if columns.plain_size >= CHUNK_PLAIN or columns.cost >= CHUNK_ENCODED:
             self.finish()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
 from pagepool_service.maintenance import Maintenance, tune
+from pagepool_service.store.recompress import Recompressor
 from pagepool_service.store.schema import JobKind, LayerState
 from pagepool_service.store.store import Store
 from pagepool_service.store.sums import sum_file
@@ -47,16 +48,22 @@ class IngestTime:
     seconds: float
 
 
-def measure_ingest(images: Sequence[SourceImage], directory: Path) -> list[IngestTime]:
+def measure_ingest(images: Sequence[SourceImage], directory: Path, *, recompress: bool = False) -> list[IngestTime]:
     """Read images into an empty store, one after the other.
 
     Args:
         images: in this order; each finds what those before it have stored.
         directory: does not exist yet; removed again.
+        recompress: compress all that is stored once more after each image, as a service does in time.
     """
     directory.mkdir()
+    times: list[IngestTime] = []
     try:
-        return [_measure(image, directory / "data") for image in images]
+        for image in images:
+            times.append(_measure(image, directory / "data"))
+            if recompress:
+                _recompress(directory / "data")
+        return times
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -83,6 +90,13 @@ def _measure(image: SourceImage, data: Path) -> IngestTime:
         for process in processes:
             process.join()
     return IngestTime(image.name, _plain_size(image, data), ended - begun)
+
+
+def _recompress(data: Path) -> None:
+    with Store.open(data) as store:
+        recompressor = Recompressor(store.env)
+        while recompressor.step():
+            pass
 
 
 def _admit(image: SourceImage, data: Path) -> None:

@@ -75,6 +75,7 @@ class Run:
         kind: which registry.
         pushes: in order.
         settle_s: from the last image being ready until no work was left.
+        recompress_s: from then on until all was compressed once more.
         pulled: bytes of one pull of everything.
         pull_s: of several such pulls.
         memory: peaks over all of it.
@@ -85,6 +86,7 @@ class Run:
     kind: str
     pushes: Sequence[PushTime]
     settle_s: float
+    recompress_s: float
     pulled: int
     pull_s: Sequence[float]
     memory: Memory
@@ -99,12 +101,14 @@ class Results:
     Args:
         runs: of both registries, in the order they were made.
         ingest: one list for each run: the first image, and the near-identical second.
+        ingest_later: the same, with all of the first image compressed once more before the second.
         big: as `runs`, of the large layer alone.
     """
 
     images: Sequence[str]
     runs: Sequence[Run]
     ingest: Sequence[Sequence[IngestTime]]
+    ingest_later: Sequence[Sequence[IngestTime]] = field(default=())
     big: Sequence[Run] = field(default=())
 
 
@@ -117,9 +121,10 @@ def measure(plan: Plan) -> Results:
         for kind in _order(plan, plan.runs):
             runs.append(_run(plan, kind, plan.images, work))
             plan.say(f"run {len(runs)} of {plan.runs * (1 + plan.peer)} done")
-        ingest = _ingest(plan, work)
+        ingest = _ingest(plan, work, recompress=False)
+        ingest_later = _ingest(plan, work, recompress=True)
         big = list(_big(plan, work)) if plan.big else []
-    return Results([image.name for image in plan.images], runs, ingest, big)
+    return Results([image.name for image in plan.images], runs, ingest, ingest_later, big)
 
 
 def _order(plan: Plan, runs: int) -> Iterator[str]:
@@ -143,9 +148,10 @@ def _run(plan: Plan, kind: str, images: Sequence[SourceImage], work: Path) -> Ru
     with _registry(plan, kind, work) as (transfer, memory, data):
         pushes = [_push(plan, kind, transfer, image) for image in images]
         settle_s = _timed(transfer.await_settled)
+        recompress_s = _timed(transfer.await_recompressed)
         for image in images:
             transfer.verify(image)
-        plan.say(f"{kind}: all digests verified, work on it ended after {settle_s:.2f} s")
+        plan.say(f"{kind}: all digests verified, work on it ended after {settle_s:.2f} s, and {recompress_s:.2f} s")
         pulled, pull_s = 0, []
         for _ in range(_PULLS):
             begun = time.monotonic()
@@ -153,7 +159,7 @@ def _run(plan: Plan, kind: str, images: Sequence[SourceImage], work: Path) -> Ru
             pull_s.append(time.monotonic() - begun)
         plan.say(f"{kind}: pulled {pulled / 1e6:.0f} MB in {min(pull_s):.2f} s")
         totals = transfer.totals() if kind == PAGEPOOL else {}
-        return Run(kind, pushes, settle_s, pulled, pull_s, memory.peak(), disk_bytes(data), totals)
+        return Run(kind, pushes, settle_s, recompress_s, pulled, pull_s, memory.peak(), disk_bytes(data), totals)
 
 
 @contextmanager
@@ -177,13 +183,13 @@ def _push(plan: Plan, kind: str, transfer: Transfer, image: SourceImage) -> Push
     return PushTime(image.name, sent, acknowledged - begun, ready - begun)
 
 
-def _ingest(plan: Plan, work: Path) -> list[list[IngestTime]]:
+def _ingest(plan: Plan, work: Path, *, recompress: bool) -> list[list[IngestTime]]:
     pair = find_pair(plan.images)
     times: list[list[IngestTime]] = []
     for _ in range(plan.runs if pair else 0):
-        times.append(measure_ingest(pair or (), work / "ingest"))
+        times.append(measure_ingest(pair or (), work / "ingest", recompress=recompress))
         said = ", then ".join(f"{one.name} {one.plain_size / one.seconds / 1e6:.0f} MB/s" for one in times[-1])
-        plan.say(f"ingest: {said}")
+        plan.say(f"ingest{', compressed once more between' if recompress else ''}: {said}")
     return times
 
 

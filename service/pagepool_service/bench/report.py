@@ -100,6 +100,7 @@ def _lines(results: Results) -> Iterator[Line]:
     yield _line("push until acknowledged, s", runs, lambda run: sum(push.acknowledged_s for push in run.pushes))
     yield _line("push until ready, s", runs, lambda run: sum(push.ready_s for push in run.pushes))
     yield Line("settled after, s", median(run.settle_s for run in runs if run.kind == PAGEPOOL))
+    yield Line("compressed once more after, s", median(run.recompress_s for run in runs if run.kind == PAGEPOOL))
     yield _line(PULL, runs, lambda run: run.pulled / median(run.pull_s) / MB)
     yield _line("on disk, MB", runs, lambda run: run.disk / MB)
     peer_disk = _median(runs, PEER, lambda run: run.disk / MB)
@@ -109,6 +110,8 @@ def _lines(results: Results) -> Iterator[Line]:
         speeds = [times[number].plain_size / times[number].seconds / MB for times in results.ingest]
         if speeds:
             yield Line(f"ingest, {name}, MB/s", median(speeds))
+    if later := [times[1].plain_size / times[1].seconds / MB for times in results.ingest_later]:
+        yield Line("ingest, near-identical image, later, MB/s", median(later))
     if results.big:
         yield from _big_lines(results.big)
 

@@ -68,6 +68,12 @@ class Transfer:
         while self._kind == PAGEPOOL and self.totals()["jobs_waiting"]:
             self._pause(deadline, "the store")
 
+    def await_recompressed(self) -> None:
+        """Wait until the registry has done what it does when there is nothing else to do."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while self._kind == PAGEPOOL and self.totals()["frames_waiting"]:
+            self._pause(deadline, "the store")
+
     def totals(self) -> dict[str, object]:
         """What pagepool says that it holds."""
         total: dict[str, object] = json.loads(self._wire.request("GET", "/v1/stats").expect(200).body)["total"]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from pagepool.extents import Frame
     from pagepool_service.store.environment import Environment, Reader, Writer
     from pagepool_service.store.extents import ExtentStore
     from pagepool_service.store.jobs import JobQueue
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pagepool.store")
 
-BATCH_SIZE = 1 << 20  # bytes returned at a time, and read in one transaction
+BATCH_SIZE = 1 << 20  # bytes read in one transaction
 
 
 class BlobStore:
@@ -193,7 +194,7 @@ class BlobStore:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, digest: Digest, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The blob's bytes `[start, end)` in pieces of about 1 MiB. No transaction is held between pieces.
+        """The blob's bytes `[start, end)` in pieces of at most about 1 MiB. No transaction is held between pieces.
 
         Raises:
             BlobUnknownError: no such blob.
@@ -245,17 +246,24 @@ class BlobStore:
         extents = record.extents(start) if start < end else iter(())
         position = start
         while position < end:
-            parts: list[memoryview] = []
+            runs: list[tuple[Frame, int, int]] = []
+            size = 0
             with self._env.read() as txn:
                 for offset, digest in extents:
-                    view = self._extents.extent(txn, digest)[max(0, start - offset) : end - offset]
-                    parts.append(view)
-                    position += len(view)
-                    if position >= end or sum(map(len, parts)) >= BATCH_SIZE:
+                    frame = self._extents.frame_of(txn, digest)
+                    place, length = frame.index[digest]
+                    first, last = place + max(0, start - offset), place + min(length, end - offset)
+                    size += last - first
+                    if runs and runs[-1][0] is frame and runs[-1][2] == first:
+                        first = runs.pop()[1]
+                    runs.append((frame, first, last))
+                    if size >= BATCH_SIZE or position + size >= end:
                         break
-            if not parts:
+            if not runs:
                 raise CorruptError("object", "", "it ends before its size")
-            yield b"".join(parts)
+            position += size
+            # A frame that is wanted whole, as most are, is not copied: slicing all of a bytes object gives itself.
+            yield from (frame.plain[first:last] for frame, first, last in runs)
 
     # -- the spool -------------------------------------------------------------------------------------------
 

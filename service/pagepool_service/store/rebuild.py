@@ -104,12 +104,13 @@ class _Assembler:
         """Gather one piece. Returns whether everything is done."""
         if self._finish_object(txn):
             return False
-        for op in ops:
-            kind, data, offset, size = op
+        for kind, data, offset, size in ops:
             if kind == LITERAL:
-                self._add(data)
+                self.parts.append(data)
+                self._size += size
             elif kind != SLICE and size <= EXTENT_SIZE:
-                self._add_view(self._extent(txn, bytes(data)))
+                frame, start, length = self._find(txn, bytes(data))
+                self._add(frame, start, start + length)
             elif size:
                 record = self._record(txn, bytes(data), None if kind == SLICE else size)
                 self._left = _object_range(record, offset, offset + size)
@@ -120,29 +121,26 @@ class _Assembler:
 
     def _finish_object(self, txn: Reader) -> bool:
         """Go on with a large object. Returns whether the piece is full."""
-        for digest, start, end in self._left:
-            view = self._extent(txn, digest)
-            self._add_view(view if end - start == len(view) else view[start:end])
+        for digest, first, last in self._left:
+            frame, start, length = self._find(txn, digest)
+            self._add(frame, start + first, start + min(last, length))
             if self._size >= PIECE_SIZE:
                 return True
         return False
 
-    def _add(self, data: bytes | memoryview) -> None:
-        self.parts.append(data)
-        self._size += len(data)
+    def _add(self, frame: Frame, start: int, end: int) -> None:
+        """Add bytes of a frame. Few of them as a copy: a view of a few bytes would keep a whole frame in memory."""
+        self.parts.append(frame.plain[start:end] if end - start < _COPIED else frame.view[start:end])
+        self._size += end - start
 
-    def _add_view(self, view: memoryview) -> None:
-        """Add bytes of a frame. Small ones as a copy: a view of a few bytes would keep a whole frame in memory."""
-        self._add(bytes(view) if len(view) < _COPIED else view)
-
-    def _extent(self, txn: Reader, digest: bytes) -> memoryview:
+    def _find(self, txn: Reader, digest: bytes) -> tuple[Frame, int, int]:
+        """Where an extent is: the frame, and its offset and length in that."""
         frame = self._frame
         place = frame.index.get(digest) if frame else None
         if frame is None or place is None:
             frame = self._frame = self._extents.frame_of(txn, digest)
             place = frame.index[digest]
-        offset, size = place
-        return frame.view[offset : offset + size]
+        return frame, *place
 
     def _record(self, txn: Reader, digest: bytes, size: int | None) -> ObjectRecord:
         if size is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pagepool_service.store.environment import Table
+from pagepool_service.store.recompress import count_waiting
 from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord, LayerState
 from pagepool_service.store.totals import Totals
 
@@ -27,8 +28,9 @@ def collect_totals(store: Store) -> dict[str, int | float | dict[str, int]]:
 
     Returns:
         `plain_bytes`: of all layers, each counted once per distinct tar; `unique_bytes`: distinct file
-        content; `stored`: what that takes, by kind; `disk_bytes`: what the data directory takes on disk in
-        all; `opaque_copies_bytes`: of it, compressed blobs kept beside the layers they hold.
+        content; `stored`: what that takes, by kind; `frames_waiting`: frames of it that were not compressed
+        once more yet; `disk_bytes`: what the data directory takes on disk in all; `opaque_copies_bytes`: of it,
+        compressed blobs kept beside the layers they hold.
     """
     with store.env.read() as txn:
         totals = Totals.load(txn)
@@ -51,6 +53,7 @@ def collect_totals(store: Store) -> dict[str, int | float | dict[str, int]]:
             "tags": txn.count(Table.TAGS),
         }
         waiting = store.jobs.count(txn)
+        frames_waiting = count_waiting(txn)
     stored["page_rounding"] = max(0, pages - sum(stored.values()) + stored["spool"] + stored["uploads"])
     file_bytes = store.env.file_bytes()
     return {
@@ -59,6 +62,7 @@ def collect_totals(store: Store) -> dict[str, int | float | dict[str, int]]:
         "frames": totals.frames,
         "extents": totals.extents,
         "jobs_waiting": waiting,
+        "frames_waiting": frames_waiting,
         "plain_bytes": plain,
         "file_bytes": files,
         "unique_bytes": totals.files_plain - totals.dead_bytes,
