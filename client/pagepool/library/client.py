@@ -28,6 +28,7 @@ from pagepool.errors import PagepoolError, ReferenceInvalidError
 from pagepool.image.treefile import TreeFile
 from pagepool.image.treestore import TreeStore
 from pagepool.library.image import Image, Objects
+from pagepool.library.places import PlaceNotes
 from pagepool.oci import Reference
 from pagepool.pool import Pool
 from pagepool.transport import Credentials, RegistryClient, ServiceClient, Session
@@ -92,6 +93,7 @@ class Client:
         self.budget = budget
         self.shared = shared
         self._files = TreeStore(self.directory / "trees", mapped=True)
+        self._places = PlaceNotes(self.directory / "servers")
         self._lock = threading.Lock()
         self._own: Objects | None = None
         self._theirs: dict[str, Objects] = {}
@@ -121,12 +123,13 @@ class Client:
         if parsed.host not in (None, self.session.where):
             raise ReferenceInvalidError(str(parsed), f"this client speaks to {self.session.where}")
         state = self.trees.resolve(parsed.repository, parsed.target, platform, wait_s)
+        self._places.note(self.session.where, state.pool)
         return Image(self, parsed.repository, state.tree, reference=parsed, manifest=state.image, pool=state.pool)
 
     def tree(self, repository: str, tree: Digest) -> Image:
         """An image by the digest of its tree, without asking the service: it can be opened while the service is gone,
         if its tree file is here."""
-        return Image(self, repository, tree)
+        return Image(self, repository, tree, pool=self._places.noted(self.session.where))
 
     def overlay(self, directory: str | Path) -> Overlay:
         """Take up an overlay that is there, whatever image it lies over. The service is asked only for what is missing.
@@ -179,7 +182,7 @@ class Client:
             reference = Reference(str(listed["name"]), str(listed["tag"]))
             with suppress(PagepoolError):
                 found = self.image(reference, wait_s=0.0)
-                if self.tree(found.repository, found.tree).fetch_object(digest):
+                if Image(self, found.repository, found.tree).fetch_object(digest):
                     return True
         return False
 

@@ -117,7 +117,8 @@ def _resolve(client: Client, reference: Reference, platform: Platform | None, up
         output.warn(f"{client.session.where} cannot be reached: only what was fetched before can be read")
         manifest = Digest.parse(str(noted.info["manifest"])) if "manifest" in noted.info else None
         tree = Digest("blake3", noted.tree)
-        return Image(client, reference.repository, tree, reference=reference, manifest=manifest)
+        place = client.tree(reference.repository, tree).pool
+        return Image(client, reference.repository, tree, reference=reference, manifest=manifest, pool=place)
 
 
 def _noted(upper: Path) -> OverlayInfo | None:

@@ -1,0 +1,50 @@
+"""Where services on this machine have their pools: noted, so that what is in them can be read while a service is gone.
+
+One small JSON file for each service, renamed into place. Nothing in it is trusted: a pool is compared with its id when
+it is opened, and read-only. What cannot be read or written is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from pagepool.transport.trees import PoolPlace
+
+
+class PlaceNotes:
+    """The notes of one user.
+
+    Args:
+        directory: made when it is needed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def note(self, server: str, place: PoolPlace | None) -> None:
+        """Remember where the pool of a service is; that it has none, too."""
+        if self.noted(server) == place:
+            return
+        path = self._path(server)
+        with suppress(OSError):
+            if place is None:
+                path.unlink(missing_ok=True)
+                return
+            self._directory.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_text(json.dumps({"id": place.id, "path": str(place.path)}))
+            temporary.rename(path)
+
+    def noted(self, server: str) -> PoolPlace | None:
+        """Where it was."""
+        try:
+            found = json.loads(self._path(server).read_text())
+            return PoolPlace(str(found["id"]), Path(found["path"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _path(self, server: str) -> Path:
+        return self._directory / server.replace("/", "_")
