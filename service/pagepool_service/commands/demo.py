@@ -20,10 +20,12 @@ from pagepool.errors import InvalidError, StoreFullError
 from pagepool.layout import split_path
 from pagepool.oci import Reference, validate_repository, validate_tag
 from pagepool.transport import Session
+from pagepool.transport.service import READY
 from pagepool_service.demo import guard, words
 from pagepool_service.demo.images import FIRST, REPOSITORY, SECOND, Made, make_images, packed_size
 from pagepool_service.demo.material import collect
 from pagepool_service.demo.progress import Narrator
+from pagepool_service.demo.reading import read_images
 from pagepool_service.demo.report import Report, build_report, print_report, to_json
 from pagepool_service.demo.server import running_service
 from pagepool_service.demo.tour import Subject, Tour
@@ -64,8 +66,9 @@ def demo(layouts: tuple[str, ...], keep: Path | None, size: int) -> None:
 
     Makes two overlapping images out of files of this machine (only what all users may read, below /usr and in
     the Python installation), starts a service with its store in a temporary directory, pushes both over HTTP,
-    waits until every layer was read, pulls them back, and compares every digest. Needs no root and no
-    network. Given OCI layouts or archives instead, it takes those.
+    waits until every layer was read, pulls them back, and compares every digest. Then it reads every file by
+    the library, changes one in an overlay, and mounts it where FUSE is. Needs no root and no network. Given
+    OCI layouts or archives instead, it takes those.
 
     When it ends, also by Ctrl-C, a signal or a failure, nothing is left behind: no process, and no file
     unless --keep is given. $TMPDIR says where the temporary directory is. The exit code is 5 if anything
@@ -128,7 +131,9 @@ def _go_round(directory: Path, subjects: Sequence[Subject], narrator: Narrator, 
             tour.pull(visit, directory / f"pulled-{number}")
         for number, visit in enumerate(visits, 1):
             tour.check(visit, directory / f"pulled-{number}")
-    return build_report(visits, stats, narrator.steps, time.perf_counter() - begin)
+        ready = [visit.subject.reference for visit in visits if visit.state == READY]
+        reading = read_images(url, directory, ready, narrator)
+    return build_report(visits, stats, narrator.steps, time.perf_counter() - begin, reading)
 
 
 def _name_subjects(layouts: Sequence[str]) -> list[Subject]:

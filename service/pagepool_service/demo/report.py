@@ -10,6 +10,7 @@ from typing import Any
 from pagepool.cli import output
 from pagepool.cli.output import human_size
 from pagepool_service.demo.progress import Step
+from pagepool_service.demo.reading import Reading
 from pagepool_service.demo.tour import Visit, shared_blobs
 from pagepool_service.demo.verify import Check
 
@@ -60,6 +61,7 @@ class Report:
         checks: all comparisons.
         steps: in order.
         seconds: the demo in all.
+        reading: what reading the images has shown; None if none could be read.
     """
 
     images: tuple[ImageRow, ...]
@@ -71,6 +73,7 @@ class Report:
     checks: tuple[Check, ...]
     steps: tuple[Step, ...]
     seconds: float
+    reading: Reading | None = None
 
     @property
     def equal(self) -> bool:
@@ -78,7 +81,13 @@ class Report:
         return all(check.equal for check in self.checks)
 
 
-def build_report(visits: Sequence[Visit], stats: Mapping[str, Any], steps: Sequence[Step], seconds: float) -> Report:
+def build_report(
+    visits: Sequence[Visit],
+    stats: Mapping[str, Any],
+    steps: Sequence[Step],
+    seconds: float,
+    reading: Reading | None = None,
+) -> Report:
     """Put together what was measured. Pure."""
     described = {(image["name"], image["tag"]): image for image in stats["images"]}
     entries = [described[visit.subject.reference.repository, visit.subject.reference.target] for visit in visits]
@@ -105,6 +114,7 @@ def build_report(visits: Sequence[Visit], stats: Mapping[str, Any], steps: Seque
         tuple(check for visit in visits for check in visit.checks),
         tuple(steps),
         seconds,
+        reading,
     )
 
 
@@ -177,6 +187,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "images": [_row_json(row) for row in report.images],
         "total": _row_json(report.total) | {"disk_bytes": report.disk_bytes, "stored": dict(report.stored)},
+        "reading": None if report.reading is None else report.reading.as_json(),
         "shared": {"same_blob_bytes": report.same_blob_bytes, "file_bytes": report.shared_bytes},
         "checks": [
             {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pagepool.cli.output import human_size
 from pagepool_service.demo.images import Made
+from pagepool_service.demo.reading import Reading
 from pagepool_service.demo.report import Report
 
 
@@ -33,6 +34,8 @@ def explanation(report: Report, made: tuple[Made, Made] | None) -> str:
             f"A registry of whole blobs would take {whole} for what takes {here} here. A plain layer has no copy:\n"
             f"it is rebuilt from its recipe at each pull."
         )
+    if report.reading:
+        parts.append(_reading(report.reading))
     parts.append(f"All of it took {report.seconds:.1f} s, on {human_size(report.total.logical_bytes)} of plain layers.")
     return "\n" + "\n\n".join(parts)
 
@@ -46,6 +49,17 @@ def _two_versions(report: Report, made: tuple[Made, Made]) -> str:
         f"changed, and two of its three layers were packed anew. Only one layer, {same}, is the same blob in\n"
         f"both: that is what a store of whole blobs can share. Here {share} of the file content was there already;\n"
         f"{second.name} brought {new} of new content."
+    )
+
+
+def _reading(found: Reading) -> str:
+    logical, unique = human_size(found.logical_bytes), human_size(found.unique_bytes)
+    many = "the image" if found.images == 1 else f"{found.images} images"
+    mounted = "It was mounted, too, and listed by the kernel." if found.mounted else f"Not mounted: {found.not_mounted}"
+    return (
+        f"Read by the library, the {found.files} files of {many} are {logical}, and {unique} in the pool that all\n"
+        f"programs map: each content is in memory once. An overlay with one changed block takes "
+        f"{human_size(found.overlay_bytes)};\npushed, it is {found.committed}. {mounted}"
     )
 
 
@@ -83,6 +97,7 @@ def next_steps(kept: Path | None) -> str:
         "  podman push --tls-verify=false debian:12 127.0.0.1:5000/debian:12",
         "  skopeo copy --dest-tls-verify=false docker://debian:12 docker://127.0.0.1:5000/debian:12",
         "  pagepool ls -l debian:12:/etc",
+        "  pagepool mount debian:12 /mnt --upper ./work",
         "  pagepool stats",
     ]
     return "\n".join(lines)
