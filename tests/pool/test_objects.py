@@ -243,6 +243,10 @@ def test_a_pool_has_an_identity(place: Path) -> None:
         assert one.id == two.id
         assert len(one.id) == 32
         assert one.budget == two.budget == 2 << 20
+    with Pool.open(place, budget=None, initial=5 << 20) as again:
+        assert again.budget == 2 << 20
+    with Pool.open(place.with_name("new"), budget=None, initial=5 << 20) as new:
+        assert new.budget == 5 << 20
     with Pool.open(place.with_name("other"), budget=1 << 20) as other:
         assert other.id != one.id
 
