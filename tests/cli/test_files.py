@@ -96,6 +96,19 @@ def test_cat_is_byte_for_byte(image: str, tmp_path: Path) -> None:
     assert done.stdout == BIG
 
 
+def test_a_reader_that_goes_away(image: str, tmp_path: Path) -> None:
+    """Ends the program as it ends others, without a word."""
+    environment = program_environment() | {"PAGEPOOL_POOL": str(tmp_path / "pool")}
+    command = program_command("cat", *[f"{image}:/etc/tool"] * 3)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(1) == BIG[:1]
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_what_cat_refuses(run: Run, image: str, tmp_path: Path) -> None:
     assert "TARGET:/PATH" in _refused(run("cat", image), 2)
     assert f"path {image}:/none is unknown" in _refused(run("cat", f"{image}:/none"), 3)

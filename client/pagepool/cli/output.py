@@ -126,6 +126,16 @@ def _write(text: str) -> None:
         raise click.exceptions.Exit(BROKEN_PIPE) from None
 
 
+def write_bytes(data: bytes | memoryview) -> None:
+    """Write data as it is, behind all that was printed."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+    except BrokenPipeError:
+        hush()
+        raise click.exceptions.Exit(BROKEN_PIPE) from None
+
+
 def flush() -> None:
     """Write out what is buffered. To be called before the program ends, while failure can still be told."""
     try:

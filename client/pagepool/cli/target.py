@@ -39,17 +39,14 @@ class Target:
         directory: of the overlay; None for an image.
         path: absolute, within it.
         given: whether a path was given.
+        name: the image or overlay, without the path, for people.
     """
 
     reference: Reference | None
     directory: Path | None
     path: str
     given: bool
-
-    @property
-    def name(self) -> str:
-        """The image or overlay, without the path."""
-        return str(self.reference or self.directory)
+    name: str
 
     def __str__(self) -> str:
         return f"{self.name}:{self.path}" if self.given else self.name
@@ -95,8 +92,9 @@ def parse_target(text: str) -> Target:
     name, found, rest = text.partition(":/")
     path = f"/{rest}" if found else "/"
     if text.startswith(("/", ".")):
-        return Target(None, Path(name), path, bool(found))
-    return Target(on_server(Reference.parse(name)), None, path, bool(found))
+        return Target(None, Path(name), path, bool(found), name)
+    reference = on_server(Reference.parse(name))
+    return Target(reference, None, path, bool(found), str(reference))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Unpack
 
 import click
@@ -34,7 +33,6 @@ def command(targets: tuple[Target, ...], **options: Unpack[PoolOptions]) -> None
     for target in targets:
         if not target.given:
             raise click.UsageError(f"{target} has no path: TARGET:/PATH")
-    output.flush()
     for target in targets:
         with open_target(options, target) as root, naming(target):
             _print(root, target.path)
@@ -44,6 +42,5 @@ def _print(root: Rootfs, path: str) -> None:
     with root.open(path, "rb", buffering=0) as file:
         offset = 0
         while data := file.view(offset, _PIECE):
-            sys.stdout.buffer.write(data)
+            output.write_bytes(data)
             offset += len(data)
-    sys.stdout.buffer.flush()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
@@ -92,21 +91,19 @@ def _text(path: bytes) -> str:
 
 def _write_layer(now: FileSystem, changes: list[Change], name: str) -> None:
     size = 0
-    with counting("writing") as count, _open(name) as file:
+    with counting("writing") as count, _open(name) as write:
         for chunk in iter_layer(now, changes):
-            file.write(chunk)
+            write(chunk)
             size += len(chunk)
             count(len(chunk))
     output.note(f"wrote {len(changes)} changes, {output.human_size(size)}")
 
 
 @contextmanager
-def _open(name: str) -> Iterator[BinaryIO]:
-    """A file that gets its name when it is whole, or standard output."""
+def _open(name: str) -> Iterator[Callable[[bytes | memoryview], object]]:
+    """What writes into a file, which gets its name when it is whole, or to standard output."""
     if name == "-":
-        output.flush()
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        yield output.write_bytes
     else:
         with published(Path(name)) as file:
-            yield file
+            yield file.write

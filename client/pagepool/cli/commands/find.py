@@ -115,10 +115,8 @@ def _is_empty(root: Rootfs, path: str, kind: Kind, size: int) -> bool:
 
 
 def _print_nul(entries: Iterable[Entry]) -> None:
-    output.flush()
     for path, _ in entries:
-        sys.stdout.buffer.write(path.encode("utf-8", "surrogateescape") + b"\0")
-    sys.stdout.buffer.flush()
+        output.write_bytes(path.encode("utf-8", "surrogateescape") + b"\0")
 
 
 def _newer(text: str, options: PoolOptions) -> Condition:
