@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TAG = "bench"
 _POLL_S = 0.01
+_SLOW_POLL_S = 1.0  # where it takes minutes; statistics of large images cost the service time
 _PATIENCE_S = 3600.0
 
 
@@ -72,7 +73,7 @@ class Transfer:
         """Wait until the registry has done what it does when there is nothing else to do."""
         deadline = time.monotonic() + _PATIENCE_S
         while self._kind == PAGEPOOL and self.totals()["frames_waiting"]:
-            self._pause(deadline, "the store")
+            self._pause(deadline, "the store", _SLOW_POLL_S)
 
     def totals(self) -> dict[str, object]:
         """What pagepool says that it holds."""
@@ -120,10 +121,10 @@ class Transfer:
         self._wire.send_file("PUT", f"{location}{joint}digest={digest}", blob.path).expect(201)
         return blob.size
 
-    def _pause(self, deadline: float, what: str) -> None:
+    def _pause(self, deadline: float, what: str, pause_s: float = _POLL_S) -> None:
         if time.monotonic() > deadline:
             raise PendingError(what, ())
-        time.sleep(_POLL_S)
+        time.sleep(pause_s)
 
 
 def _url(image: SourceImage, blob: SourceBlob) -> str:
