@@ -59,7 +59,7 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.flushed: dict[int, bytes] = {}
-        self.during: Callable[[], None] | None = None
+        self.during: Callable[[], object] | None = None
         """What happens, once, while the disk works: after a file's bytes were taken, before the flush returns."""
         for name in ("fsync", "fdatasync"):
             monkeypatch.setattr(os, name, self._flush)

@@ -193,6 +193,26 @@ def test_a_process_killed(steps: int, tmp_path: Path) -> None:
         twin.overlay.close()
 
 
+def test_a_slot_that_was_freed_while_a_sync_went_on(
+    tmp_path: Path, base: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What that sync made durable needs it, should the block that came in its place be lost."""
+    disk = Disk(monkeypatch)
+    overlay = OverlayFileSystem.open(tmp_path / "upper", base, tree=TREE)
+    ino, other = (overlay.create(1, name, Kind.REGULAR, 0o644, 0, 0) for name in (b"f", b"g"))
+    overlay.write(ino, 0, b"a" * PAGE)
+    disk.during = lambda: overlay.write(ino, 0, b"b" * PAGE)
+    overlay.sync()
+    overlay.write(other, 0, b"c" * PAGE)
+    blocks = (tmp_path / "upper" / "blocks").read_bytes()
+    shutil.copytree(tmp_path / "upper", tmp_path / "lost")
+    overlay.close()
+    (tmp_path / "lost" / "blocks").write_bytes(blocks.replace(b"b" * PAGE, bytes(PAGE)))
+    found = OverlayFileSystem.open(tmp_path / "lost", base, tree=TREE, boot=b"x" * 16)
+    assert bytes(found.read(ino, 0, PAGE)) == b"a" * PAGE
+    found.close()
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_an_ext4_that_loses_power(seed: int, tmp_path: Path) -> None:
     """The file system itself is shut down without writing anything back, and mounted again."""

@@ -29,11 +29,15 @@ def test_it_is_open_once_at_a_time(opened: Callable[..., OverlayFileSystem], tmp
     opened().close()
 
 
-def test_it_belongs_to_one_image(opened: Callable[..., OverlayFileSystem]) -> None:
-    opened().close()
+def test_it_belongs_to_one_image(opened: Callable[..., OverlayFileSystem], tmp_path: Path) -> None:
+    overlay = opened()
+    overlay.unlink(1, b"b")
+    before = dump_overlay(overlay)
+    overlay.close()
+    other = TreeBuilder().file_system()
     with pytest.raises(InvalidError, match=f"{TREE.hex()}, not over {'02' * 32}"):
-        opened(tree=b"\x02" * 32)
-    opened().close()
+        OverlayFileSystem.open(tmp_path / "upper", other, tree=b"\x02" * 32)
+    assert dump_overlay(opened()) == before
 
 
 def test_what_the_opener_noted_is_kept(opened: Callable[..., OverlayFileSystem], tmp_path: Path) -> None:

@@ -69,12 +69,13 @@ def test_a_write_that_is_cut_short(number: int, room: int, tmp_path: Path, base:
     """The kernel takes a part of a record, or of the blocks, and refuses the rest."""
     overlay = OverlayFileSystem.open(tmp_path / "upper", base, tree=TREE)
     ino = overlay.create(1, b"new", Kind.REGULAR, 0o644, 0, 0)
-    overlay.write(ino, 0, b"x" * 3 * PAGE)
+    overlay.write(ino, 0, b"x" * 8 * PAGE)
+    overlay.set_attributes(ino, Changes(size=3 * PAGE))
     overlay.sync()
-    # Both files are as long, so the limit is the end of both.
-    journal = overlay.directory / "journal"
-    while journal.stat().st_size < 3 * PAGE:
-        overlay.set_xattr(1, b"user.fill", bytes(min(5000, 3 * PAGE - journal.stat().st_size + 10)))
+    # The journal is the longer file: blocks find room in five free slots, and the record that names them does not.
+    journal, blocks = overlay.directory / "journal", overlay.directory / "blocks"
+    while journal.stat().st_size < 9 * PAGE:
+        overlay.set_xattr(1, b"user.fill", bytes(5000))
     before, size = dump_overlay(overlay), journal.stat().st_size
     with file_size_limit(size + room):
         result = attempt(attempts(overlay, ino)[number])
@@ -82,8 +83,8 @@ def test_a_write_that_is_cut_short(number: int, room: int, tmp_path: Path, base:
         assert dump_overlay(overlay) == before
         assert journal.stat().st_size == size
         # No slot was lost: the next blocks lie where those would have been.
-        overlay.write(ino, 0, b"z" * PAGE)
-        assert (overlay.directory / "blocks").stat().st_size <= 4 * PAGE + (room and 3 * PAGE)
+        overlay.write(ino, 0, b"z" * 5 * PAGE)
+        assert blocks.stat().st_size == 8 * PAGE
     else:
         assert room == 4000
     overlay.create(1, b"later", Kind.REGULAR, 0o644, 0, 0)

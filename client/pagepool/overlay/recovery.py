@@ -14,7 +14,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
-from pagepool.errors import CorruptError
+from pagepool.errors import CorruptError, InvalidError
 from pagepool.overlay.journal import damaged, parse_header, scan
 from pagepool.overlay.records import Code, decode, read_boot
 from pagepool.overlay.state import State
@@ -47,21 +47,25 @@ class Recovered(NamedTuple):
     clean: bool
 
 
-def recover(path: Path, base: FileSystem, arena: Arena, boot: bytes) -> Recovered:
+def recover(path: Path, base: FileSystem, tree: bytes, arena: Arena, boot: bytes) -> Recovered:
     """Read a journal.
 
     Args:
         path: the journal.
         base: the image.
+        tree: digest of its tree.
         arena: where its blocks are.
         boot: the machine's boot now; another than the journal's means that power may have been lost.
 
     Raises:
+        InvalidError: the overlay lies over another tree.
         CorruptError: damage that no crash can do.
         StoreFormatError: a format of another version.
     """
     data = memoryview(path.read_bytes())
     header, start = parse_header(data, path)
+    if header.tree != tree:
+        raise InvalidError(str(path.parent), f"it lies over tree {header.tree.hex()}, not over {tree.hex()}")
     found = scan(data, start, header.nonce, path)
     records = found.records
     # Behind missing pages there may be openings of this boot; but then those pages are of an earlier one.

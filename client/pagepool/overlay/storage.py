@@ -229,9 +229,7 @@ def open_storage(
         arena = Arena(_prepare(directory, base, tree, info, time_ns, boot))
         undo.callback(arena.close)
         path = directory / journals.NAME
-        found = recover(path, base, arena, boot)
-        if found.header.tree != tree:
-            raise InvalidError(str(directory), f"it lies over tree {found.header.tree.hex()}, not over {tree.hex()}")
+        found = recover(path, base, tree, arena, boot)
         journal = Journal(path, found.header, found.end)
         undo.callback(journal.close)
         storage = Storage(directory, descriptor, journal, arena, found.state, boot)
