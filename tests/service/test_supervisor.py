@@ -67,7 +67,7 @@ def test_killed_worker_is_replaced(tmp_path: Path) -> None:
         with httpx.Client(base_url=service.url) as http:
             digest = push_blob(http, "kill", b"stays")
         before = set(service.children())
-        assert len(before) == 4
+        assert len(before) == 5
         for pid in before:
             os.kill(pid, signal.SIGKILL)
             until(partial(_is_reaped, service, pid), "the killed process is reaped")
