@@ -74,7 +74,7 @@ def test_killed_worker_is_replaced(tmp_path: Path) -> None:
             for _ in range(5):
                 # A connection that the killed worker had accepted is lost; a new one is served.
                 assert httpx.get(f"{service.url}/v2/kill/blobs/{digest}").content == b"stays"
-            until(lambda: len(service.children()) == 4, "four processes run")
+            until(lambda: len(service.children()) == 5, "five processes run")
         assert not before & set(service.children())
         assert "signal SIGKILL" in service.log()
 
