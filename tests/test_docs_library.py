@@ -1,4 +1,4 @@
-"""The examples in docs/library.md run, in their order, against a real service, and print what the page says."""
+"""The examples in docs/library.md and README.md run, in their order, against a real service, and print what is said."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from tests.support.server import Service
 
-_PAGE = Path(__file__).parents[1] / "docs" / "library.md"
+_ROOT = Path(__file__).parents[1]
+_PAGE = _ROOT / "docs" / "library.md"
 _BLOCK = re.compile(
     r"(?:<!-- needs: (?P<needs>\w+) -->\n)?```python\n(?P<code>.*?)```(?:\n```text\n(?P<printed>.*?)```)?", re.DOTALL
 )
@@ -40,23 +41,27 @@ class Example:
     """A block of Python in the page.
 
     Args:
+        page: the page.
         line: where its code begins.
         needs: what a machine must have for it; "" for nothing.
         code: its lines.
         printed: what they print.
     """
 
+    page: Path
     line: int
     needs: str
     code: str
     printed: str
 
 
-def _examples() -> list[Example]:
-    page = _PAGE.read_text()
+def _examples(page: Path = _PAGE) -> list[Example]:
+    text = page.read_text()
     return [
-        Example(page.count("\n", 0, found.start("code")), found["needs"] or "", found["code"], found["printed"] or "")
-        for found in _BLOCK.finditer(page)
+        Example(
+            page, text.count("\n", 0, found.start("code")), found["needs"] or "", found["code"], found["printed"] or ""
+        )
+        for found in _BLOCK.finditer(text)
     ]
 
 
@@ -88,19 +93,31 @@ def names(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     found["client"].close()
 
 
-def _run(example: Example, names: dict[str, Any]) -> None:
-    code = compile("\n" * example.line + example.code.replace(_SERVICE, names["host"]), str(_PAGE), "exec")
+def _run(example: Example, names: dict[str, Any]) -> str:
+    """Run an example in these names; what it printed."""
+    code = compile("\n" * example.line + example.code.replace(_SERVICE, names["host"]), str(example.page), "exec")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, names)  # the page's own code
-    assert printed.getvalue() == example.printed, f"{_PAGE}:{example.line}"
+    return printed.getvalue()
+
+
+def _check(example: Example, names: dict[str, Any]) -> None:
+    assert _run(example, names) == example.printed, f"{example.page}:{example.line}"
 
 
 def test_examples_run_and_print_what_the_page_says(names: dict[str, Any]) -> None:
     examples = [example for example in _examples() if not example.needs]
     assert len(examples) > 5
     for example in examples:
-        _run(example, names)
+        _check(example, names)
+
+
+def test_the_example_of_the_readme_runs(service: Service, names: dict[str, Any]) -> None:
+    (example,) = _examples(_ROOT / "README.md")
+    assert _run(example, names) == 'NAME="Example"\n\n'
+    with client.Client(service.url) as again, again.image("app:2").open() as root:
+        assert root.read_text("/etc/app.conf") == "mode = test\n"
 
 
 def test_the_examples_of_mounts_run(names: dict[str, Any]) -> None:
@@ -110,4 +127,4 @@ def test_the_examples_of_mounts_run(names: dict[str, Any]) -> None:
     if os.geteuid() or not os.access(DEVICE, os.R_OK | os.W_OK):
         pytest.skip(f"mounting needs root and {DEVICE}")
     for example in (first, *mounts):
-        _run(example, names)
+        _check(example, names)

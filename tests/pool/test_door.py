@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pagepool.digest import blake3_raw
+from pagepool.errors import DeniedError
 from pagepool.pool import Pool
 from pagepool.pool.door import Door, door_path, knock
 
@@ -48,6 +51,22 @@ def test_root_cannot_write_through_it(pool_path: Path) -> None:
         finally:
             os.close(descriptor)
     assert not door_path(pool_path).exists()
+
+
+def test_a_door_that_somebody_else_made_is_not_trusted(pool_path: Path) -> None:
+    """In a directory that all may write to, anybody can make a socket of that name where there is none."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.seteuid(65534)  # the kernel notes who begins to listen
+        try:
+            with tempfile.TemporaryDirectory() as elsewhere:
+                listener.bind(f"{elsewhere}/door")
+                listener.listen()
+                os.seteuid(0)
+                Path(elsewhere, "door").rename(door_path(pool_path))
+                with pytest.raises(DeniedError, match="whose pool it is"):
+                    knock(pool_path)
+        finally:
+            os.seteuid(0)
 
 
 def test_what_was_handed_out_outlives_its_owner(pool_path: Path) -> None:

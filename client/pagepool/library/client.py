@@ -28,7 +28,7 @@ from pagepool.errors import PagepoolError, ReferenceInvalidError
 from pagepool.image.treefile import TreeFile
 from pagepool.image.treestore import TreeStore
 from pagepool.library.image import Image, Objects
-from pagepool.library.places import PlaceNotes
+from pagepool.library.places import PlaceNotes, check_owner
 from pagepool.oci import Reference
 from pagepool.pool import Pool, ReadOnlyPool
 from pagepool.pool.door import knock
@@ -230,6 +230,7 @@ def default_budget(directory: Path) -> int:
 
 def _attach(place: PoolPlace) -> ReadOnlyPool:
     """A service's pool: by its door, if it has one, so that nothing here can write to it; else by its path."""
+    check_owner(place.path)
     try:
         descriptor = knock(place.path)
     except OSError:

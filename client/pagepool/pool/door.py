@@ -16,6 +16,7 @@ import ctypes
 import os
 import socket
 import stat
+import struct
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import DeniedError
@@ -31,6 +32,7 @@ _AT_EMPTY_PATH: Final = 0x1000
 _AT_FDCWD: Final = -100
 _RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
 _TIMEOUT_S: Final = 5.0
+_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: process, user, group
 
 
 class _MountAttributes(ctypes.Structure):
@@ -121,11 +123,15 @@ def knock(pool: Path) -> int:
 
     Raises:
         OSError: there is no door, or nobody behind it.
-        DeniedError: what came is no directory.
+        DeniedError: somebody else is behind it, or what came is no directory.
     """
+    owner = pool.stat().st_uid
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_TIMEOUT_S)
         connection.connect(os.fsencode(door_path(pool)))
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        if _CREDENTIALS.unpack(credentials)[1] != owner:
+            raise DeniedError(f"{door_path(pool)} is not of user {owner}, whose pool it is")
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
     if len(descriptors) != 1 or not stat.S_ISDIR(os.fstat(descriptors[0]).st_mode):
         for descriptor in descriptors:
