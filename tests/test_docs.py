@@ -82,6 +82,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in _anchors(found), f"{page}: {target}"
 
 
+def test_tests_that_the_design_names_are_there() -> None:
+    page = (_ROOT / "docs" / "design.md").read_text()
+    named = set(re.findall(r"`(?:tests/\w+/)?(test_\w+\.py)`", page)) | set(re.findall(r"`tests/(test_\w+\.py)`", page))
+    assert len(named) > 20
+    assert named <= {path.name for path in (_ROOT / "tests").rglob("test_*.py")}
+
+
 def _anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
