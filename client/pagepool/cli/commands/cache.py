@@ -40,17 +40,26 @@ _LINES = (
 )
 
 
-@click.group(name="cache", short_help="Show, fill, check or empty what is kept on this machine.")
-def command() -> None:
+@click.group(
+    name="cache", invoke_without_command=True, short_help="Show, fill, check or empty what is kept on this machine."
+)
+@output_options
+@pool_options
+@click.pass_context
+def command(context: click.Context, **options: Unpack[PoolOptions]) -> None:
     """Look after what is kept of images: the pool of this user, and the pool of a service.
+
+    Without a command, shows both.
 
     \b
     Examples:
-      pagepool cache show
+      pagepool cache
       pagepool cache fill app:1 app:2
       pagepool cache scrub --rate 50
       pagepool cache clear
     """
+    if context.invoked_subcommand is None:
+        _show(options)
 
 
 @command.command(name="show")
@@ -68,6 +77,10 @@ def show(**options: Unpack[PoolOptions]) -> None:
       pagepool cache show
       pagepool cache show --json | jq .service.resident_bytes
     """
+    _show(options)
+
+
+def _show(options: PoolOptions) -> None:
     with open_client(options) as client:
         found = {"own": _own(client), "service": _of_service(client)}
     if output.current().json:
