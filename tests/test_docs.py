@@ -117,8 +117,9 @@ def _pagepool_commands(line: str) -> Iterator[list[str]]:
 
 def _parse(command: click.Command, name: str, arguments: list[str], parent: click.Context | None) -> None:
     context = command.make_context(name, list(arguments), parent=parent)
-    if isinstance(command, click.Group):
-        word, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+    words = [*context._protected_args, *context.args]
+    if isinstance(command, click.Group) and (words or not command.invoke_without_command):
+        word, inner, rest = command.resolve_command(context, words)
         assert word is not None
         assert inner is not None
         _parse(inner, word, rest, context)
