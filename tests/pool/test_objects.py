@@ -295,12 +295,29 @@ def test_another_user_reads_and_nothing_else(memory_dir: Path) -> None:
                     assert not os.access(pool.path / name, os.R_OK)
                 assert not os.access(object_path(pool.path, one.digest), os.W_OK)
                 assert not os.access(pool.path / "objects", os.W_OK)
-                with pytest.raises(PermissionError):
+                with pytest.raises(StoreFormatError, match="of user 0"):
                     Pool.open(pool.path, budget=1)
                 os._exit(0)
             finally:
                 os._exit(1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_directory_of_another_user_is_no_place_for_a_pool(tmp_path: Path) -> None:
+    """Whoever owns it could put anything in the place of an object. In /dev/shm anybody can be there first."""
+    if os.geteuid() != 0:
+        pytest.skip("giving a directory away needs root")
+    path = tmp_path / "pool"
+    path.mkdir()
+    os.chown(path, 65534, 65534)
+    with pytest.raises(StoreFormatError, match="of user 65534"):
+        Pool.open(path, budget=1 << 20)
+    assert not list(path.iterdir())
+    os.chown(path, 0, 0)
+    Pool.open(path, budget=1 << 20).close()
+    os.chown(path, 65534, 65534)
+    with pytest.raises(StoreFormatError, match="of user 65534"):
+        Pool.open(path, budget=1 << 20)
 
 
 def test_readers_attach(pool: Pool) -> None:

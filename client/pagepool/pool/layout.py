@@ -110,10 +110,14 @@ def open_format(path: Path, durable: bool | None) -> Format:
         durable: of a new pool; None to look at the file system.
 
     Raises:
-        StoreFormatError: as `read_format`, or the directory holds something else.
+        StoreFormatError: as `read_format`; or the directory holds something else, or is another user's.
         OSError: it cannot be made or read.
     """
     path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    owner = path.stat().st_uid
+    if owner != os.geteuid():
+        # Its objects are served as they are. In /dev/shm anybody can make a directory before we do.
+        raise StoreFormatError(f"{path} is of user {owner}: only its owner writes to a pool")
     found = read_format(path)
     if found is not None:
         return found
