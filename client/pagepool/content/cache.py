@@ -5,7 +5,8 @@ with its name, and kept. An extent is fetched once however many threads wait for
 the same time, which is harmless.
 
 What the pool cannot take (it is too large for the budget, or the file system under it is full or gone) is handed on as
-it was fetched. Objects that nobody read for a while are let go of, so that what the pool evicts becomes free.
+it was fetched. Objects that nobody read for a while are let go of, so that the pool can evict them; when it is full
+half of what is open here is, too. If that does not help nothing is kept for a moment, and it is tried again then.
 A crash leaves what the pool's own rules say; nothing here is durable.
 
 Where extents come from is the caller's: a service reads its store, a client asks a service about one tree. So it is
@@ -17,17 +18,19 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
-from pagepool.errors import CorruptError, StoreFullError
+from pagepool.content.held import Held, ReadablePool, SharedPool
+from pagepool.errors import CorruptError, StoreFullError, UnreachableError
 from pagepool.extents import EXTENT_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
+    from pagepool.content.held import WholeFile
     from pagepool.image.treefile import ObjectInfo
 
     Fetch = Callable[[Sequence[bytes]], Iterable[tuple[bytes, memoryview]]]
@@ -41,78 +44,9 @@ log = logging.getLogger("pagepool.cache")
 WINDOW = 8
 """Extents that are read at a time for one request: 1 MiB."""
 _IDLE_TICKS = 2
+_QUIET_TICKS = 30  # between two lines in the log about a pool that takes nothing
+_PAUSE_S = 1.0  # that a pool is left alone when it does not
 _LARGEST_SHARE = 4  # an object of more than one part in so many of the budget is not kept
-
-
-class WholeFile(Protocol):
-    """An object of a pool that is open: see `pagepool.pool.PoolFile`."""
-
-    @property
-    def view(self) -> memoryview: ...
-    def close(self) -> None: ...
-
-
-class PartialFile(Protocol):
-    """An object that is being filled: see `pagepool.pool.Partial`."""
-
-    def has(self, number: int, /) -> bool: ...
-    def missing(self, first: int, end: int, /) -> list[int]: ...
-    def write(self, number: int, data: memoryview, /) -> object: ...
-    def view(self, offset: int, size: int, /) -> memoryview: ...
-    def close(self) -> None: ...
-
-
-class ReadablePool(Protocol):
-    """What the cache uses of somebody else's pool: see `pagepool.pool.ReadOnlyPool`."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def path(self) -> Path: ...
-    def get(self, digest: bytes, /) -> WholeFile | None: ...
-    def close(self) -> None: ...
-
-
-@runtime_checkable
-class SharedPool(ReadablePool, Protocol):
-    """What it uses of a pool of its own: see `pagepool.pool.Pool`."""
-
-    def put(self, digest: bytes, data: memoryview, /) -> WholeFile | None: ...
-    def partial(self, digest: bytes, size: int, extents: Sequence[bytes], /) -> PartialFile: ...
-
-
-class Held:
-    """An object that is open here: whole, or as far as it has been filled."""
-
-    __slots__ = ("file", "info", "partial", "tick", "whole")
-
-    def __init__(self, info: ObjectInfo, file: WholeFile | None, partial: PartialFile | None, tick: int) -> None:
-        self.info = info
-        self.file = file
-        self.partial = partial
-        self.tick = tick
-        self.whole = None if file is None else file.view
-
-    def view(self, start: int, end: int) -> memoryview | None:
-        """The bytes `[start, end)`, if all of them are there."""
-        if self.whole is not None:
-            return self.whole[start:end]
-        partial = self.partial
-        if partial is None or partial.missing(start // EXTENT_SIZE, -(-end // EXTENT_SIZE)):
-            return None
-        return partial.view(start, end - start)
-
-    def look(self) -> None:
-        """See whether it has become whole."""
-        if self.partial is not None and not self.partial.missing(0, self.info.extent_count):
-            self.whole = self.partial.view(0, self.info.size)
-
-    def close(self) -> None:
-        """Let go of it. Views that are on their way out stay valid."""
-        self.whole = None
-        for opened in (self.file, self.partial):
-            if opened is not None:
-                opened.close()
 
 
 class ObjectCache:
@@ -131,8 +65,10 @@ class ObjectCache:
         self._largest = budget // _LARGEST_SHARE
         self._held: OrderedDict[bytes, Held] = OrderedDict()
         self._tick = 0
+        self._told = -_QUIET_TICKS - 1
+        self._refused_until = 0.0
         self._lock = threading.Lock()
-        self._under_way: dict[tuple[bytes, int], Future[bool]] = {}
+        self._under_way: dict[tuple[bytes, int], Future[bool | None]] = {}
 
     def view(self, info: ObjectInfo, start: int, end: int) -> memoryview | None:
         """The bytes `[start, end)` of an object if they are in the pool; takes microseconds.
@@ -159,18 +95,12 @@ class ObjectCache:
         Raises:
             CorruptError: an extent cannot be had right; it names the object and the extent.
         """
-        if self.pool is None or info.size > self._largest:
-            return False
-        try:
-            while first < end:
-                last = min(first + window, end)
-                here = self.view(info, first * EXTENT_SIZE, min(last * EXTENT_SIZE, info.size)) is not None
-                if not here and not self._fill_window(self.pool, info, range(first, last), fetch):
-                    return False
-                first = last
-        except (OSError, StoreFullError) as error:
-            log.warning("the pool does not take object %s: %s", info.digest.hex(), error)
-            return False
+        while first < end:
+            last = min(first + window, end)
+            here = self.view(info, first * EXTENT_SIZE, min(last * EXTENT_SIZE, info.size)) is not None
+            if not here and not self._fill_window(info, range(first, last), fetch):
+                return False
+            first = last
         return True
 
     def pieces(self, info: ObjectInfo, start: int, end: int, fetch: Fetch) -> Iterator[memoryview]:
@@ -203,20 +133,12 @@ class ObjectCache:
         Returns:
             whether the pool took it.
         """
-        if self.pool is None or info.size > self._largest:
-            return False
-        try:
-            if info.extent_count > 1:
-                return self._keep_part(self.pool, info, {number: data})
-            if info.digest not in self._held:
-                file = self.pool.put(info.digest, data)
-                if file is None:
-                    return False
-                file.close()
-        except (OSError, StoreFullError) as error:
-            log.warning("the pool does not take object %s: %s", info.digest.hex(), error)
-            return False
-        return True
+        return (info.extent_count == 1 and info.digest in self._held) or self._store(info, {number: data}, held=False)
+
+    def missing(self, info: ObjectInfo) -> list[int]:
+        """The extents of an object that are not in the pool, also of one that others have begun to fill."""
+        found = self._missing(info, range(info.extent_count))
+        return list(range(info.extent_count)) if found is None else found
 
     def tick(self) -> None:
         """Let go of what was not read during the last calls of this. Called every few seconds."""
@@ -224,16 +146,13 @@ class ObjectCache:
         with self._lock:
             idle = [digest for digest, held in self._held.items() if self._tick - held.tick > _IDLE_TICKS]
             dropped = [self._held.pop(digest) for digest in idle]
-        for held in dropped:
-            held.close()
+        dropped.clear()  # closes them, without the lock
 
     def close(self) -> None:
         """Let go of everything, and of the pool."""
         with self._lock:
-            dropped = list(self._held.values())
-            self._held.clear()
-        for held in dropped:
-            held.close()
+            dropped, self._held = self._held, OrderedDict()
+        dropped.clear()
         if self._readable is not None:
             self._readable.close()
 
@@ -255,11 +174,15 @@ class ObjectCache:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-        with self._lock:
-            dropped = [self._held.popitem(last=False)[1] for _ in range(-(-len(self._held) // 2))]
-        for one in dropped:
-            one.close()
+        self._drop_half()
         return pool.get(digest)
+
+    def _drop_half(self) -> int:
+        """Let go of half of the open objects, those that were read longest ago; tells how many."""
+        with self._lock:
+            oldest = sorted(self._held, key=lambda digest: self._held[digest].tick)
+            dropped = [self._held.pop(digest) for digest in oldest[: -(-len(oldest) // 2)]]
+        return len(dropped)
 
     def _keep(self, held: Held) -> Held:
         """Remember an open object; if another thread was faster, its one is kept."""
@@ -275,25 +198,28 @@ class ObjectCache:
                 self._held[held.info.digest] = held
                 while len(self._held) > self._most_open:
                     dropped.append(self._held.popitem(last=False)[1])
-        for one in dropped:
-            one.close()
+        dropped.clear()
         return held
 
-    def _fill_window(self, pool: SharedPool, info: ObjectInfo, numbers: range, fetch: Fetch) -> bool:
-        """Fill a few extents: those that nobody is filling, then wait for the others. Whether the pool took them."""
-        claimed: dict[int, Future[bool]] = {}
-        awaited: list[Future[bool]] = []
+    def _fill_window(self, info: ObjectInfo, numbers: Sequence[int], fetch: Fetch) -> bool:
+        """Fill a few extents: those that nobody is filling, then wait for the others. Whether the pool took them.
+
+        Another thread may fail for reasons of its own (its image is gone, it was interrupted): what it was to bring is
+        tried once more here then. That the service is gone or has wrong bytes holds for all.
+        """
+        claimed: dict[int, Future[bool | None]] = {}
+        awaited: dict[int, Future[bool | None]] = {}
         with self._lock:
             for number in numbers:
                 other = self._under_way.get((info.digest, number))
                 if other is None:
                     claimed[number] = self._under_way[info.digest, number] = Future()
                 else:
-                    awaited.append(other)
+                    awaited[number] = other
         error: BaseException | None = None
         taken = False
         try:
-            taken = self._fill_claimed(pool, info, list(claimed), fetch)
+            taken = self._fill_claimed(info, list(claimed), fetch)
         except BaseException as caught:
             error = caught
             raise
@@ -302,31 +228,79 @@ class ObjectCache:
                 for number in claimed:
                     del self._under_way[info.digest, number]
             for future in claimed.values():
-                future.set_result(taken) if error is None else future.set_exception(error)
-        return all([taken, *(future.result() for future in awaited)])
+                if isinstance(error, CorruptError | UnreachableError):
+                    future.set_exception(error)
+                else:
+                    future.set_result(taken if error is None else None)
+        results = {number: future.result() for number, future in awaited.items()}
+        left = [number for number, result in results.items() if result is None]
+        return taken and False not in results.values() and (not left or self._fill_window(info, left, fetch))
 
-    def _fill_claimed(self, pool: SharedPool, info: ObjectInfo, numbers: Sequence[int], fetch: Fetch) -> bool:
-        if info.extent_count == 1:
-            # Another thread may have been done with it before this one claimed it.
-            for number in numbers if self.view(info, 0, info.size) is None else ():
-                file = pool.put(info.digest, self._read(info, [number], fetch)[number])
-                if file is None:
-                    return False
-                self._keep(Held(info, file, None, self._tick))
+    def _fill_claimed(self, info: ObjectInfo, numbers: Sequence[int], fetch: Fetch) -> bool:
+        # Another thread, or a process before this one, may have been done with some of them.
+        wanted = self._missing(info, numbers)
+        return wanted is not None and (not wanted or self._store(info, self._read(info, wanted, fetch)))
+
+    def _missing(self, info: ObjectInfo, numbers: Sequence[int]) -> list[int] | None:
+        """Which of an object's extents are not in the pool; None if it does not take them."""
+        wanted: list[int] = []
+
+        def look(pool: SharedPool) -> bool:
+            held = self._held.get(info.digest) or self._open(info)
+            if held is None and info.extent_count > 1:
+                held = self._being_filled(pool, info)
+            if held is None:
+                wanted.extend(numbers)
+            elif (partial := held.partial) is not None:
+                wanted.extend(number for number in numbers if not partial.has(number))
             return True
-        held = self._being_filled(pool, info)
-        if held.partial is None:
-            return True  # whole by now
-        wanted = [number for number in numbers if not held.partial.has(number)]
-        return not wanted or self._keep_part(pool, info, self._read(info, wanted, fetch))
 
-    def _keep_part(self, pool: SharedPool, info: ObjectInfo, found: Mapping[int, memoryview]) -> bool:
-        held = self._being_filled(pool, info)
-        for number, data in found.items():
-            if held.partial is not None:
-                held.partial.write(number, data)
-        held.look()
-        return True
+        return wanted if self._offer(info, look) else None
+
+    def _store(self, info: ObjectInfo, found: Mapping[int, memoryview], *, held: bool = True) -> bool:
+        """Give extents to the pool. Whether it took them.
+
+        Args:
+            held: whether an object of one extent stays open.
+        """
+
+        def write(pool: SharedPool) -> bool:
+            if info.extent_count == 1:
+                file = pool.put(info.digest, found[0])
+                if file is not None:
+                    self._keep(Held(info, file, None, self._tick)) if held else file.close()
+                return file is not None
+            opened = self._being_filled(pool, info)
+            for number, data in found.items():
+                if opened.partial is not None:
+                    opened.partial.write(number, data)
+            opened.look()
+            return True
+
+        return self._offer(info, write)
+
+    def _offer(self, info: ObjectInfo, action: Callable[[SharedPool], bool]) -> bool:
+        """Do something with the pool. False if it does not take the object, though some were let go of for it."""
+        if self.pool is None or info.size > self._largest or time.monotonic() < self._refused_until:
+            return False
+        reason: Exception | str = "it is full"
+        for _ in range(2):
+            try:
+                if action(self.pool):
+                    return True
+            except StoreFullError as error:
+                reason = error
+            except OSError as error:
+                reason = error
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    break
+            if not self._drop_half():
+                break
+        self._refused_until = time.monotonic() + _PAUSE_S
+        if self._tick - self._told > _QUIET_TICKS:
+            self._told = self._tick
+            log.warning("the pool does not take object %s, and perhaps others: %s", info.digest.hex(), reason)
+        return False
 
     def _being_filled(self, pool: SharedPool, info: ObjectInfo) -> Held:
         """An object of several extents, open for filling; or whole, if it has become that."""

@@ -8,6 +8,9 @@ owner instead, who is asked to.
 Small files are fetched ahead, too: whoever reads them in the order of the tree, as programs that walk it do, asks for
 more and more of those that come next. Who reads here and there asks for what he reads.
 
+What no pool takes is fetched anew for each read, but for the last few extents, which stay in memory: a file is read in
+small pieces.
+
 Thread-safe. Blocks while something is fetched.
 """
 
@@ -21,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.content.ahead import FilesAhead
 from pagepool.content.cache import WINDOW
-from pagepool.errors import CorruptError, PagepoolError
+from pagepool.errors import CorruptError, PagepoolError, UnreachableError, UnsupportedError
 from pagepool.extents import EXTENT_SIZE
 
 if TYPE_CHECKING:
@@ -31,7 +34,10 @@ if TYPE_CHECKING:
     from pagepool.image.treefile import ObjectInfo, TreeFile
 
     Ask = Callable[[Sequence[tuple[bytes, int, int]]], int]
-    """Asks a pool's owner for extents `[first, end)` of objects; tells how many, from the first on, are there now."""
+    """Asks a pool's owner for extents `[first, end)` of objects; tells how many, from the first on, are there now.
+
+    Raises UnsupportedError if the owner has another pool by now, or none.
+    """
 
 _LARGEST_WINDOW: Final = 64  # extents: 8 MiB
 _BATCH_BYTES: Final = 64 << 20
@@ -39,7 +45,11 @@ _BATCH_EXTENTS: Final = 8192
 _LARGE: Final = 32 << 20
 _MOST_SAMPLES: Final = 4
 _OBJECTS_KNOWN: Final = 8192
-_TICK_S: Final = 10.0
+_PIECE: Final = 64  # extents of a large object that somebody else's pool is asked for as one: 8 MiB
+_MOST_IN_VAIN: Final = 2  # requests that brought nothing, until it is believed that the pool does not take an object
+_MOST_REFUSED: Final = 8  # objects in a row, until the rest of a batch is not asked for
+_UNASKED_S: Final = 10.0
+_MOST_PASSING: Final = 32  # extents that no pool takes: 4 MiB
 
 
 class TreeContent:
@@ -61,7 +71,8 @@ class TreeContent:
         self._ahead: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # object -> where reading goes on, window
         self._samples: OrderedDict[bytes, int] = OrderedDict()  # reads of an object that is not in the pool
         self._lock = threading.Lock()
-        self._ticked = time.monotonic()
+        self._unasked_until = 0.0
+        self._passing: OrderedDict[bytes, memoryview] = OrderedDict()  # the last extents that no pool took
         self._files = FilesAhead(tree)
         self._fetching_ahead = threading.Lock()
 
@@ -88,23 +99,28 @@ class TreeContent:
             if self._ask is None:
                 self._fetch_batch(batch, on_bytes)
             else:
-                self._ask_batch(self._ask, batch)
-                on_bytes(sum(info.size for info in batch))
+                on_bytes(sum(info.size for info in self._ask_batch(self._ask, batch)))
 
     def close(self) -> None:
         """See `Content`. The cache, which others use too, stays open."""
+        with self._lock:
+            self._passing.clear()
         self._info = self._tree.object
 
     def _fetch_ahead(self, index: int) -> bool:
         """Fetch a small object together with those that are likely to be read next; False if it is to be fetched alone.
 
-        One thread at a time; what goes wrong here is found out by whoever reads what is missing.
+        One thread at a time; what goes wrong here is found out by whoever reads what is missing. That the service is
+        gone is told at once: to find it out takes as long as a caller is ready to wait.
         """
         wanted = self._files.next(index)
         if len(wanted) < 2 or not self._fetching_ahead.acquire(blocking=False):
             return False
         try:
             self.prefetch(wanted)
+        except UnreachableError:
+            if self.whole(index) is None:
+                raise
         except PagepoolError:
             return False
         finally:
@@ -113,20 +129,47 @@ class TreeContent:
 
     def _obtain(self, info: ObjectInfo, start: int, end: int) -> memoryview:
         """Bytes that are not in the pool."""
-        self._tick()
         first, last = start // EXTENT_SIZE, -(-end // EXTENT_SIZE)
+        if self._passing and self._passing.keys() >= set(info.extents(first, last)):
+            return self._pass_on(info, start, end, last)
         window = self._window(info, first, last)
-        last = min(max(last, first + window), info.extent_count)
         if self._ask is not None:
             # Somebody else's pool is read object by object: a large one is brought into it once that pays.
             taken = not self._is_sample(info) and self._ask_until(self._ask, info)
         else:
-            taken = self._cache.fill(info, first, last, self._fetch, window=max(window, WINDOW))
+            until = min(max(last, first + window), info.extent_count)
+            taken = self._cache.fill(info, first, until, self._fetch, window=max(window, WINDOW))
         found = self._cache.view(info, start, end) if taken else None
         if found is not None:
             return found
-        pieces = list(self._cache.direct(info, start, end, self._fetch))
+        window = min(window, _MOST_PASSING // 2)
+        with self._lock:
+            self._ahead[info.digest] = max(last, first + window), window
+        return self._pass_on(info, start, end, first + window)
+
+    def _pass_on(self, info: ObjectInfo, start: int, end: int, ahead: int) -> memoryview:
+        """Bytes `[start, end)` that no pool takes; extents up to `ahead` are fetched with them."""
+        stop = min(max(end, ahead * EXTENT_SIZE), info.size)
+        pieces: list[memoryview] = []
+        for piece in self._cache.direct(info, start, stop, self._fetch_passing):
+            pieces.append(piece[: end - start])
+            start += len(piece)
+            if start >= end:
+                break
         return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+
+    def _fetch_passing(self, wanted: Sequence[bytes]) -> Iterator[tuple[bytes, memoryview]]:
+        """Extents that no pool takes: the last ones are kept here."""
+        with self._lock:
+            known = {digest: self._passing[digest] for digest in wanted if digest in self._passing}
+        yield from known.items()
+        left = [digest for digest in wanted if digest not in known]
+        for digest, data in self._fetch(left) if left else ():
+            with self._lock:
+                self._passing[digest] = data
+                while len(self._passing) > _MOST_PASSING:
+                    self._passing.popitem(last=False)
+            yield digest, data
 
     def _window(self, info: ObjectInfo, first: int, last: int) -> int:
         """How many extents to fetch from `first` on: more and more, as long as an object is read in order."""
@@ -175,13 +218,13 @@ class TreeContent:
         """Fetch objects in one request, each extent once; what the pool does not take is not kept."""
         places: dict[bytes, list[tuple[ObjectInfo, int]]] = {}
         for info in batch:
+            # That it is not whole was seen before.
+            wanted = frozenset(self._cache.missing(info) if info.extent_count > 1 else (0,))
             for number, digest in enumerate(info.extents()):
-                start, end = number * EXTENT_SIZE, min((number + 1) * EXTENT_SIZE, info.size)
-                # That it is not whole was seen before.
-                if info.extent_count > 1 and self._cache.view(info, start, end) is not None:
-                    on_bytes(end - start)
-                else:
+                if number in wanted:
                     places.setdefault(digest, []).append((info, number))
+                else:
+                    on_bytes(min(EXTENT_SIZE, info.size - number * EXTENT_SIZE))
         if not places:
             return
         try:
@@ -192,15 +235,22 @@ class TreeContent:
         except CorruptError as error:
             raise _about(places, error) from error
 
-    def _ask_batch(self, ask: Ask, batch: list[ObjectInfo]) -> None:
-        """Have objects brought into somebody else's pool, as far as it takes them."""
-        left = batch
-        while left:
-            done = ask([(info.digest, 0, info.extent_count) for info in left])
-            if not done:
-                self._ask_until(ask, left[0])
-                done = 1
-            left = left[done:]
+    def _ask_batch(self, ask: Ask, batch: list[ObjectInfo]) -> list[ObjectInfo]:
+        """Have objects brought into somebody else's pool; those that it took."""
+        taken: list[ObjectInfo] = []
+        left, refused = batch, 0
+        while left and refused < _MOST_REFUSED and time.monotonic() >= self._unasked_until:
+            try:
+                done = ask([(info.digest, 0, info.extent_count) for info in left])
+            except UnsupportedError:
+                self._unasked_until = time.monotonic() + _UNASKED_S
+                break
+            refused = 0 if done else refused + 1
+            if not done and self._ask_until(ask, left[0]):
+                done, refused = 1, 0
+            taken += left[:done]
+            left = left[max(done, 1) :]
+        return taken
 
     def _is_sample(self, info: ObjectInfo) -> bool:
         """Whether only a little of a large object was read so far."""
@@ -213,21 +263,21 @@ class TreeContent:
     def _ask_until(self, ask: Ask, info: ObjectInfo) -> bool:
         """Ask for one object until it is there; False if its pool does not take it.
 
-        The owner works for a bounded time at each request. One that gave up early will not take the object.
+        The owner works for a bounded time at each request, and tells how far it came.
         """
-        while True:
-            begun = time.monotonic()
-            if ask([(info.digest, 0, info.extent_count)]):
-                return True
-            if time.monotonic() - begun < 1:
+        first, in_vain = 0, 0
+        while first < info.extent_count and in_vain < _MOST_IN_VAIN:
+            if time.monotonic() < self._unasked_until:
                 return False
-
-    def _tick(self) -> None:
-        """Let go of objects that were not read for a while, now and then."""
-        now = time.monotonic()
-        if now - self._ticked > _TICK_S:
-            self._ticked = now
-            self._cache.tick()
+            ends = range(first, info.extent_count, _PIECE)
+            try:
+                done = ask([(info.digest, at, min(at + _PIECE, info.extent_count)) for at in ends])
+            except UnsupportedError:
+                self._unasked_until = time.monotonic() + _UNASKED_S
+                return False
+            first += done * _PIECE
+            in_vain = 0 if done else in_vain + 1
+        return first >= info.extent_count
 
 
 def _about(places: dict[bytes, list[tuple[ObjectInfo, int]]], error: CorruptError) -> CorruptError:

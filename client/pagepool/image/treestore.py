@@ -48,7 +48,8 @@ class TreeStore:
         """A tree by its raw digest, compared with it; it counts as used."""
         path = self._directory / digest.hex()
         try:
-            os.utime(path)
+            with contextlib.suppress(OSError):  # of others, or where nothing can be written
+                os.utime(path)
             return TreeFile.open(path, digest) if self._mapped else TreeFile(path.read_bytes(), digest)
         except (CorruptError, DigestMismatchError):
             remove_file(path)  # it is had again

@@ -96,6 +96,7 @@ class Client:
         self._files = TreeStore(self.directory / "trees", mapped=True)
         self._places = PlaceNotes(self.directory / "servers")
         self._lock = threading.Lock()
+        self._closed = False
         self._own: Objects | None = None
         self._theirs: dict[str, Objects] = {}
 
@@ -152,6 +153,7 @@ class Client:
         """End the connections. Images that are open go on reading what is in the pool."""
         self.session.close()
         with self._lock:
+            self._closed = True
             opened = [*self._theirs.values(), *([] if self._own is None else [self._own])]
             self._theirs.clear()
             self._own = None
@@ -192,12 +194,17 @@ class Client:
         return measure_sharing(self._files.trees(), present)
 
     def objects(self, place: PoolPlace | None) -> Objects:
-        """The pool to read from: the one that the service named, if it can be read here, else this user's own."""
+        """The pool to read from: the one that the service named, if it can be read here, else this user's own.
+
+        Raises:
+            ValueError: the client is closed.
+        """
         if place is not None and self.shared:
             theirs = self._attach(place)
             if theirs is not None:
                 return theirs
         with self._lock:
+            self._check_open()
             if self._own is None:
                 pool = self.open_pool()
                 self._own = Objects(ObjectCache(pool, pool.budget, _most_open()), shared=False)
@@ -205,14 +212,19 @@ class Client:
 
     def _attach(self, place: PoolPlace) -> Objects | None:
         with self._lock:
+            self._check_open()
             known = self._theirs.get(place.id)
             if known is None:
                 try:
                     pool = _attach(place)
-                except (OSError, PagepoolError):  # on another machine, or not ours to read
+                except (OSError, PagepoolError, ValueError):  # on another machine, not ours to read, or no path
                     return None
                 known = self._theirs[place.id] = Objects(ObjectCache(pool, most_open=_most_open()), shared=True)
             return known.hold()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the client is closed")
 
 
 def default_directory() -> Path:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from pagepool.content import TreeContent
-from pagepool.errors import ManifestInvalidError, ManifestUnknownError
+from pagepool.content import Ticker, TreeContent
+from pagepool.errors import ManifestInvalidError, ManifestUnknownError, StoreFullError
 from pagepool.oci import Manifest, parse_config, read_verified
 from pagepool.transport.extents import ExtentClient
 from pagepool.vfs import Rootfs, TreeFileSystem
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from pagepool.transport.trees import PoolPlace
 
 
+_OF_TIMEOUT: Final = 10
+"""The service may fill its pool for one part in so many of the time that a request may take."""
+
+
 class Objects:
     """The open objects of one pool, which several images share: closed when the last one lets go.
 
@@ -37,6 +41,7 @@ class Objects:
     def __init__(self, cache: ObjectCache, *, shared: bool) -> None:
         self.cache = cache
         self.shared = shared
+        self._ticker = Ticker(cache)
         self._holders = 1
         self._lock = threading.Lock()
 
@@ -52,6 +57,7 @@ class Objects:
             self._holders -= 1
             last = not self._holders
         if last:
+            self._ticker.close()
             self.cache.close()
 
 
@@ -162,11 +168,16 @@ class Image:
             its plain bytes.
 
         Raises:
+            StoreFullError: the pool does not take all of it; what it took is there.
             CorruptError, UnreachableError: as reading.
         """
         tree, content, release = self._open_content()
         try:
             content.prefetch(range(tree.object_count), on_bytes)
+            absent = [tree.object(at).size for at in range(tree.object_count) if content.whole(at) is None]
+            if absent:
+                size = int(tree.object_bytes)
+                raise StoreFullError(f"the pool does not keep {sum(absent)} of the {size} bytes of {self.repository}")
             return int(tree.object_bytes)
         finally:
             content.close()
@@ -212,7 +223,10 @@ class Image:
         fetch = ExtentClient(self.client.session, self.repository, self.tree)
         trees = self.client.trees
 
+        within_s = self.client.timeout_s / _OF_TIMEOUT
+        pool_id = None if self.pool is None else self.pool.id
+
         def ask(wanted: Sequence[tuple[bytes, int, int]]) -> int:
-            return trees.fill(self.repository, self.tree, wanted)
+            return trees.fill(self.repository, self.tree, wanted, pool_id=pool_id, within_s=within_s)
 
         return TreeContent(objects.cache, tree, fetch, ask if objects.shared else None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagepool.digest import Digest, blake3_raw
-from pagepool.errors import DigestMismatchError, ManifestUnknownError, PendingError, TreeUnknownError
+from pagepool.errors import DigestMismatchError, ManifestUnknownError, PendingError, TreeUnknownError, UnsupportedError
 from pagepool.oci import Platform
 from pagepool.oci.fields import load_object
 from pagepool.transport.answers import Subject
@@ -109,22 +109,36 @@ class TreeClient:
             raise DigestMismatchError(tree, Digest("blake3", got), len(data))
         return data
 
-    def fill(self, name: str, tree: Digest, objects: Sequence[tuple[bytes, int, int]]) -> int:
+    def fill(
+        self,
+        name: str,
+        tree: Digest,
+        objects: Sequence[tuple[bytes, int, int]],
+        *,
+        pool_id: str | None = None,
+        within_s: float | None = None,
+    ) -> int:
         """Have the service bring objects of a tree into its own pool. Blocks, for seconds at most.
 
         Args:
             objects: most urgent first: raw digest, and extents `[first, end)`; at most `MOST_OBJECTS` are asked for.
+            pool_id: the pool that is meant.
+            within_s: how long the service may take, at most; None: as it likes.
 
         Returns:
             how many of them, from the first on, are there now.
 
         Raises:
-            UnsupportedError: the service has no pool.
+            UnsupportedError: the service has no pool, or another one.
             CorruptError: the first that is not there is damaged.
         """
         wanted = [{"object": digest.hex(), "extents": [first, end]} for digest, first, end in objects[:MOST_OBJECTS]]
-        body = json.dumps({"objects": wanted}).encode()
+        limit = {} if within_s is None else {"within_s": within_s}
+        body = json.dumps({"objects": wanted, **limit}).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         about = Subject(TreeUnknownError, str(tree), name)
         call = Call("POST", f"/v1/{name}/trees/{tree}/fill", about, headers=headers, body=lambda: (body,))
-        return load_object(self._session.request(call).content, "answer", answer_error).integer("present")
+        answer = load_object(self._session.request(call).content, "answer", answer_error)
+        if pool_id is not None and answer.string("id") != pool_id:
+            raise UnsupportedError(f"{self._session.where} has another pool by now")
+        return answer.integer("present")

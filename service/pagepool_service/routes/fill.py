@@ -49,7 +49,10 @@ _BODY = {
                 "schema": {
                     "type": "object",
                     "required": ["objects"],
-                    "properties": {"objects": {"type": "array", "items": _OBJECT, "maxItems": MOST_OBJECTS}},
+                    "properties": {
+                        "objects": {"type": "array", "items": _OBJECT, "maxItems": MOST_OBJECTS},
+                        "within_s": {"type": "number", "minimum": 0, "description": "Seconds that it may take."},
+                    },
                 }
             }
         },
@@ -77,14 +80,14 @@ class Wanted:
 )
 async def post_fill(request: Request, service: Service, name: Repository, tree: TreeText) -> JSONResponse:
     """Bring objects of a tree into the service's pool."""
-    wanted = parse_fill(await read_body(request, service, _LARGEST_BODY, "list of objects"))
+    wanted, within_s = parse_fill(await read_body(request, service, _LARGEST_BODY, "list of objects"))
     digest = parse_tree(tree)
 
     def fill() -> int:
         found = service.treefiles.resolve(name, digest)
         infos = [subject_of(found, one.digest).info for one in wanted]
         pairs = zip(infos, wanted, strict=True)
-        deadline = time.monotonic() + _LONGEST_FILL_S
+        deadline = time.monotonic() + within_s
         present = 0
         for place, (info, one) in enumerate(pairs):
             if place % _AT_ONCE == 0:
@@ -111,8 +114,8 @@ def _fill(cache: ExtentCache, info: ObjectInfo, wanted: Wanted, deadline: float)
     return True
 
 
-def parse_fill(body: bytes) -> list[Wanted]:
-    """The objects that a request names.
+def parse_fill(body: bytes) -> tuple[list[Wanted], float]:
+    """The objects that a request names, and how many seconds it may take.
 
     Raises:
         InvalidError: it is not of the form.
@@ -127,7 +130,10 @@ def parse_fill(body: bytes) -> list[Wanted]:
         raise InvalidError("body", "it has no list of objects")
     if len(objects) > MOST_OBJECTS:
         raise LimitError("number of objects", len(objects), MOST_OBJECTS)
-    return [_parse_one(entry) for entry in objects]
+    within_s = document.get("within_s", _LONGEST_FILL_S)
+    if type(within_s) not in (int, float) or not within_s >= 0:
+        raise InvalidError("body", "within_s is no number of seconds")
+    return [_parse_one(entry) for entry in objects], min(within_s, _LONGEST_FILL_S)
 
 
 def _parse_one(entry: Any) -> Wanted:
