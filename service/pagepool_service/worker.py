@@ -41,26 +41,20 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_head = False
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, unless the head of the request has become too large."""
+        """Take bytes, unless the head of the request has become too large. Called for each page read: kept short."""
         if self._in_head and self._head_size > _LONGEST_HEAD:
             self.transport.write(_TOO_LARGE)
             self.transport.close()
             return
-        was_in_head = self._in_head
-        super().data_received(data)
-        # What a head begins or ends in may be mostly bodies; a head that goes on over a whole read is all head.
-        if was_in_head and self._in_head:
+        HttpToolsProtocol.data_received(self, data)
+        # A scope is made when a head begins, and its method is known when the head has ended.
+        if not self.scope or "method" in self.scope:
+            self._in_head = False
+        elif self._in_head:
+            # What a head begins or ends in may be mostly bodies; a head that goes on over a whole read is all head.
             self._head_size += len(data)
-
-    def on_message_begin(self) -> None:
-        """A head begins."""
-        self._in_head, self._head_size = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """It has ended."""
-        self._in_head = False
-        super().on_headers_complete()
+        else:
+            self._in_head, self._head_size = True, 0
 
 
 class Worker(uvicorn.Server):

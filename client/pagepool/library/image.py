@@ -161,6 +161,8 @@ class Image:
     def fill(self, on_bytes: Callable[[int], object] = lambda _: None) -> int:
         """Bring all of it into the pool, in as few requests as possible; then it can be read without the service.
 
+        What does not fit the pool is left out: an object of more than a quarter of its budget, above all.
+
         Args:
             on_bytes: told of plain bytes as they are there.
 

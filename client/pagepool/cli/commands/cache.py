@@ -98,6 +98,8 @@ def _show(options: PoolOptions) -> None:
 def fill(references: tuple[Reference, ...], **options: Unpack[PoolOptions]) -> None:
     """Fetch images as a whole, in as few requests as possible: they can be read without the service then.
 
+    What does not fit is left out: files of more than a quarter of the pool's budget, and what others push out.
+
     \b
     Examples:
       pagepool cache fill app:1 app:2
