@@ -213,6 +213,27 @@ def test_a_process_without_descriptors_closes_some(cache: ObjectCache, pool: Poo
     assert original(info(LARGE).digest) is not None, "it was kept all the same"
 
 
+def test_what_was_damaged_and_repaired_is_read_anew(cache: ObjectCache, pool: Pool) -> None:
+    """Whoever reads an object all the time would read the damage for ever; those that are being filled, too."""
+    source, whole, begun = Source.of(LARGE, SMALL), info(SMALL), info(LARGE)
+    assert read(cache, SMALL, source) == SMALL
+    assert cache.fill(begun, 0, begun.extent_count, source)
+    for one in (whole, begun):
+        path = pool.path / "objects" / one.digest.hex()[:2] / one.digest.hex()[2:]
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.write(b"damaged")
+        assert bytes(cache.view(one, 0, 7) or b"") == b"damaged", "nobody has looked yet"
+        assert pool.remove(one.digest)
+    with pool.put(whole.digest, SMALL) or pytest.fail("not kept"):
+        cache.tick()
+    assert bytes(cache.view(whole, 0, whole.size) or b"") == SMALL
+    assert cache.view(begun, 0, 7) is None
+    assert read(cache, LARGE, source) == LARGE
+    cache.tick()
+    assert cache._held.keys() == {whole.digest, begun.digest}, "what is right stays open"
+
+
 def test_an_idle_process_lets_go(cache: ObjectCache, pool: Pool) -> None:
     """Nobody reads any more, so nobody but the ticker can let the pool have what was read."""
     source = Source.of(SMALL)

@@ -13,10 +13,10 @@ Everything blocks. Thread-safe. After a fork a child makes a client of its own.
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -24,7 +24,7 @@ import httpx
 
 from pagepool.content import ObjectCache, measure_sharing
 from pagepool.digest import Digest
-from pagepool.errors import PagepoolError, ReferenceInvalidError
+from pagepool.errors import PagepoolError, ReferenceInvalidError, UnreachableError
 from pagepool.image.treefile import TreeFile
 from pagepool.image.treestore import TreeStore
 from pagepool.library.image import Image, Objects
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from pagepool.oci import Platform
     from pagepool.transport.http import VerifyTypes
     from pagepool.transport.trees import PoolPlace
+
+log = logging.getLogger("pagepool.library")
 
 DEFAULT_URL: Final = "http://127.0.0.1:5000"
 _LARGEST_BUDGET: Final = 10 << 30
@@ -96,6 +98,7 @@ class Client:
         self._places = PlaceNotes(self.directory / "servers")
         self._lock = threading.Lock()
         self._closed = False
+        self._repairing: list[Image] | None = None
         self._own: Objects | None = None
         self._theirs: dict[str, Objects] = {}
 
@@ -177,16 +180,32 @@ class Client:
     def repair(self, digest: bytes) -> bool:
         """Fetch an object into this user's own pool again, if an image of the service has it.
 
+        The images are asked for once, and looked through each time.
+
         Returns:
-            whether it is there.
+            whether it is there; not if the service cannot be reached.
         """
+        try:
+            if self._repairing is None:
+                self._repairing = list(self._own_images())
+            return any(image.fetch_object(digest) for image in self._repairing)
+        except PagepoolError as error:
+            log.warning("object %s is not fetched again: %s", digest.hex(), error)
+            return False
+
+    def _own_images(self) -> Iterator[Image]:
+        """All images of the service whose trees can be had, each tree once, over this user's own pool."""
+        seen: set[Digest] = set()
         for listed in self.images():
-            reference = Reference(str(listed["name"]), str(listed["tag"]))
-            with suppress(PagepoolError):
-                found = self.image(reference, wait_s=0.0)
-                if Image(self, found.repository, found.tree).fetch_object(digest):
-                    return True
-        return False
+            try:
+                found = self.image(Reference(str(listed["name"]), str(listed["tag"])), wait_s=0.0)
+            except UnreachableError:
+                raise
+            except PagepoolError:  # not ready, not an image of files, or removed meanwhile
+                continue
+            if found.tree not in seen:
+                seen.add(found.tree)
+                yield Image(self, found.repository, found.tree)
 
     def measure_sharing(self, present: Container[bytes]) -> Sharing:
         """How much of a pool is of several images: of those whose tree files are here."""
