@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +19,12 @@ from pagepool.image.treestore import TreeStore
 from pagepool.pool import Scrubber
 from pagepool.transport.trees import PoolPlace
 from tests.service.pushes import push_image
-from tests.support.server import running_service
+from tests.support.server import Service, running_service
 from tests.support.trees import TreeBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.server import Service
 
 LARGE = random.Random(1).randbytes(3 << 20)
 FILES = {"large": LARGE, "small": b"small", "other": b"other" * 1000, "empty": b""}
@@ -134,6 +134,25 @@ def test_damage_is_repaired_and_without_a_service_removed(service: Service, tmp_
                 assert len(list(pool.digests())) == (3 if reachable else 0)
             with image.open() as root, pytest.raises(UnreachableError):
                 root.read_bytes("small")
+
+
+def test_the_service_takes_as_many_descriptors_as_it_may(tmp_path: Path) -> None:
+    """Else the objects that it has open and its connections have to do with what a shell allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    service = Service(tmp_path / "data")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        service.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        limits = [Path(f"/proc/{pid}/limits").read_text() for pid in service.children()]
+        allowed = [
+            int(line.split()[3]) for text in limits for line in text.splitlines() if line[:14] == "Max open files"
+        ]
+        assert max(allowed) == min(hard, 65536)
+    finally:
+        service.stop()
 
 
 def test_trees_are_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pagepool.errors import CorruptError, DigestInvalidError, InvalidError, ObjectUnknownError, StoreFormatError
+from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Pool, ReadOnlyPool
 from tests.pool.helpers import PAGE, Thing, check_account, files_below, object_path, thing
 
@@ -273,6 +274,26 @@ def test_another_format_is_refused(place: Path) -> None:
     assert [path.name for path in foreign.iterdir()] == ["letter.txt"]
     with pytest.raises(InvalidError, match="budget"):
         Pool.open(place, budget=-1)
+
+
+def test_a_pool_is_emptied(pool: Pool) -> None:
+    """Of whole objects, and of what nobody is filling; what is open goes on being read, and counted."""
+    one, large, other = thing(1), thing(2, 300_000), thing(3, 300_000)
+    with pool.put(one.digest, one.data) or pytest.fail("not kept") as file:
+        with pool.partial(large.digest, large.size, large.extents) as partial:
+            partial.write(0, large.parts[0])
+        with pool.partial(other.digest, other.size, other.extents) as partial:
+            partial.write(0, other.parts[0])
+            pool.clear()
+            assert not list(pool.digests())
+            assert bytes(partial.view(0, 10)) == other.data[:10]
+            found = pool.stats()
+            assert (found.objects, found.partials, found.partial_bytes) == (0, 1, EXTENT_SIZE)
+        assert bytes(file.view) == one.data
+    pool.clear()
+    assert pool.stats().partials == 0
+    with pool.partial(large.digest, large.size, large.extents) as partial:
+        assert partial.missing(0, 3) == [0, 1, 2]
 
 
 def test_another_user_reads_and_nothing_else(memory_dir: Path) -> None:

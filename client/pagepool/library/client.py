@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -51,7 +50,6 @@ DEFAULT_URL: Final = "http://127.0.0.1:5000"
 _LARGEST_BUDGET: Final = 10 << 30
 _SHARE_OF_DISK: Final = 5
 _ATTEMPTS: Final = 3
-_MOST_OPEN: Final = 1024
 
 
 class Client:
@@ -225,7 +223,7 @@ class Client:
             self._check_open()
             if self._own is None:
                 pool = self.open_pool()
-                self._own = Objects(ObjectCache(pool, pool.budget, _most_open()), shared=False)
+                self._own = Objects(ObjectCache(pool, pool.budget), shared=False)
             return self._own.hold()
 
     def _attach(self, place: PoolPlace) -> Objects | None:
@@ -237,7 +235,7 @@ class Client:
                     pool = Pool.attach(place.path, place.id)
                 except (OSError, PagepoolError, ValueError):  # on another machine, not ours to read, or no path
                     return None
-                known = self._theirs[place.id] = Objects(ObjectCache(pool, most_open=_most_open()), shared=True)
+                known = self._theirs[place.id] = Objects(ObjectCache(pool), shared=True)
             return known.hold()
 
     def _check_open(self) -> None:
@@ -256,9 +254,3 @@ def default_budget(directory: Path) -> int:
         directory = directory.parent
     status = os.statvfs(directory)
     return min(_LARGEST_BUDGET, status.f_blocks * status.f_frsize // _SHARE_OF_DISK)
-
-
-def _most_open() -> int:
-    """Objects to keep open: each takes a file descriptor, and the program needs some, too."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(64, min(_MOST_OPEN, soft // 2)) if soft != resource.RLIM_INFINITY else _MOST_OPEN

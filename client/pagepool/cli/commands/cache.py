@@ -129,11 +129,10 @@ def scrub(rate: float | None, repair: bool, **options: Unpack[PoolOptions]) -> N
 @output_options
 @pool_options
 def clear(**options: Unpack[PoolOptions]) -> None:
-    """Remove all objects of this user's pool. Whoever has one open goes on reading it."""
+    """Remove all objects of this user's pool, also those not fetched as a whole. Whoever has one open reads on."""
     with open_client(options) as client, client.open_pool() as pool:
         before = pool.stats()
-        for digest in list(pool.digests()):
-            pool.remove(digest)
+        pool.clear()
     result = {"objects": before.objects, "bytes": before.bytes}
     if output.current().json:
         output.print_json(result)
