@@ -14,7 +14,7 @@ import pytest
 
 from pagepool.errors import CorruptError, DigestInvalidError, InvalidError, ObjectUnknownError, StoreFormatError
 from pagepool.extents import EXTENT_SIZE
-from pagepool.pool import Pool, ReadOnlyPool
+from pagepool.pool import Pool, ReadOnlyPool, layout
 from tests.pool.helpers import PAGE, Thing, check_account, files_below, object_path, thing
 
 if TYPE_CHECKING:
@@ -217,6 +217,22 @@ def test_several_make_a_pool_at_once(place: Path) -> None:
     with Pool.open(place, budget=1 << 20) as pool:
         assert pool.stats().objects == 5
         check_account(place, pool.stats())
+
+
+def test_a_pool_that_another_process_makes_meanwhile(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made, and used, between the look for a pool and the look at what else is there."""
+    original, made = layout.names_in, list[str]()
+
+    def names_in(path: Path) -> list[str]:
+        if path == place and not made:
+            made.append("")
+            with Pool.open(path, budget=1 << 20) as other:
+                made[0] = other.id
+        return original(path)
+
+    monkeypatch.setattr(layout, "names_in", names_in)
+    with Pool.open(place, budget=1 << 20) as pool:
+        assert [pool.id] == made
 
 
 def test_hits_and_misses_are_counted(pool: Pool) -> None:
