@@ -129,7 +129,7 @@ def scrub(rate: float | None, repair: bool, **options: Unpack[PoolOptions]) -> N
 @output_options
 @pool_options
 def clear(**options: Unpack[PoolOptions]) -> None:
-    """Remove all objects of this user's pool, also those not fetched as a whole. Whoever has one open reads on."""
+    """Remove all objects of this user's pool. Whoever has one open goes on reading it."""
     with open_client(options) as client, client.open_pool() as pool:
         before = pool.stats()
         pool.clear()
