@@ -82,6 +82,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in _anchors(found), f"{page}: {target}"
 
 
+def test_tests_that_the_design_names_are_there() -> None:
+    page = (_ROOT / "docs" / "design.md").read_text()
+    named = set(re.findall(r"`(?:tests/\w+/)?(test_\w+\.py)`", page)) | set(re.findall(r"`tests/(test_\w+\.py)`", page))
+    assert len(named) > 20
+    assert named <= {path.name for path in (_ROOT / "tests").rglob("test_*.py")}
+
+
 def _anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -110,8 +117,9 @@ def _pagepool_commands(line: str) -> Iterator[list[str]]:
 
 def _parse(command: click.Command, name: str, arguments: list[str], parent: click.Context | None) -> None:
     context = command.make_context(name, list(arguments), parent=parent)
-    if isinstance(command, click.Group):
-        word, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+    words = [*context._protected_args, *context.args]
+    if isinstance(command, click.Group) and (words or not command.invoke_without_command):
+        word, inner, rest = command.resolve_command(context, words)
         assert word is not None
         assert inner is not None
         _parse(inner, word, rest, context)

@@ -4,7 +4,7 @@ The pool is the extent cache that all workers share, and that clients on the sam
 unless told otherwise. A service without one serves the same bytes, out of the store each time.
 
 It stays when the service ends, so that what clients have mounted can still be read, and a service that is started
-again begins with a warm cache. Its memory becomes free when its directory is removed, or the machine boots.
+again begins with a warm cache. Whoever wants the memory back removes the directory while no service runs.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Settings:
         workers: HTTP worker processes.
         ingest_processes: processes that read layers, each one layer at a time.
         cache_dir: where the pool is that objects are read from, which all workers and clients on this machine share;
-            None for `default_cache`.
+            None for that of `pools.cache_directory`.
         cache_bytes: most bytes of it; None for `pools.default_budget`, 0 for no pool.
         quota_bytes: most bytes that the store may take, uploads and spool included; 0 for no limit.
         max_blob_bytes: largest blob taken in.

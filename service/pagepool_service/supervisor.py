@@ -30,7 +30,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
-from pagepool_service import logs, recompressing
+from pagepool_service import logs, poolkeeper, recompressing
 from pagepool_service.store.store import Store
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.worker import run_worker
@@ -112,6 +112,8 @@ class Supervisor:
                 Child(f"maintenance {slot + 1}", partial(_maintain, maintain, listener, settings, wake_fd, slot))
                 for slot in range(settings.ingest_processes)
             ]
+        if settings.cache_bytes != 0:
+            self._children.append(Child("pool keeper", partial(_keep_pool, listener, settings)))
         if not settings.read_only and settings.recompress:
             self._children.append(Child("recompression", partial(_recompress, listener, settings)))
         try:
@@ -295,6 +297,11 @@ def _maintain(
 ) -> None:
     listener.close()
     maintain(settings, wake_fd, slot)
+
+
+def _keep_pool(listener: socket.socket, settings: Settings) -> None:
+    listener.close()
+    poolkeeper.run(settings)
 
 
 def _recompress(listener: socket.socket, settings: Settings) -> None:

@@ -48,7 +48,7 @@ root.uid = root.gid = {_NOBODY}
 with mount_fuse(filesystem, point, options=options, directory=records) as mount:
     (point / "file").write_bytes(b"by nobody")
     assert (point / "file").stat().st_uid == {_NOBODY}
-    (state,) = list_mounts(records)
+    (state,) = [state for state in list_mounts(records) if state.path == point]
     assert state.source == options.source, state
     with (point / "file").open("rb"):
         try:

@@ -340,20 +340,26 @@ def test_another_user_reads_and_nothing_else(memory_dir: Path) -> None:
         assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_directory_of_another_user_is_no_place_for_a_pool(tmp_path: Path) -> None:
-    """Whoever owns it could put anything in the place of an object. In /dev/shm anybody can be there first."""
+def test_a_pool_that_another_user_made_is_refused(memory_dir: Path) -> None:
+    """Whoever was first in a directory that all may write to could have put anything under any name."""
     if os.geteuid() != 0:
-        pytest.skip("giving a directory away needs root")
-    path = tmp_path / "pool"
-    path.mkdir()
-    os.chown(path, 65534, 65534)
-    with pytest.raises(StoreFormatError, match="of user 65534"):
-        Pool.open(path, budget=1 << 20)
-    assert not list(path.iterdir())
-    os.chown(path, 0, 0)
-    Pool.open(path, budget=1 << 20).close()
-    os.chown(path, 65534, 65534)
-    with pytest.raises(StoreFormatError, match="of user 65534"):
+        pytest.skip("becoming another user needs root")
+    memory_dir.chmod(0o1777)
+    one, path = thing(1), memory_dir / "pool"
+    child = os.fork()
+    if not child:
+        try:
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            with Pool.open(path, budget=1 << 20) as pool, pool.put(one.digest, one.data) or pytest.fail("not kept"):
+                pass
+            object_path(path, one.digest).chmod(0o600)
+            object_path(path, one.digest).write_bytes(b"something else")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    with pytest.raises(PermissionError, match="belongs to user 65534"):
         Pool.open(path, budget=1 << 20)
 
 

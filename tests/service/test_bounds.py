@@ -93,7 +93,7 @@ def serve(store: Store, talk: Callable[[httpx.AsyncClient], Awaitable[None]], **
     """Run the application of one worker in this process, and talk to it."""
 
     async def run() -> None:
-        app = create_app(Settings(store.data, **options), store)  # type: ignore[arg-type]
+        app = create_app(Settings(store.data, cache_bytes=0, **options), store)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30) as http:
             await talk(http)

@@ -27,9 +27,10 @@ from pagepool.errors import PagepoolError, ReferenceInvalidError, UnreachableErr
 from pagepool.image.treefile import TreeFile
 from pagepool.image.treestore import TreeStore
 from pagepool.library.image import Image, Objects
-from pagepool.library.places import PlaceNotes
+from pagepool.library.places import PlaceNotes, check_owner
 from pagepool.oci import Reference
-from pagepool.pool import Pool
+from pagepool.pool import Pool, ReadOnlyPool
+from pagepool.pool.door import knock
 from pagepool.transport import Credentials, RegistryClient, ServiceClient, Session
 from pagepool.transport.retry import RetryPolicy
 from pagepool.transport.trees import TreeClient
@@ -232,7 +233,7 @@ class Client:
             known = self._theirs.get(place.id)
             if known is None:
                 try:
-                    pool = Pool.attach(place.path, place.id)
+                    pool = _attach(place)
                 except (OSError, PagepoolError, ValueError):  # on another machine, not ours to read, or no path
                     return None
                 known = self._theirs[place.id] = Objects(ObjectCache(pool), shared=True)
@@ -254,3 +255,16 @@ def default_budget(directory: Path) -> int:
         directory = directory.parent
     status = os.statvfs(directory)
     return min(_LARGEST_BUDGET, status.f_blocks * status.f_frsize // _SHARE_OF_DISK)
+
+
+def _attach(place: PoolPlace) -> ReadOnlyPool:
+    """A service's pool: by its door, if it has one, so that nothing here can write to it; else by its path."""
+    check_owner(place.path)
+    try:
+        descriptor = knock(place.path)
+    except OSError:
+        return Pool.attach(place.path, place.id)
+    try:
+        return Pool.attach(Path(f"/proc/self/fd/{descriptor}"), place.id)
+    finally:
+        os.close(descriptor)

@@ -10,7 +10,7 @@ from pagepool.commit import CommitOptions, build_commit
 from pagepool.digest import Digest
 from pagepool.layout import plan_copy, run_copy
 from pagepool.oci import Reference
-from pagepool.overlay import OverlayFileSystem, iter_layer, plan_overlay, read_info
+from pagepool.overlay import OverlayFileSystem, discard, iter_layer, plan_overlay, read_info
 from pagepool.transport.images import RegistrySink, RegistrySource
 from pagepool.vfs import MutableRootfs
 
@@ -106,6 +106,15 @@ class Overlay(MutableRootfs):
         with build_commit(self._overlay, self.changes(), parent, chosen, progress=progress) as made:
             run_copy(plan_copy(made), made, RegistrySink(registry, target, mount_from=self.image.repository))
             return made.root().digest
+
+    def discard(self) -> None:
+        """Close it, and remove its directory with everything that was changed.
+
+        Raises:
+            InvalidError: the directory holds something else, too; nothing was removed.
+        """
+        self.close()
+        discard(self.directory)
 
     def parent(self) -> Reference:
         """The image that this lies over: by digest where that was noted, because its tag may have moved."""

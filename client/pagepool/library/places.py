@@ -2,6 +2,8 @@
 
 One small JSON file for each service, renamed into place. Nothing in it is trusted: a pool is compared with its id when
 it is opened, and read-only. What cannot be read or written is not there.
+
+Bytes of a pool are taken as they are, so nobody may plant one where a service says that its own is: `check_owner`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,27 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from pagepool.errors import DeniedError
 from pagepool.transport.trees import PoolPlace
+
+
+def check_owner(path: Path) -> None:
+    """See that a directory is root's, or this user's, or where only these two can have put it.
+
+    The service may be on another machine, or gone, and the path one below /dev/shm, where anybody can make a directory.
+
+    Raises:
+        DeniedError: it is somebody else's, who may have put anything into it.
+        OSError: it is not there, or not for us to see.
+    """
+    trusted = (0, os.geteuid())
+    owner = path.stat().st_uid
+    if owner in trusted:
+        return
+    for above in path.resolve().parents:
+        status = above.stat()
+        if status.st_uid not in trusted or status.st_mode & 0o022:
+            raise DeniedError(f"{path} belongs to user {owner}, in a directory that others may write to")
 
 
 class PlaceNotes:

@@ -15,6 +15,7 @@ lock, so two processes may begin at the same time. A crash before that leaves a 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -110,14 +111,17 @@ def open_format(path: Path, durable: bool | None) -> Format:
         durable: of a new pool; None to look at the file system.
 
     Raises:
-        StoreFormatError: as `read_format`; or the directory holds something else, or is another user's.
+        StoreFormatError: as `read_format`, or the directory holds something else.
+        PermissionError: the directory is another user's, who could write what he likes into it.
         OSError: it cannot be made or read.
     """
     path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # In a directory that all may write to, /dev/shm above all, anybody may have been there first.
     owner = path.stat().st_uid
     if owner != os.geteuid():
-        # Its objects are served as they are. In /dev/shm anybody can make a directory before we do.
-        raise StoreFormatError(f"{path} is of user {owner}: only its owner writes to a pool")
+        raise PermissionError(
+            errno.EPERM, f"it belongs to user {owner}, and a pool is used by its owner only", str(path)
+        )
     found = read_format(path)
     if found is not None:
         return found

@@ -98,6 +98,7 @@ class Pool:
         Raises:
             InvalidError: a budget below 0.
             StoreFormatError: the directory is something else, or a pool of another version.
+            PermissionError: it is another user's.
             OSError: it cannot be made or read.
         """
         if (initial if budget is None else budget) < 0:

@@ -1,6 +1,6 @@
 """An open regular file of a file system, as Python's io has them.
 
-`RawFile` is unbuffered; `open_file` puts the standard library's buffers and text layers on it. `RawFile.view` reads
+`RawFile` is unbuffered; `buffered` puts the standard library's buffers and text layers on it. `RawFile.view` reads
 without copying: a view of the pool's pages wherever the bytes are an image's. An open file keeps its inode, though its
 last name may be removed.
 

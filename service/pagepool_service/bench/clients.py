@@ -1,6 +1,8 @@
 """What one more client costs in memory: processes that hold all pages of an image mapped, counted by the kernel.
 
-PSS divides a page among the processes that map it, so the sum over all of them counts each page once.
+PSS divides a page among the processes that map it, so the sum over all of them counts each page once. The pool has to
+be in memory (tmpfs), as a service's is unless told otherwise: then its pages are those that the kernel counts as shared
+memory, in all and exactly. (Of a single mapping it shows whole kilobytes: of a page of many processes that is none.)
 """
 
 from __future__ import annotations
@@ -43,19 +45,9 @@ for name in sys.argv[3:]:
                 views.append(view)
 print(total, flush=True)
 sys.stdin.readline()
-found = {"pss": 0, "anonymous": 0, "pool": 0}
-for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-    words = line.split()
-    if words[0] in ("Pss:", "Anonymous:"):
-        found[words[0].strip(":").lower()] = int(words[1]) << 10
-# Of each small mapping smaps shows whole kilobytes, which for a page of many processes is none: so by subtraction.
-found["pool"], pool = found["pss"], False
-for line in Path("/proc/self/smaps").read_text().splitlines():
-    words = line.split()
-    if not words[0].endswith(":"):
-        pool = len(words) > 5 and "/objects/" in words[5]
-    elif words[0] == "Pss:" and not pool:
-        found["pool"] -= int(words[1]) << 10
+names = {"Pss:": "pss", "Anonymous:": "anonymous", "Pss_Shmem:": "pool"}
+words = [line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()]
+found = {names[one[0]]: int(one[1]) << 10 for one in words if one[0] in names}
 print(json.dumps(found), flush=True)
 sys.stdin.readline()
 """

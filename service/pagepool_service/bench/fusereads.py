@@ -31,13 +31,25 @@ if TYPE_CHECKING:
 
     from pagepool.vfs import FileSystem
 
-BIG_SIZE: Final = 256 << 20
-SMALL_COUNT: Final = 2000
-SMALL_SIZE: Final = 16 << 10
+_SMALL_SIZE: Final = 16 << 10
 _READ_SIZE: Final = 1 << 20
 _PAGE: Final = 4096
 _ROUNDS: Final = 5
-_OPENS: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """How much is done.
+
+    Args:
+        big_size: of the big file, a multiple of 1 MiB.
+        small_count: how many small files there are.
+        repeats: how often one page is read, or one file opened; the pages must be there.
+    """
+
+    big_size: int = 256 << 20
+    small_count: int = 2000
+    repeats: int = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,31 +109,33 @@ class _MappedContent:
         """See `Content`."""
 
 
-def measure_mount(directory: Path) -> MountFigures:
+def measure_mount(directory: Path, work: Workload | None = None) -> MountFigures:
     """Measure. Takes a minute at most, 1 GiB of disk, and root or `fusermount3`.
 
     Args:
         directory: an empty one, on the file system that is compared with.
+        work: how much is done.
     """
+    work = work or Workload()
     plain, point, upper = (directory / name for name in ("plain", "mount", "upper"))
     for path in (plain / "small", plain / "new", point):
         path.mkdir(parents=True)
-    _make_files(plain)
+    _make_files(plain, work)
     records = directory / "records"
     record = serve_in_background(partial(_open, plain, upper), point, directory=records)
     try:
-        small = [f"small/{number}" for number in range(SMALL_COUNT)]
+        small = [f"small/{number}" for number in range(work.small_count)]
         begun, count = cpu_seconds(record.pid), _stat_all(point, small)
         request_us = (cpu_seconds(record.pid) - begun) / count * 1e6
         pairs = [
-            _pair("first read of a big file, MB/s", partial(_read_big, name="big"), point, plain, rounds=1, unit=1e6),
-            _pair("first read of small files, files/s", partial(_read_small, names=small), point, plain, rounds=1),
-            _pair("hot read of a big file, MB/s", partial(_read_big, name="big"), point, plain, unit=1e6),
-            _pair("hot 4 KiB reads, reads/s", partial(_read_pages, name="big"), point, plain),
-            _pair("hot read of small files, files/s", partial(_read_small, names=small), point, plain),
-            _pair("open and close, /s", partial(_open_often, name="big"), point, plain),
-            _pair("write of a big file, MB/s", _write, point, plain, rounds=1, unit=1e6),
-            _pair("new files of 4 KiB, files/s", _create, point, plain, rounds=1),
+            _pair("first read of a big file, MB/s", partial(_read_big, work), point, plain, rounds=1, unit=1e6),
+            _pair("first read of small files, files/s", partial(_read_small, small), point, plain, rounds=1),
+            _pair("hot read of a big file, MB/s", partial(_read_big, work), point, plain, unit=1e6),
+            _pair("hot 4 KiB reads, reads/s", partial(_read_pages, work), point, plain),
+            _pair("hot read of small files, files/s", partial(_read_small, small), point, plain),
+            _pair("open and close, /s", partial(_open_often, work), point, plain),
+            _pair("write of a big file, MB/s", partial(_write, work), point, plain, rounds=1, unit=1e6),
+            _pair("new files of 4 KiB, files/s", partial(_create, work), point, plain, rounds=1),
         ]
         assert not any(state.dead for state in list_mounts(records))
     finally:
@@ -129,12 +143,12 @@ def measure_mount(directory: Path) -> MountFigures:
     return MountFigures(pairs, request_us)
 
 
-def _make_files(directory: Path) -> None:
+def _make_files(directory: Path, work: Workload) -> None:
     with (directory / "big").open("wb") as file:
-        for _ in range(BIG_SIZE // _READ_SIZE):
+        for _ in range(work.big_size // _READ_SIZE):
             file.write(os.urandom(_READ_SIZE))
-    for number in range(SMALL_COUNT):
-        (directory / "small" / str(number)).write_bytes(os.urandom(SMALL_SIZE))
+    for number in range(work.small_count):
+        (directory / "small" / str(number)).write_bytes(os.urandom(_SMALL_SIZE))
 
 
 @contextlib.contextmanager
@@ -184,25 +198,25 @@ def _stat_all(root: Path, names: Sequence[str]) -> int:
     return len(names)
 
 
-def _read_big(root: Path, name: str) -> int:
+def _read_big(work: Workload, root: Path) -> int:
     buffer = bytearray(_READ_SIZE)
-    with (root / name).open("rb", buffering=0) as file:
+    with (root / "big").open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
-    return BIG_SIZE
+    return work.big_size
 
 
-def _read_pages(root: Path, name: str) -> int:
+def _read_pages(work: Workload, root: Path) -> int:
     buffers = [bytearray(_PAGE)]
-    descriptor = os.open(root / name, os.O_RDONLY)
-    for offset in range(0, _OPENS * _PAGE, _PAGE):
+    descriptor = os.open(root / "big", os.O_RDONLY)
+    for offset in range(0, work.repeats * _PAGE, _PAGE):
         os.preadv(descriptor, buffers, offset)
     os.close(descriptor)
-    return _OPENS
+    return work.repeats
 
 
-def _read_small(root: Path, names: Sequence[str]) -> int:
-    directory, buffers = os.open(root, os.O_RDONLY), [bytearray(SMALL_SIZE)]
+def _read_small(names: Sequence[str], root: Path) -> int:
+    directory, buffers = os.open(root, os.O_RDONLY), [bytearray(_SMALL_SIZE)]
     for name in names:
         descriptor = os.open(name, os.O_RDONLY, dir_fd=directory)
         os.readv(descriptor, buffers)
@@ -211,25 +225,25 @@ def _read_small(root: Path, names: Sequence[str]) -> int:
     return len(names)
 
 
-def _open_often(root: Path, name: str) -> int:
-    path = os.fsencode(root / name)
-    for _ in range(_OPENS):
+def _open_often(work: Workload, root: Path) -> int:
+    path = os.fsencode(root / "big")
+    for _ in range(work.repeats):
         os.close(os.open(path, os.O_RDONLY))
-    return _OPENS
+    return work.repeats
 
 
-def _write(root: Path) -> int:
+def _write(work: Workload, root: Path) -> int:
     data = os.urandom(_READ_SIZE)
     with (root / "new/big").open("wb", buffering=0) as file:
-        for _ in range(BIG_SIZE // _READ_SIZE):
+        for _ in range(work.big_size // _READ_SIZE):
             file.write(data)
-    return BIG_SIZE
+    return work.big_size
 
 
-def _create(root: Path) -> int:
+def _create(work: Workload, root: Path) -> int:
     data = os.urandom(_PAGE)
-    for number in range(SMALL_COUNT):
+    for number in range(work.small_count):
         descriptor = os.open(root / "new" / str(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.write(descriptor, data)
         os.close(descriptor)
-    return SMALL_COUNT
+    return work.small_count

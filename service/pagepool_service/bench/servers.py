@@ -7,6 +7,7 @@ nothing. Access logs are off in both.
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 import signal
@@ -16,13 +17,15 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pagepool.digest import blake3_raw
 from pagepool.errors import UnreachableError
+from pagepool.pool.door import door_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
 PAGEPOOL = "pagepool"
 PEER = "docker-registry"
@@ -84,12 +87,15 @@ class Launcher:
                 yield server
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(in_memory(directory), ignore_errors=True)
+            door_path(in_memory(directory)).unlink(missing_ok=True)
 
     @contextmanager
     def _pagepool(self, directory: Path) -> Iterator[Server]:
         data, log = directory / "data", directory / "log"
+        cache = in_memory(directory)
         options = ["--data", str(data), "--listen", "127.0.0.1:0", "--workers", str(self.workers)]
-        options += ["--cache-dir", str(directory / "cache")]
+        options += ["--cache-dir", str(cache)]
         command = [sys.executable, "-m", "pagepool.cli", "serve", *options]
         with self._process(command, log) as process:
             deadline = time.monotonic() + _START_TIMEOUT_S
@@ -129,6 +135,13 @@ class Launcher:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def in_memory(directory: Path) -> Path:
+    """Where a server over a directory keeps its pool: in memory, as it does by default, under a name of its own."""
+    memory = Path("/dev/shm")
+    name = f"pagepool-bench-{blake3_raw(os.fsencode(directory.absolute()))[:8].hex()}"
+    return memory / name if memory.is_dir() else directory / "cache"
 
 
 def peer_installed() -> bool:

@@ -141,7 +141,7 @@ def _sharing(images: Sequence[Image]) -> Sharing:
 def _change(image: Image, reference: Reference, directory: Path, narrator: Narrator) -> tuple[int, str]:
     """Change a block of the largest file and add a new one, in an overlay; push it as a new image."""
     with (
-        narrator.step("change a block of a file in an overlay, and push it as a new image"),
+        narrator.step("change a block of it, push it as a new image"),
         image.overlay(directory) as root,
     ):
         largest = max(_files_of(image), key=lambda pair: pair[1])[0]

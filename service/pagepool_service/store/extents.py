@@ -152,6 +152,18 @@ class ExtentStore:
             raise CorruptError("object", digest.hex(), f"its size is {record.size}, {size} was expected")
         return record
 
+    def known_object(self, txn: Reader, digest: bytes) -> ObjectRecord | None:
+        """The extents of an object of which no more is known than its name; None if the store does not have it.
+
+        Raises:
+            CorruptError: the record is damaged.
+        """
+        payload = txn.get(Table.OBJECTS, digest)
+        if payload is not None:
+            return ObjectRecord.decode(payload, digest.hex())
+        place = self.find(txn, digest)
+        return None if place is None else ObjectRecord(place.length, ((1, digest),))
+
     # -- writing ---------------------------------------------------------------------------------------------
 
     def put_frames(self, txn: Writer, frames: Sequence[EncodedFrame]) -> None:

@@ -40,17 +40,26 @@ _LINES = (
 )
 
 
-@click.group(name="cache", short_help="Show, fill, check or empty what is kept on this machine.")
-def command() -> None:
+@click.group(
+    name="cache", invoke_without_command=True, short_help="Show, fill, check or empty what is kept on this machine."
+)
+@output_options
+@pool_options
+@click.pass_context
+def command(context: click.Context, **options: Unpack[PoolOptions]) -> None:
     """Look after what is kept of images: the pool of this user, and the pool of a service.
+
+    Without a command, shows both.
 
     \b
     Examples:
-      pagepool cache show
+      pagepool cache
       pagepool cache fill app:1 app:2
       pagepool cache scrub --rate 50
       pagepool cache clear
     """
+    if context.invoked_subcommand is None:
+        _show(options)
 
 
 @command.command(name="show")
@@ -62,7 +71,16 @@ def show(**options: Unpack[PoolOptions]) -> None:
     First this user's own pool, if there is one, then that of the service, if it can be reached. Hits and misses are
     of opening objects: reading one that is open, or mapped, asks nobody. Saved is what the images that were read take
     more than their contents, each counted once.
+
+    \b
+    Examples:
+      pagepool cache show
+      pagepool cache show --json | jq .service.resident_bytes
     """
+    _show(options)
+
+
+def _show(options: PoolOptions) -> None:
     with open_client(options) as client:
         found = {"own": _own(client), "service": _of_service(client)}
     if output.current().json:
@@ -78,7 +96,12 @@ def show(**options: Unpack[PoolOptions]) -> None:
 @output_options
 @pool_options
 def fill(references: tuple[Reference, ...], **options: Unpack[PoolOptions]) -> None:
-    """Fetch images as a whole, in as few requests as possible: they can be read without the service then."""
+    """Fetch images as a whole, in as few requests as possible: they can be read without the service then.
+
+    \b
+    Examples:
+      pagepool cache fill app:1 app:2
+    """
     result = []
     for reference in references:
         with open_image(options, reference) as image:
@@ -101,6 +124,11 @@ def scrub(rate: float | None, repair: bool, **options: Unpack[PoolOptions]) -> N
 
     It is fetched again at once, from the images of the service that are known here, or else when it is read next.
     The exit code tells: 0 if nothing is wrong (any more), 5 if something is that could not be fetched.
+
+    \b
+    Examples:
+      pagepool cache scrub
+      pagepool cache scrub --rate 50 --no-repair
     """
     with open_client(options) as client, client.open_pool() as pool:
         mend = client.repair if repair else None
@@ -129,7 +157,12 @@ def scrub(rate: float | None, repair: bool, **options: Unpack[PoolOptions]) -> N
 @output_options
 @pool_options
 def clear(**options: Unpack[PoolOptions]) -> None:
-    """Remove all objects of this user's pool. Whoever has one open goes on reading it."""
+    """Remove all objects of this user's pool. Whoever has one open goes on reading it.
+
+    \b
+    Examples:
+      pagepool cache clear
+    """
     with open_client(options) as client, client.open_pool() as pool:
         before = pool.stats()
         pool.clear()

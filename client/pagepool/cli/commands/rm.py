@@ -21,7 +21,7 @@ def command(references: tuple[Reference, ...], **server: Unpack[ServerOptions]) 
     """Delete each REF, without asking.
 
     NAME:TAG deletes the tag only. NAME@DIGEST deletes the manifest, and with it every tag that names it.
-    Space is freed when the service next collects what nothing refers to. Stops at the first failure.
+    Content that nothing refers to any more is not freed yet by a pagepool service. Stops at the first failure.
 
     \b
     Examples:

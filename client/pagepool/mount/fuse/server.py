@@ -193,10 +193,13 @@ class FuseServer:
         with self._lock:
             self._threads = {thread for thread in self._threads if thread.ident != get_ident()}
             last = not self._threads
-        if last:
+        if not last:
+            return
+        try:
             _open_devices.discard(self._descriptor)
             os.close(self._descriptor)
             self._operations.lookups.clear()
+        finally:
             self._ended.set()
             self._ready.set()
 
