@@ -111,7 +111,7 @@ def create_app(
 async def _tick(cache: ExtentCache) -> None:
     while True:
         await asyncio.sleep(_TICK_S)
-        cache.tick()
+        await asyncio.to_thread(cache.tick)
 
 
 class VersionHeader:

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pagepool.worker")
 
 _LONGEST_HEAD = 64 << 10
+_MOST_FILES = 65536
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain\r\ncontent-length: 0\r\n"
     b"connection: close\r\n\r\n"
@@ -79,6 +81,7 @@ def run_worker(settings: Settings, listener: socket.socket, wake_fd: int, ready_
         wake_fd: an eventfd that wakes the maintenance process.
         ready_fd: gets one byte when this worker serves.
     """
+    _raise_open_files()
     with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
         store.blobs.on_job = lambda: _wake(wake_fd)
         store.env.on_panic = end_at_once
@@ -96,6 +99,14 @@ def run_worker(settings: Settings, listener: socket.socket, wake_fd: int, ready_
         )
         gc.freeze()
         _serve(Worker(config, ready_fd), listener)
+
+
+def _raise_open_files() -> None:
+    """Have as many descriptors as may be had: connections and cached objects take one each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _serve(server: uvicorn.Server, listener: socket.socket) -> None:

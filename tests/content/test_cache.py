@@ -6,15 +6,18 @@ import errno
 import logging
 import os
 import random
+import resource
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pagepool.content import ObjectCache
+from pagepool.content.cache import default_open
 from pagepool.content.ticking import Ticker
 from pagepool.errors import TreeUnknownError, UnreachableError
 from pagepool.extents import EXTENT_SIZE
@@ -23,7 +26,6 @@ from tests.content.scripted import Source, extent_names, info_of, make_tree, noi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pagepool.image.treefile import ObjectInfo
 
@@ -211,6 +213,42 @@ def test_a_process_without_descriptors_closes_some(cache: ObjectCache, pool: Poo
     finally:
         pool.get = original  # type: ignore[method-assign]
     assert original(info(LARGE).digest) is not None, "it was kept all the same"
+
+
+def test_a_filled_object_takes_one_descriptor(cache: ObjectCache) -> None:
+    """As many as small ones, though filling it took three."""
+    contents = [noise(2 * EXTENT_SIZE, seed) for seed in range(20)]
+    source, before = Source.of(*contents), len(list(Path("/proc/self/fd").iterdir()))
+    for data in contents:
+        assert read(cache, data, source) == data
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 20
+
+
+def test_half_of_the_descriptors_are_left_to_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, expected in ((100, 64), (1000, 500), (1 << 20, 1024), (resource.RLIM_INFINITY, 1024)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert default_open() == expected
+
+
+def test_what_was_damaged_and_repaired_is_read_anew(cache: ObjectCache, pool: Pool) -> None:
+    """Whoever reads an object all the time would read the damage for ever; those that are being filled, too."""
+    source, whole, begun = Source.of(LARGE, SMALL), info(SMALL), info(LARGE)
+    assert read(cache, SMALL, source) == SMALL
+    assert cache.fill(begun, 0, begun.extent_count, source)
+    for one in (whole, begun):
+        path = pool.path / "objects" / one.digest.hex()[:2] / one.digest.hex()[2:]
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.write(b"damaged")
+        assert bytes(cache.view(one, 0, 7) or b"") == b"damaged", "nobody has looked yet"
+        assert pool.remove(one.digest)
+    with pool.put(whole.digest, SMALL) or pytest.fail("not kept"):
+        cache.tick()
+    assert bytes(cache.view(whole, 0, whole.size) or b"") == SMALL
+    assert cache.view(begun, 0, 7) is None
+    assert read(cache, LARGE, source) == LARGE
+    cache.tick()
+    assert cache._held.keys() == {whole.digest, begun.digest}, "what is right stays open"
 
 
 def test_an_idle_process_lets_go(cache: ObjectCache, pool: Pool) -> None:

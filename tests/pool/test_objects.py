@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pagepool.errors import CorruptError, DigestInvalidError, InvalidError, ObjectUnknownError, StoreFormatError
-from pagepool.pool import Pool, ReadOnlyPool
+from pagepool.extents import EXTENT_SIZE
+from pagepool.pool import Pool, ReadOnlyPool, layout
 from tests.pool.helpers import PAGE, Thing, check_account, files_below, object_path, thing
 
 if TYPE_CHECKING:
@@ -218,6 +219,22 @@ def test_several_make_a_pool_at_once(place: Path) -> None:
         check_account(place, pool.stats())
 
 
+def test_a_pool_that_another_process_makes_meanwhile(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made, and used, between the look for a pool and the look at what else is there."""
+    original, made = layout.names_in, list[str]()
+
+    def names_in(path: Path) -> list[str]:
+        if path == place and not made:
+            made.append("")
+            with Pool.open(path, budget=1 << 20) as other:
+                made[0] = other.id
+        return original(path)
+
+    monkeypatch.setattr(layout, "names_in", names_in)
+    with Pool.open(place, budget=1 << 20) as pool:
+        assert [pool.id] == made
+
+
 def test_hits_and_misses_are_counted(pool: Pool) -> None:
     """For all processes together; those of others are seen when they have told them."""
     one = thing(1)
@@ -275,6 +292,26 @@ def test_another_format_is_refused(place: Path) -> None:
         Pool.open(place, budget=-1)
 
 
+def test_a_pool_is_emptied(pool: Pool) -> None:
+    """Of whole objects, and of what nobody is filling; what is open goes on being read, and counted."""
+    one, large, other = thing(1), thing(2, 300_000), thing(3, 300_000)
+    with pool.put(one.digest, one.data) or pytest.fail("not kept") as file:
+        with pool.partial(large.digest, large.size, large.extents) as partial:
+            partial.write(0, large.parts[0])
+        with pool.partial(other.digest, other.size, other.extents) as partial:
+            partial.write(0, other.parts[0])
+            pool.clear()
+            assert not list(pool.digests())
+            assert bytes(partial.view(0, 10)) == other.data[:10]
+            found = pool.stats()
+            assert (found.objects, found.partials, found.partial_bytes) == (0, 1, EXTENT_SIZE)
+        assert bytes(file.view) == one.data
+    pool.clear()
+    assert pool.stats().partials == 0
+    with pool.partial(large.digest, large.size, large.extents) as partial:
+        assert partial.missing(0, 3) == [0, 1, 2]
+
+
 def test_another_user_reads_and_nothing_else(memory_dir: Path) -> None:
     """Objects are open to all; writing, and the rest of the directory, are not."""
     if os.geteuid() != 0:
@@ -295,7 +332,7 @@ def test_another_user_reads_and_nothing_else(memory_dir: Path) -> None:
                     assert not os.access(pool.path / name, os.R_OK)
                 assert not os.access(object_path(pool.path, one.digest), os.W_OK)
                 assert not os.access(pool.path / "objects", os.W_OK)
-                with pytest.raises(StoreFormatError, match="of user 0"):
+                with pytest.raises(PermissionError):
                     Pool.open(pool.path, budget=1)
                 os._exit(0)
             finally:

@@ -54,6 +54,16 @@ def test_objects_are_filled(service: ObjectService, tree: TreeFile) -> None:
     assert fill(service, tree, {"objects": [{"object": names[0], "extents": [5, 9]}]}).json()["present"] == 1
 
 
+def test_a_client_says_how_long_it_waits(service: ObjectService, tree: TreeFile) -> None:
+    """What is begun is finished; nothing is begun after that time. The client asks again, with the rest."""
+    objects = [{"object": blake3_raw(data).hex()} for data in (LARGE, SMALL)]
+    assert fill(service, tree, {"objects": objects, "within_s": 0}).json()["present"] == 0
+    assert fill(service, tree, {"objects": objects, "within_s": 4.5}).json()["present"] == 2
+    for wrong in (-1, "1", True, None, [1]):
+        assert fill(service, tree, {"objects": objects, "within_s": wrong}).status_code == 400
+    assert fill(service, tree, b'{"objects": [], "within_s": NaN}').status_code == 400
+
+
 def test_what_the_pool_does_not_take_is_not_said_to_be_there(service: ObjectService, tree: TreeFile) -> None:
     service.pool.full = True
     assert fill(service, tree, {"objects": [{"object": blake3_raw(SMALL).hex()}]}).json()["present"] == 0

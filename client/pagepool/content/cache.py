@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import resource
 import threading
 import time
 from collections import OrderedDict
@@ -44,6 +45,8 @@ log = logging.getLogger("pagepool.cache")
 WINDOW = 8
 """Extents that are read at a time for one request: 1 MiB."""
 _IDLE_TICKS = 2
+_MOST_OPEN = 1024
+_FEWEST_OPEN = 64
 _QUIET_TICKS = 30  # between two lines in the log about a pool that takes nothing
 _PAUSE_S = 1.0  # that a pool is left alone when it does not
 _LARGEST_SHARE = 4  # an object of more than one part in so many of the budget is not kept
@@ -55,13 +58,14 @@ class ObjectCache:
     Args:
         pool: shared with other processes; one that can only be read is filled by others; None to keep nothing.
         budget: of the pool, bytes.
-        most_open: objects that are open at a time; each costs a file descriptor.
+        most_open: objects that are open at a time; each costs a file descriptor, or three while it is being filled.
+            None: half of what this process may have, at most 1024.
     """
 
-    def __init__(self, pool: ReadablePool | None, budget: int = 0, most_open: int = 1024) -> None:
+    def __init__(self, pool: ReadablePool | None, budget: int = 0, most_open: int | None = None) -> None:
         self._readable = pool
         self.pool = pool if isinstance(pool, SharedPool) else None
-        self._most_open = most_open
+        self._most_open = default_open() if most_open is None else most_open
         self._largest = budget // _LARGEST_SHARE
         self._held: OrderedDict[bytes, Held] = OrderedDict()
         self._tick = 0
@@ -141,12 +145,30 @@ class ObjectCache:
         return list(range(info.extent_count)) if found is None else found
 
     def tick(self) -> None:
-        """Let go of what was not read during the last calls of this. Called every few seconds."""
+        """Let go of what was not read during the last calls of this, and of what the pool does not have any more.
+
+        Called every few seconds. Opens what is open once more: about ten microseconds each.
+        """
         self._tick += 1
         with self._lock:
             idle = [digest for digest, held in self._held.items() if self._tick - held.tick > _IDLE_TICKS]
             dropped = [self._held.pop(digest) for digest in idle]
+            kept = list(self._held.items())
         dropped.clear()  # closes them, without the lock
+        for digest, held in kept:
+            if not held.is_current():
+                self._forget(digest, held)
+
+    def forget(self, digest: bytes) -> None:
+        """Let go of an object: it has been found to be damaged."""
+        held = self._held.get(digest)
+        if held is not None:
+            self._forget(digest, held)
+
+    def _forget(self, digest: bytes, held: Held) -> None:
+        with self._lock:
+            if self._held.get(digest) is held:
+                del self._held[digest]
 
     def close(self) -> None:
         """Let go of everything, and of the pool."""
@@ -275,6 +297,8 @@ class ObjectCache:
                 if opened.partial is not None:
                     opened.partial.write(number, data)
             opened.look()
+            if opened.whole is not None:
+                self._open(info)  # in place of the partial, which takes three descriptors
             return True
 
         return self._offer(info, write)
@@ -324,6 +348,12 @@ class ObjectCache:
             if digest not in found:
                 raise _about(info, names, CorruptError("extent", digest.hex(), "it did not come"))
         return {number: found[digest] for number, digest in names.items()}
+
+
+def default_open() -> int:
+    """Objects to keep open when nothing was said: a program needs some descriptors of its own, too."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_OPEN if soft == resource.RLIM_INFINITY else max(_FEWEST_OPEN, min(_MOST_OPEN, soft // 2))
 
 
 def _about(info: ObjectInfo, names: Mapping[int, bytes], error: CorruptError) -> CorruptError:

@@ -18,6 +18,7 @@ class WholeFile(Protocol):
 
     @property
     def view(self) -> memoryview: ...
+    def is_current(self) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -28,6 +29,7 @@ class PartialFile(Protocol):
     def missing(self, first: int, end: int, /) -> list[int]: ...
     def write(self, number: int, data: memoryview, /) -> object: ...
     def view(self, offset: int, size: int, /) -> memoryview: ...
+    def is_current(self) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -79,6 +81,13 @@ class Held:
         """See whether it has become whole."""
         if self.partial is not None and not self.partial.missing(0, self.info.extent_count):
             self.whole = self.partial.view(0, self.info.size)
+
+    def is_current(self) -> bool:
+        """Whether the pool still has it: what was removed because it was damaged is not to be read any more."""
+        try:
+            return all(opened is None or opened.is_current() for opened in (self.file, self.partial))
+        except OSError:  # it cannot be found out
+            return True
 
     def __del__(self) -> None:
         for opened in (self.file, self.partial):

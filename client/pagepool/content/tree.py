@@ -89,6 +89,10 @@ class TreeContent:
         info = self._info(index)
         return self._cache.view(info, 0, info.size)
 
+    def forget(self, index: int) -> None:
+        """Look for an object in the pool again, though it is open: it was damaged there."""
+        self._cache.forget(self._info(index).digest)
+
     def prefetch(self, indices: Iterable[int], on_bytes: Callable[[int], object] = lambda _: None) -> None:
         """See `Content`.
 

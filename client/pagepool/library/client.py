@@ -13,10 +13,9 @@ Everything blocks. Thread-safe. After a fork a child makes a client of its own.
 
 from __future__ import annotations
 
+import logging
 import os
-import resource
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -24,7 +23,7 @@ import httpx
 
 from pagepool.content import ObjectCache, measure_sharing
 from pagepool.digest import Digest
-from pagepool.errors import PagepoolError, ReferenceInvalidError
+from pagepool.errors import PagepoolError, ReferenceInvalidError, UnreachableError
 from pagepool.image.treefile import TreeFile
 from pagepool.image.treestore import TreeStore
 from pagepool.library.image import Image, Objects
@@ -46,11 +45,12 @@ if TYPE_CHECKING:
     from pagepool.transport.http import VerifyTypes
     from pagepool.transport.trees import PoolPlace
 
+log = logging.getLogger("pagepool.library")
+
 DEFAULT_URL: Final = "http://127.0.0.1:5000"
 _LARGEST_BUDGET: Final = 10 << 30
 _SHARE_OF_DISK: Final = 5
 _ATTEMPTS: Final = 3
-_MOST_OPEN: Final = 1024
 
 
 class Client:
@@ -97,6 +97,7 @@ class Client:
         self._places = PlaceNotes(self.directory / "servers")
         self._lock = threading.Lock()
         self._closed = False
+        self._repairing: list[Image] | None = None
         self._own: Objects | None = None
         self._theirs: dict[str, Objects] = {}
 
@@ -178,16 +179,32 @@ class Client:
     def repair(self, digest: bytes) -> bool:
         """Fetch an object into this user's own pool again, if an image of the service has it.
 
+        The images are asked for once, and looked through each time.
+
         Returns:
-            whether it is there.
+            whether it is there; not if the service cannot be reached.
         """
+        try:
+            if self._repairing is None:
+                self._repairing = list(self._own_images())
+            return any(image.fetch_object(digest) for image in self._repairing)
+        except PagepoolError as error:
+            log.warning("object %s is not fetched again: %s", digest.hex(), error)
+            return False
+
+    def _own_images(self) -> Iterator[Image]:
+        """All images of the service whose trees can be had, each tree once, over this user's own pool."""
+        seen: set[Digest] = set()
         for listed in self.images():
-            reference = Reference(str(listed["name"]), str(listed["tag"]))
-            with suppress(PagepoolError):
-                found = self.image(reference, wait_s=0.0)
-                if Image(self, found.repository, found.tree).fetch_object(digest):
-                    return True
-        return False
+            try:
+                found = self.image(Reference(str(listed["name"]), str(listed["tag"])), wait_s=0.0)
+            except UnreachableError:
+                raise
+            except PagepoolError:  # not ready, not an image of files, or removed meanwhile
+                continue
+            if found.tree not in seen:
+                seen.add(found.tree)
+                yield Image(self, found.repository, found.tree)
 
     def measure_sharing(self, present: Container[bytes]) -> Sharing:
         """How much of a pool is of several images: of those whose tree files are here."""
@@ -207,7 +224,7 @@ class Client:
             self._check_open()
             if self._own is None:
                 pool = self.open_pool()
-                self._own = Objects(ObjectCache(pool, pool.budget, _most_open()), shared=False)
+                self._own = Objects(ObjectCache(pool, pool.budget), shared=False)
             return self._own.hold()
 
     def _attach(self, place: PoolPlace) -> Objects | None:
@@ -219,7 +236,7 @@ class Client:
                     pool = _attach(place)
                 except (OSError, PagepoolError, ValueError):  # on another machine, not ours to read, or no path
                     return None
-                known = self._theirs[place.id] = Objects(ObjectCache(pool, most_open=_most_open()), shared=True)
+                known = self._theirs[place.id] = Objects(ObjectCache(pool), shared=True)
             return known.hold()
 
     def _check_open(self) -> None:
@@ -251,9 +268,3 @@ def _attach(place: PoolPlace) -> ReadOnlyPool:
         return Pool.attach(Path(f"/proc/self/fd/{descriptor}"), place.id)
     finally:
         os.close(descriptor)
-
-
-def _most_open() -> int:
-    """Objects to keep open: each takes a file descriptor, and the program needs some, too."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(64, min(_MOST_OPEN, soft // 2)) if soft != resource.RLIM_INFINITY else _MOST_OPEN

@@ -186,7 +186,7 @@ class Image:
             release()
 
     def fetch_object(self, digest: bytes) -> bool:
-        """Bring one object into the pool.
+        """Bring one object into the pool, which has lost it.
 
         Returns:
             whether it is there; False if the image does not have it.
@@ -196,6 +196,7 @@ class Image:
             place = tree.find_object(digest)
             if place < 0:
                 return False
+            content.forget(place)
             content.prefetch([place])
             return content.whole(place) is not None
         finally:

@@ -212,6 +212,12 @@ class Evictor:
         self._cells[cell.PARTIALS] -= 1
         return freed
 
+    def drop_partials(self) -> None:
+        """Remove all objects that are being filled, but for those that somebody has open."""
+        for key in self._partial_keys():
+            if self._drop_partial(key):
+                self._log.append(event.GONE, key)
+
     def _partial_keys(self) -> list[bytes]:
         found = {name.partition(".")[0] for name in names_in(self._path / PARTIAL)}
         return sorted(bytes.fromhex(name) for name in found if _NAME.fullmatch(name))

@@ -19,6 +19,7 @@ import fcntl
 import mmap
 import os
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -34,6 +35,7 @@ _SHARED = fcntl.LOCK_SH | fcntl.LOCK_NB
 _CHUNK = 1 << 20
 _TRIES = 4
 _EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
+_NOTHING: nullcontext[None] = nullcontext()
 
 
 def hold(descriptor: int) -> bool:
@@ -126,10 +128,11 @@ class PoolFile:
         reopen: opens an object by name.
     """
 
-    __slots__ = ("_descriptor", "_lock", "_reopen", "_view", "digest", "size")
+    __slots__ = ("_descriptor", "_inode", "_lock", "_reopen", "_view", "digest", "size")
 
     def __init__(self, descriptor: int, size: int, digest: bytes, reopen: Callable[[bytes], PoolFile | None]) -> None:
         self._descriptor = descriptor
+        self._inode = 0
         self._view: memoryview | None = None
         self._reopen = reopen
         self._lock = threading.Lock()
@@ -163,6 +166,15 @@ class PoolFile:
                     raise ObjectUnknownError(self.digest.hex())
                 self._descriptor, again._descriptor = again._descriptor, -1
             return self._descriptor
+
+    def is_current(self) -> bool:
+        """Whether this is what the pool has under the object's name: not if that was removed, or repaired, since."""
+        with self._lock:
+            self._check_open()
+            inode = self._inode or os.fstat(self._descriptor).st_ino
+        # What is removed while it is held has a name elsewhere: how many it has says nothing.
+        with self._reopen(self.digest) or _NOTHING as again:
+            return again is not None and os.fstat(again.fd).st_ino == inode
 
     def read(self, offset: int = 0, size: int = -1) -> bytes:
         """Copy bytes out. For a small file that is read once this costs less than mapping it.
@@ -204,6 +216,7 @@ class PoolFile:
             if self._view is None:
                 self._check_open()
                 self._view = map_file(self._descriptor, self.size)
+                self._inode = os.fstat(self._descriptor).st_ino
                 os.close(self._descriptor)
                 self._descriptor = -1
             return self._view

@@ -145,6 +145,14 @@ class Filler:
             if partial.map is not None and partial.map.state == FILLING:
                 self._end(partial, partial.map, DISCARDED)
 
+    def has_named(self, partial: Partial, inode: int, /) -> bool:
+        """Whether a partial's file has a name, its own or that of the whole object."""
+        for path in (self._path / OBJECTS / object_name(partial.digest), data_path(self._path, partial.key)):
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == inode:
+                    return True
+        return False
+
     def _end(self, partial: Partial, marks: MapFile, state: int) -> None:
         charged = marks.charged
         self._evictor.retire(data_path(self._path, partial.key), charged)

@@ -126,7 +126,7 @@ def open_format(path: Path, durable: bool | None) -> Format:
     if found is not None:
         return found
     foreign = [name for name in names_in(path) if name not in _OURS]
-    if foreign:
+    if foreign and read_format(path) is None:  # another process may just have made it, and begun to use it
         raise StoreFormatError(f"{path} is not a pool: it holds {foreign[0]!r}")
     with _locked(path / LOCK):
         return read_format(path) or _make(path, durable)

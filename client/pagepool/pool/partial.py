@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         def charge_extent(self, partial: Partial, number: int, /) -> None: ...
         def publish_partial(self, partial: Partial, /) -> None: ...
         def discard_partial(self, partial: Partial, /) -> None: ...
+        def has_named(self, partial: Partial, inode: int, /) -> bool: ...
 
 
 def check_extents(digest: bytes, size: int, extents: Sequence[bytes]) -> None:
@@ -143,6 +144,11 @@ class Partial:
             raise CorruptError("object", self.digest.hex(), f"its {len(self._extents)} extents make {got.hex()}")
         self._keeper.publish_partial(self)
         return True
+
+    def is_current(self) -> bool:
+        """Whether it is still in the pool, being filled or whole."""
+        with self._using() as descriptor:
+            return self._keeper.has_named(self, os.fstat(descriptor).st_ino)
 
     def discard(self) -> None:
         """Give the object up: what was filled goes, for everybody. It counts until nobody has it open."""

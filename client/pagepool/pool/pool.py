@@ -193,6 +193,13 @@ class Pool:
         with self._ledger:
             return self._evictor.drop_object(digest)
 
+    def clear(self) -> None:
+        """Remove all objects, and what there is of others that nobody has open."""
+        for digest in list(self.digests()):
+            self.remove(digest)
+        with self._ledger:
+            self._evictor.drop_partials()
+
     def note_use(self, digests: Iterable[bytes]) -> None:
         """Say that objects were used in ways that the pool does not see: mapped elsewhere, or by a kernel mount."""
         with self._ledger:

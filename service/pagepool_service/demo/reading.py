@@ -7,12 +7,13 @@ compared with the digest that the image has of it. The mount is served by this p
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pagepool.content import Sharing, measure_sharing
 from pagepool.digest import Digest, blake3_raw
-from pagepool.errors import DigestMismatchError, PagepoolError
+from pagepool.errors import DigestMismatchError, PagepoolError, StoreFullError
 from pagepool.image import Kind
 from pagepool.library import Client
 from pagepool.vfs import ROOT
@@ -100,7 +101,8 @@ def read_images(url: str, directory: Path, references: Sequence[Reference], narr
 
 def _read(image: Image) -> tuple[int, int]:
     """Read all files; how many, and their bytes."""
-    image.fill()
+    with suppress(StoreFullError):  # on a small disk; then files are fetched as they are read
+        image.fill()
     count = size = 0
     with image.open() as root:
         fs: TreeFileSystem = root.fs  # type: ignore[assignment] # an image's

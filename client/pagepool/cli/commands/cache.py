@@ -167,8 +167,7 @@ def clear(**options: Unpack[PoolOptions]) -> None:
     """
     with open_client(options) as client, client.open_pool() as pool:
         before = pool.stats()
-        for digest in list(pool.digests()):
-            pool.remove(digest)
+        pool.clear()
     result = {"objects": before.objects, "bytes": before.bytes}
     if output.current().json:
         output.print_json(result)
