@@ -23,7 +23,7 @@ from pagepool_service.cache import ExtentCache
 from pagepool_service.settings import Settings
 from pagepool_service.store.store import Store
 from pagepool_service.trees import recipe_chunks
-from pagepool_service.worker import BoundedProtocol
+from pagepool_service.worker import PageProtocol
 from tests.store.helpers import ingest_all, make_tar, push
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def object_service(
         trees, cache = FixedTrees(), ExtentCache(store, pool, 1 << 30)
         settings = Settings(data, body_timeout_s=body_timeout_s)
         app = create_app(settings, store, treefiles=trees, cache=cache)
-        config = uvicorn.Config(app, http=BoundedProtocol, loop="uvloop", lifespan="on", log_config=None, log_level=50)
+        config = uvicorn.Config(app, http=PageProtocol, loop="uvloop", lifespan="on", log_config=None, log_level=50)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
