@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def images() -> dict[str, Path]:
     """The OCI layouts of the `ci` set, built unless they are cached."""
-    names, cache = recipes.SETS["ci"], recipes.default_cache_dir()
+    return _build(recipes.SETS["ci"])
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Path:
+    """The OCI layout of a database, which only what runs it needs."""
+    return _build(("postgres-new",))["postgres-new"]
+
+
+def _build(names: tuple[str, ...]) -> dict[str, Path]:
+    cache = recipes.default_cache_dir()
     missing = recipes.missing_tools()
     if missing and not all(recipes.is_current(name, cache) for name in names):
         pytest.skip(f"building images needs {', '.join(missing)}")

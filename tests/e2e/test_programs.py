@@ -95,9 +95,9 @@ def test_python_and_numpy(images: dict[str, Path], service: Service, tmp_path: P
         assert run(point, f"{_DEVICES} python3 -c '{script}'").strip() == "-5.0"
 
 
-def test_a_database_and_its_cluster(images: dict[str, Path], service: Service, tmp_path: Path) -> None:
+def test_a_database_and_its_cluster(postgres: Path, service: Service, tmp_path: Path) -> None:
     """It creates a cluster, fills it, queries it; mounted again, the cluster is as it was left."""
-    image = push(service, images, "postgres-new")
+    image = push(service, {"postgres-new": postgres}, "postgres-new")
     expected = f"{20000 - 6666}|{sum(n for n in range(1, 20001) if n % 3)}"
     with mounted(service, image, tmp_path) as point:
         assert run(point, _DEVICES + _CLUSTER).strip() == expected

@@ -168,7 +168,7 @@ RECIPES = {recipe.name: recipe for recipe in _recipes()}
 """Every image there is a recipe for; a parent comes before its children."""
 
 SETS: dict[str, tuple[str, ...]] = {
-    "ci": ("debian-old", "debian-new", "python-new", "numpy-new", "nginx-new", "postgres-new"),
+    "ci": ("debian-old", "debian-new", "python-new", "numpy-new", "nginx-new"),
     "bench": (
         *("debian-old", "debian-new", "numpy-old", "numpy-new", "nginx-old", "nginx-new"),
         *("redis-old", "redis-new", "postgres-new", "node-new"),
