@@ -39,7 +39,7 @@ def push(service: Service) -> None:
 def test_it_begins_when_nothing_else_is_to_be_done(tmp_path: Path) -> None:
     """And ends. The image is what it was."""
     data = tmp_path / "data"
-    with running_service(data) as service:
+    with running_service(data, PAGEPOOL_RECOMPRESS="yes") as service:
         push(service)
         until(lambda: totals(service)["frames_waiting"] == 0, "all frames were looked at", 60)
         compressed = totals(service)["stored"]["files"]
@@ -54,7 +54,7 @@ def test_it_begins_when_nothing_else_is_to_be_done(tmp_path: Path) -> None:
 
 def test_it_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     """With the whole service, in the middle: the store is whole, and it goes on after the restart."""
-    service = Service(tmp_path / "data")
+    service = Service(tmp_path / "data", environment={"PAGEPOOL_RECOMPRESS": "yes"})
     service.start()
     push(service)
     waiting = totals(service)["frames_waiting"]

@@ -141,7 +141,9 @@ def running_service(data: Path, *arguments: str, **environment: str) -> Iterator
 def _environment(more: dict[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PAGEPOOL_")}
     paths = [str(_ROOT / "client"), str(_ROOT / "service"), kept.get("PYTHONPATH", "")]
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
+    # What a service does while it has nothing else to do would slow the next test down.
+    usual = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PAGEPOOL_RECOMPRESS": "no"}
+    return {**kept, **usual, **more}
 
 
 def _alive(pid: int) -> bool:
