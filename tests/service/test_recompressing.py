@@ -48,7 +48,7 @@ def test_it_begins_when_nothing_else_is_to_be_done(tmp_path: Path) -> None:
         push(service)
         assert totals(service)["frames_waiting"] > 0
         assert compressed < 0.95 * totals(service)["stored"]["files"]
-        assert len(service.children()) == 3
+        assert len(service.children()) == 4
     assert not check_store(data).problems
 
 
