@@ -200,7 +200,7 @@ def test_read_only_file_system(tmp_path: Path, read_only_mount: Callable[[Path],
         layer = answer.json()["layers"][0]["digest"]
         assert str(Digest.of(httpx.get(f"{service.url}/v2/app/blobs/{layer}").content)) == layer
         assert httpx.post(f"{service.url}/v2/app/blobs/uploads/").status_code == 405
-        assert len(service.children()) == 2
+        assert len(service.children()) == 3
     with pytest.raises(ServiceError, match=r"[Rr]ead-only"):
         Service(data / "empty", log_directory=tmp_path).start()
 
