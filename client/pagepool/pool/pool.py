@@ -267,7 +267,7 @@ class Pool:
             self._evictor.make_room(0)
 
     def _recover(self) -> None:
-        log.info("counting the pool at %s", self.path)
+        log.debug("counting the pool at %s", self.path)
         self._evictor.recount()
 
     def _flush(self, cells: memoryview[int]) -> None:
