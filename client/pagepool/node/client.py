@@ -10,6 +10,7 @@ Blocks; thread-safe: each call is a conversation of its own. Root only.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -221,7 +222,10 @@ class NodeClient:
             NotFoundError: nothing of ours is mounted there.
             OSError: it may not be unmounted.
         """
-        kernel.unmount_kernel(Path(os.path.realpath(path)), force=force)
+        target = Path(os.path.realpath(path))
+        with suppress(UnreachableError):
+            converse(self.places.control, {"op": "closing", "name": str(target)})
+        kernel.unmount_kernel(target, force=force)
         self.prune()
 
     def prune(self) -> None:
@@ -248,6 +252,10 @@ class NodeClient:
                 on_total(int(message["total"]))
 
         return int(converse(self.places.control, {"op": "fill", "name": name}, on_bytes, take)["bytes"])
+
+    def scrub(self) -> dict[str, Any]:
+        """Compare every object of the pool with its name. Blocks for as long as reading them takes."""
+        return dict(converse(self.places.control, {"op": "scrub"}))
 
     def stop(self) -> int:
         """End the node; mounts stay. Returns how many there are."""

@@ -10,7 +10,6 @@ import logging
 import os
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,8 @@ from pagepool.node.filling import missing
 from pagepool.node.images import Resolved
 from pagepool.node.mounts import MountWish
 from pagepool.node.records import MountRecord, SourceRecord
-from pagepool.node.recording import record_start
 from pagepool.node.sources import open_session
 from pagepool.oci import Platform
-from pagepool.transport.profiles import ProfileClient
 from pagepool.version import __version__
 
 if TYPE_CHECKING:
@@ -56,6 +53,7 @@ class Operations:
             "mount": self.mount,
             "mounts": self.mounts,
             "find": self.find,
+            "closing": self.closing,
             "prune": self.prune,
             "fill": self.fill,
             "scrub": self.scrub,
@@ -100,7 +98,7 @@ class Operations:
         try:
             try:
                 if worker.options.profiles and not offline:
-                    self._start(source, descriptor)
+                    worker.profiles.begin(record.id, descriptor, source)
                 channel.send({"mount": record.id}, (descriptor,))
             finally:
                 os.close(descriptor)
@@ -152,29 +150,6 @@ class Operations:
         wait_s = float(request.get("wait_s", 60.0))
         return self._worker.images.resolve(session, record.repository, str(request["target"]), platform, wait_s)
 
-    def _start(self, source: Source, mount: int) -> None:
-        """Fetch what other starts of this image have opened, and write down what this one opens."""
-        worker = self._worker
-        client = ProfileClient(source.session)
-        tree = Digest("blake3", bytes.fromhex(source.record.tree))
-
-        def prefetch() -> None:
-            with suppress(PagepoolError, OSError):
-                profile = client.get(source.record.repository, tree)
-                if profile is not None:
-                    count = worker.sources.prefetch(source, profile.objects)
-                    log.info("%s: %d objects of its start-up profile are here", source.record.image, count)
-
-        def record(objects: list[bytes]) -> None:
-            try:
-                if objects:
-                    client.record(source.record.repository, tree, objects)
-            except PagepoolError as error:
-                log.info("the start-up profile of %s is not sent: %s", source.record.image, error)
-
-        threading.Thread(target=prefetch, name="node-profile", daemon=True).start()
-        record_start(mount, source.tree, record)
-
     # -- looking and undoing -----------------------------------------------------------------------------------
 
     def mounts(self, _channel: Channel, _request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -208,6 +183,13 @@ class Operations:
     def find(self, _channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
         """The mount at a path, or of an id."""
         return asdict(self._worker.mounts.find(str(request["name"])))
+
+    def closing(self, _channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
+        """A mount is about to be unmounted: let go of it."""
+        for record in self._worker.mounts.all():
+            if request["name"] in (record.path, record.id):
+                self._worker.profiles.end(record.id)
+        return {}
 
     def prune(self, _channel: Channel, _request: dict[str, Any]) -> list[dict[str, Any]]:
         """Clean up after mounts that are gone."""

@@ -27,6 +27,7 @@ from pagepool.node.lazy import LazyServer
 from pagepool.node.leases import LeaseKeeper
 from pagepool.node.mounts import NodeMounts
 from pagepool.node.operations import Operations
+from pagepool.node.recording import Profiles
 from pagepool.node.sources import Sources
 from pagepool.pool import Pool
 
@@ -49,6 +50,7 @@ class WorkerOptions:
         large: objects of more bytes are read piece by piece through the lazy mount.
         fill: whether images that were mounted are fetched as a whole, when there is time.
         profiles: whether start-up profiles are recorded and used.
+        pool_image: bytes of a file with a file system for everything that the node keeps; None: none is made.
     """
 
     budget: int | None = None
@@ -56,6 +58,7 @@ class WorkerOptions:
     large: int = 32 << 20
     fill: bool = True
     profiles: bool = True
+    pool_image: int | None = None
 
 
 class Worker:
@@ -78,6 +81,7 @@ class Worker:
         self.sources = Sources(places, self.cache, options.timeout_s, self._on_large)
         self.lazy = LazyServer(descriptors["fuse"], self.sources, state=places.serving, large=options.large)
         self.filler = Filler(places.objects, self.sources.busy, self.pool.sync)
+        self.profiles = Profiles(self.sources)
         self.leases = LeaseKeeper(self.sources)
         self.images = Images(places)
         self.mounts = NodeMounts(places, self._on_unused)
