@@ -107,9 +107,13 @@ def compare(
             assert node_number(image, os.lstat(path).st_ino) == number
         if tree.kind(number) is Kind.DIRECTORY:
             entries = dict(tree.entries(number))
-            assert sorted(os.listdir(path)) == sorted(entries), path
+            assert sorted(Path(os.fsdecode(path)).iterdir()) == sorted(_paths(path, entries)), path
             waiting += [(child, path + b"/" + name) for name, child in entries.items()]
     return seen
+
+
+def _paths(directory: bytes, names: Iterable[bytes]) -> list[Path]:
+    return [Path(os.fsdecode(directory + b"/" + name)) for name in names]
 
 
 def _names(path: bytes) -> list[str]:
@@ -124,7 +128,7 @@ def _compare_node(tree: TreeFile, number: int, path: bytes, inline_max: int) -> 
     if node.kind in (Kind.CHAR, Kind.BLOCK):
         assert (os.major(found.st_rdev), os.minor(found.st_rdev)) == (node.devmajor, node.devminor), path
     elif node.kind is Kind.SYMLINK:
-        assert os.readlink(path) == node.target  # noqa: PTH115 -- paths are bytes
+        assert os.fsencode(Path(os.fsdecode(path)).readlink()) == node.target
     elif node.kind is Kind.REGULAR and node.size <= inline_max:
         expected = b"" if node.object < 0 else content_of(tree.object(node.object).digest, node.size)
         assert Path(os.fsdecode(path)).read_bytes() == expected, path

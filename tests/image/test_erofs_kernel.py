@@ -18,7 +18,7 @@ from tests.image.test_treefile import make_tree, runs_of
 from tests.image.test_treefile_golden import golden_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 ACL = bytes.fromhex("02000000 01000700ffffffff 02000500e8030000 04000500ffffffff 10000500ffffffff 20000000ffffffff")
 BAD = (b"\1\0\0\0", bytes(range(20)))
@@ -100,7 +100,7 @@ def stacked(layers: Sequence[bytes]) -> Tree:
     return merger.finish()
 
 
-TREES = {
+TREES: dict[str, Callable[[], Tree]] = {
     "golden": golden_tree,
     "corners": corner_tree,
     **{f"random {seed}": partial(random_tree, seed) for seed in range(4)},
