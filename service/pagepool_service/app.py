@@ -15,9 +15,11 @@ from fastapi import FastAPI
 
 from pagepool.version import __version__
 from pagepool_service.cache import ExtentCache
+from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.pools import open_pool
 from pagepool_service.routes import (
     blobs,
+    erofs,
     errors,
     extents,
     fill,
@@ -68,6 +70,7 @@ def create_app(
     merged = Trees(store)
     if treefiles is None:
         treefiles = TreeFilesOfStore(store, merged, None if settings.read_only else TreeCache(settings.data / "trees"))
+    images_of_trees = ErofsImages(store, None if settings.read_only else settings.data / "trees" / "erofs")
     pool = None
     if cache is None:
         pool = open_pool(settings)
@@ -98,11 +101,24 @@ def create_app(
     limit = SessionLimit(store.uploads, settings.max_uploads)
     threads = {name: Threads(executor) for name, executor in executors.items()}
     app.state.context = Context(
-        settings, store, sessions, limit, merged, treefiles, cache, pool, Statistics(store), **threads
+        settings, store, sessions, limit, merged, treefiles, images_of_trees, cache, pool, Statistics(store), **threads
     )
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
-    for module in (health, listings, uploads, manifests, blobs, images, trees, objects, extents, fill, cache_routes):
+    for module in (
+        health,
+        listings,
+        uploads,
+        manifests,
+        blobs,
+        images,
+        trees,
+        erofs,
+        objects,
+        extents,
+        fill,
+        cache_routes,
+    ):
         app.include_router(module.router)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     return objects.ObjectFront(VersionHeader(app), app.state.context)

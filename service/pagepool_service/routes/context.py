@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pagepool.image.treefile import TreeFile
     from pagepool.pool import Pool
     from pagepool_service.cache import ExtentCache
+    from pagepool_service.erofsimages import ErofsImages
     from pagepool_service.images import ImageView
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.settings import Settings
@@ -62,12 +63,13 @@ class Context:
 
     Args:
         treefiles: of images that are ready, by repository.
+        erofs: images of trees for the kernel.
         cache: of objects.
         pool: what that keeps them in; None if nothing is kept.
         threads: for what reads, and for bodies on their way in: nothing that takes the store's writer lock.
         writers: for what takes that lock, and may wait for it.
         listings: for pages of images.
-        merging: for trees.
+        merging: for trees and their images.
         counting: for statistics.
     """
 
@@ -77,6 +79,7 @@ class Context:
     sessions: SessionLimit
     trees: Trees
     treefiles: TreeFiles
+    erofs: ErofsImages
     cache: ExtentCache
     pool: Pool | None
     statistics: Statistics
