@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from pagepool.version import __version__
 from pagepool_service.cache import ExtentCache
 from pagepool_service.pools import open_pool
+from pagepool_service.profiles import Profiles
 from pagepool_service.routes import (
     blobs,
     errors,
@@ -23,9 +24,11 @@ from pagepool_service.routes import (
     fill,
     health,
     images,
+    leases,
     listings,
     manifests,
     objects,
+    profiles,
     trees,
     uploads,
 )
@@ -96,13 +99,15 @@ def create_app(
     )
     sessions = Uploads(store, max_size=settings.max_blob_bytes, quota_bytes=settings.quota_bytes)
     limit = SessionLimit(store.uploads, settings.max_uploads)
+    learned = Profiles(settings.data / "profiles", readonly=settings.read_only)
     threads = {name: Threads(executor) for name, executor in executors.items()}
     app.state.context = Context(
-        settings, store, sessions, limit, merged, treefiles, cache, pool, Statistics(store), **threads
+        settings, store, sessions, limit, merged, treefiles, learned, cache, pool, Statistics(store), **threads
     )
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
-    for module in (health, listings, uploads, manifests, blobs, images, trees, objects, extents, fill, cache_routes):
+    registry = (health, listings, uploads, manifests, blobs)
+    for module in (*registry, images, trees, objects, extents, fill, leases, profiles, cache_routes):
         app.include_router(module.router)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     return objects.ObjectFront(VersionHeader(app), app.state.context)
