@@ -191,6 +191,18 @@ class ExtentUnknownError(NotFoundError):
     what = "extent"
 
 
+class LeaseUnknownError(NotFoundError):
+    """No such lease on a tree: it ended, or was never taken."""
+
+    what = "lease"
+
+
+class ProfileUnknownError(NotFoundError):
+    """No start of a tree's containers was recorded."""
+
+    what = "start-up profile of tree"
+
+
 # -- not now, not here ---------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ _COMMANDS = {
     "umount": "Unmount images.",
     "cache": "Show, fill, check or empty what is kept on this machine.",
     "stats": "Show sizes, and what sharing saves.",
+    "profile": "Show or delete what was learned of containers' starts.",
     "rm": "Delete tags or manifests.",
     "completion": "Print a shell completion script.",
     "version": "Show the version.",

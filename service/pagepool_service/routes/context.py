@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from pagepool.content import Sharing
+    from pagepool.digest import Digest
     from pagepool.image.treefile import TreeFile
     from pagepool.pool import Pool
     from pagepool_service.cache import ExtentCache
     from pagepool_service.erofsimages import ErofsImages
     from pagepool_service.images import ImageView
+    from pagepool_service.profiles import Profiles
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.settings import Settings
     from pagepool_service.statistics import Statistics
@@ -48,6 +50,18 @@ class TreeFiles(Protocol):
         """
         ...
 
+    def origin(self, name: str, tree: bytes, /) -> tuple[Digest, tuple[Digest, ...]]:
+        """What a tree was made from: a manifest, and the diff_ids of its layers, lowest first. Blocks.
+
+        Raises:
+            TreeUnknownError: as `resolve`.
+        """
+        ...
+
+    def manifests(self, name: str, tree: bytes, /) -> list[Digest]:
+        """The manifests of the repository that the tree came from, those that are still there. Blocks."""
+        ...
+
     def measure_sharing(self, present: Container[bytes], /) -> Sharing:
         """How much of a pool is of several images. Blocks."""
         ...
@@ -64,6 +78,7 @@ class Context:
     Args:
         treefiles: of images that are ready, by repository.
         erofs: images of trees for the kernel.
+        profiles: of containers' starts, by repository and tree.
         cache: of objects.
         pool: what that keeps them in; None if nothing is kept.
         threads: for what reads, and for bodies on their way in: nothing that takes the store's writer lock.
@@ -80,6 +95,7 @@ class Context:
     trees: Trees
     treefiles: TreeFiles
     erofs: ErofsImages
+    profiles: Profiles
     cache: ExtentCache
     pool: Pool | None
     statistics: Statistics
