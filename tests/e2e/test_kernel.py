@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pagepool.node import NodeClient
+    from pagepool.node.client import NodeClient
     from tests.support.server import Service
     from tests.support.umoci import Row
 

@@ -14,7 +14,8 @@ import pytest
 
 from pagepool.errors import PagepoolError
 from pagepool.mount import kernel
-from pagepool.node import NodeClient, NodePlaces
+from pagepool.node.client import NodeClient
+from pagepool.node.places import NodePlaces
 from pagepool.node.start import ensure_node
 from pagepool.node.worker import WorkerOptions
 
