@@ -176,6 +176,18 @@ RULES = (
         ("pagepool.mount.open", "from pagepool.overlay import OverlayFileSystem\n"),
     ),
     Rule(
+        "the recorder only listens to the kernel",
+        "it must never make anything be fetched, or wait for whoever fetches",
+        _only("pagepool.node.recorder", "pagepool.image"),
+        ("pagepool.node.recorder", "from pagepool.mount import list_mounts\n"),
+    ),
+    Rule(
+        "the memory of containers is looked at from outside",
+        "it opens what is there and fetches nothing; what is mounted is handed in",
+        _only("pagepool.node.memory", "pagepool.pool", "pagepool.image", "pagepool.errors"),
+        ("pagepool.node.memory", "from pagepool.node import mounts\n"),
+    ),
+    Rule(
         "layout knows files, not the network",
         "registries and files are two ends of one interface, which layout defines and transport implements",
         _only("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),

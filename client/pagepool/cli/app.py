@@ -32,6 +32,7 @@ _COMMANDS = {
     "commit": "Push an overlay as a new image.",
     "mount": "Mount an image or an overlay of it.",
     "umount": "Unmount images.",
+    "memory": "Show what containers take in memory, and what sharing saves.",
     "cache": "Show, fill, check or empty what is kept on this machine.",
     "stats": "Show sizes, and what sharing saves.",
     "profile": "Show or delete what was learned of containers' starts.",
