@@ -294,6 +294,21 @@ class ResponseError(PagepoolError):
         super().__init__(f"the service answered {status} {code}: {message}".replace(" :", ":"))
 
 
+# -- containers ----------------------------------------------------------------------------------------------
+
+
+class ContainerError(PagepoolError):
+    """A container that could not be run, or not be started."""
+
+
+class CommandRefusedError(ContainerError):
+    """A container's program is there, and cannot be executed."""
+
+
+class CommandUnknownError(ContainerError):
+    """A container's program is not there."""
+
+
 # -- wrong bytes ---------------------------------------------------------------------------------------------
 
 

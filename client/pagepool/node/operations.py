@@ -98,7 +98,7 @@ class Operations:
         try:
             try:
                 if worker.options.profiles and not offline:
-                    worker.profiles.begin(record.id, descriptor, source)
+                    worker.profiles.begin(record.id, descriptor, source, metadata)
                 channel.send({"mount": record.id}, (descriptor,))
             finally:
                 os.close(descriptor)

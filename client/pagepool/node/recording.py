@@ -9,16 +9,20 @@ goes wrong is logged, and the mount does without.
 from __future__ import annotations
 
 import logging
+import mmap
 import threading
 from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import Digest
-from pagepool.errors import PagepoolError
+from pagepool.errors import CorruptError, PagepoolError
 from pagepool.image.erofs import INLINE_MAX, node_number
 from pagepool.node.recorder import Recorder, tree_resolver, try_record
 from pagepool.transport.profiles import ProfileClient
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from pagepool.node.sources import Source, Sources
 
 SECONDS: Final = 10.0
@@ -38,15 +42,17 @@ class Profiles:
         self._lock = threading.Lock()
         self._recorders: dict[str, Recorder] = {}
 
-    def begin(self, identity: str, mount: int, source: Source) -> None:
+    def begin(self, identity: str, mount: int, source: Source, metadata: Path) -> None:
         """A mount is about to be used: fetch what others opened first, and record what this one opens.
 
         Args:
             identity: of the mount.
             mount: a descriptor of it; stays the caller's.
+            source: its tree.
+            metadata: the metadata image of the tree.
         """
         threading.Thread(target=self._prefetch, args=(source,), name="node-profile", daemon=True).start()
-        recorder = try_record(mount, tree_resolver(source.tree, node_number), seconds=SECONDS)
+        recorder = try_record(mount, tree_resolver(source.tree, node_finder(metadata)), seconds=SECONDS)
         if recorder is None:
             log.info("nothing is recorded of starts: this kernel has no fanotify for it")
             return
@@ -84,6 +90,20 @@ class Profiles:
             ProfileClient(source.session).record(record.repository, _tree(record.tree), opened)
         except PagepoolError as error:
             log.info("the start-up profile of %s is not sent: %s", record.image, error)
+
+
+def node_finder(metadata: Path) -> Callable[[int], int]:
+    """The number of a tree's node, of an inode number of its metadata image."""
+    with metadata.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def find(ino: int) -> int:
+        try:
+            return node_number(mapped, ino)
+        except CorruptError:  # a file of the container's own
+            return 0
+
+    return find
 
 
 def _tree(text: str) -> Digest:
