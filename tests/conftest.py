@@ -22,8 +22,9 @@ NO_SKIP = "PAGEPOOL_NO_SKIP"
 ACCEPTED = (
     # The conformance program is a Go module: it needs a newer Go than Debian 12 has, and the Go module proxy.
     re.compile(r"needs [Gg]o\b"),
-    # Few distributions' kernels lack it, but those of virtual machines for tests do; the code around it runs anyway.
+    # Few distributions' kernels lack them, but those of virtual machines for tests do; the code around runs anyway.
     re.compile(r"this kernel has no fs-verity"),
+    re.compile(r"this kernel has no project quotas"),
     # pjdfstest and fsx are Rust programs that no distribution packages.
     re.compile(r"needs cargo\b"),
     # The reference registry cannot do it, so there is nothing to compare with.

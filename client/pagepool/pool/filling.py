@@ -11,8 +11,9 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pagepool import linux
 from pagepool.errors import CorruptError, StoreFullError
-from pagepool.pool import epoch, linux
+from pagepool.pool import epoch
 from pagepool.pool import ledger as cell
 from pagepool.pool import log as event
 from pagepool.pool.files import hold

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 from pagepool.digest import blake3_raw
 from pagepool.errors import CorruptError, InvalidError, RangeInvalidError, StoreFullError
 from pagepool.extents import EXTENT_SIZE
+from pagepool.linux import is_full
 from pagepool.pool.files import map_file
-from pagepool.pool.linux import is_full
 from pagepool.pool.mapfile import CHARGED, DISCARDED, PRESENT, PUBLISHED, MapFile
 
 if TYPE_CHECKING:

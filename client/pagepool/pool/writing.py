@@ -10,8 +10,9 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from pagepool import linux
 from pagepool.errors import StoreFullError
-from pagepool.pool import epoch, linux
+from pagepool.pool import epoch
 from pagepool.pool import ledger as cell
 from pagepool.pool import log as event
 from pagepool.pool.files import READ, hold
