@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -56,7 +55,11 @@ def _bare(row: Row | None, like: Row | None = None) -> Row | None:
 
 
 def test_every_file_is_what_umoci_unpacks(
-    images: dict[str, Path], unpacked: Callable[[str], dict[bytes, Row]], service: Service, node: NodeClient, tmp_path: Path
+    images: dict[str, Path],
+    unpacked: Callable[[str], dict[bytes, Row]],
+    service: Service,
+    node: NodeClient,
+    tmp_path: Path,
 ) -> None:
     push(service, images, *images)
     for name in images:
@@ -65,7 +68,7 @@ def test_every_file_is_what_umoci_unpacks(
         with node.mount(service.url, reference(name), point):
             found = umoci.describe(point, time.time_ns())
         assert equal(unpacked(name), found) == {}, name
-        assert os.listdir(point) == []
+        assert not list(point.iterdir())
     assert node.mounts() == []
 
 
@@ -91,5 +94,3 @@ def test_what_is_written_is_the_containers_own(
         assert (first / "etc/passwd").read_bytes() == b"changed"
         assert (first / "new").read_bytes() == b"x" * 10000
     assert not any((node.places.containers).iterdir())
-
-

@@ -1,10 +1,10 @@
 """A stack of layers as the node builds it, over plain directories, with a scripted source behind the lazy mount.
 
-    store/ab/cdef…   what the source can have; the object's bytes
-    gates/HEX        a FIFO: whoever brings or views the object waits until it has been written to and closed
-    broken/HEX       the object cannot be had
-    brought          a line for each object that was brought
-    objects/ fetched/ lazy/ meta/ at/   the layers, and the overlay
+store/ab/cdef…   what the source can have; the object's bytes
+gates/HEX        a FIFO: whoever brings or views the object waits until it has been written to and closed
+broken/HEX       the object cannot be had
+brought          a line for each object that was brought
+objects/ fetched/ lazy/ meta/ at/   the layers, and the overlay
 """
 
 from __future__ import annotations

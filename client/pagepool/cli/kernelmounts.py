@@ -1,4 +1,4 @@
-"""Mounts by the kernel, for commands: which backend is to mount something, having the node do it, showing what it did."""
+"""Mounts by the kernel, for commands: which backend is to mount, having the node do it, showing what it did."""
 
 from __future__ import annotations
 
@@ -138,5 +138,3 @@ def find_kernel_mount(path: Path) -> bool:
 def unmount_kernel_path(path: Path, *, force: bool) -> None:
     """Unmount, and have the node clean up."""
     node_client().unmount(path, force=force)
-
-

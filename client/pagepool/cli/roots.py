@@ -11,14 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from pagepool.cli import output
 from pagepool.cli.connect import on_server
+from pagepool.cli.kernelmounts import choose, mount_kernel
+from pagepool.cli.nodes import node_client
 from pagepool.cli.target import PoolOptions, open_client
-from pagepool.errors import UnsupportedError
+from pagepool.errors import NotFoundError, UnsupportedError
+from pagepool.node.client import KernelMountOptions
+from pagepool.oci import parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+    from pagepool.node.client import NodeClient
     from pagepool.oci import Config, Platform, Reference
 
 _WORK: Final = Path("/var/tmp")
@@ -33,11 +39,15 @@ class RootRequest:
         reference: the image, as the user named it.
         platform: out of an index; None: this machine's.
         options: how to reach the service.
+        eager: fetch all of the image first (kernel only).
+        quota: most bytes that the container may write; 0 for no limit (kernel only).
     """
 
     reference: Reference
     platform: Platform | None
     options: PoolOptions
+    eager: bool = False
+    quota: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +77,65 @@ class RootProvider(Protocol):
         """Take away the root of a container whose process was killed. Nothing happens if there is none."""
 
 
-def default_provider() -> RootProvider:
-    """What `pagepool run` uses."""
+def default_provider(backend: str = "auto") -> RootProvider:
+    """What `pagepool run` uses.
+
+    Args:
+        backend: ``kernel``, ``fuse``, or ``auto``.
+
+    Raises:
+        UnsupportedError: the kernel was asked for, and cannot.
+    """
+    node = node_client()
+    choice = choose(backend, node.places.state, None)
+    if choice.backend == "kernel":
+        return NodeRoots(node)
+    if backend == "auto":
+        output.note(f"backend fuse: {choice.reason}")
     return FuseRoots()
+
+
+class NodeRoots:
+    """Roots that the node mounts by the kernel. What a container writes is beside the node's pool.
+
+    Args:
+        node: started if it is not running.
+    """
+
+    def __init__(self, node: NodeClient) -> None:
+        self._node = node
+        self._roots = node.places.run / "roots"
+
+    @contextmanager
+    def open_root(self, request: RootRequest) -> Iterator[Root]:
+        """See `RootProvider`."""
+        if os.geteuid() != 0:
+            raise UnsupportedError("running containers needs root")
+        reference = on_server(request.reference)
+        identity = secrets.token_hex(16)
+        if self._node.ensure():
+            output.note(f"started the node; its pool is {self._node.places.pool}")
+        point = self._roots / identity
+        point.mkdir(mode=0o755, parents=True)
+        try:
+            wish = KernelMountOptions(
+                temporary=True, owner=identity, config=True, eager=request.eager, quota=request.quota
+            )
+            mounted = mount_kernel(request.options, reference, point, wish, request.platform)
+            config = parse_config(str(mounted.fields["config"]).encode())
+            yield Root(point, config, identity, str(reference))
+        finally:
+            self.discard(identity, point)
+
+    def discard(self, container_id: str, path: Path) -> None:
+        """See `RootProvider`."""
+        if path.parent != self._roots:
+            FuseRoots().discard(container_id, path)
+            return
+        with suppress(NotFoundError):
+            self._node.unmount(path, force=True)
+        with suppress(OSError):
+            path.rmdir()
 
 
 class FuseRoots:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pagepool.transport import Credentials
 
 
-
 def default_places() -> NodePlaces:
     """Where this machine's node is, unless somebody says otherwise."""
     return NodePlaces(DEFAULT_STATE, DEFAULT_RUN)
@@ -48,6 +47,7 @@ class KernelMountOptions:
         fill: fetch the rest of the image when there is time.
         quota: most bytes that may be written; 0 for no limit.
         owner: what the mount belongs to.
+        config: whether the image's configuration is wanted, too: `KernelMount.fields` has it as "config".
     """
 
     upper: Path | None = None
@@ -59,6 +59,7 @@ class KernelMountOptions:
     fill: bool = True
     quota: int = 0
     owner: str = ""
+    config: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,7 @@ class NodeClient:
             "fill": options.fill,
             "quota": options.quota,
             "owner": options.owner,
+            "config": options.config,
             "platform": None if platform is None else str(platform),
         }
         if credentials is not None:
@@ -238,6 +240,10 @@ class NodeClient:
     def mounts(self) -> list[dict[str, Any]]:
         """What is mounted, and how much of each image is here."""
         return list(converse(self.places.control, {"op": "mounts"}))
+
+    def lazy_objects(self) -> list[bytes]:
+        """The objects that are read through the lazy mount."""
+        return [bytes.fromhex(text) for text in converse(self.places.control, {"op": "lazy"})]
 
     def fill(
         self,

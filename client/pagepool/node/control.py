@@ -1,8 +1,8 @@
 """How commands and the node speak with each other: JSON lines over a Unix socket, descriptors beside them.
 
 A connection is one conversation. The client sends a request ``{"op": …}``; the node answers with any number of lines
-``{"progress": bytes}`` and one ``{"ok": …}`` or ``{"error": {"class": …, "message": …}}``. A descriptor travels with the
-line that speaks of it (SCM_RIGHTS). Who may connect may do everything: the socket lies in a directory of root's.
+``{"progress": bytes}`` and one ``{"ok": …}`` or ``{"error": {"class": …, "message": …}}``. A descriptor travels with
+the line that speaks of it (SCM_RIGHTS). Who may connect may do everything: the socket lies in a directory of root's.
 
 Errors keep their class over the socket as far as pagepool has it: see `encode_error`.
 """
@@ -94,7 +94,9 @@ class ControlServer:
         handlers: by the name of the operation: called with the channel and the request, returns what is sent as ``ok``.
     """
 
-    def __init__(self, listener: socket.socket, handlers: Mapping[str, Callable[[Channel, dict[str, Any]], Any]]) -> None:
+    def __init__(
+        self, listener: socket.socket, handlers: Mapping[str, Callable[[Channel, dict[str, Any]], Any]]
+    ) -> None:
         self._listener = listener
         self._handlers = handlers
         self._thread = threading.Thread(target=self._accept, name="node-control", daemon=True)
@@ -123,7 +125,7 @@ class ControlServer:
             channel.send({"ok": handler(channel, request)})
         except (BrokenPipeError, ConnectionError):
             return
-        except Exception as error:  # noqa: BLE001 - whoever asked is told, whatever it is
+        except Exception as error:
             if not isinstance(error, (PagepoolError, OSError)):
                 log.exception("a command failed")
             with suppress(OSError):

@@ -38,10 +38,18 @@ class Filler:
         objects: the pool's directory of whole objects.
         busy: whether somebody waits for an object just now.
         sync: makes what was fetched durable.
+        on_whole: told of the digest of an object that `bring_object` was about and that is whole now.
     """
 
-    def __init__(self, objects: Path, busy: Callable[[], bool], sync: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        objects: Path,
+        busy: Callable[[], bool],
+        sync: Callable[[], None],
+        on_whole: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
         self._objects = objects
+        self._on_whole = on_whole
         self._busy = busy
         self._sync = sync
         self._stopped = threading.Event()
@@ -102,8 +110,12 @@ class Filler:
         info = source.tree.object(index)
         path = self._objects / object_name(info.digest)
         if path.exists():
+            self._on_whole(info.digest)
             return
         source.content.prefetch([index])
+        if not path.exists():
+            return  # the pool does not take it
+        self._on_whole(info.digest)
         self._sync()
         # The kernel has pages of its own of what was read through the lazy mount; those of the file are twice the same.
         source.content.forget(index)

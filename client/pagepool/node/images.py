@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest, blake3_raw
-from pagepool.errors import CorruptError, DigestMismatchError, UnreachableError
+from pagepool.errors import CorruptError, DigestMismatchError, ManifestInvalidError, UnreachableError
 from pagepool.image.treefile import TreeFile
+from pagepool.oci import Manifest, parse_config, read_verified
+from pagepool.transport import RegistryClient
 from pagepool.transport.trees import TreeClient
 
 if TYPE_CHECKING:
@@ -119,6 +121,31 @@ class Images:
             finally:
                 part.unlink(missing_ok=True)
             return path
+
+    def config(self, session: Session, repository: str, manifest: str) -> str:
+        """The configuration of an image, as it is stored.
+
+        Args:
+            manifest: digest of its manifest.
+
+        Raises:
+            PagepoolError: it is not here, and cannot be fetched.
+        """
+        path = self._notes / f"{Digest.parse(manifest).hex}.config"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            found = path.read_text()
+            parse_config(found.encode())
+            return found
+        registry = RegistryClient(session)
+        image = registry.get_manifest(repository, manifest).manifest
+        if not isinstance(image, Manifest):
+            raise ManifestInvalidError(manifest, "is an index")
+        data = read_verified(registry.open_raw_blob(repository, image.config), image.config)
+        parse_config(data)
+        with contextlib.suppress(OSError):
+            self._notes.mkdir(mode=0o700, exist_ok=True)
+            _replace(path, data)
+        return data.decode()
 
     def _note(self, where: str, repository: str, target: str, platform: Platform | None) -> Path:
         key = "\n".join((where, repository, target, str(platform or "")))

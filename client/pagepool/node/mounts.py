@@ -23,9 +23,10 @@ import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pagepool.errors import BusyError, InvalidError, NotFoundError
+from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedError
+from pagepool.linux.mounts import clone_mount
 from pagepool.mount import kernel
 from pagepool.node.records import MountRecord, read_records, write_record
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _ID_BYTES: Final = 6
 _FIRST_PROJECT: Final = 0x70700000
+_MARK: Final = f" - overlay {kernel.PREFIX}"
 
 log = logging.getLogger("pagepool.node")
 
@@ -66,6 +68,13 @@ class MountWish:
     nodev: bool = True
     quota: int = 0
     owner: str = ""
+
+
+class _How(NamedTuple):
+    source: str
+    read_only: bool
+    nosuid: bool
+    nodev: bool
 
 
 class NodeMounts:
@@ -147,13 +156,24 @@ class NodeMounts:
             None if upper is None else upper / "upper",
             None if upper is None else upper / "work",
         )
-        return kernel.open_overlay(
-            layers,
-            source=f"pagepool:{wish.image}#{identity}",
-            read_only=upper is None or wish.read_only,
-            nosuid=wish.nosuid,
-            nodev=wish.nodev,
-        )
+        how = _How(f"{identity}:{wish.image}", upper is None or wish.read_only, wish.nosuid, wish.nodev)
+        try:
+            return kernel.open_overlay(layers, **how._asdict())
+        except UnsupportedError:
+            return self._open_old(layers, identity, how)
+
+    def _open_old(self, layers: kernel.Layers, identity: str, how: _How) -> int:
+        """The same on kernels that make no overlay before it is mounted: it is, for a moment."""
+        at = self._places.run / f"new-{identity}"
+        at.mkdir(mode=0o700)
+        try:
+            kernel.mount_overlay(layers, at, **how._asdict())
+            try:
+                return clone_mount(at)
+            finally:
+                kernel.unmount_kernel(at, force=True)
+        finally:
+            at.rmdir()
 
     def _prepare_upper(self, identity: str, source: Source, wish: MountWish) -> Path | None:
         if wish.upper is None and not wish.temporary:
@@ -170,7 +190,7 @@ class NodeMounts:
         if info is None:
             root = source.tree.node(1)
             os.chown(upper / "upper", root.uid, root.gid)
-            os.chmod(upper / "upper", root.mode)
+            (upper / "upper").chmod(root.mode)
             self._write_info(upper, source, wish)
         else:
             kernel.check_upper(upper / "upper", source.tree)
@@ -324,16 +344,16 @@ def mounts_alive() -> set[str]:
     """The ids of the kernel mounts that some mount namespace of the machine has."""
     seen: set[str] = set()
     found: set[str] = set()
-    for name in ("self", *(entry for entry in os.listdir("/proc") if entry.isdecimal())):
+    for process in (Path("/proc/self"), *(path for path in Path("/proc").iterdir() if path.name.isdecimal())):
         try:
-            namespace = os.readlink(f"/proc/{name}/ns/mnt")
+            namespace = str((process / "ns/mnt").readlink())
             if namespace in seen:
                 continue
-            text = Path(f"/proc/{name}/mountinfo").read_text(errors="surrogateescape")
+            text = (process / "mountinfo").read_text(errors="surrogateescape")
         except OSError:
             continue
         seen.add(namespace)
         for line in text.splitlines():
-            if " - overlay pagepool:" in line:
-                found.add(line.partition(" - overlay pagepool:")[2].split(" ")[0].rpartition("#")[2])
+            if _MARK in line:
+                found.add(line.partition(_MARK)[2].split(" ")[0].partition(":")[0])
     return found

@@ -14,13 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagepool.digest import Digest
-from pagepool.errors import InvalidError, PagepoolError, UnreachableError
+from pagepool.errors import InvalidError, UnreachableError
 from pagepool.image.erofs import INLINE_MAX
 from pagepool.node.filling import missing
 from pagepool.node.images import Resolved
 from pagepool.node.mounts import MountWish
-from pagepool.node.records import MountRecord, SourceRecord
+from pagepool.node.records import SourceRecord
 from pagepool.node.sources import open_session
 from pagepool.oci import Platform
 from pagepool.version import __version__
@@ -52,6 +51,7 @@ class Operations:
             "status": self.status,
             "mount": self.mount,
             "mounts": self.mounts,
+            "lazy": self.lazy,
             "find": self.find,
             "closing": self.closing,
             "prune": self.prune,
@@ -81,6 +81,7 @@ class Operations:
         """Make a mount, hand it over, and write it down once it is in its place."""
         worker = self._worker
         source, metadata, offline = self._open_source(request)
+        config = self._config(source) if request.get("config") else None
         if request.get("eager"):
             self._fill(channel, source)
         wish = MountWish(
@@ -113,7 +114,7 @@ class Operations:
         worker.leases.want(record.tree)
         if worker.options.fill and request.get("fill", True):
             worker.filler.complete(source)
-        return {**asdict(record), "offline": offline, "manifest": source.record.manifest}
+        return {**asdict(record), "offline": offline, "manifest": source.record.manifest, "config": config}
 
     def _open_source(self, request: dict[str, Any]) -> tuple[Source, Path, bool]:
         """The tree that a request means, and its metadata image."""
@@ -145,6 +146,11 @@ class Operations:
         fields = {**asdict(record), "tree": tree.hex, "manifest": resolved.manifest, "lease": lease}
         return worker.sources.add(SourceRecord(**fields)), metadata, resolved.offline
 
+    def _config(self, source: Source) -> str:
+        """The image's configuration, as it is stored."""
+        record = source.record
+        return self._worker.images.config(source.session, record.repository, record.manifest)
+
     def _resolve(self, session: Any, record: SourceRecord, request: dict[str, Any]) -> Resolved:
         platform = Platform.parse(str(request["platform"])) if request.get("platform") else None
         wait_s = float(request.get("wait_s", 60.0))
@@ -156,29 +162,36 @@ class Operations:
         """What is mounted, and how much of each image is here."""
         worker = self._worker
         worker.mounts.prune()
-        here: dict[str, dict[str, Any]] = {}
+        local: dict[str, dict[str, Any]] = {}
+        found = []
         for record in worker.mounts.all():
-            if record.tree not in here:
-                here[record.tree] = self._locality(record)
-        return [{**asdict(record), **here[record.tree]} for record in worker.mounts.all()]
+            source = worker.sources.get(record.tree)
+            if source is None:
+                found.append({**asdict(record), "known": False, "local": False})
+                continue
+            if record.tree not in local:
+                local[record.tree] = self._locality(source)
+            lazily = worker.sources.lazily_read(source, record.since)
+            here = local[record.tree]
+            is_local = not here["missing_objects"] and not lazily
+            found.append({**asdict(record), **here, "lazily_read": lazily, "local": is_local})
+        return found
 
-    def _locality(self, record: MountRecord) -> dict[str, Any]:
-        source = self._worker.sources.get(record.tree)
-        if source is None:
-            return {"known": False, "local": False}
+    def _locality(self, source: Source) -> dict[str, Any]:
         absent = missing(source.tree, self._worker.places.objects, above=INLINE_MAX)
-        lazily = self._worker.sources.lazily_read(source)
         return {
             "known": True,
             "missing_objects": len(absent),
             "missing_bytes": sum(source.tree.object_key(index)[1] for index in absent),
             "bytes": int(source.tree.object_bytes),
-            "lazily_read": lazily,
-            "filling": self._worker.filler.is_filling(record.tree),
-            "local": not absent and not lazily,
+            "filling": self._worker.filler.is_filling(source.record.tree),
             "server": source.record.url,
             "lease": bool(source.record.lease),
         }
+
+    def lazy(self, _channel: Channel, _request: dict[str, Any]) -> list[str]:
+        """The objects that are read through the lazy mount."""
+        return [digest.hex() for digest in self._worker.sources.lazy_objects()]
 
     def find(self, _channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
         """The mount at a path, or of an id."""

@@ -58,7 +58,9 @@ class Profiles:
             return
         with self._lock:
             self._recorders[identity] = recorder
-        threading.Thread(target=self._finish, args=(identity, recorder, source), name="node-record", daemon=True).start()
+        threading.Thread(
+            target=self._finish, args=(identity, recorder, source), name="node-record", daemon=True
+        ).start()
 
     def end(self, identity: str) -> None:
         """A mount is about to go: what was recorded so far is all there will be. It holds the mount no more then."""

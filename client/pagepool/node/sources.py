@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import threading
 import time
@@ -98,7 +99,7 @@ class Sources:
         self._lock = threading.Lock()
         self._sources: OrderedDict[str, Source] = OrderedDict()
         self._links: dict[bytes, float] = dict.fromkeys(self._linked(), time.monotonic() + _LINKED_S)
-        self._lazy: set[bytes] = set()
+        self._lazy: dict[bytes, float] = {}
         self._coming: dict[bytes, threading.Event] = {}
         self._waiting = 0
 
@@ -150,7 +151,9 @@ class Sources:
         """Forget the trees whose last mount went long ago; they are closed."""
         with self._lock:
             gone = [
-                one for one in self._sources.values() if one.record.released and one.record.released < now - _REMEMBERED_S
+                one
+                for one in self._sources.values()
+                if one.record.released and one.record.released < now - _REMEMBERED_S
             ]
             for one in gone:
                 del self._sources[one.record.tree]
@@ -265,15 +268,36 @@ class Sources:
     def opened_large(self, digest: bytes) -> None:
         """An object is read through the lazy mount: have it brought in as a whole."""
         with self._lock:
-            self._lazy.add(digest)
+            self._lazy.setdefault(digest, math.inf)
         for source, index in self._find(digest):
             self._on_large(source, index)
             return
 
-    def lazily_read(self, source: Source) -> int:
-        """How many objects of a tree were read through the lazy mount since this process started."""
+    def take_up_lazy(self, digests: Iterable[bytes]) -> None:
+        """An earlier process served these objects through the lazy mount."""
+        for digest in digests:
+            self.opened_large(digest)
+
+    def note_whole(self, digest: bytes) -> None:
+        """An object is whole now: mounts that are made from here on do not read it through the lazy mount."""
         with self._lock:
-            lazy = list(self._lazy)
+            if self._lazy.get(digest) == math.inf:
+                self._lazy[digest] = time.time()
+
+    def lazy_objects(self) -> list[bytes]:
+        """The objects that were read through the lazy mount."""
+        with self._lock:
+            return list(self._lazy)
+
+    def lazily_read(self, source: Source, since: float) -> int:
+        """How many objects of a tree a mount may read through the lazy mount: those that were, and were not whole when
+        it was made.
+
+        Args:
+            since: when the mount was made, seconds since 1970.
+        """
+        with self._lock:
+            lazy = [digest for digest, whole in self._lazy.items() if whole > since]
         return sum(source.tree.find_object(digest) >= 0 for digest in lazy)
 
     def _read_whole(self, digest: bytes, start: int, end: int) -> memoryview | None:
@@ -310,7 +334,7 @@ class Sources:
                 try:
                     os.link(self._places.objects / name, target)
                 except FileExistsError:
-                    if os.path.samefile(self._places.objects / name, target):
+                    if target.samefile(self._places.objects / name):
                         return True
                     target.unlink()  # of an object that was evicted since
                 except FileNotFoundError:
@@ -324,9 +348,9 @@ class Sources:
 
     def _linked(self) -> Iterable[bytes]:
         for directory in sorted(self._places.fetched.iterdir()):
-            for name in os.listdir(directory):
+            for path in directory.iterdir():
                 with contextlib.suppress(ValueError):
-                    yield bytes.fromhex(directory.name + name)
+                    yield bytes.fromhex(directory.name + path.name)
 
     def _find(self, digest: bytes) -> list[tuple[Source, int]]:
         """The trees that have an object, and where: those that are mounted first."""

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.errors import BusyError, PagepoolError, UnreachableError, UnsupportedError
+from pagepool.linux import boot_id
 from pagepool.mount.device import unmount_device
 from pagepool.node.control import converse
+from pagepool.node.guard import Guard
 from pagepool.node.lazy import mount_lazy
 from pagepool.node.places import NodePlaces
 from pagepool.node.supervisor import start_node
-from pagepool.node.worker import WorkerOptions
-from pagepool.pool.linux import boot_id
+from pagepool.node.worker import Worker, WorkerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,17 @@ if TYPE_CHECKING:
 _START_TIMEOUT_S: Final = 60.0
 _LOOK_S: Final = 0.02
 _CGROUP: Final = "pagepool-node"
-_ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "http_proxy", "https_proxy", "no_proxy")
+_ENVIRONMENT: Final = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+)
 
 log = logging.getLogger("pagepool.node")
 
@@ -222,9 +233,6 @@ def main(words: Sequence[str]) -> Any:
         if action == "start":
             start(places, options)
         else:
-            from pagepool.node.guard import Guard
-            from pagepool.node.worker import Worker
-
             Worker(places, options, Guard(places.run)).run()
     except (PagepoolError, OSError) as error:
         print(error, file=sys.stderr)

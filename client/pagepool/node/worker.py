@@ -2,8 +2,8 @@
 to end.
 
 Started by the supervisor, with the device of the lazy mount and the listening socket inherited. Everything that must
-outlive it is written down (`records`, `lazy`) or in the kernel; so it can be killed at any time, and another one goes on.
-It opens nothing below a mount of its own.
+outlive it is written down (`records`, `lazy`) or in the kernel; so it can be killed at any time, and another one goes
+on. It opens nothing below a mount of its own.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Worker:
         self._ticker = Ticker(self.cache)
         self.sources = Sources(places, self.cache, options.timeout_s, self._on_large)
         self.lazy = LazyServer(descriptors["fuse"], self.sources, state=places.serving, large=options.large)
-        self.filler = Filler(places.objects, self.sources.busy, self.pool.sync)
+        self.filler = Filler(places.objects, self.sources.busy, self.pool.sync, self.sources.note_whole)
         self.profiles = Profiles(self.sources)
         self.leases = LeaseKeeper(self.sources)
         self.images = Images(places)
@@ -93,6 +93,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stopped.set())
         self.sources.load()
+        self.sources.take_up_lazy(self.lazy.large_objects())
         self.lazy.start()
         self._control.start()
         self._guard.ready()

@@ -40,19 +40,33 @@ def command(context: click.Context) -> None:
 
 @command.command(name="start")
 @click.option("--budget", type=SizeType(), metavar="SIZE", help="Most bytes of the pool [as it was; at first 10 GiB].")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=1), default=30.0, show_default=True, metavar="S",
-              help="How long a service may take before whoever waits for a file gets an error.")
-@click.option("--large", type=SizeType(), default=32 << 20, metavar="SIZE",
-              help="Files of more bytes are read piece by piece while they are fetched [32MiB].")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=1),
+    default=30.0,
+    show_default=True,
+    metavar="S",
+    help="How long a service may take before whoever waits for a file gets an error.",
+)
+@click.option(
+    "--large",
+    type=SizeType(),
+    default=32 << 20,
+    metavar="SIZE",
+    help="Files of more bytes are read piece by piece while they are fetched [32MiB].",
+)
 @click.option("--fill/--no-fill", default=True, show_default=True, help="Fetch the rest of what is mounted.")
 @click.option("--profiles/--no-profiles", default=True, show_default=True, help="Learn what containers open first.")
-@click.option("--pool-image", type=SizeType(), metavar="SIZE",
-              help="Keep the pool on an XFS file system of this size in a file: copies of large files share their bytes.")
+@click.option(
+    "--pool-image",
+    type=SizeType(),
+    metavar="SIZE",
+    help="Keep the pool on an XFS file system of this size in a file: copies of large files share their bytes.",
+)
 @output_options
 @node_options
-def start(
-    budget: int | None, timeout_s: float, large: int, fill: bool, profiles: bool, pool_image: int | None
-) -> None:
+def start(budget: int | None, timeout_s: float, large: int, fill: bool, profiles: bool, pool_image: int | None) -> None:
     """Start the node, unless it is running.
 
     \b
@@ -167,6 +181,9 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("process", str(found["pid"])),
         ("state", str(found["state"])),
         ("mounts", f"{found['mounts']}, of {found['trees']} images"),
-        ("pool", f"{pool['objects']} objects, {output.human_size(pool['used'])} of {output.human_size(pool['budget'])}"),
+        (
+            "pool",
+            f"{pool['objects']} objects, {output.human_size(pool['used'])} of {output.human_size(pool['budget'])}",
+        ),
         ("evictions", str(pool["evictions"])),
     ]

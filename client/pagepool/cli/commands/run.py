@@ -11,6 +11,7 @@ import click
 
 from pagepool.cli import exits, output
 from pagepool.cli.background import in_background
+from pagepool.cli.nodes import SizeType, node_options
 from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
 from pagepool.cli.roots import RootRequest, default_provider
 from pagepool.cli.target import PoolOptions
@@ -103,8 +104,19 @@ class _Given(PoolOptions):
     show_default=True,
     help="runc, or pagepool itself by namespaces; auto: runc where it is installed.",
 )
+@click.option("--eager", is_flag=True, help="Fetch all of the image first (kernel only).")
+@click.option("--disk", type=SizeType(), default=0, metavar="SIZE", help="Most bytes it may write (kernel only).")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "kernel", "fuse"]),
+    default="auto",
+    envvar="PAGEPOOL_BACKEND",
+    show_default=True,
+    help="What mounts the image: see pagepool mount [$PAGEPOOL_BACKEND].",
+)
 @platform_option
 @output_options
+@node_options
 @pool_options
 def command(
     reference: Reference,
@@ -113,6 +125,9 @@ def command(
     log: Path | None,
     rm: bool,  # noqa: ARG001 - accepted, and always so
     runtime: RuntimeName,
+    eager: bool,
+    disk: int,
+    backend: str,
     platform: Platform | None,
     **given: Unpack[_Given],
 ) -> int:
@@ -141,10 +156,10 @@ def command(
         raise click.UsageError("--detach and --interactive exclude each other.")
     if log is not None and not detach:
         raise click.UsageError("--log is for --detach.")
-    provider = default_provider()
+    provider = default_provider(backend)
     for record in cleanup_stale():
         provider.discard(record.id, Path(record.root))
-    request = RootRequest(reference, platform, _pool_options(given))
+    request = RootRequest(reference, platform, _pool_options(given), eager, disk)
     if not detach:
         return _run(provider, request, options, runtime)
     answer = in_background(

@@ -150,6 +150,11 @@ class NodeTable:
         while written < len(record):
             written += os.pwrite(self._descriptor, record[written:], start + written)
 
+    def digests(self) -> list[bytes]:
+        """The objects that have a number."""
+        with self._lock:
+            return list(self._numbers)
+
     def __len__(self) -> int:
         return len(self._objects)
 

@@ -166,6 +166,10 @@ class LazyServer:
         """Wait until the mount is gone and every request is handled. False if that took longer."""
         return self._ended.wait(timeout_s)
 
+    def large_objects(self) -> list[bytes]:
+        """The objects that are, or were, files of the mount: digests."""
+        return self._table.digests()
+
     @property
     def threads(self) -> int:
         """How many threads there are now."""
