@@ -205,6 +205,15 @@ RULES = (
         ("pagepool.upper.mounted", "from pagepool.mount.kernel import mount_overlay\n"),
     ),
     Rule(
+        "the lazy mount knows objects by digest alone",
+        "whose they are and where they come from is for who hands it the source: the node, and a test's script",
+        _only(
+            *("pagepool.node.lazy", "pagepool.mount", "pagepool.vfs.interface", "pagepool.image.member"),
+            *("pagepool.digest", "pagepool.errors"),
+        ),
+        ("pagepool.node.lazy.fetch", "from pagepool.content import TreeContent\n"),
+    ),
+    Rule(
         "layout knows files, not the network",
         "registries and files are two ends of one interface, which layout defines and transport implements",
         _only("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ from blake3 import blake3
 from pagepool.errors import BusyError, UnreachableError
 from pagepool.mount.device import unmount_device
 from pagepool.mount.mountinfo import mounted_at
-from pagepool.node.lazy import LazyServer, mount_lazy
+from pagepool.node.lazy import LazyOptions, LazyServer, mount_lazy
 
 LARGE = 256 << 10
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,10 +54,12 @@ class ScriptedSource:
         if self.size(digest) is None:
             return False
         self._wait(digest)
+        whole, link = (self.root / layer / name_of(digest) for layer in ("objects", "fetched"))
+        if link.exists():
+            return True
         with (self.root / "brought").open("a") as file:
             file.write(f"{digest.hex()}\n")
         data = (self.root / "store" / name_of(digest)).read_bytes()
-        whole, link = (self.root / layer / name_of(digest) for layer in ("objects", "fetched"))
         for path in (whole, link):
             path.parent.mkdir(exist_ok=True)
         temporary = self.root / f"tmp-{os.getpid()}-{digest.hex()}"
@@ -183,12 +186,25 @@ def lazy_stack(root: Path) -> Iterator[tuple[Stack, int]]:
         stack.clear()
 
 
-def serve(root: Path, descriptor: int) -> None:
+@contextmanager
+def worker(stack: Stack, descriptor: int, *, resend: bool = True) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that serves the lazy mount of a stack; killed at the end."""
+    words = [sys.executable, "-m", "tests.node.stack", str(stack.root), str(descriptor), *(["old"] * (not resend))]
+    process = subprocess.Popen(words, pass_fds=[descriptor], cwd=Path(__file__).parents[2])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def serve(root: Path, descriptor: int, *, resend: bool) -> None:
     """Serve the lazy mount of a stack until it is gone: the whole life of a process."""
-    server = LazyServer(descriptor, ScriptedSource(root), state=root / "state", large=LARGE)
+    options = LazyOptions(LARGE, resend=resend)
+    server = LazyServer(descriptor, ScriptedSource(root), state=root / "state", options=options)
     server.start()
     server.join()
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), int(sys.argv[2]))
+    serve(Path(sys.argv[1]), int(sys.argv[2]), resend="old" not in sys.argv)
