@@ -17,6 +17,7 @@ from pagepool.version import __version__
 from pagepool_service.cache import ExtentCache
 from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.pools import open_pool
+from pagepool_service.prebuild import WantedImages
 from pagepool_service.routes import (
     blobs,
     erofs,
@@ -101,7 +102,18 @@ def create_app(
     limit = SessionLimit(store.uploads, settings.max_uploads)
     threads = {name: Threads(executor) for name, executor in executors.items()}
     app.state.context = Context(
-        settings, store, sessions, limit, merged, treefiles, images_of_trees, cache, pool, Statistics(store), **threads
+        settings,
+        store,
+        sessions,
+        limit,
+        merged,
+        treefiles,
+        images_of_trees,
+        WantedImages(settings.data),
+        cache,
+        pool,
+        Statistics(store),
+        **threads,
     )
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".

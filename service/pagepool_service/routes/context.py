@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pagepool_service.cache import ExtentCache
     from pagepool_service.erofsimages import ErofsImages
     from pagepool_service.images import ImageView
+    from pagepool_service.prebuild import WantedImages
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.settings import Settings
     from pagepool_service.statistics import Statistics
@@ -64,6 +65,7 @@ class Context:
     Args:
         treefiles: of images that are ready, by repository.
         erofs: images of trees for the kernel.
+        wanted: notes on pushed images, of which trees are made ahead.
         cache: of objects.
         pool: what that keeps them in; None if nothing is kept.
         threads: for what reads, and for bodies on their way in: nothing that takes the store's writer lock.
@@ -80,6 +82,7 @@ class Context:
     trees: Trees
     treefiles: TreeFiles
     erofs: ErofsImages
+    wanted: WantedImages
     cache: ExtentCache
     pool: Pool | None
     statistics: Statistics
