@@ -17,6 +17,7 @@ from pagepool.version import __version__
 from pagepool_service.cache import ExtentCache
 from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.pools import open_pool
+from pagepool_service.prebuild import WantedImages
 from pagepool_service.profiles import Profiles
 from pagepool_service.routes import (
     blobs,
@@ -113,6 +114,7 @@ def create_app(
         treefiles,
         images_of_trees,
         learned,
+        WantedImages(settings.data),
         cache,
         pool,
         Statistics(store),

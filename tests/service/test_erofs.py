@@ -156,13 +156,13 @@ def test_damaged_content_is_an_error_that_names_the_object(service: ObjectServic
     """Of a small file: no image. It is made as soon as the content can be had again."""
     tree = service.image(NAME, FILES)
     small = blake3_raw(FILES["etc/small"])
-    break_frame(service, small)
+    break_frame(service.store, small)
     answer = http.get(url(tree))
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (500, "CORRUPT")
     assert f"object {small.hex()}" in answer.json()["errors"][0]["message"]
     with Session(service.url) as session, pytest.raises(CorruptError, match=small.hex()):
         TreeClient(session).fetch_erofs(NAME, Digest("blake3", tree.digest), io.BytesIO())
-    break_frame(service, small)
+    break_frame(service.store, small)
     assert http.get(url(tree)).content == image_of(tree)
 
 

@@ -28,6 +28,7 @@ _COMMANDS = {
     "find": "Find files in images and overlays.",
     "cat": "Print files of images and overlays.",
     "cp": "Copy files out of images, in and out of overlays.",
+    "tree": "Show an image's tree as text, and make one of text.",
     "diff": "Show what changed in an overlay.",
     "commit": "Push an overlay as a new image.",
     "mount": "Mount an image or an overlay of it.",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pagepool_service.cache import ExtentCache
     from pagepool_service.erofsimages import ErofsImages
     from pagepool_service.images import ImageView
+    from pagepool_service.prebuild import WantedImages
     from pagepool_service.profiles import Profiles
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.settings import Settings
@@ -79,6 +80,7 @@ class Context:
         treefiles: of images that are ready, by repository.
         erofs: images of trees for the kernel.
         profiles: of containers' starts, by repository and tree.
+        wanted: notes on pushed images, of which trees are made ahead.
         cache: of objects.
         pool: what that keeps them in; None if nothing is kept.
         threads: for what reads, and for bodies on their way in: nothing that takes the store's writer lock.
@@ -96,6 +98,7 @@ class Context:
     treefiles: TreeFiles
     erofs: ErofsImages
     profiles: Profiles
+    wanted: WantedImages
     cache: ExtentCache
     pool: Pool | None
     statistics: Statistics
