@@ -26,7 +26,15 @@ from pagepool.overlay.content import (
     write_blocks,
     zero_blocks,
 )
-from pagepool.overlay.limits import MAX_LINKS, MAX_XATTR_VALUE, check_end, check_name, check_target, check_xattr
+from pagepool.overlay.limits import (
+    MAX_LINKS,
+    MAX_XATTR_VALUE,
+    check_end,
+    check_name,
+    check_target,
+    check_xattr,
+    check_xattr_kind,
+)
 from pagepool.overlay.reading import OverlayReader, check_regular
 from pagepool.overlay.records import (
     HELD,
@@ -223,8 +231,9 @@ class OverlayFileSystem(OverlayReader):
         if flags not in (0, XATTR_CREATE, XATTR_REPLACE):
             fail(errno.EINVAL, name)
         with self._lock:
-            old = self._state.xattrs(self._state.node(ino))
-            check_xattr(old, name, value, flags)
+            node = self._state.node(ino)
+            check_xattr_kind(node.kind, name)
+            check_xattr(self._state.xattrs(node), name, value, flags)
             arguments = (self._clock(), ino, name, bytes(value))
             self._storage.commit(encode_xattr(*arguments), self._state.xattr, arguments)
         self._tend()
@@ -232,7 +241,9 @@ class OverlayFileSystem(OverlayReader):
     def remove_xattr(self, ino: int, name: bytes) -> None:
         """See `WritableFileSystem`."""
         with self._lock:
-            if name not in self._state.xattrs(self._state.node(ino)):
+            node = self._state.node(ino)
+            check_xattr_kind(node.kind, name)
+            if name not in self._state.xattrs(node):
                 fail(errno.ENODATA, name)
             arguments = (self._clock(), ino, name)
             self._storage.commit(encode_no_xattr(*arguments), self._state.no_xattr, arguments)

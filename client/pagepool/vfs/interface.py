@@ -277,11 +277,14 @@ class WritableFileSystem(FileSystem, Protocol):
         ...
 
     def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set an extended attribute. EEXIST, ENODATA (by `flags`), ERANGE (name), E2BIG, ENOSPC."""
+        """Set an extended attribute. EEXIST, ENODATA (by `flags`), ERANGE (name), E2BIG, ENOSPC.
+
+        EPERM for `user.` names on what is no regular file or directory.
+        """
         ...
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
-        """Remove one. ENODATA."""
+        """Remove one. ENODATA; EPERM as `set_xattr`."""
         ...
 
     def sync(self) -> None:

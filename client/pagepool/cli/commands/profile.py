@@ -92,8 +92,9 @@ def show(reference: Reference, similar: bool, platform: Platform | None, **serve
         output.print_json(_shown(state, profile, files))
         return
     inherited = "" if profile.tree == state.tree else f", inherited from tree {profile.tree.short}"
+    plural = "" if profile.starts == 1 else "s"
     size = output.human_size(sum(size for *_, size in files))
-    output.note(f"{len(files)} contents, {size}, learned from {profile.starts} starts{inherited}")
+    output.note(f"{len(files)} contents, {size}, learned from {profile.starts} start{plural}{inherited}")
     output.print_table(("SIZE", "PATH"), [(output.human_size(size), path) for _, path, size in files], right=(0,))
 
 
