@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from pagepool.cli.connect import on_server
 from pagepool.cli.target import PoolOptions, open_client
+from pagepool.container import DEFAULT_DIRECTORY
 from pagepool.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ class RootProvider(Protocol):
 
     def discard(self, container_id: str, path: Path) -> None:
         """Take away the root of a container whose process was killed. Nothing happens if there is none."""
+
+
+def containers_directory() -> Path:
+    """Where containers are noted."""
+    return DEFAULT_DIRECTORY
 
 
 def default_provider() -> RootProvider:
