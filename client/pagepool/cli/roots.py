@@ -16,6 +16,7 @@ from pagepool.cli.connect import on_server
 from pagepool.cli.kernelmounts import choose, mount_kernel
 from pagepool.cli.nodes import node_client
 from pagepool.cli.target import PoolOptions, open_client
+from pagepool.container import DEFAULT_DIRECTORY
 from pagepool.errors import NotFoundError, UnsupportedError
 from pagepool.node.client import KernelMountOptions
 from pagepool.oci import parse_config
@@ -75,6 +76,11 @@ class RootProvider(Protocol):
 
     def discard(self, container_id: str, path: Path) -> None:
         """Take away the root of a container whose process was killed. Nothing happens if there is none."""
+
+
+def containers_directory() -> Path:
+    """Where containers are noted."""
+    return DEFAULT_DIRECTORY
 
 
 def default_provider(backend: str = "auto") -> RootProvider:

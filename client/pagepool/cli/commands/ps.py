@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pagepool.cli import output
+from pagepool.cli import output, roots
 from pagepool.cli.options import output_options
 from pagepool.container import list_containers
 from pagepool.container.records import DEAD
@@ -37,7 +37,9 @@ def command(everything: bool) -> None:
       pagepool ps -q
       pagepool ps --all --json
     """
-    records = [record for record in list_containers() if everything or record.status != DEAD]
+    records = [
+        record for record in list_containers(roots.containers_directory()) if everything or record.status != DEAD
+    ]
     if output.current().json:
         output.print_json({"containers": [_row(record) for record in records]})
     elif output.current().quiet:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, TextIO, Unpack
 
 import click
 
-from pagepool.cli import exits, output
+from pagepool.cli import exits, output, roots
 from pagepool.cli.background import in_background
 from pagepool.cli.nodes import SizeType, node_options
 from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
-from pagepool.cli.roots import RootRequest, default_provider
 from pagepool.cli.target import PoolOptions
 from pagepool.container import Container, RunOptions, cleanup_stale, run_container
 from pagepool.container.options import check_options, parse_env, parse_env_file, parse_memory, parse_volume
@@ -156,10 +155,10 @@ def command(
         raise click.UsageError("--detach and --interactive exclude each other.")
     if log is not None and not detach:
         raise click.UsageError("--log is for --detach.")
-    provider = default_provider(backend)
-    for record in cleanup_stale():
+    provider = roots.default_provider(backend)
+    for record in cleanup_stale(roots.containers_directory()):
         provider.discard(record.id, Path(record.root))
-    request = RootRequest(reference, platform, _pool_options(given), eager, disk)
+    request = roots.RootRequest(reference, platform, _pool_options(given), eager, disk)
     if not detach:
         return _run(provider, request, options, runtime)
     answer = in_background(
@@ -175,7 +174,7 @@ def command(
 
 def _run(
     provider: RootProvider,
-    request: RootRequest,
+    request: roots.RootRequest,
     options: RunOptions,
     runtime: RuntimeName,
     started: Callable[[Record], None] | None = None,
@@ -183,7 +182,13 @@ def _run(
 ) -> int:
     with provider.open_root(request) as root:
         container = Container(root.container_id, root.image, root.path, root.config, options)
-        return run_container(container, runtime=runtime, started=started, grace_s=grace_s)
+        return run_container(
+            container,
+            directory=roots.containers_directory(),
+            runtime=runtime,
+            started=started,
+            grace_s=grace_s,
+        )
 
 
 def _options(words: tuple[str, ...], given: _Given) -> RunOptions:
