@@ -10,6 +10,7 @@ named ``pagepool-bench-PID-…``; the next one removes those whose process has e
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -29,6 +30,8 @@ _PREFIX: Final = "pagepool-bench-"
 _PLACE: Final = Path("/run/netns")
 _DEVICE: Final = "link0"
 _TIMEOUT_S: Final = 20.0
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ def open_link(shape: Shape | None) -> Iterator[Link]:
         UnsupportedError: this machine cannot; with the reason.
     """
     _remove_left()
-    names = [f"{_PREFIX}{os.getpid()}-{end}" for end in ("server", "client")]
+    number = next(_numbers)
+    names = [f"{_PREFIX}{os.getpid()}-{number}-{end}" for end in ("server", "client")]
     with ExitStack() as stack:
         for name in names:
             _run("ip", "netns", "add", name)

@@ -1,17 +1,18 @@
 """pagepool's kernel mount, as `bench mount` measures it: a node of its own, driven by the commands that people use.
 
-The node's state and its socket are below a directory of ours, the machine's own node is not touched. What the commands
-take to start is part of what is measured, as it is of podman.
+The node's state and its socket are below a directory of ours, the machine's own node is not touched. Containers are run
+by the command, whose own start is part of what is measured, as podman's is; mounts are made through the library.
 """
 
 from __future__ import annotations
 
-import json
+import importlib
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pagepool.oci import Reference
 from pagepool_service.bench.origins import HOST
 from pagepool_service.bench.subjects import BenchError, first_output_s, run
 
@@ -59,23 +60,22 @@ class NodeMount:
         """See `Subject`."""
         point = self._directory / "filling"
         point.mkdir()
-        self._pagepool("mount", "--plain-http", "--backend", "kernel", "--eager", _reference(image), str(point))
-        self._pagepool("umount", str(point))
+        self._mount(image, point, eager=True)
+        self.unmount(point)
         point.rmdir()
 
     def mount(self, image: str, path: Path) -> None:
         """See `Subject`."""
-        self._pagepool("mount", "--plain-http", "--backend", "kernel", "--rw", _reference(image), str(path))
-        self._mounts.add(path)
+        self._mount(image, path, eager=False)
 
     def unmount(self, path: Path) -> None:
         """See `Subject`."""
-        self._pagepool("umount", str(path))
+        self._client().unmount(path, force=True)
         self._mounts.discard(path)
 
     def stored(self) -> Path:
         """See `Subject`."""
-        return Path(str(json.loads(self._pagepool("node", "status", "--json"))["state"]))
+        return Path(str(self._client().status()["state"]))
 
     def stop(self) -> None:
         """See `Subject`."""
@@ -97,6 +97,18 @@ class NodeMount:
         """Mounts below our directory, which the node keeps for the next one."""
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         return [point for line in lines if (point := line.split()[4]).startswith(f"{self._directory}/")]
+
+    def _mount(self, image: str, path: Path, *, eager: bool) -> None:
+        options = self._module().KernelMountOptions(temporary=True, eager=eager)
+        self._client().mount(f"http://{HOST}", Reference.parse(_reference(image)), path, options)
+        self._mounts.add(path)
+
+    def _client(self) -> Any:
+        places = importlib.import_module("pagepool.node.places")
+        return self._module().NodeClient(places.NodePlaces(self._directory / "state", self._directory / "run"))
+
+    def _module(self) -> Any:
+        return importlib.import_module("pagepool.node.client")
 
     def _command(self, *words: str) -> list[str]:
         return [*self._link.client, sys.executable, "-m", "pagepool.cli", *words]

@@ -123,7 +123,8 @@ def _await(kind: str, link: Link, process: subprocess.Popen[bytes], log: Path) -
 
 def _push(link: Link, layout: Path, environment: Mapping[str, str]) -> None:
     source, target = f"oci:{layout}", f"docker://{HOST}/{layout.name}:latest"
-    command = [*link.server, "skopeo", "copy", "--quiet", "--dest-tls-verify=false", source, target]
+    command = [*link.server, "skopeo", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"]
+    command += [source, target]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=_PUSH_TIMEOUT_S
     )

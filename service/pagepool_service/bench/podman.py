@@ -6,12 +6,14 @@ its storage, over an upper of its own; by mount(2), so that it can be timed and 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pagepool.pool.linux import call
 from pagepool_service.bench.origins import HOST
 from pagepool_service.bench.subjects import BenchError, first_output_s, run
 
@@ -128,7 +130,11 @@ def mount_overlay(layers: Sequence[Path], upper: Path, work: Path, path: Path) -
         path: where.
     """
     lower = ":".join(str(layer) for layer in layers)
-    run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", path])
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    try:
+        call("mount", b"overlay", os.fsencode(path), b"overlay", ctypes.c_ulong(0), options.encode())
+    except OSError as error:
+        raise BenchError(f"overlayfs at {path}: {error.strerror}") from error
 
 
 def _reference(image: str) -> str:

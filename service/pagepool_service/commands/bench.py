@@ -19,6 +19,7 @@ from pagepool_service.bench.reads import measure as measure_reads
 from pagepool_service.bench.registry import Plan, measure
 from pagepool_service.bench.report import make_report
 from pagepool_service.bench.servers import PEER, Launcher, peer_installed
+from pagepool_service.commands.benchmount import mount
 
 if TYPE_CHECKING:
     from pagepool_service.bench.report import Line, Report, Target
@@ -50,6 +51,9 @@ _READY = "Ready: every layer was read, stored without duplicates, and rebuilt; d
 @click.group()
 def bench() -> None:
     """Measure a service on real images."""
+
+
+bench.add_command(mount)
 
 
 @bench.command(epilog=_EPILOG)

@@ -1,0 +1,151 @@
+"""`pagepool bench mount`: containers on pagepool's kernel mount, beside podman on overlayfs, in the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Never
+
+import click
+
+from pagepool.cli import output
+from pagepool.cli.options import output_options
+from pagepool_service.bench.images import find_images
+from pagepool_service.bench.lab import Lab
+from pagepool_service.bench.mountbench import PHASES, kinds_of, measure_mounts, peer_tools_installed
+
+if TYPE_CHECKING:
+    from pagepool_service.bench.mountrows import Row
+
+_EPILOG = """
+\b
+Examples:
+  pagepool bench mount --images images
+  pagepool bench mount --images images --only start --runs 5 --report start.json
+  pagepool bench mount --images images --only warm,many --json
+"""
+
+
+def _phases(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
+    names = tuple(PHASES) if value is None else tuple(filter(None, value.split(",")))
+    unknown = [name for name in names if name not in PHASES]
+    if unknown or not names:
+        raise click.BadParameter(f"{', '.join(unknown) or 'nothing'}: there are {', '.join(PHASES)}")
+    return names
+
+
+@click.command(epilog=_EPILOG)
+@click.option(
+    "--images",
+    "places",
+    multiple=True,
+    envvar="PAGEPOOL_BENCH_IMAGES",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="OCI layouts, or directories of them. [$PAGEPOOL_BENCH_IMAGES]",
+)
+@click.option("--only", "phases", callback=_phases, metavar="PHASE,…", help=f"Of {', '.join(PHASES)}. [all of them]")
+@click.option("--peer/--no-peer", default=None, help="Also measure podman. [if it and docker-registry are installed]")
+@click.option("--ours/--no-ours", default=True, help="Measure pagepool. [yes]")
+@click.option("--runs", type=click.IntRange(1, 100), default=3, show_default=True, help="Starts; the best counts.")
+@click.option("--mounts", type=click.IntRange(10, 10_000), default=500, show_default=True, help="Mounted at once.")
+@click.option("--containers", type=click.IntRange(1, 1000), default=32, show_default=True, help="Started at once.")
+@click.option(
+    "--large", type=click.IntRange(1, 1 << 20), default=1024, show_default=True, metavar="MIB", help="Of a file."
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
+    help="Where to put everything meanwhile, on a real disk. [the system's directory for temporary files]",
+)
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Write the JSON there, too.",
+)
+@output_options
+def mount(
+    places: tuple[Path, ...],
+    phases: tuple[str, ...],
+    peer: bool | None,
+    ours: bool,
+    runs: int,
+    mounts: int,
+    containers: int,
+    large: int,
+    work: Path | None,
+    report_path: Path | None,
+) -> None:
+    """Start and mount containers by the kernel mount, beside podman on overlayfs. Needs root, and the machine alone.
+
+    The time from nothing to a first output, over a link as it is and one of 100 Mbit/s and 20 ms; what further
+    containers add to the page cache; reads of what is in memory; a write into a large file; many containers.
+    Registries and containers are in network namespaces of their own. It drops the caches of the whole machine.
+    """
+    if not places:
+        raise click.UsageError("which images? Give --images DIR.")
+    with_peer = peer_tools_installed() if peer is None else peer
+    if not with_peer and peer is None:
+        output.warn("podman, runc or docker-registry are not installed: measuring without them")
+    if not ours and not with_peer:
+        raise click.UsageError("nothing to measure: --no-ours and no peer")
+    layouts = {path.resolve().name: path.resolve() for path in _layouts(places)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PAGEPOOL_")}
+    lab = Lab(
+        layouts,
+        kinds_of(ours, with_peer),
+        runs,
+        work or Path(tempfile.gettempdir()),
+        environment,
+        output.note,
+        mounts=mounts,
+        containers=containers,
+        big_size=large << 20,
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    figures = measure_mounts(lab, phases)
+    text = json.dumps({"images": sorted(layouts), "figures": figures.as_json()}, indent=2)
+    if report_path:
+        report_path.write_text(f"{text}\n")
+    if output.current().json:
+        output.print_line(text)
+        return
+    headers = ("", "pagepool", "overlayfs", "judged", "aim", "")
+    output.print_table(headers, [_cells(one) for one in figures.rows], right=(1, 2, 3, 4))
+
+
+def _layouts(places: tuple[Path, ...]) -> list[Path]:
+    """The directories of the images in them."""
+    find_images(places)  # raises for what is none
+    found = []
+    for place in places:
+        found += [place] if (place / "oci-layout").is_file() else [path.parent for path in place.glob("*/oci-layout")]
+    return found
+
+
+def _cells(one: Row) -> tuple[str, ...]:
+    sign = ">=" if one.how == "faster" else "<="
+    judged = "" if one.judged is None or not one.how else f"{one.judged:.2f}{'x' if one.how == 'faster' else ''}"
+    return (
+        one.name,
+        _number(one.pagepool),
+        _number(one.peer),
+        judged,
+        "" if one.aim is None else f"{sign} {one.aim:.4g}",
+        {True: "met", False: "MISSED", None: ""}[one.met],
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _interrupt(*_: object) -> Never:
+    raise KeyboardInterrupt  # so that SIGTERM cleans up as Ctrl-C does
