@@ -78,7 +78,7 @@ def reconfigure(path: Path) -> None:
 
 
 def find_overlays(ours: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:
-    """The overlays of ours in all mount namespaces: device (``major:minor``) and a path that leads there; some twice."""
+    """Our overlays in all mount namespaces: device (``major:minor``) and a path that leads there; some twice."""
     seen: set[str] = set()
     for name in ("self", *(entry.name for entry in Path("/proc").iterdir() if entry.name.isdecimal())):
         process = Path("/proc") / name

@@ -11,8 +11,8 @@ own inodes. So the one process that owns such a pool
   an object counts as long as a mounted tree has it;
 - asks the overlays to forget what nobody has open (`release`) before objects of mounted trees are evicted.
 
-Pinned bytes count against the pool's budget. Once that leaves less than `floor` for everything else the pool goes beyond
-its budget: an object that cannot be fetched is an error in a container, and bytes too many are a figure.
+Pinned bytes count against the pool's budget. Once that leaves less than `floor` for everything else the pool goes
+beyond its budget: an object that cannot be fetched is an error in a container, and bytes too many are a figure.
 
 The file: a header (`PPCUST`, a byte 0, a byte 1, 16 bytes that name the boot), then records of 176 bytes: length of the
 handle (u8), three bytes 0, its type (i32), bytes that count (u64), digest (32 bytes), handle (128 bytes). Records are
@@ -133,8 +133,8 @@ class Custody(NoCustody):
     Args:
         run: directory that outlives the process and not the boot.
         fetched: directory of second names, on the pool's file system.
-        in_use: whether a mounted tree has an object. Called for every object when room is made: takes microseconds, waits
-            for nothing and does not use the pool.
+        in_use: whether a mounted tree has an object. Called for every object when room is made: takes microseconds,
+            waits for nothing and does not use the pool.
         release: has overlays forget what nobody has open; must not wait for this process.
         floor: bytes that what is not pinned has in any case; None: a quarter of the budget.
     """
@@ -372,13 +372,13 @@ class Custody(NoCustody):
 
     def _linked(self) -> Iterator[bytes]:
         for directory in sorted(self._fetched.iterdir()):
-            for name in os.listdir(directory):
+            for found in directory.iterdir():
                 with suppress(ValueError):
-                    yield bytes.fromhex(directory.name + name)
+                    yield bytes.fromhex(directory.name + found.name)
 
 
 def _same_file(first: Path, second: Path) -> bool:
     try:
-        return os.path.samefile(first, second)
+        return first.samefile(second)
     except FileNotFoundError:
         return False

@@ -2,10 +2,12 @@
 
 Works with the ledger's lock held, so one process evicts at a time, and nobody publishes meanwhile. Room is made in
 batches: the queue of 250 000 objects takes about half a second to read and write, and one batch frees a fraction of the
-budget. An object that somebody holds is passed over, and counts as used. Of a pool that overlays look into
-(`pagepool.pool.custody`) objects of no mounted tree go first, then those that are not in memory, and what is still in
-use without a name counts as pinned. The queue is saved in `queue`, with a generation in the ledger that tells a process whether what it remembers is still that. A queue that is lost or out of
+budget. An object that somebody holds is passed over, and counts as used. The queue is saved in `queue`, with a
+generation in the ledger that tells a process whether what it remembers is still that. A queue that is lost or out of
 date (a crash, records that the log has lost) is completed by walking the pool.
+
+Of a pool that overlays look into (`pagepool.pool.custody`) objects of no mounted tree go first, then those that are not
+in memory, and what is still in use without a name counts as pinned.
 
 A process killed in the middle has unlinked files that the account still has; the ledger notices, and `recount` makes
 account and queue anew.

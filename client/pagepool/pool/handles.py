@@ -1,8 +1,8 @@
-"""File handles: whether a file that has lost its names is still there, because somebody has it in use where we cannot see.
+"""File handles: whether a file that has lost its names is still there, because somebody has it in use unseen.
 
-An overlay that has found an object keeps that file for as long as it remembers its own inode, open or not. Nothing tells
-of it but the file itself: open_by_handle_at(2) finds a file without names while anybody has it, and is answered ESTALE
-when the last one has let go. Tried with ext4, XFS and tmpfs. Needs CAP_DAC_READ_SEARCH.
+An overlay that has found an object keeps that file for as long as it remembers its own inode, open or not. Nothing
+tells of it but the file itself: open_by_handle_at(2) finds a file without names while anybody has it, and is answered
+ESTALE when the last one has let go. Tried with ext4, XFS and tmpfs. Needs CAP_DAC_READ_SEARCH.
 """
 
 from __future__ import annotations

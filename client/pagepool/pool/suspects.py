@@ -29,12 +29,12 @@ class SuspectReport:
 
     Args:
         objects: that were suspect.
-        bytes: of them.
+        plain_size: bytes of them.
         removed: digests of those that were wrong.
     """
 
     objects: int
-    bytes: int
+    plain_size: int
     removed: tuple[bytes, ...]
 
 
