@@ -50,9 +50,7 @@ _ENTRY: Final = struct.Struct("<BBB5xQ32s")
 _SUM_SIZE: Final = 32
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
 _SPACE: Final = 16 << 20  # bytes that are evicted at least when a disk is full
-_UNUSED, _COLD, _ANY = range(
-    3
-)  # what may go: objects of no mounted tree; those not in memory, too; all that nobody holds
+_UNUSED, _COLD, _ANY = range(3)  # what may go: objects of no mounted tree, what is not in memory, what nobody holds
 _P: Final = b"p"  # ends the queue's name of a partial: a key may be equal to a digest
 
 
@@ -111,7 +109,7 @@ class Evictor:
             self._custody.probe()
             self.sweep()
         if not self._is_met(goal) and goal.ceiling(self._custody.pinned) >= size:
-            self._evict(goal, cells[cell.BUDGET] // SLACK_SHARE)
+            self._evict(goal, goal.base // SLACK_SHARE)
         elif self._log.size > LOG_LIMIT:
             self._load()
             self._save()
