@@ -29,6 +29,7 @@ from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedE
 from pagepool.linux.mounts import clone_mount
 from pagepool.mount import kernel
 from pagepool.node.records import MountRecord, read_records, write_record
+from pagepool.upper import check_upper, make_upper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 _ID_BYTES: Final = 6
 _FIRST_PROJECT: Final = 0x70700000
+_TEMPORARY: Final = "temporary"
+"""Marks a directory that goes with its mount."""
 _MARK: Final = f" - overlay {kernel.PREFIX}"
 
 log = logging.getLogger("pagepool.node")
@@ -182,18 +185,17 @@ class NodeMounts:
         self._check_free(upper)
         upper.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = self._check_info(upper, source)
+        if wish.upper is None:
+            (upper / _TEMPORARY).touch()
         if wish.quota:
             project = _FIRST_PROJECT + int(identity[:6], 16)
             kernel.set_quota(upper, wish.quota, project)
-        for name in ("upper", "work"):
-            (upper / name).mkdir(mode=0o755 if name == "upper" else 0o700, exist_ok=True)
+        (upper / "work").mkdir(mode=0o700, exist_ok=True)
         if info is None:
-            root = source.tree.node(1)
-            os.chown(upper / "upper", root.uid, root.gid)
-            (upper / "upper").chmod(root.mode)
+            make_upper(upper / "upper", source.tree)
             self._write_info(upper, source, wish)
         else:
-            kernel.check_upper(upper / "upper", source.tree)
+            check_upper(upper / "upper", source.tree, devices=wish.nodev)
         return upper
 
     def _check_free(self, upper: Path) -> None:
@@ -304,7 +306,7 @@ class NodeMounts:
         self.prune()
         known = {record.id for record in self.all()}
         for directory in self._places.containers.iterdir():
-            if directory.name not in known and (directory / "temporary").exists():
+            if directory.name not in known and (directory / _TEMPORARY).exists():
                 shutil.rmtree(directory, ignore_errors=True)
 
     def _forget(self, record: MountRecord) -> None:

@@ -22,6 +22,7 @@ from pagepool.node.mounts import MountWish
 from pagepool.node.records import SourceRecord
 from pagepool.node.sources import open_session
 from pagepool.oci import Platform
+from pagepool.pool import Scrubber
 from pagepool.version import __version__
 
 if TYPE_CHECKING:
@@ -232,8 +233,16 @@ class Operations:
         return size
 
     def scrub(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
-        """Compare the pool's objects with their names."""
-        return self._worker.scrub()
+        """Compare all of the pool's objects with their names, as fast as they can be read."""
+        worker = self._worker
+        scrubber = Scrubber(worker.pool, worker.scrubbing.repair)
+        report = scrubber.run()
+        if report.damaged:
+            worker.scrubbing.release()
+        damaged = [
+            {"object": one.digest.hex(), "reason": one.reason, "repaired": one.repaired} for one in report.damaged
+        ]
+        return {"objects": report.objects, "bytes": report.bytes, "damaged": damaged}
 
     def stop(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
         """End the node. What is mounted stays, and reads what is here."""

@@ -59,10 +59,10 @@ class NodeScrub:
     ) -> None:
         self._bring = bring
         self._forget = forget
-        self._release = release
+        self.release = release
         self._begin_s, self._pause_s = begin_s, pause_s
         self._stopped = threading.Event()
-        self._scrubber = Scrubber(pool, self._repair, rate=rate, wait=self._stopped.wait)
+        self._scrubber = Scrubber(pool, self.repair, rate=rate, wait=self._stopped.wait)
         self._thread = threading.Thread(target=self._work, name="node-scrub", daemon=True)
         self.damaged = self.repaired = self.rounds = 0
 
@@ -87,7 +87,7 @@ class NodeScrub:
         self.repaired += sum(damage.repaired for damage in report.damaged)
         self.rounds += report.finished
         if report.damaged:
-            self._release()
+            self.release()
         return report
 
     def _work(self) -> None:
@@ -101,7 +101,8 @@ class NodeScrub:
                 log.exception("the scrub broke off")
                 pause = self._pause_s
 
-    def _repair(self, digest: bytes) -> bool:
+    def repair(self, digest: bytes) -> bool:
+        """Fetch an object again that has lost its names. Whether it is there."""
         self._forget(digest)
         try:
             there = self._bring(digest)

@@ -5,10 +5,10 @@ An object is asked for by its digest alone. It is served if a tree that was moun
 that the tree came from, with the credentials of who mounted it. A tree whose last mount went is remembered for a while:
 a container may live on in a mount namespace that the node does not see.
 
-`bring` puts an object into the pool and links it into `fetched/`, under which overlayfs looks next. The link stays for
-`_LINKED_S`: an object with two names is not evicted (`pagepool.pool.files.is_held`).
+`bring` puts an object into the pool and gives it a second name, under which overlayfs looks next
+(`pagepool.pool.custody`).
 
-Thread-safe. A crash leaves links, which the next process removes after the same time.
+Thread-safe.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from pagepool.content import ObjectCache
     from pagepool.node.places import NodePlaces
 
-_LINKED_S: Final = 60.0
 _GLANCE_S: Final = 0.005
 _REMEMBERED_S: Final = 86400.0
 _ATTEMPTS: Final = 3
@@ -82,6 +81,7 @@ class Sources:
         places: of the node.
         cache: of the node's pool.
         timeout_s: about how long a request to a service may take, all attempts together.
+        link: gives an object of the pool its second name: `Custody.link`.
         on_large: told of an object that is read through the lazy mount, and should become local: source, index.
     """
 
@@ -90,15 +90,16 @@ class Sources:
         places: NodePlaces,
         cache: ObjectCache,
         timeout_s: float,
+        link: Callable[[bytes], bool],
         on_large: Callable[[Source, int], None] = lambda _source, _index: None,
     ) -> None:
         self._places = places
         self._cache = cache
         self._timeout_s = timeout_s
+        self._link = link
         self._on_large = on_large
         self._lock = threading.Lock()
         self._sources: OrderedDict[str, Source] = OrderedDict()
-        self._links: dict[bytes, float] = dict.fromkeys(self._linked(), time.monotonic() + _LINKED_S)
         self._lazy: dict[bytes, float] = {}
         self._coming: dict[bytes, threading.Event] = {}
         self._waiting = 0
@@ -284,6 +285,15 @@ class Sources:
             if self._lazy.get(digest) == math.inf:
                 self._lazy[digest] = time.time()
 
+    def has(self, digest: bytes) -> bool:
+        """Whether a tree that is mounted has an object. Takes microseconds, and no lock."""
+        return any(not one.record.released and one.tree.find_object(digest) >= 0 for one in tuple(self._sources.values()))
+
+    def forget(self, digest: bytes) -> None:
+        """Let go of an object that is open here: it was damaged."""
+        for source, index in self._find(digest):
+            source.content.forget(index)
+
     def lazy_objects(self) -> list[bytes]:
         """The objects that were read through the lazy mount."""
         with self._lock:
@@ -313,44 +323,6 @@ class Sources:
         finally:
             os.close(descriptor)
         return memoryview(buffer) if got == len(buffer) else None
-
-    # -- second names ------------------------------------------------------------------------------------------
-
-    def unlink_old(self, now: float) -> None:
-        """Remove second names that were made a while ago."""
-        with self._lock:
-            old = [digest for digest, until in self._links.items() if until < now]
-            for digest in old:
-                del self._links[digest]
-                with contextlib.suppress(FileNotFoundError):
-                    (self._places.fetched / object_name(digest)).unlink()
-
-    def _link(self, digest: bytes) -> bool:
-        name = object_name(digest)
-        target = self._places.fetched / name
-        with self._lock:
-            self._links[digest] = time.monotonic() + _LINKED_S
-            for _ in range(3):
-                try:
-                    os.link(self._places.objects / name, target)
-                except FileExistsError:
-                    if target.samefile(self._places.objects / name):
-                        return True
-                    target.unlink()  # of an object that was evicted since
-                except FileNotFoundError:
-                    if (self._places.objects / name).exists():
-                        target.parent.mkdir(mode=0o700, exist_ok=True)
-                    else:
-                        return False
-                else:
-                    return True
-        return False
-
-    def _linked(self) -> Iterable[bytes]:
-        for directory in sorted(self._places.fetched.iterdir()):
-            for path in directory.iterdir():
-                with contextlib.suppress(ValueError):
-                    yield bytes.fromhex(directory.name + path.name)
 
     def _find(self, digest: bytes) -> list[tuple[Source, int]]:
         """The trees that have an object, and where: those that are mounted first."""

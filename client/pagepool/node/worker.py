@@ -21,6 +21,7 @@ from pagepool.content import ObjectCache, Ticker
 from pagepool.library.client import default_budget
 from pagepool.node.control import ControlServer
 from pagepool.node.filling import Filler
+from pagepool.node.forgetting import forget_unused
 from pagepool.node.guard import Guard
 from pagepool.node.images import Images
 from pagepool.node.lazy import LazyServer
@@ -28,8 +29,9 @@ from pagepool.node.leases import LeaseKeeper
 from pagepool.node.mounts import NodeMounts
 from pagepool.node.operations import Operations
 from pagepool.node.recording import Profiles
+from pagepool.node.scrubbing import NodeScrub
 from pagepool.node.sources import Sources
-from pagepool.pool import Pool
+from pagepool.pool import Custody, Pool, verify_suspects
 
 if TYPE_CHECKING:
     from pagepool.node.places import NodePlaces
@@ -50,6 +52,7 @@ class WorkerOptions:
         large: objects of more bytes are read piece by piece through the lazy mount.
         fill: whether images that were mounted are fetched as a whole, when there is time.
         profiles: whether start-up profiles are recorded and used.
+        reserve: bytes of the pool's file system that are left free for what containers write; None: as it was.
         pool_image: bytes of a file with a file system for everything that the node keeps; None: none is made.
     """
 
@@ -58,6 +61,7 @@ class WorkerOptions:
     large: int = 32 << 20
     fill: bool = True
     profiles: bool = True
+    reserve: int | None = None
     pool_image: int | None = None
 
 
@@ -75,10 +79,15 @@ class Worker:
         self._guard = guard
         self._stopped = threading.Event()
         descriptors = guard.descriptors()
-        self.pool = Pool.open(places.pool, budget=options.budget, initial=default_budget(places.state))
+        self.custody = Custody(places.run, places.fetched, self._in_use, release=self._forget_unused)
+        initial = default_budget(places.state)
+        self.pool = Pool.open(
+            places.pool, budget=options.budget, initial=initial, reserve=options.reserve, custody=self.custody
+        )
         self.cache = ObjectCache(self.pool, self.pool.budget)
         self._ticker = Ticker(self.cache)
-        self.sources = Sources(places, self.cache, options.timeout_s, self._on_large)
+        self.sources = Sources(places, self.cache, options.timeout_s, self.custody.link, self._on_large)
+        self.scrubbing = NodeScrub(self.pool, self.sources.bring, self.sources.forget, self._forget_unused)
         self.lazy = LazyServer(descriptors["fuse"], self.sources, state=places.serving, large=options.large)
         self.filler = Filler(places.objects, self.sources.busy, self.pool.sync, self.sources.note_whole)
         self.profiles = Profiles(self.sources)
@@ -92,6 +101,10 @@ class Worker:
         """Serve. Returns when the node is to end."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stopped.set())
+        # Before anything is mounted: the kernel opens objects by their names, and hashes none.
+        suspects = verify_suspects(self.pool)
+        if suspects.objects:
+            log.info("%d objects were hashed after the machine went down, %d removed", suspects.objects, len(suspects.removed))
         self.sources.load()
         self.sources.take_up_lazy(self.lazy.large_objects())
         self.lazy.start()
@@ -99,6 +112,7 @@ class Worker:
         self._guard.ready()
         log.info("serving; %d trees are known, %d mounts", len(self.sources.all()), len(self.mounts.all()))
         threading.Thread(target=self._tend, name="node-tend", daemon=True).start()
+        self.scrubbing.start()
         self._stopped.wait()
         self.close()
 
@@ -108,6 +122,7 @@ class Worker:
 
     def close(self) -> None:
         """Let go of everything; nothing is unmounted."""
+        self.scrubbing.close()
         self.filler.close()
         self.leases.close()
         self._ticker.close()
@@ -125,12 +140,18 @@ class Worker:
         while not self._stopped.wait(_TICK_S):
             tick += 1
             try:
-                self.sources.unlink_old(time.monotonic())
+                self.custody.unlink_old()
                 if tick % _PRUNE_TICKS == 0:
                     self.mounts.prune()
                     self.sources.forget_released(time.time())
             except Exception:
                 log.exception("tending the node failed")
+
+    def _in_use(self, digest: bytes) -> bool:
+        return self.sources.has(digest)
+
+    def _forget_unused(self) -> None:
+        forget_unused()
 
     def _on_large(self, source: object, index: int) -> None:
         self.filler.bring_object(source, index)  # type: ignore[arg-type]
