@@ -1,4 +1,4 @@
-"""What a pool owes to those who look into it by name: second names, what goes first, and what is in use without a name."""
+"""What a pool owes to those who look into it by name: second names, what goes first, what is in use without a name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Node:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.used: set[bytes] = set()
-        self.released = 0
+        self.released, self.later_s = 0, 0.0
         self.on_release: Callable[[], None] = lambda: None
         for name in ("run", "fetched"):
             (root / name).mkdir(exist_ok=True)
@@ -39,7 +39,10 @@ class Node:
     def custody(self, floor: int | None = 0) -> Custody:
         """As a process of the node begins with it."""
         return Custody(
-            self.root / "run", self.root / "fetched", self.used.__contains__, release=self.release, floor=floor
+            *(self.root / "run", self.root / "fetched", self.used.__contains__),
+            release=self.release,
+            floor=floor,
+            clock=lambda: time.monotonic() + self.later_s,
         )
 
     @contextmanager
@@ -131,7 +134,7 @@ def test_who_cannot_tell_is_in_use(node: Node, caplog: pytest.LogCaptureFixture)
     """An error of the node's evicts nothing that it might need, and breaks nothing."""
     with node.pool() as (pool, held):
         put(pool, *things(0, 8))
-        held._in_use = lambda digest: 1 / 0 > 1  # type: ignore[assignment]
+        held._in_use = lambda _digest: 1 // 0 > 1
         put(pool, *things(100, 16))
         assert any("cannot be told" in record.message for record in caplog.records)
         check_account(pool.path, pool.stats())
@@ -152,8 +155,10 @@ class TestSecondNames:
             assert not held.link(thing(5).digest)
             assert held.unlink_old() == 0
         with node.pool() as (pool, held):
-            assert held.unlink_old(time.monotonic() + custody.LINKED_S - 1) == 0
-            assert held.unlink_old(time.monotonic() + custody.LINKED_S + 1) == 2
+            node.later_s = custody.LINKED_S - 1
+            assert held.unlink_old() == 0
+            node.later_s = custody.LINKED_S + 1
+            assert held.unlink_old() == 2
             assert has(pool, one, two) == [True, True]
             assert not node.second(one.digest).exists()
 
@@ -169,19 +174,26 @@ class TestSecondNames:
             assert held.link(one.digest)
             assert node.second(one.digest).samefile(object_path(pool.path, one.digest))
 
-    def test_a_fresh_one_is_not_evicted(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Somebody is about to look for it. One that is not fresh goes when nothing else is left, with both names."""
-        with node.pool() as (pool, held):
+    def test_a_fresh_one_is_not_evicted(self, node: Node) -> None:
+        """Somebody is about to look for it. One that is not fresh goes when nothing else is left, with both names.
+
+        What is fresh is as good as pinned: it keeps nothing else from coming.
+        """
+        with node.pool(floor=4 * PAGE) as (pool, held):
             mine, rest = things(0, 8), things(100, 8)
             put(pool, *mine, *rest)
             for one in mine:
                 assert held.link(one.digest)
             put(pool, *things(200, 8))
             assert has(pool, *mine, *rest) == [True] * 8 + [False] * 8
-            more = thing(300, 12 * PAGE)
-            assert pool.put(more.digest, more.data) is None
+            big, more = thing(300, 12 * PAGE), thing(301, 12 * PAGE)
+            assert pool.put(big.digest, big.data) is None
             assert all(has(pool, *mine))
-            monkeypatch.setattr("pagepool.pool.evict.FRESH_S", -1.0)
+            for one in things(400, 12):
+                put(pool, one)
+                assert held.link(one.digest)
+            assert all(has(pool, *mine, *things(400, 12)))
+            node.later_s = custody.FRESH_S + 1
             put(pool, more)
             for one, there in zip(mine, has(pool, *mine), strict=True):
                 assert node.second(one.digest).exists() == there
@@ -290,7 +302,12 @@ class TestPinned:
             node.used.update(one.digest for one in mounted)
             put(pool, *mounted)
             pins = [os.open(object_path(pool.path, one.digest), os.O_RDONLY) for one in mounted]
-            node.on_release = lambda: [os.close(descriptor) for descriptor in pins] and None
+
+            def close_all() -> None:
+                for descriptor in pins:
+                    os.close(descriptor)
+
+            node.on_release = close_all
             put(pool, *things(100, 4))
             assert node.released == 1
             assert pool.stats().pinned_bytes == 0
@@ -373,7 +390,10 @@ def test_handles_of_file_systems(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
 def test_a_full_disk_evicts(tmp_path: Path, kind: str) -> None:
-    """The budget would allow more, and somebody else has filled the disk: what is not in use goes for what is needed."""
+    """The budget would allow more, and somebody else has filled the disk: what is not in use goes for what is new.
+
+    Also extents of an object that is being filled.
+    """
     size = 48 << 20 if kind == "ext4" else 320 << 20
     with small_file_system(tmp_path, size, kind) as target, Pool.open(target / "pool", budget=1 << 40) as pool:
         for number in range(8):

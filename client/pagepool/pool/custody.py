@@ -5,7 +5,8 @@ own inodes. So the one process that owns such a pool
 
 - lets objects go that no mounted tree has before those that one has;
 - knows the *second names* below `fetched/`, under which an overlay finds what was brought in during its lookup. `link`
-  makes them; an object has its own for `FRESH_S` at least, and is not evicted meanwhile. Both names go together;
+  makes them; an object has its own for `FRESH_S` at least, and is not evicted meanwhile: an overlay is about to have
+  it in use, so these bytes are as good as pinned. Both names go together;
 - counts what has lost its names and is still in use: *pinned* bytes. Handles tell (`pagepool.pool.handles`), noted in
   RUN/custody before the names go, so that the next process of this boot goes on counting. Where there are no handles
   an object counts as long as a mounted tree has it;
@@ -30,14 +31,14 @@ import os
 import struct
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pagepool.pool import linux
 from pagepool.pool.handles import MOST_BYTES, Handle, HandleDoor
-from pagepool.pool.layout import OBJECTS, object_name
+from pagepool.pool.layout import OBJECTS, cost, object_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,8 +85,14 @@ class Note:
 class NoCustody:
     """Of a pool that nobody looks into from outside: does nothing."""
 
-    pinned = 0
     careful = False
+    fresh_s = 0.0
+    pinned = 0
+
+    @property
+    def fresh(self) -> int:
+        """Bytes of what overlays are about to look for."""
+        return 0
 
     def attach(self, path: Path) -> None:
         """Belong to a pool from now on."""
@@ -137,6 +144,8 @@ class Custody(NoCustody):
             waits for nothing and does not use the pool.
         release: has overlays forget what nobody has open; must not wait for this process.
         floor: bytes that what is not pinned has in any case; None: a quarter of the budget.
+        fresh_s: how long an object that was just brought in is kept in any case.
+        clock: in seconds; never goes back.
     """
 
     careful = True
@@ -147,9 +156,12 @@ class Custody(NoCustody):
         fetched: Path,
         in_use: Callable[[bytes], bool],
         *,
-        release: Callable[[], None] = lambda: None,
+        release: Callable[[], object] = lambda: None,
         floor: int | None = None,
+        fresh_s: float = FRESH_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._path = run / "custody"
         self._fetched = fetched
         self._in_use = in_use
@@ -161,9 +173,11 @@ class Custody(NoCustody):
         self._probed = self._released = float("-inf")
         self._names = threading.RLock()
         self._objects = fetched
-        now = time.monotonic()
+        now = self._clock()
         self._links = dict.fromkeys(self._linked(), now)
-        self.pinned = 0
+        self._young: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
+        self._young_bytes = self.pinned = 0
+        self.fresh_s = fresh_s
         self._file = -1
 
     # -- what is pinned ----------------------------------------------------------------------------------------
@@ -222,7 +236,7 @@ class Custody(NoCustody):
         Args:
             everything: all of them now, and not some now and then.
         """
-        now = time.monotonic()
+        now = self._clock()
         if not everything and now < self._probed + _PROBE_S:
             return
         self._probed = now
@@ -237,14 +251,14 @@ class Custody(NoCustody):
 
     def release(self) -> None:
         """Have overlays forget what nobody has open, unless they just were asked to; then look again."""
-        now = time.monotonic()
+        now = self._clock()
         if now < self._released + _RELEASE_S:
             return
         try:
             self._release()
         except Exception:
             log.exception("overlays cannot be asked to forget objects")
-        self._released = time.monotonic()
+        self._released = self._clock()
         self.probe(everything=True)
 
     def close(self) -> None:
@@ -305,6 +319,19 @@ class Custody(NoCustody):
 
     # -- second names ------------------------------------------------------------------------------------------
 
+    @property
+    def fresh(self) -> int:
+        """Bytes of what overlays are about to look for."""
+        with self._names:
+            since = self._clock() - self.fresh_s
+            while self._young:
+                digest, (linked, charged) = next(iter(self._young.items()))
+                if linked >= since:
+                    break
+                del self._young[digest]
+                self._young_bytes -= charged
+            return self._young_bytes
+
     def names(self) -> AbstractContextManager[object]:
         """No second name is made meanwhile."""
         return self._names
@@ -333,29 +360,32 @@ class Custody(NoCustody):
                         return False
                     target.parent.mkdir(mode=0o700, exist_ok=True)
                     continue
-                self._links[digest] = time.monotonic()
+                self._note_link(digest, cost(target.stat().st_size))
                 return True
         return False
+
+    def _note_link(self, digest: bytes, charged: int) -> None:
+        now = self._links[digest] = self._clock()
+        self._young_bytes += charged - self._young.pop(digest, (now, 0))[1]
+        self._young[digest] = now, charged
 
     def unlink(self, digest: bytes) -> None:
         """Take an object's second name away."""
         with self._names:
             self._links.pop(digest, None)
+            self._young_bytes -= self._young.pop(digest, (0.0, 0))[1]
             with suppress(FileNotFoundError):
                 (self._fetched / object_name(digest)).unlink()
 
-    def unlink_old(self, now: float | None = None) -> int:
+    def unlink_old(self) -> int:
         """Take second names away that were made a while ago; the pool has these objects under their first ones.
-
-        Args:
-            now: of the monotonic clock.
 
         Returns:
             how many.
         """
-        at = time.monotonic() if now is None else now
+        now = self._clock()
         with self._names:
-            old = [digest for digest, since in self._links.items() if since + LINKED_S < at]
+            old = [digest for digest, since in self._links.items() if since + LINKED_S < now]
             for digest in old:
                 self.unlink(digest)
         return len(old)
@@ -368,7 +398,7 @@ class Custody(NoCustody):
             return None
         if found != inode:
             return None
-        return time.monotonic() - self._links.get(digest, float("-inf"))
+        return self._clock() - self._links.get(digest, float("-inf"))
 
     def _linked(self) -> Iterator[bytes]:
         for directory in sorted(self._fetched.iterdir()):

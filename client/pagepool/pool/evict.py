@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from pagepool.digest import blake3_raw
 from pagepool.pool import ledger as cell
 from pagepool.pool import log as event
-from pagepool.pool.custody import FRESH_S, NoCustody
+from pagepool.pool.custody import NoCustody
 from pagepool.pool.files import READ, is_held, is_locked
 from pagepool.pool.layout import OBJECTS, PARTIAL, QUEUE, RETIRED, TEMPORARY, cost, names_in, object_name, replace
 from pagepool.pool.mapfile import MapFile, remove_partial
@@ -61,7 +61,7 @@ class _Goal:
     Args:
         size: bytes that are to fit.
         base: what all may come to.
-        floor: what is left in any case for what is not pinned.
+        floor: what is left in any case for what is not pinned, nor about to be.
         most_pinned: it is given up when more is pinned.
     """
 
@@ -108,7 +108,7 @@ class Evictor:
         if not self._is_met(goal):
             self._custody.probe()
             self.sweep()
-        if not self._is_met(goal) and goal.ceiling(self._custody.pinned) >= size:
+        if not self._is_met(goal) and goal.ceiling(self._custody.pinned + self._custody.fresh) >= size:
             self._evict(goal, goal.base // SLACK_SHARE)
         elif self._log.size > LOG_LIMIT:
             self._load()
@@ -138,7 +138,8 @@ class Evictor:
 
     def _is_met(self, goal: _Goal, slack: int = 0) -> bool:
         pinned = self._custody.pinned
-        return self._cells[cell.USED] <= max(0, goal.ceiling(pinned) - goal.size - slack) or pinned > goal.most_pinned
+        ceiling = goal.ceiling(pinned + self._custody.fresh)
+        return self._cells[cell.USED] <= max(0, ceiling - goal.size - slack) or pinned > goal.most_pinned
 
     def sweep(self) -> None:
         """Remove what writers that died have left, and retired files that nobody holds any more."""
@@ -287,7 +288,7 @@ class Evictor:
         age = self._custody.second_name(digest, status.st_ino) if status.st_nlink > 1 else None
         if status.st_nlink > (1 if age is None else 2):
             return False
-        if age is not None and (which != _ANY or age < FRESH_S):
+        if age is not None and (which != _ANY or age < self._custody.fresh_s):
             return False
         return which != _COLD or not resident(descriptor)
 
