@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,11 +110,11 @@ def parse_volume(text: str) -> Volume:
     destination, _, mode = rest.partition(":")
     if not source.startswith(("/", ".")):
         raise OptionInvalidError(text, "begins with no path (named volumes are not supported): SRC:DST[:ro]")
-    if not destination.startswith("/") or destination.rstrip("/") == "" or ".." in destination.split("/"):
+    if not destination.startswith("/") or destination.strip("/.") == "" or ".." in destination.split("/"):
         raise OptionInvalidError(text, "an absolute path in the container, other than /, has to follow: SRC:DST[:ro]")
     if mode not in ("", "ro", "rw"):
         raise OptionInvalidError(text, f"the mode is ro or rw, not {mode!r}")
-    return Volume(Path(source).absolute(), destination, mode == "ro")
+    return Volume(Path(source).absolute(), f"/{posixpath.normpath(destination).strip('/')}", mode == "ro")
 
 
 def parse_memory(text: str) -> int:

@@ -159,7 +159,7 @@ def _mounts(options: RunOptions, facts: Facts) -> list[dict[str, Any]]:
     files = dict(facts.files)
     found += [_bind(source, path, ["rbind", "rprivate"]) for path, source in files.items() if path not in own]
     # What is above comes before what is below.
-    for volume in sorted(options.volumes, key=lambda one: one.destination.count("/")):
+    for volume in sorted(options.volumes, key=lambda one: one.destination.rstrip("/").count("/")):
         read_only = [("rro" if facts.deep_read_only else "ro")] if volume.read_only else []
         found.append(_bind(str(volume.source), volume.destination, ["rbind", "rprivate", *read_only]))
     return found
