@@ -253,9 +253,7 @@ class OverlayFileSystem(OverlayReader):
 
     def write(self, ino: int, offset: int, data: Buffer, *, kill_privileges: bool = False) -> int:
         """See `WritableFileSystem`."""
-        view = memoryview(data)
-        if view.format != "B" or view.ndim != 1:
-            view = view.cast("B")
+        view = _flat(data)
         end = check_end(ino, offset, len(view))
 
         def change(node: Node, fetched: Fetched) -> None:
@@ -267,6 +265,21 @@ class OverlayFileSystem(OverlayReader):
 
         self._change_content(ino, change)
         return end - offset
+
+    def append(self, ino: int, data: Buffer) -> int:
+        """See `WritableFileSystem`."""
+        view = _flat(data)
+        end = 0
+
+        def change(node: Node, fetched: Fetched) -> None:
+            nonlocal end
+            end = check_end(ino, node.size, len(view))
+            if len(view):
+                blocks = write_blocks(self._storage.arena, node, node.size, view, fetched)
+                self._commit_content(node, end, 0, _NO_DROP, blocks)
+
+        self._change_content(ino, change)
+        return end
 
     def allocate(self, ino: int, offset: int, size: int, mode: int) -> None:
         """See `WritableFileSystem`. Nothing is reserved: a later write may still find the disk full."""
@@ -384,3 +397,9 @@ class OverlayFileSystem(OverlayReader):
     def _commit_content(self, node: Node, size: int, flags: int, dropped: tuple[int, int], blocks: Change) -> None:
         arguments = (self._clock(), node.ino, size, flags, dropped, blocks.pieces, blocks.crcs)
         self._storage.commit_blocks(blocks.runs, encode_content(*arguments), self._state.content, arguments)
+
+
+def _flat(data: Buffer) -> memoryview:
+    """A view of bytes, whatever the items of a buffer are."""
+    view = memoryview(data)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")

@@ -272,6 +272,14 @@ class WritableFileSystem(FileSystem, Protocol):
         """
         ...
 
+    def append(self, ino: int, data: Buffer) -> int:
+        """As `write` at the end of the file, wherever that is by then: what two append comes one after the other.
+
+        Returns:
+            where the end is now.
+        """
+        ...
+
     def allocate(self, ino: int, offset: int, size: int, mode: int) -> None:
         """As fallocate(2): 0, KEEP_SIZE, PUNCH_HOLE|KEEP_SIZE, ZERO_RANGE; EOPNOTSUPP for other modes."""
         ...
