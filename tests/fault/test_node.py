@@ -1,0 +1,192 @@
+"""What kernel mounts survive: a service that is gone, wrong bytes, a pool that is too small, mounting without end."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import random
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from pagepool.node.client import KernelMountOptions
+from pagepool.node.worker import WorkerOptions
+from pagepool.oci import Reference
+from pagepool_service.store.environment import Table
+from tests.faults import flip_record, records
+from tests.service.pushes import push_image
+from tests.support.nodeserver import running_node
+from tests.support.server import Service, running_service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pagepool.node.client import NodeClient
+
+QUICK = WorkerOptions(timeout_s=3.0, fill=False, profiles=False, large=1 << 20)
+LAZILY = KernelMountOptions(fill=False)
+ROUNDS = 300
+
+
+def contents(seed: int, count: int = 40, size: int = 20_000) -> dict[str, bytes]:
+    """Files that do not compress."""
+    randomness = random.Random(seed)
+    return {f"d{number % 5}/f{number}": randomness.randbytes(size + number) for number in range(count)}
+
+
+def push(service: Service, name: str, files: dict[str, bytes]) -> Reference:
+    """Push an image of these files."""
+    with httpx.Client(base_url=service.url, timeout=60) as http:
+        push_image(http, name, "1", files)
+    return Reference.parse(f"{name}:1")
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with running_service(tmp_path / "data", "--workers", "1") as running:
+        yield running
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[NodeClient]:
+    with running_node(tmp_path, QUICK) as running:
+        yield running
+
+
+def point(tmp_path: Path, name: str = "mnt") -> Path:
+    """A directory to mount upon."""
+    path = tmp_path / name
+    path.mkdir()
+    return path
+
+
+def test_a_service_that_is_gone_is_an_io_error_and_heals(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    files = contents(1) | {"large": random.Random(9).randbytes(3 << 20)}
+    at = point(tmp_path)
+    with node.mount(service.url, push(service, "gone", files), at, LAZILY):
+        assert (at / "d0/f0").read_bytes() == files["d0/f0"]
+        service.stop()
+        assert (at / "d0/f0").read_bytes() == files["d0/f0"]
+        for name in ("d1/f1", "large"):
+            assert _outcome(at / name, files[name]) == errno.EIO, name
+        assert (at / "d1/f1").stat().st_size == len(files["d1/f1"])
+        service.start()
+        for name, data in files.items():
+            assert (at / name).read_bytes() == data, name
+    log = node.places.log.read_text()
+    assert "cannot be fetched" in log
+
+
+def test_an_image_that_is_here_is_mounted_without_its_service(
+    service: Service, node: NodeClient, tmp_path: Path
+) -> None:
+    files = contents(2)
+    at = point(tmp_path)
+    reference = push(service, "here", files)
+    with node.mount(service.url, reference, at, KernelMountOptions(eager=True)):
+        assert [mount["local"] for mount in node.mounts()] == [True]
+    service.stop()
+    with node.mount(service.url, reference, at) as mounted:
+        assert mounted.fields["offline"]
+        assert {name: (at / name).read_bytes() for name in files} == files
+
+
+def test_wrong_bytes_are_an_io_error_and_heal(tmp_path: Path) -> None:
+    files = contents(3)
+    data, good = tmp_path / "data", tmp_path / "good"
+    with running_service(data, "--workers", "1") as service:
+        reference = push(service, "damaged", files)
+        with running_node(tmp_path, QUICK) as node:
+            at = point(tmp_path)
+            with node.mount(service.url, reference, at, LAZILY):
+                service.stop()
+                shutil.copytree(data, good)
+                for record in records(data, Table.FRAMES):
+                    flip_record(data, record, -40)
+                service.start()
+                outcomes = {name: _outcome(at / name, files[name]) for name in files}
+                assert set(outcomes.values()) == {errno.EIO}
+                service.stop()
+                shutil.rmtree(data)
+                good.rename(data)
+                service.start()
+                assert {name: _outcome(at / name, files[name]) for name in files} == dict.fromkeys(files, 0)
+            assert "extent" in node.places.log.read_text()
+
+
+def _outcome(path: Path, expected: bytes) -> int:
+    """0 for the right bytes, an errno, or -1 for wrong ones."""
+    try:
+        return 0 if path.read_bytes() == expected else -1
+    except OSError as error:
+        return error.errno or -1
+
+
+def test_three_hundred_mounts_have_the_right_contents(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    shared = contents(4, 6)
+    images = [contents(100 + number, 4) | shared for number in range(6)]
+    references = [push(service, f"many{number}", files) for number, files in enumerate(images)]
+    at = point(tmp_path)
+    for turn in range(ROUNDS):
+        files = images[turn % len(images)]
+        wish = KernelMountOptions(temporary=bool(turn % 2), fill=False)
+        with node.mount(service.url, references[turn % len(images)], at, wish):
+            found = {str(path.relative_to(at)): path.read_bytes() for path in at.rglob("*") if path.is_file()}
+            assert found == files, turn
+    assert node.mounts() == []
+    assert list(node.places.tree_mounts.iterdir()) == []
+    assert list(node.places.containers.iterdir()) == []
+
+
+def test_a_pool_that_is_too_small_breaks_nothing_in_use(service: Service, tmp_path: Path) -> None:
+    first, second = contents(5, 40, 60_000), contents(6, 40, 60_000)
+    references = push(service, "first", first), push(service, "second", second)
+    options = WorkerOptions(budget=1 << 20, timeout_s=10.0, fill=True, profiles=False)
+    with running_node(tmp_path, options) as node:
+        here, there = point(tmp_path, "first"), point(tmp_path, "second")
+        with node.mount(service.url, references[0], here), node.mount(service.url, references[1], there):
+            with (here / "d0/f0").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+                for _ in range(3):
+                    for at, files in ((here, first), (there, second)):
+                        assert {name: (at / name).read_bytes() for name in files} == files
+                assert bytes(mapped) == first["d0/f0"]
+            # How much of it stays, and why, is tests/pool/test_custody.py's business.
+            assert node.status()["pool"]["evictions"] > 0
+
+
+def test_a_failed_mount_leaves_nothing(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    reference = push(service, "failing", contents(7, 3))
+    with pytest.raises(NotADirectoryError):
+        node.mount(service.url, reference, tmp_path / "data" / "format")
+    at = point(tmp_path)
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    (upper / "something").touch()
+    with pytest.raises(Exception, match="neither empty nor"):
+        node.mount(service.url, reference, at, KernelMountOptions(upper=upper))
+    _die_in_the_middle(service, node, at)
+    assert node.mounts() == []
+    assert [path.name for path in upper.iterdir()] == ["something"]
+    assert list(node.places.tree_mounts.iterdir()) == []
+    assert list(node.places.containers.iterdir()) == []
+
+
+def _die_in_the_middle(service: Service, node: NodeClient, at: Path) -> None:
+    """Ask for a mount, and end without putting it into its place."""
+    program = f"""
+import os
+from pagepool.node.client import NodeClient, KernelMountOptions
+from pagepool.node.places import NodePlaces
+from pagepool.mount import kernel
+from pagepool.oci import Reference
+from pathlib import Path
+kernel.attach = lambda *_: os._exit(3)
+node = NodeClient(NodePlaces(Path({str(node.places.state)!r}), Path({str(node.places.run)!r})))
+node.mount({service.url!r}, Reference.parse("failing:1"), {str(at)!r}, KernelMountOptions(temporary=True))
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 3
