@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,25 +57,25 @@ class KernelImage:
 
     Args:
         root: a directory for all of it, see `scratch`.
-        builder: what it is.
+        image: what it is.
         pool: where the objects are; None: there, too.
     """
 
     root: Path
-    builder: TreeBuilder
+    image: TreeBuilder | TreeFileSystem
     pool: Path | None = None
-    fs: TreeFileSystem = field(init=False)
 
     def __post_init__(self) -> None:
-        self.fs = self.builder.file_system()
+        self.fs = self.image if isinstance(self.image, TreeFileSystem) else self.image.file_system()
         self.meta, staging = self.root / "meta", self.root / "staging"
         self.objects = (self.pool or self.root) / "objects"
         for directory in (self.meta, self.objects, staging):
             directory.mkdir()
-        for digest, data in self.builder.objects.items():
-            name = digest.hex()
+        for index in range(self.fs.tree.object_count):
+            found = self.fs.tree.object(index)
+            name = found.digest.hex()
             (self.objects / name[:2]).mkdir(exist_ok=True)
-            (self.objects / name[:2] / name[2:]).write_bytes(data)
+            (self.objects / name[:2] / name[2:]).write_bytes(self.fs.content.view(index, 0, found.size))
             (self.objects / name[:2] / name[2:]).chmod(0o444)
         unpack(self.fs, staging, metadata_only=True)
         make_erofs(staging, self.root / "tree.erofs")

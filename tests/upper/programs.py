@@ -141,8 +141,9 @@ class Program:
             path.unlink()
 
     def _remove_tree(self) -> None:
-        if self._chance.random() < 0.5:
-            shutil.rmtree(self._any())
+        path = self._directory()
+        if path != self._root and self._chance.random() < 0.5:
+            shutil.rmtree(path)
 
     def _replace(self) -> None:
         """A directory instead of another one."""

@@ -18,6 +18,7 @@ from pagepool.vfs import ROOT, FileSystem
 from tests.image.umoci import read_disk, unpack
 from tests.overlay.layers import rows, whole_layer
 from tests.support.kernelmounts import Container, KernelImage, scratch
+from tests.support.rootfs import describe as describe_system
 from tests.support.trees import TreeBuilder
 from tests.upper.programs import Program, random_image
 
@@ -58,6 +59,7 @@ def test_random_programs(seed: int, tmp_path: Path) -> None:
                 shown = read_disk(at)
         with open_upper(container) as now:
             assert rows(now) == shown
+            describe_system(now)  # counts links
             changes = plan(now)
             layers = [whole_layer(image.fs), b"".join(iter_layer(now, changes))]
     done = unpack(tmp_path, layers)

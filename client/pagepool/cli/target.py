@@ -1,7 +1,7 @@
 """Files that commands are about: in an image, or in an overlay over one.
 
     REF[:PATH]     an image, by its name; PATH begins at the first ":/"
-    DIR[:PATH]     an overlay, by its directory, which begins with "/" or "."
+    DIR[:PATH]     an overlay, or the upper of a kernel mount, by its directory, which begins with "/" or "."
 
 No reference begins with a slash or a dot, so one cannot be taken for the other.
 """
@@ -19,10 +19,11 @@ from click.shell_completion import CompletionItem
 
 from pagepool.cli.connect import ServerOptions, credentials_for, on_server, server_url
 from pagepool.errors import NotFoundError, PathUnknownError, UnsupportedError
-from pagepool.library import Client, Image, Overlay
+from pagepool.library import Changed, Client, Image, Overlay
 from pagepool.oci import Reference
 from pagepool.overlay import read_info
 from pagepool.transport.http import parse_base
+from pagepool.upper import find_upper, read_upper_info
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,17 +135,43 @@ def open_overlay(options: PoolOptions, directory: Path, image: Reference | None 
 
     Raises:
         OverlayUnknownError: the directory holds none.
+        UnsupportedError: it is the upper of a kernel mount.
         BusyError: it is open already; mounted, say.
     """
+    if find_upper(directory) is not None:
+        raise UnsupportedError(f"{directory} is what a kernel mount wrote: it can only be changed through a mount")
     if image is not None and not (directory.is_dir() and any(directory.iterdir())):
         with open_image(options, image) as made, made.overlay(directory) as overlay:
             yield overlay
         return
     server = read_info(directory).info.get("server")
-    source = click.get_current_context().get_parameter_source("server")
-    url = None if source is click.core.ParameterSource.COMMANDLINE or server is None else str(server)
-    with open_client(options, url=url) as client, client.overlay(directory) as overlay:
+    with open_client(options, url=_noted_url(server)) as client, client.overlay(directory) as overlay:
         yield overlay
+
+
+@contextmanager
+def open_changed(options: PoolOptions, directory: Path) -> Iterator[Changed]:
+    """An overlay, or the upper of a kernel mount: to read.
+
+    Raises:
+        OverlayUnknownError: the directory is neither.
+        BusyError: it is an overlay, and open already.
+        DeniedError: it is an upper, and this is not root; or it holds what no mount wrote.
+    """
+    upper = find_upper(directory)
+    if upper is None:
+        with open_overlay(options, directory) as overlay:
+            yield overlay
+        return
+    server = read_upper_info(upper).url
+    with open_client(options, url=_noted_url(server)) as client, client.upper(upper) as changed:
+        yield changed
+
+
+def _noted_url(server: object) -> str | None:
+    """The service that was noted, unless another was asked for on the command line."""
+    source = click.get_current_context().get_parameter_source("server")
+    return None if source is click.core.ParameterSource.COMMANDLINE or server is None else str(server)
 
 
 @contextmanager
@@ -161,8 +188,8 @@ def naming(target: Target) -> Iterator[None]:
 def open_target(options: PoolOptions, target: Target) -> Iterator[Rootfs]:
     """What a target names."""
     if target.directory is not None:
-        with open_overlay(options, target.directory) as overlay:
-            yield overlay
+        with open_changed(options, target.directory) as changed:
+            yield changed
     else:
         assert target.reference is not None
         with open_image(options, target.reference) as image, image.open() as root:

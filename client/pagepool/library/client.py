@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from pagepool.content import Sharing
     from pagepool.library.overlay import Overlay
+    from pagepool.library.upper import Upper
     from pagepool.oci import Platform
     from pagepool.transport.http import VerifyTypes
     from pagepool.transport.trees import PoolPlace
@@ -149,6 +150,21 @@ class Client:
         from pagepool.library.overlay import open_overlay
 
         return open_overlay(self, directory)
+
+    def upper(self, directory: str | Path) -> Upper:
+        """What a kernel mount wrote, over its image: to read, and to make a layer of. As root; the caller closes it.
+
+        Args:
+            directory: the upper, or the one that it is in, with the node's note of which image it is of.
+
+        Raises:
+            UpperUnknownError: it is none.
+            DeniedError: this is not root, or the upper holds what no mount of the image wrote.
+            UnreachableError: the image's tree file is not here, and the service cannot be reached.
+        """
+        from pagepool.library.upper import open_upper
+
+        return open_upper(self, directory)
 
     def images(self) -> Iterator[Mapping[str, Any]]:
         """All tagged images of the service: name, tag, digest, platform, size, state."""

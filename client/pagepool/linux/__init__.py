@@ -14,6 +14,7 @@ from pagepool.linux.calls import (
     in_memory,
     is_full,
     syncfs,
+    why_no_trusted_attributes,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "in_memory",
     "is_full",
     "syncfs",
+    "why_no_trusted_attributes",
 ]

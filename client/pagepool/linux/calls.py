@@ -18,6 +18,8 @@ ZFS = 0x2FC12FC1
 OVERLAY = 0x794C7630
 
 _FICLONE = 0x40049409
+_SYS_ADMIN = 21
+_INITIAL_USERS = ["0", "0", "4294967295"]
 
 
 @cache
@@ -90,3 +92,18 @@ def can_reflink(directory: Path) -> bool:
             os.close(target)
     finally:
         os.close(source)
+
+
+def why_no_trusted_attributes() -> str:
+    """Why this process cannot see ``trusted.`` attributes, as the end of a sentence; "" if it can.
+
+    The kernel does not say: it leaves them out of every list.
+    """
+    if os.geteuid():
+        return "it needs root"
+    if Path("/proc/self/uid_map").read_text().split() != _INITIAL_USERS:
+        return "it needs root outside of user namespaces"
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:") and not int(line.split()[1], 16) >> _SYS_ADMIN & 1:
+            return "it needs the capability CAP_SYS_ADMIN"
+    return ""

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from pagepool.errors import DeniedError
 from pagepool.image.member import Kind, show_name
+from pagepool.linux import why_no_trusted_attributes
 from pagepool.upper.lower import follow, resolve_lower
 from pagepool.upper.scan import METACOPY, OPAQUE, PREFIX, REDIRECT, WHITEOUT, scan_upper, show
 
@@ -63,6 +64,18 @@ def check_upper(upper: Path, tree: TreeFile, *, devices: bool = False) -> UpperN
         OSError: it is no directory, or cannot be read.
     """
     _check_place(upper)
+    return read_upper(upper, tree, devices=devices)
+
+
+def read_upper(upper: Path, tree: TreeFile, *, devices: bool = False) -> UpperNode:
+    """Do as `check_upper`, wherever the upper is: for those who read what is in it, and do not mount it.
+
+    Raises:
+        DeniedError: as `check_upper`; or this is not root, who alone sees the kernel's marks.
+        OSError: as `check_upper`.
+    """
+    if reason := why_no_trusted_attributes():
+        raise DeniedError(f"{upper} cannot be read: {reason}")
     root = scan_upper(upper)
     resolve_lower(root, tree)
     _Check(upper, root, tree, devices).run()

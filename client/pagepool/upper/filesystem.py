@@ -15,6 +15,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import Counter
+from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
@@ -87,6 +89,27 @@ class UpperFileSystem:
             found = 0
         return 0 if found in self._nodes else found
 
+    @cached_property
+    def _gone(self) -> Counter[int]:
+        """Of the image's files with several names, how many of those are not seen any more."""
+        gone: Counter[int] = Counter()
+        hidden: list[int] = []
+        for number in self._names:
+            for node in self._nodes[number].children.values():
+                if not (below := node.counterpart) or below in self._nodes:
+                    continue  # the image has no such name; or the inode is seen, here or where it was moved
+                if self.base.tree.kind(below) is Kind.DIRECTORY:
+                    hidden.append(below)
+                else:
+                    gone[below] += 1
+        while hidden:
+            for entry in self.base.entries(hidden.pop()):
+                if entry.kind is not Kind.DIRECTORY:
+                    gone[entry.ino] += 1
+                elif entry.ino not in self._nodes:
+                    hidden.append(entry.ino)
+        return gone
+
     # -- Touched
 
     def touched(self) -> list[int]:
@@ -119,7 +142,9 @@ class UpperFileSystem:
         """See `FileSystem`."""
         node = self._nodes.get(ino)
         if node is None:
-            return self.base.attributes(ino)
+            found = self.base.attributes(ino)
+            several = found.nlink > 1 and found.kind is not Kind.DIRECTORY
+            return found._replace(nlink=found.nlink - self._gone[ino]) if several else found
         status = node.status
         links = self._links.get(ino, 1)
         if node.kind is Kind.DIRECTORY:

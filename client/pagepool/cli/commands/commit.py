@@ -10,7 +10,7 @@ from pagepool.cli import output
 from pagepool.cli.connect import Connection, connect, on_server
 from pagepool.cli.options import ReferenceType, jobs_option, output_options, pool_options
 from pagepool.cli.progress import Counter, counting, transfer
-from pagepool.cli.target import PoolOptions, Target, TargetType, open_overlay
+from pagepool.cli.target import PoolOptions, Target, TargetType, open_changed
 from pagepool.cli.waiting import check_wait, wait_until_read
 from pagepool.commit import CommitOptions, CommittedImage, Instruction, build_commit, parse_instruction
 from pagepool.layout import plan_copy, run_copy
@@ -64,6 +64,8 @@ def command(
 ) -> None:
     """Push what the overlay in DIR shows as a new image, REF.
 
+    DIR may be what a kernel mount wrote, too; that takes root.
+
     The new image has the layers of the overlay's image, and one more with what was changed. Layers that the
     registry has are not sent again, and those that another repository of it has are taken from there. The
     overlay must not be open, or mounted, meanwhile; it is not changed, and goes on as an overlay of its image.
@@ -81,7 +83,7 @@ def command(
         raise click.UsageError(f"{overlay} has a path: an overlay is committed as a whole.")
     assert overlay.directory is not None
     reference = on_server(reference)
-    with open_overlay(options, overlay.directory) as root, connect(options, reference) as connection:
+    with open_changed(options, overlay.directory) as root, connect(options, reference) as connection:
         wait = check_wait(connection, wait)
         settings = CommitOptions(
             compression=_choose(connection) if compression == "auto" else compression,

@@ -14,7 +14,7 @@ from pagepool.cli.options import output_options, pool_options
 from pagepool.cli.progress import counting
 from pagepool.cli.target import PoolOptions, Target, TargetType, open_target
 from pagepool.layout.publish import published
-from pagepool.library import Overlay
+from pagepool.library import Changed
 from pagepool.overlay import Change, ChangeKind, iter_layer, plan_diff
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 def command(target: Target, other: Target | None, tar: str | None, **options: Unpack[PoolOptions]) -> None:
     """Show what an overlay changed, or, of two TARGETs, what changed from the first to the second.
 
-    A TARGET is REF for an image, DIR for an overlay, whose directory DIR begins with "/" or ".". A line begins
-    with A for what was added, C for what changed (content, metadata, or which names are one file), D for what
-    was deleted. With --quiet, only the paths.
+    A TARGET is REF for an image, DIR for an overlay or for what a kernel mount wrote; DIR begins with "/" or ".".
+    A line begins with A for what was added, C for what changed (content, metadata, or which names are one file),
+    D for what was deleted. With --quiet, only the paths.
 
     With --tar, the changes become an OCI layer: a tar, with whiteouts for what was deleted, that any tool can
     apply.
@@ -63,7 +63,7 @@ def _compared(options: PoolOptions, target: Target, other: Target | None) -> Ite
     """The file system that changes lead to, and the changes."""
     with open_target(options, target) as root:
         if other is None:
-            assert isinstance(root, Overlay)
+            assert isinstance(root, Changed)
             yield root.fs, root.changes()
             return
         with open_target(options, other) as now:

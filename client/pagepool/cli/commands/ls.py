@@ -12,7 +12,7 @@ from pagepool.cli import output
 from pagepool.cli.connect import Connection, connect
 from pagepool.cli.listing import describe, long_cells, print_entries, print_long, walk
 from pagepool.cli.options import output_options, pool_options
-from pagepool.cli.target import PoolOptions, Target, TargetType, naming, open_overlay
+from pagepool.cli.target import PoolOptions, Target, TargetType, naming, open_changed
 from pagepool.errors import NotFoundError
 from pagepool.oci import Reference
 from pagepool.transport import FileEntry
@@ -66,7 +66,7 @@ def command(targets: tuple[Target, ...], long: bool, recursive: bool, **options:
 def _overlay(options: PoolOptions, target: Target, long: bool, recursive: bool) -> list[dict[str, Any]]:
     """List what an overlay shows: print it, or return it for JSON."""
     assert target.directory is not None
-    with open_overlay(options, target.directory) as root, naming(target):
+    with open_changed(options, target.directory) as root, naming(target):
         path = target.path.rstrip("/") or "/"
         if recursive or not root.is_dir(path):
             entries = walk(root, path)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from pagepool.errors import UnsupportedError
-from pagepool.linux import can_reflink
+from pagepool.linux import can_reflink, why_no_trusted_attributes
 from pagepool.linux.mounts import unmount
 from pagepool.linux.quota import quota_usage
 from pagepool.mount.kernel import erofs, stack
@@ -28,8 +28,6 @@ LEAST: Final = (6, 5)
 ESCAPES: Final = (6, 7)
 """The first kernel that shows images' own ``trusted.overlay.`` attributes."""
 
-_INITIAL: Final = ["0", "0", "4294967295"]
-_SYS_ADMIN: Final = 21
 _MODPROBE_PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 _MODPROBE_TIMEOUT_S: Final = 10.0
 
@@ -82,12 +80,8 @@ def probe(state: Path) -> Support:
 
 def _why_not() -> str:
     """Why it cannot be, before anything is tried; "" if it may be."""
-    if os.geteuid():
-        return "it needs root"
-    if Path("/proc/self/uid_map").read_text().split() != _INITIAL:
-        return "it needs root outside of user namespaces: overlay attributes are trusted.*"
-    if not _effective() >> _SYS_ADMIN & 1:
-        return "it needs the capability CAP_SYS_ADMIN"
+    if reason := why_no_trusted_attributes():
+        return reason
     if _release() < LEAST:
         return f"it needs Linux {LEAST[0]}.{LEAST[1]}, for data-only layers, and this is {os.uname().release}"
     missing = [kind for kind in (erofs.KIND, stack.KIND) if not _has_file_system(kind)]
@@ -132,13 +126,6 @@ def _has_quota(place: Path) -> bool:
 def _release() -> tuple[int, int]:
     found = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-def _effective() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
 
 
 def _has_file_system(kind: str) -> bool:

@@ -1,0 +1,95 @@
+"""What is noted beside an upper: of which image it is, so that it can be read without being mounted.
+
+    DIRECTORY/upper      what the kernel writes
+    DIRECTORY/work       the kernel's
+    DIRECTORY/info.json  {"image", "repository", "url", "tree", "manifest"}
+
+The file gets its name when it is whole. Fields that are not known here are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pagepool.digest import Digest
+from pagepool.errors import CorruptError, NotFoundError, PagepoolError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAME: Final = "info.json"
+UPPER: Final = "upper"
+_MOST: Final = 1 << 20
+
+
+class UpperUnknownError(NotFoundError):
+    """There is no upper of a kernel mount there."""
+
+    what = "upper"
+
+
+@dataclass(frozen=True, slots=True)
+class UpperInfo:
+    """Of which image an upper is.
+
+    Args:
+        repository: where the image is.
+        url: of the service.
+        tree: digest of its tree.
+        image: its reference, as it was mounted.
+        manifest: digest of its manifest, where that is known.
+    """
+
+    repository: str
+    url: str
+    tree: Digest
+    image: str = ""
+    manifest: Digest | None = None
+
+    def write(self, directory: Path) -> None:
+        """Note it in the directory that the upper is in."""
+        fields = {"image": self.image, "repository": self.repository, "url": self.url, "tree": str(self.tree)}
+        if self.manifest is not None:
+            fields["manifest"] = str(self.manifest)
+        new = directory / f".{NAME}"
+        with new.open("w") as file:
+            file.write(json.dumps(fields, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.rename(directory / NAME)
+
+
+def find_upper(directory: Path) -> Path | None:
+    """The upper that a directory is, or has in it; None if neither. Nothing is read."""
+    for upper in (directory, directory / UPPER):
+        if upper.is_dir() and (upper.parent / NAME).is_file():
+            return upper
+    return None
+
+
+def read_upper_info(upper: Path) -> UpperInfo:
+    """What is noted of an upper.
+
+    Raises:
+        UpperUnknownError: nothing is.
+        CorruptError: it cannot be read.
+    """
+    path = upper.parent / NAME
+    try:
+        with path.open("rb") as file:
+            fields = json.loads(file.read(_MOST))
+        manifest = fields.get("manifest")
+        return UpperInfo(
+            str(fields["repository"]),
+            str(fields["url"]),
+            Digest.parse(str(fields["tree"])),
+            str(fields.get("image") or ""),
+            Digest.parse(str(manifest)) if manifest else None,
+        )
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UpperUnknownError(upper) from error
+    except (ValueError, KeyError, TypeError, AttributeError, PagepoolError) as error:
+        raise CorruptError("upper", str(upper), f"{NAME} says not of which image it is: {error}") from error
