@@ -153,6 +153,12 @@ RULES = (
         ("pagepool.image.tree", "from pagepool.layout import open_source\n"),
     ),
     Rule(
+        "an EROFS image is made of a tree file alone",
+        "the same tree has to become the same bytes, wherever it is written",
+        _only("pagepool.image.erofs", "pagepool.image.treefile", "pagepool.image.treescan", "pagepool.errors"),
+        ("pagepool.image.erofs.writer", "from pagepool.image.merge import TreeMerger\n"),
+    ),
+    Rule(
         "vfs stands on image",
         "an image and an overlay are file systems for whoever shows files: mounts, fsspec, commands stand on it",
         _only("pagepool.vfs", "pagepool.image", "pagepool.extents", "pagepool.digest", "pagepool.errors"),

@@ -120,6 +120,17 @@ class ErofsImages:
         found = self._load(tree)
         return None if found is None else self._remember(tree, found)
 
+    def check(self, tree: bytes, image: ErofsImage) -> bool:
+        """Whether an image that was found still has its digest; else it is forgotten. Blocks: reads all of it."""
+        if image.is_sound():
+            return True
+        with self._lock:
+            if self._open.get(tree) is image:
+                del self._open[tree]
+        if self._directory is not None and not image.held:
+            remove_file(self._directory / tree.hex())
+        return False
+
     def build(self, tree: TreeFile) -> ErofsImage:
         """The image of a tree, made if it has to be. Blocks for as long as that takes: about 20 µs for each node.
 

@@ -47,7 +47,11 @@ class GivenRoot:
 def main() -> int:
     """Run a command of pagepool."""
     given = json.loads(sys.argv[1])
-    roots.default_provider = lambda _backend: GivenRoot(Path(given["root"]), given["config"])
+
+    def provide(_backend: str = "auto") -> roots.RootProvider:
+        return GivenRoot(Path(given["root"]), given["config"])
+
+    roots.default_provider = provide
     roots.containers_directory = lambda: Path(given["directory"])
     return app.run(sys.argv[2:])
 

@@ -137,6 +137,20 @@ def test_file_is_a_cache(service: ObjectService, http: httpx.Client, tmp_path: P
     assert path.read_bytes() == good
 
 
+def test_damage_under_an_open_file_is_not_sent(service: ObjectService, http: httpx.Client, tmp_path: Path) -> None:
+    """The disk may lose what was good when it was opened."""
+    tree = service.image(NAME, FILES)
+    expected = http.get(url(tree)).content
+    (path,) = (tmp_path / "data" / "trees" / "erofs").iterdir()
+    good = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(2000)
+        file.write(b"damaged")
+    answer = http.get(url(tree))
+    assert (answer.status_code, answer.content) == (200, expected)
+    assert path.read_bytes() == good
+
+
 def test_cache_is_bounded(service: ObjectService, tmp_path: Path) -> None:
     """The image used longest ago goes; one that is larger than all may be is served without a file."""
     trees = [service.image(f"{NAME}{number}", {f"f{number}": noise(100, number)}) for number in range(3)]

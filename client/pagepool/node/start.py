@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,13 +28,14 @@ from pagepool.linux import boot_id
 from pagepool.mount.device import unmount_device
 from pagepool.node.control import converse
 from pagepool.node.guard import Guard
+from pagepool.node.handover import SUPERVISOR, Post
 from pagepool.node.lazy import mount_lazy
 from pagepool.node.places import NodePlaces
 from pagepool.node.supervisor import start_node
 from pagepool.node.worker import Worker, WorkerOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _START_TIMEOUT_S: Final = 60.0
 _LOOK_S: Final = 0.02
@@ -139,12 +141,53 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         _clear(places)
         device = mount_lazy(places.lazy)
         listener = _listen(places.control)
-        os.set_inheritable(device, True)
         command = [sys.executable, "-m", "pagepool.node", "worker", *arguments(places, options)]
-        start_node(command, {"fuse": device, "control": listener.fileno()}, places.run)
+        with _logging_to(places.log):
+            start_node(command, {"fuse": device, "control": listener.fileno()}, places.run)
         os.close(device)
         listener.close()
     _wait(places)
+
+
+def upgrade_node(places: NodePlaces) -> int:
+    """Have a node's processes replaced by new ones, of the version that is installed. Blocks until they answer.
+
+    Returns:
+        the number of the new worker.
+
+    Raises:
+        UnreachableError: no node is running.
+        BusyError: the new one does not answer.
+    """
+    before = converse(places.control, {"op": "status"})["pid"]
+    supervisor = Post(places.run, SUPERVISOR)
+    if supervisor.holder() is None:
+        raise UnreachableError(str(places.run), "there is no supervisor just now; try again")
+    supervisor.send(signal.SIGHUP)
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(UnreachableError):
+            found = int(converse(places.control, {"op": "status"})["pid"])
+            if found != before:
+                return found
+        time.sleep(_LOOK_S)
+    raise BusyError(f"process {before} was not replaced after {_START_TIMEOUT_S:.0f} s; see {places.log}")
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """What is started meanwhile writes there: not to whoever waits for the end of our output."""
+    log_file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        for number in (1, 2):
+            os.dup2(log_file, number)
+        yield
+    finally:
+        for number, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, number)
+            os.close(before)
+        os.close(log_file)
 
 
 def _wait(places: NodePlaces) -> None:

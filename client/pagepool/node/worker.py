@@ -117,7 +117,8 @@ class Worker:
         self.close()
 
     def stop(self) -> None:
-        """Have `run` return."""
+        """End the node, not only this worker: have `run` return, and nobody started in its place."""
+        self._guard.stop()
         self._stopped.set()
 
     def close(self) -> None:

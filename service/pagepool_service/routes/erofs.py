@@ -52,8 +52,8 @@ _CONTENT = {_MEDIA_TYPE: next(iter(BINARY.values()))}
     },
 )
 async def get_tree_erofs(request: Request, service: Service, name: Repository, tree: TreeText) -> Response:
-    """Read the EROFS image of a tree. It was compared with its digest when it was opened."""
-    image = await _image(service, name, parse_tree(tree))
+    """Read the EROFS image of a tree. All of it is compared with its digest before it is sent."""
+    image = await _image(service, name, parse_tree(tree), whole="range" not in request.headers)
     etag = etag_of(image.digest)
     asked = request.headers.get("if-range", etag).strip() == etag
     try:
@@ -95,9 +95,12 @@ async def head_tree_erofs(request: Request, service: Service, name: Repository, 
     return Response(headers={**headers, "Content-Length": str(image.size)}, media_type=_MEDIA_TYPE)
 
 
-async def _image(service: Context, name: str, digest: bytes) -> ErofsImage:
+async def _image(service: Context, name: str, digest: bytes, *, whole: bool = False) -> ErofsImage:
+    """The image of a tree; if all of it is to be sent, compared once more with its digest."""
     tree = await service.threads.run(service.treefiles.resolve, name, digest)
     found = await service.threads.run(service.erofs.find, digest)
+    if whole and found is not None and not await service.threads.run(service.erofs.check, digest, found):
+        found = None
     if found is None:
         found = await service.merging.run(service.erofs.build, tree)
     return found
