@@ -104,5 +104,15 @@ def test_figures() -> None:
     assert [target.met for target in report.targets] == [True, True, False, True, True]
     worse = dataclasses.replace(results, big=[run(PAGEPOOL, 1.0, 401)])
     assert [target.met for target in make_report(worse).targets] == [True, True, False, True, False]
+    assert not report.beside
+    prototype = [[IngestTime("a", 10**9, 3.8), IngestTime("b", 10**9, 2.0)]]
+    beside = make_report(dataclasses.replace(results, prototype=prototype))
+    ratios: list[object] = [(line.pagepool, line.peer, line.ratio) for line in beside.beside]
+    assert ratios == [(250, pytest.approx(263.2, abs=0.1), pytest.approx(0.95)), (400, 500, pytest.approx(0.8))]
+    judged = {target.name: target.met for target in beside.targets if "prototype" in target.name}
+    assert judged == {
+        "ingest, first image, of the plain prototype's speed": True,
+        "ingest, near-identical image, of the plain prototype's speed": False,
+    }
     alone = dataclasses.replace(results, runs=runs[:1], ingest=[])
     assert [target.met for target in make_report(alone).targets] == [None, None, None, None, True]

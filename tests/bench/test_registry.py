@@ -47,8 +47,13 @@ def test_beside_docker_registry(layouts: Path, tmp_path: Path) -> None:
         assert 0 < run["memory"]["private"] < run["memory"]["pss"] <= run["memory"]["high_water"]
     assert all(line["ratio"] > 0 for line in result["lines"] if line["peer"] is not None)
     assert {target["met"] for target in result["targets"]} <= {True, False}
-    (ingest,) = result["ingest"]
+    (ingest,), (prototype,) = result["ingest"], result["prototype"]
     assert [image["name"] for image in ingest] == ["tool-old", "tool-new"]
+    assert [image["plain_size"] for image in prototype] == [image["plain_size"] for image in ingest]
+    assert [line["name"] for line in result["beside_prototype"]] == [
+        "ingest, first image, MB/s",
+        "ingest, near-identical image, MB/s",
+    ]
 
 
 def test_without_docker_registry(layouts: Path, tmp_path: Path) -> None:
@@ -63,6 +68,7 @@ def test_a_table_for_people(layouts: Path, tmp_path: Path) -> None:
     assert "2 images, medians of 1 runs" in said
     assert "stored, but opaque copies, MB" in said
     assert "not measured" in said
+    assert "of the plain prototype's speed" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

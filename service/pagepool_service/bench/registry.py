@@ -3,8 +3,9 @@
 Fairness, as far as it can be had on one machine: the same client (`wire`) drives both, one image after the
 other, over one connection. The images are read once before anything is measured, and every image is pulled once
 and verified before its pulls are timed, so that caches are warm for both. Runs of the two alternate, and the one
-that begins alternates too. Both keep their data below the same directory. One thing is not equal, and stays:
-pagepool calls fsync before it acknowledges, docker-registry never does.
+that begins alternates too; so do ingest and the plain prototype beside it (`prototype`). Both registries keep their
+data below the same directory. One thing is not equal, and stays: pagepool calls fsync before it acknowledges,
+docker-registry never does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from pagepool_service.bench.big import SIZE, make_big_image
 from pagepool_service.bench.images import find_pair
 from pagepool_service.bench.ingest import measure_ingest
+from pagepool_service.bench.prototype import measure_prototype
 from pagepool_service.bench.servers import PAGEPOOL, PEER, Launcher
 from pagepool_service.bench.transfer import Transfer
 from pagepool_service.bench.usage import MemorySampler, disk_bytes
@@ -102,6 +104,7 @@ class Results:
         runs: of both registries, in the order they were made.
         ingest: one list for each run: the first image, and the near-identical second.
         ingest_later: the same, with all of the first image compressed once more before the second.
+        prototype: as `ingest`, by a plain prototype, each beside the run of the same place.
         big: as `runs`, of the large layer alone.
     """
 
@@ -110,6 +113,7 @@ class Results:
     ingest: Sequence[Sequence[IngestTime]]
     ingest_later: Sequence[Sequence[IngestTime]] = field(default=())
     big: Sequence[Run] = field(default=())
+    prototype: Sequence[Sequence[IngestTime]] = field(default=())
 
 
 def measure(plan: Plan) -> Results:
@@ -121,10 +125,10 @@ def measure(plan: Plan) -> Results:
         for kind in _order(plan, plan.runs):
             runs.append(_run(plan, kind, plan.images, work))
             plan.say(f"run {len(runs)} of {plan.runs * (1 + plan.peer)} done")
-        ingest = _ingest(plan, work, recompress=False)
-        ingest_later = _ingest(plan, work, recompress=True)
+        ingest, prototype = _ingest_beside(plan, work)
+        ingest_later = _ingest(plan, work, plan.runs, recompress=True)
         big = list(_big(plan, work)) if plan.big else []
-    return Results([image.name for image in plan.images], runs, ingest, ingest_later, big)
+    return Results([image.name for image in plan.images], runs, ingest, ingest_later, big, prototype)
 
 
 def _order(plan: Plan, runs: int) -> Iterator[str]:
@@ -183,14 +187,39 @@ def _push(plan: Plan, kind: str, transfer: Transfer, image: SourceImage) -> Push
     return PushTime(image.name, sent, acknowledged - begun, ready - begun)
 
 
-def _ingest(plan: Plan, work: Path, *, recompress: bool) -> list[list[IngestTime]]:
+def _ingest_beside(plan: Plan, work: Path) -> tuple[list[list[IngestTime]], list[list[IngestTime]]]:
+    """Ours, and the prototype's, in turn; the one that begins alternates."""
+    ours: list[list[IngestTime]] = []
+    prototype: list[list[IngestTime]] = []
+    for number in range(plan.runs):
+        for own in (True, False) if number % 2 == 0 else (False, True):
+            if own:
+                ours += _ingest(plan, work, 1, recompress=False)
+            else:
+                prototype += _prototype(plan, work)
+    return ours, prototype
+
+
+def _ingest(plan: Plan, work: Path, runs: int, *, recompress: bool) -> list[list[IngestTime]]:
     pair = find_pair(plan.images)
     times: list[list[IngestTime]] = []
-    for _ in range(plan.runs if pair else 0):
+    for _ in range(runs if pair else 0):
         times.append(measure_ingest(pair or (), work / "ingest", recompress=recompress))
-        said = ", then ".join(f"{one.name} {one.plain_size / one.seconds / 1e6:.0f} MB/s" for one in times[-1])
-        plan.say(f"ingest{', compressed once more between' if recompress else ''}: {said}")
+        plan.say(f"ingest{', compressed once more between' if recompress else ''}: {_speeds(times[-1])}")
     return times
+
+
+def _prototype(plan: Plan, work: Path) -> list[list[IngestTime]]:
+    pair = find_pair(plan.images)
+    if pair is None:
+        return []
+    times = measure_prototype(pair, work / "prototype")
+    plan.say(f"plain prototype: {_speeds(times)}")
+    return [times]
+
+
+def _speeds(times: Sequence[IngestTime]) -> str:
+    return ", then ".join(f"{one.name} {one.plain_size / one.seconds / 1e6:.0f} MB/s" for one in times)
 
 
 def _big(plan: Plan, work: Path) -> Iterator[Run]:

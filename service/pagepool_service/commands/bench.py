@@ -45,6 +45,10 @@ _MEMORY = (
     "VmHWM: each process's own maximum, added up."
 )
 _DURABILITY = "pagepool calls fsync before it acknowledges; docker-registry does not."
+_PROTOTYPE = (
+    "Prototype: inflates, hashes, splits, looks up, compresses (zstd level 3, two threads) and stores, in one process; "
+    "no recipe, no verification, no checksums."
+)
 _READY = "Ready: every layer was read, stored without duplicates, and rebuilt; docker-registry only keeps the blobs."
 
 
@@ -191,9 +195,16 @@ def _print(report: Report) -> None:
     headers = ("", "pagepool", PEER, "ratio")
     output.print_table(headers, [_cells(line) for line in report.lines], right=(1, 2, 3))
     output.print_line()
+    if report.beside:
+        output.print_table(
+            ("", "pagepool", "prototype", "ratio"), [_cells(line) for line in report.beside], right=(1, 2, 3)
+        )
+        output.print_line()
     output.print_table(("target", "", "", "measured", ""), [_judged(one) for one in report.targets], right=(2, 3))
     output.print_line()
     output.print_lines((_READY, _DURABILITY, _MEMORY))
+    if report.beside:
+        output.print_line(_PROTOTYPE)
 
 
 def _cells(line: Line) -> tuple[str, str, str, str]:
@@ -204,7 +215,7 @@ def _cells(line: Line) -> tuple[str, str, str, str]:
 def _judged(target: Target) -> tuple[str, str, str, str, str]:
     value = "-" if target.value is None else _number(target.value)
     judgement = {True: "met", False: "MISSED", None: "not measured"}[target.met]
-    return target.name, ">=" if target.at_least else "<=", f"{target.bound:g}", value, judgement
+    return target.name, ">=" if target.at_least else "<=", f"{target.bound:.3g}", value, judgement
 
 
 def _number(value: float) -> str:
