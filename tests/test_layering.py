@@ -166,13 +166,16 @@ RULES = (
         "a pool knows content, not where it comes from",
         "service, clients and mounts share it, each with its own way to fill it: what it needs is given to it, and it "
         "is verified by digests alone",
-        _only("pagepool.pool", "pagepool.extents", "pagepool.digest", "pagepool.errors"),
+        _only("pagepool.pool", "pagepool.extents", "pagepool.linux", "pagepool.digest", "pagepool.errors"),
         ("pagepool.pool.fetch", "from pagepool.transport.extents import fetch_extents\n"),
     ),
     Rule(
         "mount serves whatever is a file system",
         "an image, an overlay and a test's own are mounted alike; what opens them is handed in by whoever mounts",
-        _only("pagepool.mount", "pagepool.vfs", "pagepool.image.member", "pagepool.digest", "pagepool.errors"),
+        _only(
+            *("pagepool.mount", "pagepool.upper", "pagepool.vfs", "pagepool.image.member", "pagepool.linux"),
+            *("pagepool.digest", "pagepool.errors"),
+        ),
         ("pagepool.mount.open", "from pagepool.overlay import OverlayFileSystem\n"),
     ),
     Rule(
@@ -186,6 +189,29 @@ RULES = (
         "it opens what is there and fetches nothing; what is mounted is handed in",
         _only("pagepool.node.memory", "pagepool.pool", "pagepool.image", "pagepool.errors"),
         ("pagepool.node.memory", "from pagepool.node import mounts\n"),
+    ),
+    Rule(
+        "system calls know nothing of their users",
+        "pool, mounts and uppers share them: what they imported would be imported by all",
+        _only("pagepool.linux", "pagepool.errors"),
+        ("pagepool.linux.pools", "from pagepool.pool import Pool\n"),
+    ),
+    Rule(
+        "uppers of the kernel are read without being mounted",
+        "they are checked before a mount and made into layers after it, also where nothing can be mounted",
+        _only(
+            "pagepool.upper", "pagepool.vfs", "pagepool.image", "pagepool.linux", "pagepool.digest", "pagepool.errors"
+        ),
+        ("pagepool.upper.mounted", "from pagepool.mount.kernel import mount_overlay\n"),
+    ),
+    Rule(
+        "the lazy mount knows objects by digest alone",
+        "whose they are and where they come from is for who hands it the source: the node, and a test's script",
+        _only(
+            *("pagepool.node.lazy", "pagepool.mount", "pagepool.vfs.interface", "pagepool.image.member"),
+            *("pagepool.digest", "pagepool.errors"),
+        ),
+        ("pagepool.node.lazy.fetch", "from pagepool.content import TreeContent\n"),
     ),
     Rule(
         "layout knows files, not the network",

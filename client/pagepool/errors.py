@@ -191,6 +191,18 @@ class ExtentUnknownError(NotFoundError):
     what = "extent"
 
 
+class LeaseUnknownError(NotFoundError):
+    """No such lease on a tree: it ended, or was never taken."""
+
+    what = "lease"
+
+
+class ProfileUnknownError(NotFoundError):
+    """No start of a tree's containers was recorded."""
+
+    what = "start-up profile of tree"
+
+
 # -- not now, not here ---------------------------------------------------------------------------------------
 
 
@@ -280,6 +292,21 @@ class ResponseError(PagepoolError):
         self.code = code
         self.message = message
         super().__init__(f"the service answered {status} {code}: {message}".replace(" :", ":"))
+
+
+# -- containers ----------------------------------------------------------------------------------------------
+
+
+class ContainerError(PagepoolError):
+    """A container that could not be run, or not be started."""
+
+
+class CommandRefusedError(ContainerError):
+    """A container's program is there, and cannot be executed."""
+
+
+class CommandUnknownError(ContainerError):
+    """A container's program is not there."""
 
 
 # -- wrong bytes ---------------------------------------------------------------------------------------------

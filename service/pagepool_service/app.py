@@ -15,17 +15,23 @@ from fastapi import FastAPI
 
 from pagepool.version import __version__
 from pagepool_service.cache import ExtentCache
+from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.pools import open_pool
+from pagepool_service.prebuild import WantedImages
+from pagepool_service.profiles import Profiles
 from pagepool_service.routes import (
     blobs,
+    erofs,
     errors,
     extents,
     fill,
     health,
     images,
+    leases,
     listings,
     manifests,
     objects,
+    profiles,
     trees,
     uploads,
 )
@@ -68,6 +74,7 @@ def create_app(
     merged = Trees(store)
     if treefiles is None:
         treefiles = TreeFilesOfStore(store, merged, None if settings.read_only else TreeCache(settings.data / "trees"))
+    images_of_trees = ErofsImages(store, None if settings.read_only else settings.data / "trees" / "erofs")
     pool = None
     if cache is None:
         pool = open_pool(settings)
@@ -96,13 +103,27 @@ def create_app(
     )
     sessions = Uploads(store, max_size=settings.max_blob_bytes, quota_bytes=settings.quota_bytes)
     limit = SessionLimit(store.uploads, settings.max_uploads)
+    learned = Profiles(settings.data / "profiles", readonly=settings.read_only)
     threads = {name: Threads(executor) for name, executor in executors.items()}
     app.state.context = Context(
-        settings, store, sessions, limit, merged, treefiles, cache, pool, Statistics(store), **threads
+        settings,
+        store,
+        sessions,
+        limit,
+        merged,
+        treefiles,
+        images_of_trees,
+        learned,
+        WantedImages(settings.data),
+        cache,
+        pool,
+        Statistics(store),
+        **threads,
     )
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
-    for module in (health, listings, uploads, manifests, blobs, images, trees, objects, extents, fill, cache_routes):
+    registry = (health, listings, uploads, manifests, blobs)
+    for module in (*registry, images, trees, erofs, objects, extents, fill, leases, profiles, cache_routes):
         app.include_router(module.router)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     return objects.ObjectFront(VersionHeader(app), app.state.context)

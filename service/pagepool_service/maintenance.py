@@ -1,10 +1,11 @@
 """The maintenance processes: each takes jobs off the queue, one at a time.
 
 INGEST understands a blob as a layer (`ingest`); SETTLE moves a blob's bytes out of the spool to where they
-stay. Ingest goes first: an image is ready before its blobs are settled. A job that fails for a reason of the
+stay. Ingest goes first: an image is ready before its blobs are settled. While there are no jobs the first process makes
+trees and their images (`prebuild`). A job that fails for a reason of the
 layer's is finished with that reason; one that fails for a reason of the store's is tried again with a growing
 pause; one that takes its process down with it is given up after a few attempts. Any number of processes may run this
-on one data directory, each with a slot of its own.
+on one data directory, each with a slot of its own. Between jobs the first of them removes leases that have expired.
 
 What a job found out is merged into the blob's record as it is when the job ends, and only if that is of the push
 that the job was made for: a blob may be removed and pushed again at any moment.
@@ -18,6 +19,7 @@ import logging
 import os
 import select
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -37,6 +39,7 @@ from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
 from pagepool_service.inflate import Compression, InflateLimits, inflate
 from pagepool_service.ingest import LayerIngest, discard_recipe
 from pagepool_service.panic import end_at_once
+from pagepool_service.prebuild import Prebuilder
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import read_chunk, rebuild
 from pagepool_service.store.schema import ContentKind, JobKind, LayerRecord, LayerState, recipe_key
@@ -57,6 +60,7 @@ _MOST_ATTEMPTS = 3
 _MOST_ENDS = 20  # of the whole service during attempts at one job
 _MOST_HEALED = 1000  # damaged frames that one layer mends, each in an attempt that does not count
 _LONGEST_PAUSE_S = 30.0
+_LEASES_EVERY_S = 60.0
 _IDLE_S = 1.0  # how often the queue is looked at without being woken
 # Of a frame of a blob as it came. Its data is a multiple of a page, so its head takes a page more, whatever is in it.
 _OPAQUE_EXTENTS = 4
@@ -85,7 +89,7 @@ def run(settings: Settings, wake_fd: int, slot: int = 0) -> None:
             rebuild_compressed=settings.rebuild_compressed,
             limits=Limits(max_member_size=min(largest, 64 << 30), max_layer_size=largest),
             inflate_limits=InflateLimits(plain_size=largest, ratio=settings.max_layer_ratio),
-        ).run_forever(wake_fd)
+        ).run_forever(wake_fd, Prebuilder(store, settings.data) if slot == 0 else None)
 
 
 def tune() -> None:
@@ -127,21 +131,45 @@ class Maintenance:
         self._limits = limits or Limits()
         self._inflate_limits = inflate_limits or InflateLimits()
         self._healed: Counter[Digest] = Counter()
+        self._leases_due = 0.0
 
-    def run_forever(self, wake_fd: int) -> None:
-        """Run jobs as they come."""
+    def run_forever(self, wake_fd: int, prebuilder: Prebuilder | None = None) -> None:
+        """Run jobs as they come.
+
+        Args:
+            prebuilder: makes images of trees while there are no jobs.
+        """
         os.set_blocking(wake_fd, False)
         pause = _IDLE_S
         while True:
             try:
-                while self.run_one():
+                while self._run_any(prebuilder):
                     pause = _IDLE_S
             except (StoreFullError, ReadOnlyError, BusyError, CorruptError) as error:
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 log.error("job put off for %.0f s: %s", pause, error)
+            self.tend()
             give_back()
             self._wait(wake_fd, pause)
             self._store.env.check_readers()
+
+    def tend(self) -> None:
+        """What is done between jobs: now and then, remove leases that have expired. They count for nothing already."""
+        if self._slot or time.monotonic() < self._leases_due:
+            return
+        self._leases_due = time.monotonic() + _LEASES_EVERY_S
+        try:
+            self._store.leases.remove_expired()
+        except (StoreFullError, ReadOnlyError, BusyError, CorruptError) as error:
+            log.error("leases that have expired were not removed: %s", error)
+
+    def _run_any(self, prebuilder: Prebuilder | None) -> bool:
+        """Run a job, or if there is none make an image. Returns whether there was anything to do."""
+        if self.run_one():
+            if prebuilder is not None:
+                prebuilder.look_again()
+            return True
+        return prebuilder is not None and prebuilder.run_one()
 
     def run_all(self) -> int:
         """Run until the queue is empty. Returns how many jobs were run."""

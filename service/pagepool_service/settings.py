@@ -12,23 +12,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagepool import units
 from pagepool.errors import InvalidError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_UNITS = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 1 << 10,
-    "mi": 1 << 20,
-    "gi": 1 << 30,
-    "ti": 1 << 40,
-}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?")
 _LISTEN = re.compile(r"(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):)?([0-9]{1,5})")
 DEFAULT_PORT = 5000
 
@@ -144,16 +133,15 @@ def default_data(environment: Mapping[str, str]) -> Path:
 
 
 def parse_size(text: str) -> int:
-    """Parse ``10GB``, ``1.5 GiB`` or plain bytes; the units are SI's and IEC's, in any case.
+    """`units.parse_size`, as a setting.
 
     Raises:
         SettingInvalidError: it is not a size.
     """
-    match = _SIZE.fullmatch(text.strip().lower())
-    if match is None:
-        raise SettingInvalidError(text, "is not a size, such as 10GB, 512MiB or a number of bytes")
-    number, unit = match[1], match[2] or ""
-    return int(float(number) * _UNITS[unit]) if "." in number else int(number) * _UNITS[unit]
+    try:
+        return units.parse_size(text)
+    except units.SizeInvalidError as error:
+        raise SettingInvalidError(text, error.reason) from error
 
 
 def parse_listen(text: str) -> tuple[str, int]:

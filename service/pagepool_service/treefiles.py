@@ -2,8 +2,9 @@
 
 A tree is made when somebody asks for an image's tree, and kept in files that every worker finds (`treecache`), and the
 last ones in memory. With it is noted, for each repository that asked, the manifest it came from: a repository has a
-tree as long as it has such a manifest, and `_CHECKED_S` longer. A tree whose file was let go of is made again as long
-as that note is there; without it the image's tree has to be asked for once more.
+tree as long as it has such a manifest, and `_CHECKED_S` longer; or as long as there is a lease on the tree in this
+repository. A tree whose file was let go of is made again from its manifest as long as that note is there, or from the
+layers that a lease names; without either the image's tree has to be asked for once more.
 
 Thread-safe.
 """
@@ -26,7 +27,7 @@ from pagepool.errors import (
     TreeUnknownError,
 )
 from pagepool.image import TreeFile, encode_tree
-from pagepool_service.images import resolve_image
+from pagepool_service.images import READY, resolve_image
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -114,9 +115,30 @@ class TreeFiles:
                 with self._lock:
                     self._remember(name, tree, manifest)
                 return found
-        with self._lock:
-            self._links.pop((name, tree), None)
-        raise TreeUnknownError(Digest("blake3", tree))
+        return self._leased(name, tree)
+
+    def origin(self, name: str, tree: bytes, /) -> tuple[Digest, tuple[Digest, ...]]:
+        """What a tree of a repository was made from: a manifest, and the diff_ids of its layers, lowest first. Blocks.
+
+        Raises:
+            TreeUnknownError: as `resolve`, or a layer of it is being read again.
+        """
+        for manifest in self._manifests(name, tree):
+            try:
+                view = resolve_image(self._store, name, manifest)
+            except NotFoundError:
+                continue
+            layers = tuple(record.diff_id for record in (layer.record for layer in view.layers) if record is not None)
+            if view.state == READY and all(layers):
+                return manifest, tuple(layer for layer in layers if layer is not None)
+        lease = self._store.leases.find(name, tree)
+        if lease is None:
+            raise TreeUnknownError(Digest("blake3", tree))
+        return lease.manifest, lease.layers
+
+    def manifests(self, name: str, tree: bytes, /) -> list[Digest]:
+        """The manifests of a repository that a tree came from, those that it still has. Blocks for milliseconds."""
+        return [manifest for manifest in self._manifests(name, tree) if self._has(name, manifest)]
 
     def warm(self, name: str, tree: bytes, /) -> TreeFile | None:
         """The same if it was resolved a moment ago, else None. Takes microseconds."""
@@ -147,6 +169,40 @@ class TreeFiles:
         if link is None or not self._has(name, link[0]):
             found += [] if self._cache is None else self._cache.manifests(name, tree)
         return found
+
+    def _leased(self, name: str, tree: bytes) -> TreeFile:
+        """A tree that only a lease keeps.
+
+        Raises:
+            TreeUnknownError, BusyError, CorruptError: as `resolve`.
+        """
+        lease = self._store.leases.find(name, tree)
+        found = None if lease is None else self._find(tree) or self._merge_again(tree, lease.layers)
+        with self._lock:
+            if lease is None or found is None:
+                self._links.pop((name, tree), None)
+                raise TreeUnknownError(Digest("blake3", tree))
+            self._remember(name, tree, lease.manifest)
+        return found
+
+    def _merge_again(self, tree: bytes, layers: Sequence[Digest]) -> TreeFile | None:
+        """A tree whose file is gone, from its layers; None if they do not become it, or are not there any more."""
+        if not self._waiting.acquire(blocking=False):
+            raise BusyError("too many trees are being merged; try again")
+        try:
+            with self._store.env.read() as txn:
+                found = [self._store.blobs.find_layer(txn, layer) for layer in layers]
+            records = [record for record in found if record is not None]
+            raw = encode_tree(self._trees.tree_of(records), self._runs) if len(records) == len(layers) else b""
+        except LimitError:
+            return None
+        finally:
+            self._waiting.release()
+        if blake3_raw(raw) != tree:
+            return None
+        if self._cache is not None:
+            self._cache.keep(tree, raw)
+        return self._keep(TreeFile(raw, tree))
 
     def _remake(self, name: str, tree: bytes, manifest: Digest) -> TreeFile | None:
         """A tree whose file is gone; None if this image does not become it, or cannot be merged any more."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pagepool.image import Node, Op
     from pagepool_service.images import ImageView
+    from pagepool_service.store.schema import LayerRecord
     from pagepool_service.store.store import Store
 
 MAX_MEMBERS = 500_000
@@ -66,7 +67,17 @@ class Trees:
             LayerInvalidError: it is unmountable.
             LimitError: it has more members than a listing is made for.
         """
-        recipes = _recipes(view)
+        return self._tree(_recipes(view))
+
+    def tree_of(self, layers: Sequence[LayerRecord]) -> Tree:
+        """The tree of layers, lowest first. Blocks while it is merged.
+
+        Raises:
+            LimitError: they have more members than a listing is made for.
+        """
+        return self._tree(_recipes_of(layers))
+
+    def _tree(self, recipes: tuple[int, ...]) -> Tree:
         with self._merging:  # also so that two requests do not merge the same tree one after the other
             tree = self._take(recipes)
             if tree is None:
@@ -115,7 +126,10 @@ def _recipes(view: ImageView) -> tuple[int, ...]:
         raise LayerInvalidError(str(view.digest), view.reason)
     if view.state == PENDING:
         raise PendingError(view.digest, view.waiting)
-    layers = [layer.layer for layer in view.layers if layer.layer is not None]
+    return _recipes_of([layer.layer for layer in view.layers if layer.layer is not None])
+
+
+def _recipes_of(layers: Sequence[LayerRecord]) -> tuple[int, ...]:
     members = sum(layer.members for layer in layers)
     if members > MAX_MEMBERS:
         raise LimitError("number of members", members, MAX_MEMBERS)

@@ -31,6 +31,7 @@ COMMANDS = [
     "diff",
     "commit",
     "stats",
+    "profile",
     "rm",
     "completion",
     "version",
@@ -135,7 +136,7 @@ def test_completion_completes() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pagepool.cli"], env=environment, capture_output=True, text=True, check=False, cwd="/"
     )
-    assert done.stdout.split() == ["plain,push", "plain,pull"]
+    assert done.stdout.split() == ["plain,push", "plain,pull", "plain,profile"]
 
 
 @pytest.mark.parametrize(

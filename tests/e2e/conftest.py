@@ -27,6 +27,12 @@ def postgres() -> Path:
     return _build(("postgres-new",))["postgres-new"]
 
 
+@pytest.fixture(scope="session")
+def redis() -> Path:
+    """The OCI layout of another server, which only what runs it needs."""
+    return _build(("redis-new",))["redis-new"]
+
+
 def _build(names: tuple[str, ...]) -> dict[str, Path]:
     cache = recipes.default_cache_dir()
     missing = recipes.missing_tools()

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import httpx
 import pytest
 
 import pagepool
-from pagepool.errors import StoreFullError, UnreachableError
+from pagepool.errors import InvalidError, ReferenceInvalidError, StoreFullError, UnreachableError
 from pagepool.image.treestore import TreeStore
 from pagepool.pool import Scrubber
 from pagepool.transport.trees import PoolPlace
@@ -100,10 +101,37 @@ def test_a_client_that_is_closed_opens_nothing(service: Service, tmp_path: Path)
         client.close()
         assert root.read_bytes("empty") == b""
         before = open_files()
-        with pytest.raises(ValueError, match="closed"):
-            image.open()
+        for attempt in (image.open, partial(client.image, "app:1"), client.images):
+            with pytest.raises(ValueError, match="closed"):
+                attempt()
         assert open_files() == before
         root.close()
+
+
+def test_a_directory_may_be_text(service: Service, tmp_path: Path) -> None:
+    client = pagepool.Client(service.url, directory=str(tmp_path / "client"), shared=False)
+    with client, client.image("app:1").open() as root:
+        assert root.read_bytes("small") == FILES["small"]
+    assert (tmp_path / "client/pool").is_dir()
+
+
+def test_a_client_takes_some_time() -> None:
+    for timeout_s in (0, -1):
+        with pytest.raises(InvalidError, match=str(timeout_s)):
+            pagepool.Client(timeout_s=timeout_s)
+
+
+def test_a_commit_goes_to_its_own_service(service: Service, tmp_path: Path) -> None:
+    """A name of another host is refused, as `image` does: it would be pushed here, and looked for there."""
+    with pagepool.Client(service.url, directory=tmp_path / "client") as client:
+        with client.image("app:1").overlay(tmp_path / "upper") as root:
+            root.write_bytes("new", b"new")
+            with pytest.raises(ReferenceInvalidError, match="speaks to"):
+                root.commit("registry.example.org/app:2")
+            assert [found["tag"] for found in client.images()] == ["1"]
+            root.commit(f"{service.host}/app:2")
+        with client.image("app:2").open() as root:
+            assert root.read_bytes("new") == b"new"
 
 
 def test_a_place_that_cannot_be_is_no_pool(service: Service, tmp_path: Path) -> None:

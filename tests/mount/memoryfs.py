@@ -268,6 +268,14 @@ class MemoryFileSystem:
                 self._kill_privileges(node)
             return len(view)
 
+    def append(self, ino: int, data: Buffer) -> int:
+        """See `WritableFileSystem`."""
+        with self.lock:
+            node = self._file(ino)
+            node.data += bytes(data)
+            node.mtime = node.ctime = time.time_ns()
+            return len(node.data)
+
     def allocate(self, ino: int, offset: int, size: int, mode: int) -> None:
         """See `WritableFileSystem`."""
         with self.lock:

@@ -281,8 +281,13 @@ class Oracle:
             found.times[1:] = [now, now]
         found.data = data
 
+    def _may_have(self, found: File, name: bytes) -> None:
+        if name[:5] == b"user." and found.kind not in ("regular", "directory"):
+            refuse(errno.EPERM)
+
     def set_xattr(self, now: int, ino: int, name: bytes, value: bytes, flags: int) -> None:
         found = self.get(ino)
+        self._may_have(found, name)
         if flags == 1 and name in found.xattrs:
             refuse(errno.EEXIST)
         if flags == 2 and name not in found.xattrs:
@@ -292,6 +297,7 @@ class Oracle:
 
     def remove_xattr(self, now: int, ino: int, name: bytes) -> None:
         found = self.get(ino)
+        self._may_have(found, name)
         if name not in found.xattrs:
             refuse(errno.ENODATA)
         del found.xattrs[name]

@@ -118,6 +118,41 @@ def test_a_closed_overlay_refuses(opened: Callable[..., OverlayFileSystem]) -> N
             attempt()
 
 
+def test_a_forked_child_lets_go(opened: Callable[..., OverlayFileSystem]) -> None:
+    """What it does by mistake is refused and hurts nothing; its parent's overlay can be opened again while it lives."""
+    overlay = opened()
+    overlay.write(3, 0, b"before")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(writing)
+            refused = 0
+            for attempt in (
+                lambda: overlay.write(3, 0, b"child"),
+                lambda: overlay.read(3, 0, 6),
+                lambda: overlay.create(1, b"child", Kind.REGULAR, 0o644, 0, 0),
+                overlay.sync,
+            ):
+                try:
+                    attempt()
+                except OSError as error:
+                    refused += error.errno == errno.EBADF
+            overlay.close()
+            os.read(reading, 1)
+            os._exit(refused)
+        finally:
+            os._exit(255)
+    os.close(reading)
+    overlay.write(3, 0, b"parent")
+    overlay.close()
+    overlay = opened()
+    assert bytes(overlay.read(3, 0, 6)) == b"parent"
+    os.close(writing)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+    overlay.close()
+
+
 def test_files_of_far_centuries_can_be_changed(tmp_path: Path) -> None:
     """A tar may say any time; records have 64 bits of nanoseconds."""
     builder = TreeBuilder()

@@ -165,6 +165,21 @@ def test_extended_attributes_have_limits(overlay: OverlayFileSystem) -> None:
     assert sum(len(name) + 1 for name in overlay.xattrs(other)) == 65536
 
 
+@pytest.mark.parametrize("kind", [Kind.SYMLINK, Kind.FIFO, Kind.CHAR, Kind.BLOCK, Kind.SOCKET])
+def test_users_attributes_are_of_files_and_directories(overlay: OverlayFileSystem, kind: Kind) -> None:
+    """As Linux has it: elsewhere only those of others can be changed."""
+    ino = make(overlay, kind=kind)
+    for flags in (0, 1, 2):
+        with refused(errno.EPERM):
+            overlay.set_xattr(ino, b"user.a", b"1", flags)
+    with refused(errno.EPERM):
+        overlay.remove_xattr(ino, b"user.a")
+    for name in (b"trusted.a", b"security.a", b"user"):
+        overlay.set_xattr(ino, name, b"1")
+        overlay.remove_xattr(ino, name)
+    assert not overlay.xattrs(ino)
+
+
 def test_a_mapping_of_xattrs_does_not_change(overlay: OverlayFileSystem) -> None:
     ino = make(overlay)
     overlay.set_xattr(ino, b"user.a", b"1")

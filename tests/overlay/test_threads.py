@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagepool.image import Kind
+from pagepool.vfs import MutableRootfs
 from tests.overlay.harness import PAGE
 from tests.overlay.test_operations import make
 
@@ -92,6 +93,23 @@ def test_threads_that_change_and_sync(opened: Callable[..., OverlayFileSystem]) 
     overlay = opened()
     for worker in workers:
         worker.check(overlay)
+
+
+def test_appending_at_once(overlay: OverlayFileSystem) -> None:
+    """By several open files: nobody writes over what another one appended."""
+    line, times = 100, 300
+    root = MutableRootfs(overlay)
+
+    def append(letter: bytes) -> None:
+        with root.open("/log", "ab", buffering=0) as file:
+            for _ in range(times):
+                assert file.write(letter * line) == line
+                assert file.tell() <= file.size
+
+    run(*(partial(append, letter) for letter in (b"a", b"b", b"c")))
+    found = root.read_bytes("/log")
+    lines = [found[at : at + line] for at in range(0, len(found), line)]
+    assert sorted(lines) == [letter * line for letter in (b"a", b"b", b"c") for _ in range(times)]
 
 
 def test_a_read_that_is_overtaken(overlay: OverlayFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:

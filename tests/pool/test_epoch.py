@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pagepool import linux
 from pagepool.errors import BusyError, StoreFormatError
 from pagepool.extents import EXTENT_SIZE
-from pagepool.pool import Pool, linux, writing
+from pagepool.pool import Pool, writing
 from tests.faults import cut_power, small_file_system
 from tests.pool.helpers import check_account, files_below, object_path, thing
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pagepool import linux
 from pagepool.errors import BusyError
-from pagepool.pool import Pool, Scrubber, linux, residency, resident, verity
+from pagepool.pool import Pool, Scrubber, residency, resident, verity
 from tests.faults import needs_mounts, small_file_system
 from tests.pool.helpers import PAGE, check_account, object_path, thing
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pagepool.extents.wire import StreamRecord
     from pagepool.image.treefile import TreeFile
+    from pagepool_service.store.store import Store
 
 NAME = "extents/app"
 
@@ -163,9 +164,8 @@ def test_requests_that_cannot_be_are_refused(service: ObjectService, http: httpx
     assert http.get(url(tree)).status_code == 405
 
 
-def break_frame(service: ObjectService, digest: bytes) -> int:
+def break_frame(store: Store, digest: bytes) -> int:
     """Make the record of the frame that holds an extent fail its checksum."""
-    store = service.store
     with store.env.read() as txn:
         place = store.extents.find(txn, digest)
         assert place is not None
@@ -182,7 +182,7 @@ def test_damage_is_told_and_the_rest_is_sent(service: ObjectService, http: httpx
     bad, good, gone = noise(300_000, "bad"), noise(300_000, "good"), text(3000, "gone")
     tree = service.image(NAME, {"bad": bad}, {"good": good}, {"gone": gone})
     damaged = [blake3_raw(bad[at : at + EXTENT_SIZE]) for at in range(0, len(bad), EXTENT_SIZE)]
-    number = break_frame(service, damaged[1])
+    number = break_frame(service.store, damaged[1])
     with service.store.env.write() as txn:
         txn.delete(Table.EXTENTS, blake3_raw(gone))
     records = ask(http, tree, all_extents(tree))

@@ -12,6 +12,7 @@ import httpx
 import pytest
 import requests
 import schemathesis
+from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
@@ -25,6 +26,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.service.pushes import push_blob, push_image
+from tests.service.test_images_api import settled
 
 if TYPE_CHECKING:
     from tests.support.server import Service
@@ -47,8 +49,15 @@ def there(service: Service) -> dict[str, str]:
         push_image(http, REPOSITORY, "latest")
         blob = push_blob(http, REPOSITORY, b"some bytes")
         begun = http.post(f"/v2/{REPOSITORY}/blobs/uploads/")
+        settled(http, f"/v1/{REPOSITORY}/images/latest")
+        tree = http.get(f"/v1/{REPOSITORY}/images/latest/tree").json()["tree"]
+        below = f"/v1/{REPOSITORY}/trees/{tree}"
+        taken = http.post(f"{below}/lease", json={"holder": "fuzz", "ttl_s": 3600})
+        learned = http.post(f"{below}/profile", json={"objects": [blake3(b"hello\n").hexdigest()]})
+        assert (taken.status_code, learned.status_code) == (201, 200)
     session = begun.headers["location"].rpartition("/")[2]
-    return {"name": REPOSITORY, "reference": "latest", "digest": str(blob), "session": session}
+    known = {"name": REPOSITORY, "reference": "latest", "digest": str(blob), "session": session, "tree": tree}
+    return known | {"lease": taken.json()["id"]}
 
 
 def test_every_answer_is_as_described(service: Service, there: dict[str, str]) -> None:

@@ -63,7 +63,8 @@ def fill_store(store: Store) -> Sample:
 
     ``lib/one:1`` and ``lib/two:1`` share a gzip layer, ``lib/two:1`` has a plain layer besides; ``lib/three:1`` has a
     zstd layer that shares files with them, and a layer of its own; ``multi:1`` is an index of two images without tags;
-    ``lib/one`` has a referrer. One blob is settled and no layer, one waits in the spool with its job.
+    ``lib/one`` has a referrer, ``lib/three`` a lease on a tree of its first layer. One blob is settled and no layer,
+    one waits in the spool with its job.
     """
     gzip_base, zstd_newer = gzipped(BASE), zstd(NEWER)
     one = push_image(store, "lib/one", "1", [(gzip_base, OCI_LAYER_GZIP)])
@@ -73,6 +74,7 @@ def fill_store(store: Store) -> Sample:
     index = put_index(store, "multi", "1", children)
     about = push_image(store, "lib/one", "", [(OPAQUE, "application/spdx+json")], subject=one.descriptor)
     ingest_all(store)
+    store.leases.take("lib/three", b"\x77" * 32, "a node", 10**6, (Digest.of(three.raw), [Digest.of(NEWER)]))
     push(store, SPOOLED, repository="waiting")
     blobs = [gzip_base, APP, zstd_newer, gzipped(ALONE), gzipped(APP), OPAQUE, SPOOLED]
     manifests: dict[str, Manifest | Index] = {

@@ -18,6 +18,7 @@ from pagepool_service.store.schema import (
     JobKind,
     LayerRecord,
     LayerState,
+    LeaseRecord,
     Location,
     encode_object,
 )
@@ -33,6 +34,9 @@ WRITTEN = {
     "layer": LayerRecord(3, 10_240, 2, 5).encode(),
     "blob": BlobRecord(ContentKind.OBJECT, LayerState.UNMOUNTABLE, 5, 10**9, b"\x33" * 32, reason="no").encode(),
     "job": Job(JobKind.INGEST, 1, Digest("sha256", b"\x44" * 32), attempts=2, recipe=9).encode(),
+    "lease": LeaseRecord(
+        10**9, 61 * 10**9, Digest("sha256", b"\x55" * 32), (Digest("sha256", b"\x66" * 32),), "node a"
+    ).encode(),
 }
 
 

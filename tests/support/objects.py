@@ -83,6 +83,14 @@ class FixedTrees:
             raise TreeUnknownError(Digest("blake3", tree))
         return found
 
+    def origin(self, name: str, tree: bytes, /) -> tuple[Digest, tuple[Digest, ...]]:  # noqa: ARG002
+        """Not asked for: the trees of a test come from no image."""
+        raise TreeUnknownError(Digest("blake3", tree))
+
+    def manifests(self, name: str, tree: bytes, /) -> list[Digest]:  # noqa: ARG002  (see `TreeFiles`)
+        """None: the trees of a test come from no image."""
+        return []
+
     def measure_sharing(self, present: Container[bytes], /) -> Sharing:
         """See `TreeFiles`."""
         return measure_sharing((), present)

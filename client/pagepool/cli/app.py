@@ -15,7 +15,7 @@ import click
 
 from pagepool.cli import exits, output
 from pagepool.cli.lazy import LazyGroup
-from pagepool.errors import PagepoolError, StoreFullError
+from pagepool.errors import ContainerError, PagepoolError, StoreFullError
 from pagepool.version import __version__
 
 _COMMANDS = {
@@ -28,13 +28,19 @@ _COMMANDS = {
     "find": "Find files in images and overlays.",
     "cat": "Print files of images and overlays.",
     "cp": "Copy files out of images, in and out of overlays.",
+    "tree": "Show an image's tree as text, and make one of text.",
     "diff": "Show what changed in an overlay.",
     "commit": "Push an overlay as a new image.",
     "mount": "Mount an image or an overlay of it.",
     "umount": "Unmount images.",
+    "mounts": "List the kernel mounts of this machine.",
+    "run": "Run a program in a container of an image.",
+    "ps": "List containers that run.",
+    "node": "Run the node, which mounts images by the kernel.",
     "memory": "Show what containers take in memory, and what sharing saves.",
     "cache": "Show, fill, check or empty what is kept on this machine.",
     "stats": "Show sizes, and what sharing saves.",
+    "profile": "Show or delete what was learned of containers' starts.",
     "rm": "Delete tags or manifests.",
     "completion": "Print a shell completion script.",
     "version": "Show the version.",
@@ -100,7 +106,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(state, type(error).__name__, _usage(error), exits.USAGE)
     except PagepoolError as error:
-        return _fail(state, type(error).__name__, str(error), exits.exit_code(error))
+        return _fail(state, type(error).__name__, str(error), _code(state, error))
     except OSError as error:
         return _os_error(state, error)
     return result if isinstance(result, int) else exits.OK
@@ -119,7 +125,13 @@ def _os_error(state: output.State, error: OSError) -> int:
     words = error.strerror or str(error)
     message = f"{os.fsdecode(error.filename)}: {words}" if error.filename is not None else words
     full = StoreFullError(message) if words in (os.strerror(28), os.strerror(122)) else None
-    return _fail(state, type(error).__name__, message, exits.exit_code(full) if full else exits.FAILURE)
+    return _fail(state, type(error).__name__, message, _code(state, full or error))
+
+
+def _code(state: output.State, error: BaseException) -> int:
+    if state.failure is not None and not isinstance(error, ContainerError):
+        return state.failure
+    return exits.exit_code(error)
 
 
 def _fail(state: output.State, kind: str, message: str, code: int) -> int:

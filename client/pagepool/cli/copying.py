@@ -8,6 +8,7 @@ next copy write elsewhere. Devices, FIFOs and sockets are left out, and told of.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -234,7 +235,8 @@ class RootPlace:
         out = self._out(path)
         out.chown(path, found.uid, found.gid, follow=False)
         for name, value in xattrs.items():
-            out.set_xattr(path, name, value, follow=False)
+            with contextlib.suppress(PermissionError):  # users' attributes of a symlink: a tar may have them
+                out.set_xattr(path, name, value, follow=False)
         if found.kind is not Kind.SYMLINK:
             out.chmod(path, found.mode)
         out.utime(path, found.atime_ns, found.mtime_ns, follow=False)

@@ -14,6 +14,9 @@ UNREACHABLE = 6
 DENIED = 7
 FULL = 8
 NOT_READY = 9
+CONTAINER = 125
+NOT_EXECUTABLE = 126
+COMMAND_UNKNOWN = 127
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -33,6 +36,9 @@ CODES: dict[type[errors.PagepoolError], int] = {
     errors.StoreFormatError: FAILURE,
     errors.UnsupportedError: FAILURE,
     errors.ResponseError: FAILURE,
+    errors.ContainerError: CONTAINER,
+    errors.CommandRefusedError: NOT_EXECUTABLE,
+    errors.CommandUnknownError: COMMAND_UNKNOWN,
 }
 """A class stands for its subclasses too, unless they have a line of their own."""
 
@@ -47,6 +53,9 @@ MEANINGS: dict[int, str] = {
     DENIED: "no or wrong credentials, or not allowed",
     FULL: "the store is full or read-only",
     NOT_READY: "not ready yet, or in use: try again later",
+    CONTAINER: "the container could not be run (pagepool run: any failure but the program's own)",
+    NOT_EXECUTABLE: "the container's command cannot be executed",
+    COMMAND_UNKNOWN: "the container's command is not there",
     INTERRUPTED: "interrupted (Ctrl-C)",
     BROKEN_PIPE: "the reader of the output went away",
 }

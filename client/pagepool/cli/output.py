@@ -28,10 +28,13 @@ class State:
     Args:
         json: print JSON.
         quiet: print nothing but data.
+        failure: the exit code of every error that is not about a container, as docker's commands have it; None:
+            each has its own.
     """
 
     json: bool = False
     quiet: bool = False
+    failure: int | None = None
 
 
 def current() -> State:

@@ -267,6 +267,11 @@ class TreeFile:
             raise self._corrupt(f"the extents of object {digest.hex()} contradict its size, {size}")
         return ObjectInfo(digest, size, runs)
 
+    def object_key(self, index: int) -> tuple[bytes, int]:
+        """The digest and the size of an object, without its extents."""
+        digest, size, _, _ = OBJECT.unpack_from(self._data, self._objects_at + index * OBJECT.size)
+        return digest, size
+
     def find_object(self, digest: bytes) -> int:
         """The place of an object in the sorted list, -1 if the tree does not have it."""
         place = bisect_left(range(self.object_count), digest, key=self._object_digest)

@@ -60,7 +60,7 @@ class TreeStore:
     def keep(self, digest: bytes, raw: bytes) -> None:
         """Keep a tree file, unless it is larger than all of them may be; the ones used longest ago make room."""
         if len(raw) <= self._max_bytes and replace_file(self._directory / digest.hex(), raw):
-            self._make_room(self._directory / digest.hex())
+            make_room(self._directory, self._max_bytes, self._directory / digest.hex())
 
     def trees(self) -> Iterator[TreeFile]:
         """All that are here, one after the other; the caller closes each."""
@@ -68,31 +68,39 @@ class TreeStore:
             if _TREE.fullmatch(path.name) and (found := self.load(bytes.fromhex(path.name))) is not None:
                 yield found
 
-    def _make_room(self, spared: Path) -> None:
-        found: list[tuple[int, int, Path]] = []
-        total = 0
-        for path in list_files(self._directory):
-            with contextlib.suppress(OSError):  # another worker removed it
-                status = path.stat()
-                if _TREE.fullmatch(path.name):
-                    found.append((status.st_mtime_ns, status.st_size, path))
-                    total += status.st_size
-                elif path.name.startswith(".") and status.st_mtime < time.time() - _STALE_S:
-                    remove_file(path)
-        for _, size, path in sorted(found):
-            if total <= self._max_bytes:
-                return
-            if path != spared:
+
+def make_room(directory: Path, max_bytes: int, spared: Path) -> None:
+    """Remove files named by digests, those used longest ago first, until the rest has at most so many bytes.
+
+    Args:
+        spared: the one that stays, whatever its size.
+    """
+    found: list[tuple[int, int, Path]] = []
+    total = 0
+    for path in list_files(directory):
+        with contextlib.suppress(OSError):  # another worker removed it
+            status = path.stat()
+            if _TREE.fullmatch(path.name):
+                found.append((status.st_mtime_ns, status.st_size, path))
+                total += status.st_size
+            elif path.name.startswith(".") and status.st_mtime < time.time() - _STALE_S:
                 remove_file(path)
-                total -= size
+    for _, size, path in sorted(found):
+        if total <= max_bytes:
+            return
+        if path != spared:
+            remove_file(path)
+            total -= size
 
 
-def replace_file(path: Path, data: bytes) -> bool:
-    """Put a file into place, whole. Returns whether it could be done."""
+def replace_file(path: Path, *parts: bytes | memoryview) -> bool:
+    """Put a file of these parts into place, whole. Returns whether it could be done."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
         temporary.rename(path)
     except OSError:
         remove_file(temporary)

@@ -23,7 +23,7 @@ import httpx
 
 from pagepool.content import ObjectCache, measure_sharing
 from pagepool.digest import Digest
-from pagepool.errors import PagepoolError, ReferenceInvalidError, UnreachableError
+from pagepool.errors import InvalidError, PagepoolError, ReferenceInvalidError, UnreachableError
 from pagepool.image.treefile import TreeFile
 from pagepool.image.treestore import TreeStore
 from pagepool.library.image import Image, Objects
@@ -65,19 +65,24 @@ class Client:
         credentials: who we are.
         verify: whether to check the server's certificate.
         timeout_s: about how long a request may take, all attempts together, until something of the answer comes.
+
+    Raises:
+        InvalidError: no address of a server, or no time.
     """
 
     def __init__(
         self,
         url: str = DEFAULT_URL,
         *,
-        directory: Path | None = None,
+        directory: str | Path | None = None,
         budget: int | None = None,
         shared: bool = True,
         credentials: Credentials | None = None,
         verify: VerifyTypes = True,
         timeout_s: float = 30.0,
     ) -> None:
+        if timeout_s <= 0:
+            raise InvalidError(str(timeout_s), "a timeout is more than no time")
         step_s = timeout_s / _ATTEMPTS
         self.session = Session(
             url,
@@ -87,7 +92,7 @@ class Client:
             retry=RetryPolicy(attempts=_ATTEMPTS),
         )
         self.url, self.credentials, self.verify, self.timeout_s = url, credentials, verify, timeout_s
-        self.directory = default_directory() if directory is None else directory
+        self.directory = default_directory() if directory is None else Path(directory)
         self.registry = RegistryClient(self.session)
         self.service = ServiceClient(self.session)
         self.trees = TreeClient(self.session)
@@ -122,9 +127,8 @@ class Client:
             LayerInvalidError, ResponseError: it cannot be mounted.
             UnreachableError: the service cannot be reached.
         """
-        parsed = Reference.parse(reference) if isinstance(reference, str) else reference
-        if parsed.host not in (None, self.session.where):
-            raise ReferenceInvalidError(str(parsed), f"this client speaks to {self.session.where}")
+        parsed = self.parse_reference(reference)
+        self._check_open()
         state = self.trees.resolve(parsed.repository, parsed.target, platform, wait_s)
         self._places.note(self.session.where, state.pool)
         return Image(self, parsed.repository, state.tree, reference=parsed, manifest=state.image, pool=state.pool)
@@ -148,6 +152,7 @@ class Client:
 
     def images(self) -> Iterator[Mapping[str, Any]]:
         """All tagged images of the service: name, tag, digest, platform, size, state."""
+        self._check_open()
         return self.service.images()
 
     def close(self) -> None:
@@ -161,8 +166,20 @@ class Client:
         for objects in opened:
             objects.release()
 
+    def parse_reference(self, reference: str | Reference) -> Reference:
+        """A name of an image of this service.
+
+        Raises:
+            ReferenceInvalidError: no reference, or one of another host.
+        """
+        parsed = Reference.parse(reference) if isinstance(reference, str) else reference
+        if parsed.host not in (None, self.session.where):
+            raise ReferenceInvalidError(str(parsed), f"this client speaks to {self.session.where}")
+        return parsed
+
     def load_tree(self, repository: str, tree: Digest) -> TreeFile:
         """A tree file: the one that is here, or else the service's. The caller closes it."""
+        self._check_open()
         found = self._files.load(tree.raw)
         if found is None:
             data = self.trees.fetch(repository, tree)

@@ -87,7 +87,7 @@ class Overlay(MutableRootfs):
         """Push the image with what was changed as one more layer.
 
         Args:
-            reference: its name, on the same server.
+            reference: its name, on the same server; a host in it must be that server's.
             options: what is said of it; None: nothing, and a plain layer, which pagepool's service stores once.
             progress: told how many more bytes of the layer have been written.
 
@@ -95,11 +95,12 @@ class Overlay(MutableRootfs):
             the digest of its manifest.
 
         Raises:
+            ReferenceInvalidError: no reference, or one of another host.
             UnchangedError: nothing was changed, and the options do not allow that.
             ManifestUnknownError: the image that it lies over is not there any more.
             LayerInvalidError, CorruptError, UnreachableError: as `diff`.
         """
-        target = Reference.parse(reference) if isinstance(reference, str) else reference
+        target = self.image.client.parse_reference(reference)
         registry = self.image.client.registry
         parent = RegistrySource(registry, self.parent())
         chosen = CommitOptions(compression="none") if options is None else options

@@ -1,1 +1,1 @@
-"""The node: what keeps mounts, their pool and what is known of them, on one machine."""
+"""The node: what mounts images by the kernel on this machine, and fetches what containers open."""

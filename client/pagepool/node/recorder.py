@@ -102,6 +102,10 @@ class Recorder:
         os.close(self._stop)
         return recording
 
+    def finish(self) -> None:
+        """Have it end soon; `stop` has to be called nevertheless, by whoever waits."""
+        os.eventfd_write(self._stop, 1)
+
     def wait(self) -> Recording:
         """Wait until it has ended by itself; `stop` has to be called nevertheless."""
         self._thread.join()

@@ -26,7 +26,15 @@ from pagepool.overlay.content import (
     write_blocks,
     zero_blocks,
 )
-from pagepool.overlay.limits import MAX_LINKS, MAX_XATTR_VALUE, check_end, check_name, check_target, check_xattr
+from pagepool.overlay.limits import (
+    MAX_LINKS,
+    MAX_XATTR_VALUE,
+    check_end,
+    check_name,
+    check_target,
+    check_xattr,
+    check_xattr_kind,
+)
 from pagepool.overlay.reading import OverlayReader, check_regular
 from pagepool.overlay.records import (
     HELD,
@@ -223,8 +231,9 @@ class OverlayFileSystem(OverlayReader):
         if flags not in (0, XATTR_CREATE, XATTR_REPLACE):
             fail(errno.EINVAL, name)
         with self._lock:
-            old = self._state.xattrs(self._state.node(ino))
-            check_xattr(old, name, value, flags)
+            node = self._state.node(ino)
+            check_xattr_kind(node.kind, name)
+            check_xattr(self._state.xattrs(node), name, value, flags)
             arguments = (self._clock(), ino, name, bytes(value))
             self._storage.commit(encode_xattr(*arguments), self._state.xattr, arguments)
         self._tend()
@@ -232,7 +241,9 @@ class OverlayFileSystem(OverlayReader):
     def remove_xattr(self, ino: int, name: bytes) -> None:
         """See `WritableFileSystem`."""
         with self._lock:
-            if name not in self._state.xattrs(self._state.node(ino)):
+            node = self._state.node(ino)
+            check_xattr_kind(node.kind, name)
+            if name not in self._state.xattrs(node):
                 fail(errno.ENODATA, name)
             arguments = (self._clock(), ino, name)
             self._storage.commit(encode_no_xattr(*arguments), self._state.no_xattr, arguments)
@@ -242,9 +253,7 @@ class OverlayFileSystem(OverlayReader):
 
     def write(self, ino: int, offset: int, data: Buffer, *, kill_privileges: bool = False) -> int:
         """See `WritableFileSystem`."""
-        view = memoryview(data)
-        if view.format != "B" or view.ndim != 1:
-            view = view.cast("B")
+        view = _flat(data)
         end = check_end(ino, offset, len(view))
 
         def change(node: Node, fetched: Fetched) -> None:
@@ -256,6 +265,21 @@ class OverlayFileSystem(OverlayReader):
 
         self._change_content(ino, change)
         return end - offset
+
+    def append(self, ino: int, data: Buffer) -> int:
+        """See `WritableFileSystem`."""
+        view = _flat(data)
+        end = 0
+
+        def change(node: Node, fetched: Fetched) -> None:
+            nonlocal end
+            end = check_end(ino, node.size, len(view))
+            if len(view):
+                blocks = write_blocks(self._storage.arena, node, node.size, view, fetched)
+                self._commit_content(node, end, 0, _NO_DROP, blocks)
+
+        self._change_content(ino, change)
+        return end
 
     def allocate(self, ino: int, offset: int, size: int, mode: int) -> None:
         """See `WritableFileSystem`. Nothing is reserved: a later write may still find the disk full."""
@@ -373,3 +397,9 @@ class OverlayFileSystem(OverlayReader):
     def _commit_content(self, node: Node, size: int, flags: int, dropped: tuple[int, int], blocks: Change) -> None:
         arguments = (self._clock(), node.ino, size, flags, dropped, blocks.pieces, blocks.crcs)
         self._storage.commit_blocks(blocks.runs, encode_content(*arguments), self._state.content, arguments)
+
+
+def _flat(data: Buffer) -> memoryview:
+    """A view of bytes, whatever the items of a buffer are."""
+    view = memoryview(data)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")

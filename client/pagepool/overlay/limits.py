@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from pagepool.image.member import MAX_NAME, MAX_PATH
+from pagepool.image.member import MAX_NAME, MAX_PATH, Kind
 from pagepool.vfs.interface import PAGE_SIZE, XATTR_CREATE, XATTR_REPLACE, fail
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ MAX_XATTR_VALUE: Final = 65536
 # listxattr(2) has no room for more names; the other limit keeps an inode's attributes in one record.
 MAX_XATTR_NAMES: Final = 65536
 MAX_XATTR_BYTES: Final = 1 << 20
+_USERS: Final = b"user."
 
 
 def check_name(name: bytes) -> None:
@@ -39,6 +40,12 @@ def check_end(ino: int, offset: int, size: int) -> int:
     if offset < 0 or size < 0:
         fail(errno.EINVAL, ino)
     return offset + size if offset + size <= MAX_SIZE else fail(errno.EFBIG, ino)
+
+
+def check_xattr_kind(kind: Kind, name: bytes) -> None:
+    """Only regular files and directories have attributes of users to be changed: EPERM (xattr(7))."""
+    if name.startswith(_USERS) and kind not in (Kind.REGULAR, Kind.DIRECTORY):
+        fail(errno.EPERM, name)
 
 
 def check_xattr(old: Mapping[bytes, bytes], name: bytes, value: bytes, flags: int) -> None:

@@ -8,6 +8,8 @@ death of the process.
 `lock` guards everything here but `sync` and `tend`, which take it themselves. A sync does not hold it while the disk
 works: what is done meanwhile belongs to the next one.
 
+An overlay is its process's: in a child that is forked it is closed, and every use an error.
+
 Durability: `sync` flushes arena and journal, and *then* appends a record which says up to where all is on disk. That
 record needs no flush of its own: if it is lost, the blocks it spoke for are compared with their checksums
 once more, and found good. And if it is there, so is everything before it: a bad record before it is damage, never a
@@ -23,6 +25,7 @@ import fcntl
 import os
 import threading
 import uuid
+import weakref
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -51,6 +54,18 @@ COMPACT_FACTOR: Final = 4
 PENDING_SLOTS: Final = 16384
 FILES: Final = frozenset({journals.NAME, journals.NAME + ".new", arenas.NAME})
 
+_open: weakref.WeakSet[Storage] = weakref.WeakSet()
+"""Overlays that this process has open. A child that it forks lets go of them: both would write to the same slots, and
+append at the same place of the journal."""
+
+
+def _let_go_in_child() -> None:
+    for storage in list(_open):
+        storage.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
 
 class OverlayUnknownError(NotFoundError):
     """A directory that holds no overlay."""
@@ -78,6 +93,7 @@ class Storage:
         self._failed = False
         """Whether a flush has failed, so that it is not known what is on disk."""
         self.compact_at = COMPACT_BYTES
+        _open.add(self)
 
     def take_over(self, *, clean: bool, time_ns: int) -> None:
         """At the opening: cut what does not count, make the rest durable if no sync has, and note the opening."""
@@ -190,17 +206,23 @@ class Storage:
 
     def close(self) -> None:
         """Sync, and let go of the files and the lock."""
+        if self._descriptor < 0:
+            return
         try:
             if not (self._broken or self._failed or self.journal.torn):
                 self.sync()
         finally:
             with self.lock:
-                self.journal.close()
-                self.arena.close()
-                descriptor, self._descriptor = self._descriptor, -1
-                self._broken = True
-                if descriptor >= 0:
-                    os.close(descriptor)
+                self.let_go()
+
+    def let_go(self) -> None:
+        """Close the files, and unlock the directory unless a process that this one was forked from has it open."""
+        self.journal.close()
+        self.arena.close()
+        descriptor, self._descriptor = self._descriptor, -1
+        self._broken = True
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _check(self) -> None:
         """Refuse to go on where memory may not be what is on disk: EIO, or EBADF after `close`."""

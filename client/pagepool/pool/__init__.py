@@ -8,6 +8,7 @@
 directory.
 """
 
+from pagepool.pool.custody import Custody
 from pagepool.pool.files import PoolFile
 from pagepool.pool.handing import receive_objects, send_objects
 from pagepool.pool.openobjects import OpenObjects
@@ -18,8 +19,10 @@ from pagepool.pool.readonly import ReadOnlyMount
 from pagepool.pool.residency import resident
 from pagepool.pool.scrub import Damage, Scrubber, ScrubReport
 from pagepool.pool.stats import PoolStats
+from pagepool.pool.suspects import SuspectReport, verify_suspects
 
 __all__ = [
+    "Custody",
     "Damage",
     "OpenObjects",
     "Partial",
@@ -30,7 +33,9 @@ __all__ = [
     "ReadOnlyPool",
     "ScrubReport",
     "Scrubber",
+    "SuspectReport",
     "receive_objects",
     "resident",
     "send_objects",
+    "verify_suspects",
 ]

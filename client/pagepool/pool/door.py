@@ -12,7 +12,6 @@ read every image that the pool's owner serves.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import socket
 import stat
@@ -20,28 +19,14 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import DeniedError
-from pagepool.pool.linux import call
+from pagepool.linux import mounts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_OPEN_TREE: Final = 428
-_MOUNT_SETATTR: Final = 442
-_OPEN_TREE_CLONE: Final = 1
-_AT_EMPTY_PATH: Final = 0x1000
-_AT_FDCWD: Final = -100
-_RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
+_RESTRICT: Final = mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC
 _TIMEOUT_S: Final = 5.0
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: process, user, group
-
-
-class _MountAttributes(ctypes.Structure):
-    _fields_ = (
-        ("set", ctypes.c_uint64),
-        ("clear", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns", ctypes.c_uint64),
-    )
 
 
 def open_read_only(path: Path) -> int:
@@ -53,15 +38,9 @@ def open_read_only(path: Path) -> int:
     Raises:
         OSError: EPERM without CAP_SYS_ADMIN, ENOSYS on an old kernel.
     """
-    flags = ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC)
-    descriptor = call("syscall", ctypes.c_long(_OPEN_TREE), _AT_FDCWD, os.fsencode(path), flags)
-    wanted = _MountAttributes(set=_RDONLY | _NOSUID | _NODEV | _NOEXEC)
+    descriptor = mounts.clone_mount(path)
     try:
-        call(
-            "syscall",
-            *(ctypes.c_long(_MOUNT_SETATTR), descriptor, b"", ctypes.c_uint(_AT_EMPTY_PATH)),
-            *(ctypes.byref(wanted), ctypes.c_size_t(ctypes.sizeof(wanted))),
-        )
+        mounts.restrict_mount(descriptor, _RESTRICT)
     except BaseException:
         os.close(descriptor)
         raise

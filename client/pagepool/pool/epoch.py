@@ -20,9 +20,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from pagepool import linux
 from pagepool.errors import BusyError, StoreFormatError
 from pagepool.pool import ledger as cell
-from pagepool.pool import linux
 from pagepool.pool.layout import EPOCH, EPOCH_LOCK, OBJECTS, PARTIAL, RETIRED, TEMPORARY, object_name, replace
 
 if TYPE_CHECKING:

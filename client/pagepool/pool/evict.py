@@ -6,6 +6,9 @@ budget. An object that somebody holds is passed over, and counts as used. The qu
 generation in the ledger that tells a process whether what it remembers is still that. A queue that is lost or out of
 date (a crash, records that the log has lost) is completed by walking the pool.
 
+Of a pool that overlays look into (`pagepool.pool.custody`) objects of no mounted tree go first, then those that are not
+in memory, and what is still in use without a name counts as pinned.
+
 A process killed in the middle has unlinked files that the account still has; the ledger notices, and `recount` makes
 account and queue anew.
 """
@@ -16,20 +19,24 @@ import os
 import re
 import struct
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import blake3_raw
 from pagepool.pool import ledger as cell
 from pagepool.pool import log as event
-from pagepool.pool.files import READ, is_held
+from pagepool.pool.custody import NoCustody
+from pagepool.pool.files import READ, is_held, is_locked
 from pagepool.pool.layout import OBJECTS, PARTIAL, QUEUE, RETIRED, TEMPORARY, cost, names_in, object_name, replace
 from pagepool.pool.mapfile import MapFile, remove_partial
 from pagepool.pool.policy import Entry, S3Fifo
+from pagepool.pool.residency import resident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from pagepool.pool.custody import Note
     from pagepool.pool.ledger import Ledger
     from pagepool.pool.log import Log
 
@@ -42,7 +49,30 @@ _HEAD: Final = struct.Struct("<8sQ")
 _ENTRY: Final = struct.Struct("<BBB5xQ32s")
 _SUM_SIZE: Final = 32
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
+_SPACE: Final = 16 << 20  # bytes that are evicted at least when a disk is full
+_UNUSED, _COLD, _ANY = range(3)  # what may go: objects of no mounted tree, what is not in memory, what nobody holds
 _P: Final = b"p"  # ends the queue's name of a partial: a key may be equal to a digest
+
+
+@dataclass(frozen=True, slots=True)
+class _Goal:
+    """What evicting is to come to.
+
+    Args:
+        size: bytes that are to fit.
+        base: what all may come to.
+        floor: what is left in any case for what is not pinned, nor about to be.
+        most_pinned: it is given up when more is pinned.
+    """
+
+    size: int
+    base: int
+    floor: int
+    most_pinned: float = float("inf")
+
+    def ceiling(self, pinned: int) -> int:
+        """What all may come to: more than `base` where most of that is pinned."""
+        return max(self.base, pinned + self.floor)
 
 
 class Evictor:
@@ -53,13 +83,17 @@ class Evictor:
         ledger: the account.
         log: what happened since.
         tell: writes down what this process still keeps to itself.
+        custody: knows who else has objects.
     """
 
-    def __init__(self, path: Path, ledger: Ledger, log: Log, tell: Callable[[memoryview[int]], None]) -> None:
+    def __init__(
+        self, path: Path, ledger: Ledger, log: Log, tell: Callable[[memoryview[int]], None], custody: NoCustody
+    ) -> None:
         self._path = path
         self._cells = ledger.cells
         self._log = log
         self._tell = tell
+        self._custody = custody
         self._queue = S3Fifo()
         self._generation = 0
 
@@ -70,24 +104,53 @@ class Evictor:
             whether they do.
         """
         cells = self._cells
-        limit = cells[cell.BUDGET] - size
-        if cells[cell.USED] > limit:
+        goal = _Goal(size, self.effective_budget(), self._custody.floor(cells[cell.BUDGET]))
+        if not self._is_met(goal):
+            self._custody.probe()
             self.sweep()
-        if cells[cell.USED] > limit >= 0:
-            self._evict(limit, max(0, limit - cells[cell.BUDGET] // SLACK_SHARE))
+        if not self._is_met(goal) and goal.ceiling(self._custody.pinned + self._custody.fresh) >= size:
+            self._evict(goal, goal.base // SLACK_SHARE)
         elif self._log.size > LOG_LIMIT:
             self._load()
             self._save()
-        return cells[cell.USED] <= limit
+        return self._is_met(goal)
+
+    def free_disk(self, size: int) -> bool:
+        """Let go of things because the disk is full, though the budget is not.
+
+        Returns:
+            whether something went.
+        """
+        self.sweep()
+        before, wanted = self._cells[cell.USED], max(size, _SPACE)
+        # What turns out to be pinned frees nothing: that is not tried for ever.
+        self._evict(_Goal(0, max(0, before - wanted), 0, self._custody.pinned + 4 * wanted), 0)
+        return self._cells[cell.USED] < before
+
+    def effective_budget(self) -> int:
+        """The budget, or what of it leaves the reserve of the file system free."""
+        cells = self._cells
+        if not cells[cell.RESERVE]:
+            return cells[cell.BUDGET]
+        found = os.statvfs(self._path)
+        left = cells[cell.USED] + found.f_bavail * found.f_frsize - cells[cell.RESERVE]
+        return min(cells[cell.BUDGET], max(0, left))
+
+    def _is_met(self, goal: _Goal, slack: int = 0) -> bool:
+        pinned = self._custody.pinned
+        ceiling = goal.ceiling(pinned + self._custody.fresh)
+        return self._cells[cell.USED] <= max(0, ceiling - goal.size - slack) or pinned > goal.most_pinned
 
     def sweep(self) -> None:
         """Remove what writers that died have left, and retired files that nobody holds any more."""
         for name in names_in(self._path / TEMPORARY):
-            if _unlink_unheld(self._path / TEMPORARY / name):
+            if self._unlink_unheld(self._path / TEMPORARY / name):
                 self.uncount(cell.TEMPORARY_BYTES, _charged(name))
         for name in names_in(self._path / RETIRED):
-            if _unlink_unheld(self._path / RETIRED / name):
+            if self._unlink_unheld(self._path / RETIRED / name):
                 self.uncount(cell.RETIRED_BYTES, _charged(name))
+        self._custody.probe()
+        self._count_pinned()
 
     def recount(self) -> None:
         """Make the account anew, from counters that are 0 and the files that are there."""
@@ -130,17 +193,20 @@ class Evictor:
             descriptor = os.open(path, READ)
         except FileNotFoundError:
             return False
+        note = None
         try:
             size = os.fstat(descriptor).st_size
-            if is_held(descriptor):
-                self.retire(path, cost(size))
-            else:
-                path.unlink()
+            with self._custody.names():
+                self._custody.unlink(digest)
+                if is_held(descriptor):
+                    self.retire(path, cost(size))
+                else:
+                    note = self._custody.note(descriptor, digest, cost(size))
+                    path.unlink()
         finally:
             os.close(descriptor)
-        self.uncount(cell.OBJECT_BYTES, cost(size))
-        self._cells[cell.OBJECTS] -= 1
-        self._cells[cell.CONTENT] -= size
+        self._forget_object(size)
+        self._settle(note)
         self._log.append(event.GONE, digest)
         return True
 
@@ -149,23 +215,40 @@ class Evictor:
         path.rename(self._path / RETIRED / f"{os.urandom(8).hex()}.{charged}")
         self.count(cell.RETIRED_BYTES, charged)
 
-    def _evict(self, limit: int, goal: int) -> None:
+    def _evict(self, goal: _Goal, slack: int) -> None:
+        """Evict until a goal is met, and `slack` bytes more fit, as far as that is possible."""
         self._tell(self._cells)
         self._load()
-        if not self._take(goal) and self._cells[cell.USED] > limit:
+        if not self._take_in_turn(goal, slack) and not self._is_met(goal):
             self._complete()
-            self._take(goal)
+            self._take_in_turn(goal, slack)
         self._save()
 
-    def _take(self, goal: int) -> bool:
-        """Evict down to `goal` bytes, as far as that is possible."""
-        cells, queue = self._cells, self._queue
+    def _take_in_turn(self, goal: _Goal, slack: int) -> bool:
+        """Evict what is missed least first. False if not all could be had."""
+        if not self._custody.careful:
+            return self._take(self._queue, goal, slack, _ANY)
+        unused = self._queue.split(lambda name: len(name) > 32 or not self._custody.in_use(name))
+        try:
+            done = self._take(unused, goal, slack, _UNUSED)
+        finally:
+            self._queue.merge(unused)
+        if done or self._is_met(goal):
+            return done
+        # Evicting what an overlay merely remembers would free nothing: it is asked to forget it before.
+        self._custody.release()
+        self._count_pinned()
+        return any(self._take(self._queue, goal, slack, which) for which in (_COLD, _ANY))
+
+    def _take(self, queue: S3Fifo, goal: _Goal, slack: int, which: int) -> bool:
+        """Evict from a queue until a goal is met. False if it does not have enough that may go."""
+        cells = self._cells
         spared = 0
-        while cells[cell.USED] > goal:
+        while not self._is_met(goal, slack):
             victim = queue.plan_victim() if spared <= len(queue) else None
             if victim is None:
                 return False
-            freed = self._drop(victim[0])
+            freed = self._drop(victim[0], which)
             if freed is None:
                 queue.keep(*victim)
                 spared += 1
@@ -174,8 +257,8 @@ class Evictor:
                 cells[cell.EVICTED_BYTES] += freed
         return True
 
-    def _drop(self, name: bytes) -> int | None:
-        """Remove what the queue calls `name`: bytes freed, 0 if it was gone before, None if it is held."""
+    def _drop(self, name: bytes, which: int) -> int | None:
+        """Remove what the queue calls `name`: bytes it counted, 0 if it was gone before, None if it has to stay."""
         if len(name) > 32:
             return self._drop_partial(name[:32])
         path = self._path / OBJECTS / object_name(name)
@@ -184,16 +267,47 @@ class Evictor:
         except FileNotFoundError:
             return 0
         try:
-            if is_held(descriptor):
-                return None
-            size = os.fstat(descriptor).st_size
-            path.unlink()
+            with self._custody.names():
+                if not self._may_go(name, descriptor, which):
+                    return None
+                size = os.fstat(descriptor).st_size
+                self._custody.unlink(name)
+                note = self._custody.note(descriptor, name, cost(size))
+                path.unlink()
         finally:
             os.close(descriptor)
+        self._forget_object(size)
+        self._settle(note)
+        return cost(size)
+
+    def _may_go(self, digest: bytes, descriptor: int, which: int) -> bool:
+        """Whether an object may be evicted. If so it stays locked against new holders until it is closed."""
+        if is_locked(descriptor):
+            return False
+        status = os.fstat(descriptor)
+        age = self._custody.second_name(digest, status.st_ino) if status.st_nlink > 1 else None
+        if status.st_nlink > (1 if age is None else 2):
+            return False
+        if age is not None and (which != _ANY or age < self._custody.fresh_s):
+            return False
+        return which != _COLD or not resident(descriptor)
+
+    def _forget_object(self, size: int) -> None:
         self.uncount(cell.OBJECT_BYTES, cost(size))
         self._cells[cell.OBJECTS] -= 1
         self._cells[cell.CONTENT] -= size
-        return cost(size)
+
+    def _settle(self, note: Note | None) -> None:
+        """Count a file that lost its last name if somebody has it in use nevertheless."""
+        if self._custody.settle(note):
+            self._count_pinned()
+
+    def _count_pinned(self) -> None:
+        """Have the account agree with custody, if there is one: the owner's process knows, others leave it as it is."""
+        if self._custody.careful:
+            pinned, before = self._custody.pinned, self._cells[cell.PINNED_BYTES]
+            self._cells[cell.PINNED_BYTES] = pinned
+            self._cells[cell.USED] += pinned - before
 
     def _drop_partial(self, key: bytes) -> int | None:
         path = self._path / PARTIAL / f"{key.hex()}.data"
@@ -283,6 +397,22 @@ class Evictor:
         self._generation = 0
         self._cells[cell.GENERATION] += 1
 
+    def _unlink_unheld(self, path: Path) -> bool:
+        """Remove a file unless somebody holds it. False if it is held or gone."""
+        try:
+            descriptor = os.open(path, READ)
+        except FileNotFoundError:
+            return False
+        try:
+            if is_held(descriptor):
+                return False
+            note = self._custody.note(descriptor, b"", _charged(path.name)) if path.parent.name == RETIRED else None
+            path.unlink()
+        finally:
+            os.close(descriptor)
+        self._custody.settle(note)
+        return True
+
     def count(self, number: int, charged: int) -> None:
         """Bytes came, of the kind that a counter is about."""
         self._cells[number] += charged
@@ -298,18 +428,3 @@ def _charged(name: str) -> int:
     """What a file in `tmp/` or `retired/` counts: its name says so, or it is none of the pool's."""
     digits = name.rpartition(".")[2]
     return int(digits) if digits.isdecimal() else 0
-
-
-def _unlink_unheld(path: Path) -> bool:
-    """Remove a file unless somebody holds it. False if it is held or gone."""
-    try:
-        descriptor = os.open(path, READ)
-    except FileNotFoundError:
-        return False
-    try:
-        if is_held(descriptor):
-            return False
-        path.unlink()
-    finally:
-        os.close(descriptor)
-    return True

@@ -57,11 +57,16 @@ def is_held(descriptor: int) -> bool:
     If not, it stays locked against new holders until it is closed. Whoever links an object elsewhere must hold it
     meanwhile.
     """
+    return is_locked(descriptor) or os.fstat(descriptor).st_nlink > 1
+
+
+def is_locked(descriptor: int) -> bool:
+    """Whether anybody else holds an open file. If not, it stays locked against new holders until it is closed."""
     try:
         fcntl.flock(descriptor, _EXCLUSIVE)
     except BlockingIOError:
         return True
-    return os.fstat(descriptor).st_nlink > 1
+    return False
 
 
 def map_file(descriptor: int, size: int) -> memoryview:

@@ -11,8 +11,9 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pagepool import linux
 from pagepool.errors import CorruptError, StoreFullError
-from pagepool.pool import epoch, linux
+from pagepool.pool import epoch
 from pagepool.pool import ledger as cell
 from pagepool.pool import log as event
 from pagepool.pool.files import hold
@@ -77,7 +78,7 @@ class Filler:
                 raise StoreFullError(reason)
             try:
                 found = self._find(key)
-                descriptor = self._begin(key, digest, size, len(extents)) if found is None else found
+                descriptor = self._begin_anyhow(key, digest, size, len(extents)) if found is None else found
             except OSError as error:
                 if not linux.is_full(error):
                     raise
@@ -145,6 +146,11 @@ class Filler:
             if partial.map is not None and partial.map.state == FILLING:
                 self._end(partial, partial.map, DISCARDED)
 
+    def free_disk(self, size: int, /) -> bool:
+        """Evict, because the disk is full. Whether something went."""
+        with self._ledger:
+            return self._evictor.free_disk(cost(size))
+
     def has_named(self, partial: Partial, inode: int, /) -> bool:
         """Whether a partial's file has a name, its own or that of the whole object."""
         for path in (self._path / OBJECTS / object_name(partial.digest), data_path(self._path, partial.key)):
@@ -168,6 +174,15 @@ class Filler:
             return None
         self._log.append_accesses((key,))
         return os.open(data_path(self._path, key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def _begin_anyhow(self, key: bytes, digest: bytes, size: int, count: int) -> int:
+        """Begin a partial; if the disk is full, once more after others were evicted."""
+        try:
+            return self._begin(key, digest, size, count)
+        except OSError as error:
+            if not linux.is_full(error) or not self._evictor.free_disk(0):
+                raise
+        return self._begin(key, digest, size, count)
 
     def _begin(self, key: bytes, digest: bytes, size: int, count: int) -> int:
         with suppress(FileNotFoundError):

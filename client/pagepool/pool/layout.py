@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pagepool import linux
 from pagepool.errors import StoreFormatError
-from pagepool.pool import linux
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

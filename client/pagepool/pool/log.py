@@ -11,8 +11,8 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
+from pagepool.linux import is_full
 from pagepool.pool.layout import LOG
-from pagepool.pool.linux import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 from pagepool.digest import blake3_raw
 from pagepool.errors import CorruptError, InvalidError, RangeInvalidError, StoreFullError
 from pagepool.extents import EXTENT_SIZE
+from pagepool.linux import is_full
 from pagepool.pool.files import map_file
-from pagepool.pool.linux import is_full
 from pagepool.pool.mapfile import CHARGED, DISCARDED, PRESENT, PUBLISHED, MapFile
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         def charge_extent(self, partial: Partial, number: int, /) -> None: ...
         def publish_partial(self, partial: Partial, /) -> None: ...
         def discard_partial(self, partial: Partial, /) -> None: ...
+        def free_disk(self, size: int, /) -> bool: ...
         def has_named(self, partial: Partial, inode: int, /) -> bool: ...
 
 
@@ -234,13 +235,20 @@ class Partial:
             raise CorruptError("object", self.digest.hex(), "its extents do not make it; it was given up")
 
     def _write(self, number: int, plain: memoryview) -> None:
-        offset = number * EXTENT_SIZE
         try:
-            with self._using() as descriptor:
-                while plain:
-                    written = os.pwrite(descriptor, plain, offset)
-                    plain, offset = plain[written:], offset + written
+            try:
+                self._write_at(number * EXTENT_SIZE, plain)
+            except OSError as error:
+                if not is_full(error) or not self._keeper.free_disk(len(plain)):
+                    raise
+                self._write_at(number * EXTENT_SIZE, plain)
         except OSError as error:
             if is_full(error):
                 raise StoreFullError(f"the pool's file system, while object {self.digest.hex()} is filled") from error
             raise
+
+    def _write_at(self, offset: int, plain: memoryview) -> None:
+        with self._using() as descriptor:
+            while plain:
+                written = os.pwrite(descriptor, plain, offset)
+                plain, offset = plain[written:], offset + written

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 SMALL_SHARE: Final = 10
 """The small queue is one in so many of the bytes."""
@@ -134,6 +134,25 @@ class S3Fifo:
         self._ghost_bytes -= self._ghost.pop(name, 0)
         self._main[name] = size
         self._main_bytes += size
+
+    def split(self, chosen: Callable[[bytes], bool]) -> S3Fifo:
+        """Take objects out into queues of their own, each in the order and with the uses that it has here."""
+        part = S3Fifo(entry for entry in self.entries() if entry.queue < 2 and chosen(entry.name))
+        for entry in part.entries():
+            self.remove(entry.name)
+        return part
+
+    def merge(self, part: S3Fifo) -> None:
+        """Put back what is left of what was taken out, as what came last, and what that remembers."""
+        for queue, uses, size, name in part.entries():
+            if queue == 2:
+                self._remember(name, size)
+                continue
+            (self._small, self._main)[queue][name] = size
+            if uses:
+                self._uses[name] = uses
+        self._small_bytes += part._small_bytes
+        self._main_bytes += part._main_bytes
 
     def _remember(self, name: bytes, size: int) -> None:
         self._ghost[name] = size

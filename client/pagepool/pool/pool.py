@@ -28,6 +28,7 @@ from pagepool.digest import blake3_raw
 from pagepool.errors import CorruptError, InvalidError
 from pagepool.pool import epoch
 from pagepool.pool import ledger as cell
+from pagepool.pool.custody import NoCustody
 from pagepool.pool.evict import Evictor
 from pagepool.pool.files import PoolFile, hash_file, hold, is_unreadable, open_object
 from pagepool.pool.filling import Filler
@@ -62,10 +63,21 @@ class Pool:
     moment is held until both have closed it.
     """
 
-    def __init__(self, path: Path, *, identity: str, durable: bool, budget: int | None, initial: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        identity: str,
+        durable: bool,
+        budget: int | None,
+        initial: int = 0,
+        reserve: int | None = None,
+        custody: NoCustody | None = None,
+    ) -> None:
         self.id = identity
         self.path = path
         self.durable = durable
+        self._custody = custody or NoCustody()
         self._seen: deque[bytes | None] = deque(maxlen=_MOST_KEPT)
         self._closed = False
         with contextlib.ExitStack() as undo:
@@ -74,19 +86,30 @@ class Pool:
             undo.callback(self._ledger.close)
             self._log = Log(path)
             undo.callback(self._log.close)
-            self._evictor = Evictor(path, self._ledger, self._log, self._flush)
+            self._custody.attach(path)
+            undo.callback(self._custody.close)
+            self._evictor = Evictor(path, self._ledger, self._log, self._flush, self._custody)
             parts = (path, self._ledger, self._evictor, self._log)
             self._filler = Filler(*parts)
             sealing = can_seal(self._temporary)
             directories = self._objects, self._temporary
             self._writer = Writer(*parts, directories, durable=durable, sealing=sealing)
             self.protection = protection(path, sealed=sealing)
-            self._begin(budget, initial)
+            self._begin(budget, initial, reserve)
             undo.pop_all()
         _pools.add(self)
 
     @classmethod
-    def open(cls, path: Path, *, budget: int | None, initial: int = 0, durable: bool | None = None) -> Pool:
+    def open(
+        cls,
+        path: Path,
+        *,
+        budget: int | None,
+        initial: int = 0,
+        durable: bool | None = None,
+        reserve: int | None = None,
+        custody: NoCustody | None = None,
+    ) -> Pool:
         """Open a pool, or make one. Blocks while another process evicts, and for a walk of it after a boot or a kill.
 
         Args:
@@ -94,17 +117,29 @@ class Pool:
             budget: bytes, of all its processes together: the last one to open it with one decides; None: as it was.
             initial: what it becomes without one where none was ever given.
             durable: of a new pool, whether it outlives a boot; None: unless it is on tmpfs or ramfs.
+            reserve: bytes of the file system that are left free, whatever the budget; None: as it was, 0 at first.
+            custody: who else has objects; attached to this pool, and closed with it.
 
         Raises:
-            InvalidError: a budget below 0.
+            InvalidError: a budget or reserve below 0.
             StoreFormatError: the directory is something else, or a pool of another version.
             PermissionError: it is another user's.
             OSError: it cannot be made or read.
         """
         if (initial if budget is None else budget) < 0:
             raise InvalidError(budget, "a budget is not below 0")
+        if reserve is not None and reserve < 0:
+            raise InvalidError(reserve, "a reserve is not below 0")
         found = open_format(path, durable)
-        return cls(path, identity=found.id, durable=found.durable, budget=budget, initial=initial)
+        return cls(
+            path,
+            identity=found.id,
+            durable=found.durable,
+            budget=budget,
+            initial=initial,
+            reserve=reserve,
+            custody=custody,
+        )
 
     @classmethod
     def attach(cls, path: Path, pool_id: str) -> ReadOnlyPool:
@@ -184,8 +219,23 @@ class Pool:
             return self._filler.open_whole(digest, extents, whole)
         return self._filler.open(digest, size, extents)
 
+    def verify(self, digest: bytes, /) -> bool:
+        """Hash an object if it is suspect; it is removed if it is wrong. Is no use of it.
+
+        Returns:
+            whether it is here, and may be served.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        with self._open(digest) or contextlib.nullcontext() as file:
+            return file is not None
+
     def remove(self, digest: bytes, /) -> bool:
         """Remove an object, whoever holds it: they go on reading it, and it counts until they are done.
+
+        Its second name, under which overlays look for what was just brought (`pagepool.pool.custody`), goes first. An
+        overlay that has the file open, or remembers it, goes on with what it has.
 
         Returns:
             whether it was there.
@@ -223,9 +273,9 @@ class Pool:
         with self._ledger as cells:
             self._flush(cells)
             self._evictor.sweep()
-            counted = tuple(cells[: cell.UNSYNCED + 1])
+            counted, effective = tuple(cells[: cell.RESERVE + 1]), self._evictor.effective_budget()
         if not inspect:
-            return make_stats(counted, self.protection, None, None)
+            return make_stats(counted, self.protection, None, None, effective)
         held = in_memory = 0
         digests = self.digests()
         while batch := list(itertools.islice(digests, _BATCH)):
@@ -233,7 +283,7 @@ class Pool:
             with self._ledger:
                 more = inspect_objects(self._objects, batch)
             held, in_memory = held + more[0], in_memory + more[1]
-        return make_stats(counted, self.protection, held, in_memory)
+        return make_stats(counted, self.protection, held, in_memory, effective)
 
     def close(self) -> None:
         """Let go of the pool. Nothing is waited for: what is not synced is hashed once more after the next boot."""
@@ -247,6 +297,7 @@ class Pool:
         os.close(self._temporary)
         self._objects = self._temporary = -1  # the numbers may soon be those of other files
         self._log.close()
+        self._custody.close()
         self._ledger.close()
 
     def __enter__(self) -> Pool:
@@ -257,11 +308,12 @@ class Pool:
     ) -> None:
         self.close()
 
-    def _begin(self, budget: int | None, initial: int) -> None:
+    def _begin(self, budget: int | None, initial: int, reserve: int | None) -> None:
         with self._ledger as cells:
             if epoch.begin(self.path, cells, self._evictor, durable=self.durable):
                 self._ledger.forget()
             cells[cell.BUDGET] = (cells[cell.BUDGET] or initial) if budget is None else budget
+            cells[cell.RESERVE] = cells[cell.RESERVE] if reserve is None else reserve
         with self._ledger:
             self._evictor.sweep()
             self._evictor.make_room(0)

@@ -10,7 +10,6 @@ locked with flock(2) while its owner lives: what a killed owner has left is unmo
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -18,19 +17,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pagepool.linux import mounts
 from pagepool.pool.files import PoolFile, open_object
 from pagepool.pool.layout import OBJECTS
-from pagepool.pool.linux import call
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from pagepool.pool.pool import Pool
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
-_MS_REMOUNT, _MS_BIND, _MS_PRIVATE = 32, 4096, 1 << 18
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_RESTRICT: Final = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
+_RESTRICT: Final = mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV
 _PREFIX: Final = ".readonly."
 
 
@@ -125,21 +121,16 @@ def remove_stale(path: Path) -> int:
 
 
 def _bind(source: Path, target: Path) -> None:
-    _mount(source, target, _MS_BIND)
+    mounts.mount(source, target, None, mounts.MS_BIND)
     # A mount of its own, that no other namespace gets to see; and only a second call can make it read-only.
-    _mount(None, target, _MS_PRIVATE)
-    _mount(None, target, _MS_BIND | _MS_REMOUNT | _RESTRICT)
-
-
-def _mount(source: Path | None, target: Path, flags: int) -> None:
-    origin = None if source is None else os.fsencode(source)
-    call("mount", origin, os.fsencode(target), None, ctypes.c_ulong(flags), None)
+    mounts.mount(None, target, None, mounts.MS_PRIVATE)
+    mounts.mount(None, target, None, mounts.MS_BIND | mounts.MS_REMOUNT | _RESTRICT)
 
 
 def _remove(target: Path) -> None:
     try:
         # Detached: whoever still has descriptors through it keeps the mount, and nobody else sees it.
-        call("umount2", os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+        mounts.unmount(target, mounts.MNT_DETACH)
     except OSError as error:
         # Not mounted yet, or any more; EPERM: it never was, by one who may not.
         if error.errno not in (errno.EINVAL, errno.ENOENT, errno.EPERM):

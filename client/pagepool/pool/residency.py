@@ -7,9 +7,9 @@ import errno
 import os
 from functools import cache
 
-from pagepool.pool import linux
+from pagepool import linux
+from pagepool.linux import call
 from pagepool.pool.layout import PAGE
-from pagepool.pool.linux import call
 
 _CACHESTAT = 451  # the number of the system call, on every architecture
 

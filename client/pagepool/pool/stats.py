@@ -27,7 +27,7 @@ class PoolStats:
         partial_bytes: of their extents that are there.
         temporary_bytes: being written just now.
         retired_bytes: removed from their names, and held by somebody.
-        used: all of these together: what the budget is compared with.
+        used: all of these together, and what is pinned: what the budget is compared with.
         budget: what they may come to.
         hits: calls of `get` that found the object, since the machine booted. Each process tells its own in batches.
         misses: those that did not.
@@ -36,6 +36,9 @@ class PoolStats:
         protection: what keeps objects from being read when they are wrong at rest: see `pagepool.pool.verity`.
         held_bytes: that whole objects take which somebody has open, and of retired ones; None if not looked at.
         resident_bytes: of whole objects in memory; None if not looked at.
+        pinned_bytes: of objects that lost their names, and that an overlay has in use: `pagepool.pool.custody`.
+        reserve: bytes of the file system that the pool leaves free.
+        effective_budget: the budget, or what of it leaves that reserve.
     """
 
     objects: int
@@ -54,10 +57,19 @@ class PoolStats:
     protection: str
     held_bytes: int | None = None
     resident_bytes: int | None = None
+    pinned_bytes: int = 0
+    reserve: int = 0
+    effective_budget: int = 0
 
 
-def make_stats(cells: Sequence[int], protection: str, held: int | None, in_memory: int | None) -> PoolStats:
-    """A pool's figures out of its counters."""
+def make_stats(
+    cells: Sequence[int], protection: str, held: int | None, in_memory: int | None, effective: int
+) -> PoolStats:
+    """A pool's figures out of its counters.
+
+    Args:
+        protection, held, in_memory, effective: see `PoolStats`.
+    """
     return PoolStats(
         objects=cells[cell.OBJECTS],
         content_bytes=cells[cell.CONTENT],
@@ -75,6 +87,9 @@ def make_stats(cells: Sequence[int], protection: str, held: int | None, in_memor
         protection=protection,
         held_bytes=None if held is None else held + cells[cell.RETIRED_BYTES],
         resident_bytes=in_memory,
+        pinned_bytes=cells[cell.PINNED_BYTES],
+        reserve=cells[cell.RESERVE],
+        effective_budget=effective,
     )
 
 

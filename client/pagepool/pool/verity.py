@@ -14,7 +14,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from pagepool.pool import linux
+from pagepool import linux
 
 if TYPE_CHECKING:
     from pathlib import Path

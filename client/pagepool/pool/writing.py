@@ -10,8 +10,9 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from pagepool import linux
 from pagepool.errors import StoreFullError
-from pagepool.pool import epoch, linux
+from pagepool.pool import epoch
 from pagepool.pool import ledger as cell
 from pagepool.pool import log as event
 from pagepool.pool.files import READ, hold
@@ -75,9 +76,8 @@ class Writer:
                 return None
             self._number += 1
             name = f"{self._token}.{self._number}.{charged}"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             try:
-                descriptor = os.open(name, flags, 0o444, dir_fd=self.directory)
+                descriptor = self._create(name, charged)
             except OSError as error:
                 raise self._full(error) from error
             hold(descriptor)
@@ -96,8 +96,7 @@ class Writer:
         size, reading = len(plain), -1
         try:
             try:
-                while plain:
-                    plain = plain[os.write(descriptor, plain) :]
+                self._write_all(descriptor, plain)
                 os.fchmod(descriptor, 0o444)
                 # What is handed on must not be open for writing.
                 reading = os.open(name, READ, dir_fd=self.directory)
@@ -115,6 +114,28 @@ class Writer:
             raise
         self._give_up(name, size, reading)
         return None
+
+    def _create(self, name: str, charged: int) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            return os.open(name, flags, 0o444, dir_fd=self.directory)
+        except OSError as error:
+            if not linux.is_full(error) or not self._evictor.free_disk(charged):
+                raise
+        return os.open(name, flags, 0o444, dir_fd=self.directory)
+
+    def _write_all(self, descriptor: int, plain: memoryview) -> None:
+        """Write a file; if the disk is full, once more after others were evicted."""
+        try:
+            _write(descriptor, plain)
+        except OSError as error:
+            if not linux.is_full(error):
+                raise
+            with self._ledger:
+                freed = self._evictor.free_disk(cost(len(plain)))
+            if not freed:
+                raise
+            _write(descriptor, plain)
 
     def _publish(self, digest: bytes, size: int, name: str, descriptor: int) -> bool:
         """Give a written file its name. False if another one got it meanwhile."""
@@ -145,6 +166,13 @@ class Writer:
 
     def _full(self, error: OSError) -> Exception:
         return StoreFullError(f"{self._path}: {error.strerror}") if linux.is_full(error) else error
+
+
+def _write(descriptor: int, plain: memoryview) -> None:
+    """Write all of a file, from its beginning."""
+    done = 0
+    while done < len(plain):
+        done += os.pwrite(descriptor, plain[done:], done)
 
 
 def _exists(name: str, directory: int) -> bool:

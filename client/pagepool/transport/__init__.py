@@ -3,6 +3,8 @@
 from pagepool.transport.auth import Credentials
 from pagepool.transport.http import Session, is_loopback
 from pagepool.transport.images import RegistrySink, RegistrySource
+from pagepool.transport.leases import Lease, LeaseClient
+from pagepool.transport.profiles import ListedProfile, Profile, ProfileClient
 from pagepool.transport.registry import Pulled, RegistryClient
 from pagepool.transport.retry import RetryPolicy
 from pagepool.transport.service import FileEntry, ImageState, LayerState, ServiceClient
@@ -19,5 +21,10 @@ __all__ = [
     "ImageState",
     "LayerState",
     "FileEntry",
+    "LeaseClient",
+    "Lease",
+    "ProfileClient",
+    "Profile",
+    "ListedProfile",
     "is_loopback",
 ]

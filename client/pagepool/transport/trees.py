@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import DigestMismatchError, ManifestUnknownError, PendingError, TreeUnknownError, UnsupportedError
@@ -15,6 +18,7 @@ from pagepool.oci.fields import load_object
 from pagepool.transport.answers import Subject
 from pagepool.transport.http import Call, Session
 from pagepool.transport.service import answer_error, image_url
+from pagepool.transport.verified import download_verified
 
 MOST_OBJECTS = 16384
 _PAUSE_S = 0.2
@@ -108,6 +112,36 @@ class TreeClient:
         if got != tree.raw:
             raise DigestMismatchError(tree, Digest("blake3", got), len(data))
         return data
+
+    def fetch_erofs(self, name: str, tree: Digest, out: BinaryIO | Path) -> Digest:
+        """The EROFS image of a tree (docs/format/erofs.md). Blocks while the service makes it and it is loaded.
+
+        Args:
+            out: a file, written from where it stands, which can be cut there again if the connection breaks; or a path,
+                where the image stands once it is whole and verified.
+
+        Returns:
+            the BLAKE3 of the image.
+
+        Raises:
+            TreeUnknownError: no image of the repository has the tree any more.
+            CorruptError: the service cannot make it, because a small file's content is damaged there.
+            DigestMismatchError: it is not what the service says that it is; `out` is cut, or not there.
+            UnreachableError: the connection broke, again and again.
+            OSError: it cannot be written.
+        """
+        about = Subject(TreeUnknownError, str(tree), name)
+        call = Call("GET", f"/v1/{name}/trees/{tree}/erofs", about, headers={"Accept-Encoding": "zstd"})
+        if not isinstance(out, Path):
+            return download_verified(self._session, call, out)
+        temporary = out.with_name(f".{out.name}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            with temporary.open("w+b") as file:
+                digest = download_verified(self._session, call, file)
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest
 
     def fill(
         self,

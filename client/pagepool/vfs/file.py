@@ -154,7 +154,8 @@ class RawFile(io.RawIOBase):
         """Write at the position, or at the end if the file was opened to append."""
         writer = self._writer()
         if self._append:
-            self._position = self.size
+            self._position = writer.append(self._ino, data)
+            return memoryview(data).nbytes
         written = writer.write(self._ino, self._position, data)
         self._position += written
         return written

@@ -272,16 +272,27 @@ class WritableFileSystem(FileSystem, Protocol):
         """
         ...
 
+    def append(self, ino: int, data: Buffer) -> int:
+        """As `write` at the end of the file, wherever that is by then: what two append comes one after the other.
+
+        Returns:
+            where the end is now.
+        """
+        ...
+
     def allocate(self, ino: int, offset: int, size: int, mode: int) -> None:
         """As fallocate(2): 0, KEEP_SIZE, PUNCH_HOLE|KEEP_SIZE, ZERO_RANGE; EOPNOTSUPP for other modes."""
         ...
 
     def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set an extended attribute. EEXIST, ENODATA (by `flags`), ERANGE (name), E2BIG, ENOSPC."""
+        """Set an extended attribute. EEXIST, ENODATA (by `flags`), ERANGE (name), E2BIG, ENOSPC.
+
+        EPERM for `user.` names on what is no regular file or directory.
+        """
         ...
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
-        """Remove one. ENODATA."""
+        """Remove one. ENODATA; EPERM as `set_xattr`."""
         ...
 
     def sync(self) -> None:

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from pagepool.content import Sharing
+    from pagepool.digest import Digest
     from pagepool.image.treefile import TreeFile
     from pagepool.pool import Pool
     from pagepool_service.cache import ExtentCache
+    from pagepool_service.erofsimages import ErofsImages
     from pagepool_service.images import ImageView
+    from pagepool_service.prebuild import WantedImages
+    from pagepool_service.profiles import Profiles
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.settings import Settings
     from pagepool_service.statistics import Statistics
@@ -47,6 +51,18 @@ class TreeFiles(Protocol):
         """
         ...
 
+    def origin(self, name: str, tree: bytes, /) -> tuple[Digest, tuple[Digest, ...]]:
+        """What a tree was made from: a manifest, and the diff_ids of its layers, lowest first. Blocks.
+
+        Raises:
+            TreeUnknownError: as `resolve`.
+        """
+        ...
+
+    def manifests(self, name: str, tree: bytes, /) -> list[Digest]:
+        """The manifests of the repository that the tree came from, those that are still there. Blocks."""
+        ...
+
     def measure_sharing(self, present: Container[bytes], /) -> Sharing:
         """How much of a pool is of several images. Blocks."""
         ...
@@ -62,12 +78,15 @@ class Context:
 
     Args:
         treefiles: of images that are ready, by repository.
+        erofs: images of trees for the kernel.
+        profiles: of containers' starts, by repository and tree.
+        wanted: notes on pushed images, of which trees are made ahead.
         cache: of objects.
         pool: what that keeps them in; None if nothing is kept.
         threads: for what reads, and for bodies on their way in: nothing that takes the store's writer lock.
         writers: for what takes that lock, and may wait for it.
         listings: for pages of images.
-        merging: for trees.
+        merging: for trees and their images.
         counting: for statistics.
     """
 
@@ -77,6 +96,9 @@ class Context:
     sessions: SessionLimit
     trees: Trees
     treefiles: TreeFiles
+    erofs: ErofsImages
+    profiles: Profiles
+    wanted: WantedImages
     cache: ExtentCache
     pool: Pool | None
     statistics: Statistics

@@ -5,6 +5,7 @@ The table names each class of `pagepool.errors` (a test compares); a class is lo
 The service's own classes that have an answer of their own are in a table beside it.
 Codes beyond the specification's, where it has none: RANGE_INVALID and TAG_INVALID (as Docker's registry has them),
 REFERENCE_INVALID, LAYER_INVALID, PATH_UNKNOWN, TREE_UNKNOWN, OBJECT_UNKNOWN, EXTENT_UNKNOWN,
+LEASE_UNKNOWN, PROFILE_UNKNOWN,
 STORE_FULL, READ_ONLY, BUSY, CORRUPT, UNAVAILABLE, UNKNOWN.
 """
 
@@ -53,6 +54,8 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.TreeUnknownError: (404, "TREE_UNKNOWN"),
     errors.ObjectUnknownError: (404, "OBJECT_UNKNOWN"),
     errors.ExtentUnknownError: (404, "EXTENT_UNKNOWN"),
+    errors.LeaseUnknownError: (404, "LEASE_UNKNOWN"),
+    errors.ProfileUnknownError: (404, "PROFILE_UNKNOWN"),
     errors.StoreFullError: (507, "STORE_FULL"),
     errors.ReadOnlyError: (405, "READ_ONLY"),
     errors.StoreFormatError: (503, "UNAVAILABLE"),

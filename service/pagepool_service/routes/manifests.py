@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from pagepool.digest import Digest
 from pagepool.errors import DigestMismatchError, InvalidError, LimitError
-from pagepool.oci import parse_manifest, validate_tag
+from pagepool.oci import Manifest, parse_manifest, validate_tag
 from pagepool.oci.mediatypes import DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST
 from pagepool_service.routes.blobs import is_known
 from pagepool_service.routes.context import Context, Service
@@ -31,7 +31,7 @@ from pagepool_service.routes.parameters import TAG_PATTERN, Reference, Repositor
 from pagepool_service.routes.streaming import body_chunks
 
 if TYPE_CHECKING:
-    from pagepool.oci import Index, Manifest
+    from pagepool.oci import Index
     from pagepool_service.store.catalogue import StoredManifest
 
 router = APIRouter()
@@ -118,6 +118,8 @@ async def put_manifest(
         raise DigestMismatchError(reference, digest, len(raw))
     document = await service.threads.run(parse_manifest, raw, request.headers.get("content-type"))
     await service.writers.run(service.registry.put_manifest, name, digest, document, tags)
+    if isinstance(document, Manifest):
+        await service.threads.run(service.wanted.add, name, digest)
     return Response(status_code=201, headers=_put_headers(name, reference, digest, document, tag))
 
 

@@ -36,17 +36,17 @@ router = APIRouter()
 _PATH = "/v1/{name:repository}/trees/{tree}"
 _MEDIA_TYPE = "application/vnd.pagepool.tree.v1"
 _LEVEL = 1
-_SMALLEST = 512  # bytes that are worth compressing
+SMALLEST = 512  # bytes that are worth compressing
 _CONTENT = {_MEDIA_TYPE: next(iter(BINARY.values()))}
-_HEADERS = {
+HEADERS = {
     "ETag": header("The digest, quoted; with another ending if the answer is compressed."),
     "Content-Length": LENGTH,
     "Accept-Ranges": header("`bytes`."),
     "Cache-Control": header("It never changes."),
     "Vary": header("`Accept-Encoding`."),
 }
-_CODED = {**_HEADERS, "Content-Encoding": header("`zstd` if the client accepts it, and asks for all of the file.")}
-_CONDITIONS = {
+CODED = {**HEADERS, "Content-Encoding": header("`zstd` if the client accepts it, and asks for all of the file.")}
+CONDITIONS = {
     "parameters": [
         header_parameter("Range", "One range of bytes; several are answered by all of the content."),
         header_parameter("If-Range", "Heed `Range` only if this is the ETag."),
@@ -59,10 +59,10 @@ _CONDITIONS = {
 @router.get(
     _PATH,
     response_class=Response,
-    openapi_extra=_CONDITIONS,
+    openapi_extra=CONDITIONS,
     responses={
-        200: success("The tree file.", _CODED, _CONTENT),
-        206: success("The range of it.", {**_HEADERS, "Content-Range": header("Which bytes.")}, _CONTENT),
+        200: success("The tree file.", CODED, _CONTENT),
+        206: success("The range of it.", {**HEADERS, "Content-Range": header("Which bytes.")}, _CONTENT),
         304: success("The client has it."),
         **failures(416),
     },
@@ -71,15 +71,15 @@ async def get_tree_file(request: Request, service: Service, name: Repository, tr
     """Read a tree file. It was compared with its digest when it was opened."""
     digest = parse_tree(tree)
     found = await service.threads.run(service.treefiles.resolve, name, digest)
-    etag, size = _etag(digest), len(found.raw)
+    etag, size = etag_of(digest), len(found.raw)
     asked = request.headers.get("if-range", etag).strip() == etag
     try:
         wanted = byte_range(request.headers.get("range"), size) if asked else None
     except RangeInvalidError as error:
         return render(error, **{"Content-Range": f"bytes */{size}"})
-    coded = wanted is None and size >= _SMALLEST and _takes_zstd(request.headers.get("accept-encoding", ""))
-    headers = _fields(_etag(digest, coded="zstd") if coded else etag)
-    if _is_known(request, digest):
+    coded = wanted is None and size >= SMALLEST and takes_zstd(request.headers.get("accept-encoding", ""))
+    headers = fields_of(etag_of(digest, coded="zstd") if coded else etag)
+    if is_known(request, digest):
         return Response(status_code=304, headers=headers)
     if wanted is not None:
         headers["Content-Range"] = f"bytes {wanted[0]}-{wanted[1] - 1}/{size}"
@@ -94,7 +94,7 @@ async def get_tree_file(request: Request, service: Service, name: Repository, tr
     _PATH,
     response_class=Response,
     responses={
-        200: success("The repository has the tree.", _HEADERS),
+        200: success("The repository has the tree.", HEADERS),
         304: success("The client has it."),
         **head_failures(),
     },
@@ -103,8 +103,8 @@ async def head_tree_file(request: Request, service: Service, name: Repository, t
     """Check for a tree file."""
     digest = parse_tree(tree)
     found = await service.threads.run(service.treefiles.resolve, name, digest)
-    headers = _fields(_etag(digest))
-    if _is_known(request, digest):
+    headers = fields_of(etag_of(digest))
+    if is_known(request, digest):
         return Response(status_code=304, headers=headers)
     return Response(headers={**headers, "Content-Length": str(len(found.raw))}, media_type=_MEDIA_TYPE)
 
@@ -113,19 +113,21 @@ def _compress(tree: TreeFile) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True).compress(tree.raw)
 
 
-def _etag(digest: bytes, coded: str = "") -> str:
+def etag_of(digest: bytes, coded: str = "") -> str:
+    """The ETag of what has a digest, and of what it is when it is compressed."""
     return f'"{Digest("blake3", digest)}{"+" if coded else ""}{coded}"'
 
 
-def _is_known(request: Request, digest: bytes) -> bool:
+def is_known(request: Request, digest: bytes) -> bool:
     """Whether the client has the file, compressed or not."""
     known = request.headers.get("if-none-match")
     if known is None:
         return False
-    return matches(known, _etag(digest), weak=True) or matches(known, _etag(digest, coded="zstd"), weak=True)
+    return matches(known, etag_of(digest), weak=True) or matches(known, etag_of(digest, coded="zstd"), weak=True)
 
 
-def _fields(etag: str) -> dict[str, str]:
+def fields_of(etag: str) -> dict[str, str]:
+    """Headers of an answer with what never changes."""
     return {
         "ETag": etag,
         "Accept-Ranges": "bytes",
@@ -134,7 +136,7 @@ def _fields(etag: str) -> dict[str, str]:
     }
 
 
-def _takes_zstd(accepted: str) -> bool:
+def takes_zstd(accepted: str) -> bool:
     """Whether a list of codings has zstd, and does not rule it out (RFC 9110, section 12.5.3)."""
     for coding in accepted.lower().split(","):
         name, _, weight = coding.partition(";")

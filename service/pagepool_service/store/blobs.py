@@ -176,7 +176,11 @@ class BlobStore:
 
     def layer(self, txn: Reader, record: BlobRecord) -> LayerRecord | None:
         """The layer that a blob was understood as, or None."""
-        payload = None if record.diff_id is None else txn.get(Table.LAYERS, record.diff_id.key)
+        return None if record.diff_id is None else self.find_layer(txn, record.diff_id)
+
+    def find_layer(self, txn: Reader, diff_id: Digest) -> LayerRecord | None:
+        """The layer of a diff_id, or None. It does not go with the blob that it was read from."""
+        payload = txn.get(Table.LAYERS, diff_id.key)
         return None if payload is None else LayerRecord.decode(payload)
 
     def update(self, txn: Writer, digest: Digest, record: BlobRecord) -> None:

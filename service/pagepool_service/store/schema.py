@@ -28,6 +28,10 @@ _BLOB_HEAD = struct.Struct(">BBBQQ32s")
 _LAYER = struct.Struct(">QQQQ")
 _JOB_KEY = struct.Struct(">BQ")
 _JOB = struct.Struct(">BBBQQ")
+_LEASE = struct.Struct(">QQHB")
+_TREE_SIZE = 32
+_LEASE_ID_SIZE = 16
+_DIFF_KEY_SIZE = 33  # of a diff_id, which is a SHA-256
 
 
 def u64(number: int) -> bytes:
@@ -253,3 +257,74 @@ class Job:
             return cls(JobKind(kind), number, blob, attempts, owner, recipe, created_ns, ends)
         except (struct.error, ValueError, DigestInvalidError) as error:
             raise CorruptError("job", key.hex(), f"its record cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseName:
+    """What a lease is on: a tree, as a repository has it. `id` tells apart the leases of different holders."""
+
+    repository: str
+    tree: bytes
+    id: bytes
+
+    @property
+    def key(self) -> bytes:
+        """The key in `leases`."""
+        return lease_prefix(self.repository, self.tree) + self.id
+
+    @classmethod
+    def parse(cls, key: bytes) -> LeaseName:
+        """Read it back."""
+        repository, _, rest = key.partition(b"\0")
+        try:
+            name = cls(repository.decode(), rest[:_TREE_SIZE], rest[_TREE_SIZE:])
+        except ValueError as error:
+            raise CorruptError("lease", key.hex(), f"its key cannot be read: {error}") from error
+        if not repository or len(name.id) != _LEASE_ID_SIZE:
+            raise CorruptError("lease", key.hex(), "its key is none")
+        return name
+
+
+def lease_prefix(repository: str, tree: bytes) -> bytes:
+    """What the keys in `leases` of one tree in one repository begin with."""
+    return repository.encode() + b"\0" + tree
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """A lease: until when a tree is kept, for whom, and what it was made from.
+
+    Args:
+        created_ns: Unix time at which it was taken.
+        expires_ns: Unix time from which on it counts for nothing.
+        manifest: of the image that the tree came from; it may have been deleted since.
+        layers: diff_ids of the layers that the tree is merged of, lowest first: the roots of what must be kept.
+        holder: who has it, in words for people.
+    """
+
+    created_ns: int
+    expires_ns: int
+    manifest: Digest
+    layers: tuple[Digest, ...]
+    holder: str
+
+    def encode(self) -> bytes:
+        """The payload in `leases`."""
+        holder, manifest = self.holder.encode(), self.manifest.key
+        head = _LEASE.pack(self.created_ns, self.expires_ns, len(holder), len(manifest))
+        return head + holder + manifest + b"".join(layer.key for layer in self.layers)
+
+    @classmethod
+    def decode(cls, payload: bytes | memoryview, name: str) -> LeaseRecord:
+        """Read it back."""
+        try:
+            created, expires, holder_size, manifest_size = _LEASE.unpack_from(payload)
+            rest = bytes(payload[_LEASE.size :])
+            holder = rest[:holder_size].decode()
+            end = holder_size + manifest_size
+            manifest = Digest.from_key(rest[holder_size:end])
+            starts = range(end, len(rest), _DIFF_KEY_SIZE)
+            layers = tuple(Digest.from_key(rest[start : start + _DIFF_KEY_SIZE]) for start in starts)
+        except (struct.error, ValueError, IndexError, DigestInvalidError) as error:
+            raise CorruptError("lease", name, f"its record cannot be read: {error}") from error
+        return cls(created, expires, manifest, layers, holder)

@@ -11,6 +11,7 @@ from pagepool_service.store.blobs import BlobStore, sync_directory
 from pagepool_service.store.environment import FORMAT_VERSION, Environment
 from pagepool_service.store.extents import ExtentStore
 from pagepool_service.store.jobs import JobQueue
+from pagepool_service.store.leases import Leases
 from pagepool_service.store.registry import Registry
 from pagepool_service.store.statistics import directory_bytes
 
@@ -29,6 +30,7 @@ class Store:
         self.jobs = JobQueue(env)
         self.blobs = BlobStore(env, self.extents, self.jobs, data / "spool")
         self.registry = Registry(env, self.blobs)
+        self.leases = Leases(env)
         env.other_bytes = lambda: directory_bytes(data / "spool") + directory_bytes(data / "uploads")
 
     @classmethod

@@ -6,16 +6,21 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pagepool.cli import output
+from pagepool.cli.nodes import node_client, node_options
 from pagepool.cli.options import output_options
-from pagepool.errors import UnsupportedError
-from pagepool.node.memory import measure_memory
+from pagepool.errors import UnreachableError
+from pagepool.image.treefile import TreeFile
+from pagepool.node.memory import MemoryInputs, MountedImage, measure_memory
+from pagepool.pool.layout import object_name
 
 if TYPE_CHECKING:
+    from pagepool.node.client import NodeClient
     from pagepool.node.memory import ContainerMemory, MemoryReport, MemorySource
 
 _HEADERS = ("CONTAINER", "IMAGE", "MAPPED", "RESIDENT", "SHARED", "TWICE", "OWN FILES", "ON DISK")
@@ -34,6 +39,7 @@ _CLEAR = "\x1b[H\x1b[J"
     help="With --watch: how long to wait in between.",
 )
 @output_options
+@node_options
 def command(watch: bool, interval_s: float) -> None:
     """Show, for each container, how much of its image is in memory.
 
@@ -60,13 +66,42 @@ def command(watch: bool, interval_s: float) -> None:
         time.sleep(interval_s)
 
 
+class NodeMemory:
+    """What the node of this machine has mounted.
+
+    Args:
+        node: that node.
+    """
+
+    def __init__(self, node: NodeClient) -> None:
+        self._node = node
+        self._trees: dict[str, TreeFile] = {}
+
+    def inputs(self) -> MemoryInputs:
+        """See `MemorySource`."""
+        places = self._node.places
+        containers = []
+        for mount in self._node.mounts():
+            tree = self._trees.get(mount["tree"])
+            if tree is None:
+                tree = self._trees[mount["tree"]] = TreeFile.open(places.tree_files / mount["tree"])
+            upper = Path(mount["upper"]) / "upper" if mount["upper"] else None
+            identity = mount["owner"] or mount["id"]
+            containers.append(MountedImage(identity, mount["image"], tree, upper, Path(mount["path"])))
+        lazy = {digest: places.lazy / "fetch" / object_name(digest) for digest in self._node.lazy_objects()}
+        return MemoryInputs(containers, places.objects, lazy)
+
+
 def open_source() -> MemorySource:
     """The node that runs on this machine.
 
     Raises:
-        UnsupportedError: there is none.
+        UnreachableError: there is none.
     """
-    raise UnsupportedError("no node runs on this machine")
+    node = node_client()
+    if not node.is_running():
+        raise UnreachableError(str(node.places.run), "the node is not running; pagepool node start")
+    return NodeMemory(node)
 
 
 def report_as_json(report: MemoryReport) -> dict[str, Any]:

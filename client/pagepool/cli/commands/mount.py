@@ -12,6 +12,8 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.connect import on_server
+from pagepool.cli.kernelmounts import choose, kernel_row, kernel_rows, mount_kernel, state_of
+from pagepool.cli.nodes import SizeType, node_client, node_options
 from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
 from pagepool.cli.progress import counting
 from pagepool.cli.target import PoolOptions, open_client
@@ -20,6 +22,7 @@ from pagepool.errors import InvalidError, NotFoundError, UnreachableError, Unsup
 from pagepool.library import Client, Image
 from pagepool.library.mounted import mount_image, mount_in_background, plan_mount
 from pagepool.mount import MountOptions, default_directory, list_mounts
+from pagepool.node.client import KernelMountOptions
 from pagepool.oci import Platform, Reference
 from pagepool.overlay import OverlayInfo, OverlayUnknownError, read_info
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pagepool.mount import MountRecord, MountState
+    from pagepool.node.client import KernelMount
 
 
 @click.command(name="mount", short_help="Mount an image or an overlay of it.")
@@ -39,8 +43,25 @@ if TYPE_CHECKING:
     help="Keep what is written in this directory: a new overlay, or one of the same image [nothing can be written].",
 )
 @click.option("--ro", "read_only", is_flag=True, help="Nothing can be written, though there is an overlay.")
-@click.option("--fill", is_flag=True, help="Fetch all of the image first: then the service is not needed any more.")
-@click.option("--foreground", is_flag=True, help="Serve the mount until Ctrl-C, instead of in the background.")
+@click.option("--rw", "temporary", is_flag=True, help="What is written is kept until it is unmounted (kernel only).")
+@click.option(
+    "--eager",
+    "--fill",
+    "eager",
+    is_flag=True,
+    help="Fetch all of the image first: then the service is not needed any more.",
+)
+@click.option("--no-fill", is_flag=True, help="Do not fetch the rest of the image in the background (kernel only).")
+@click.option("--quota", type=SizeType(), metavar="SIZE", help="Most bytes that may be written (kernel only).")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "kernel", "fuse"]),
+    default="auto",
+    envvar="PAGEPOOL_BACKEND",
+    show_default=True,
+    help="What mounts it [$PAGEPOOL_BACKEND].",
+)
+@click.option("--foreground", is_flag=True, help="Serve the mount until Ctrl-C, not in the background (fuse only).")
 @click.option("--dev", is_flag=True, help="Device nodes are devices (root only).")
 @click.option("--nosuid", is_flag=True, help="setuid, setgid and file capabilities do not count.")
 @click.option(
@@ -50,13 +71,18 @@ if TYPE_CHECKING:
 )
 @platform_option
 @output_options
+@node_options
 @pool_options
 def command(
     reference: Reference | None,
     path: Path | None,
     upper: Path | None,
     read_only: bool,
-    fill: bool,
+    temporary: bool,
+    eager: bool,
+    no_fill: bool,
+    quota: int | None,
+    backend: str,
     foreground: bool,
     dev: bool,
     nosuid: bool,
@@ -66,22 +92,26 @@ def command(
 ) -> None:
     """Mount the image REF at the directory DIR, where every program can use it.
 
-    Files are fetched when they are first read, and kept in a pool that all programs of this user share. With
-    --upper what is written is kept, survives the death of every process, and can be mounted again, compared with
-    the image (pagepool diff) or pushed as a new one (pagepool commit).
+    Files are fetched when they are first opened, and kept. With --upper what is written is kept, survives the
+    death of every process, and can be mounted again, compared with the image (pagepool diff) or pushed as a new
+    one (pagepool commit).
 
-    Works wherever there is /dev/fuse; users other than root need fusermount3 (package fuse3). The mount is
-    served by a process in the background until it is unmounted. Without arguments, lists what is mounted.
+    The backend kernel gives a mount of the kernel's own: files that are here cost what local files cost, and all
+    containers share one copy of each in memory, whatever image it came with. It needs root, Linux 6.5, EROFS and
+    overlayfs; the node (pagepool node), which fetches what is missing, is started if it is not running. The
+    backend fuse works wherever there is /dev/fuse; users other than root need fusermount3 (package fuse3). auto
+    takes the kernel where it can, and says why if it cannot. Without arguments, lists what is mounted.
 
     \b
     Examples:
       pagepool mount app:1 /mnt/app
       pagepool mount app:1 /mnt/app --upper ./work
+      pagepool mount app:1 /mnt/app --rw --eager
       pagepool mount
       pagepool umount /mnt/app
     """
     if reference is None:
-        _print_mounts(list_mounts(default_directory()))
+        _print_mounts(list_mounts(default_directory()), kernel_rows())
         return
     if path is None:
         raise click.UsageError("Missing argument 'DIR': where to mount the image.")
@@ -89,10 +119,19 @@ def command(
         raise InvalidError(str(path), "is no directory to mount upon; make one")
     reference = on_server(reference)
     others = os.geteuid() == 0 if allow_other is None else allow_other
+    choice = choose(backend, node_client().places.state, upper, needs_fuse=foreground or options["pool"] is not None)
+    if choice.backend == "kernel":
+        wish = KernelMountOptions(upper, temporary, read_only, nosuid, dev, eager, not no_fill, quota or 0)
+        _report_kernel(mount_kernel(options, reference, path, wish, platform), choice.reason)
+        return
+    if temporary or quota or no_fill:
+        raise UnsupportedError(f"--rw, --quota and --no-fill need the backend kernel: {choice.reason}")
+    if backend == "auto":
+        output.note(f"backend fuse: {choice.reason}")
     mode = MountOptions(str(reference), read_only or upper is None, others, not nosuid, dev)
     with open_client(options, reference) as client:
         image = _resolve(client, reference, platform, upper)
-        if fill:
+        if eager:
             with counting("fetching") as count:
                 image.fill(count)
         if foreground:
@@ -139,6 +178,20 @@ def _serve(image: Image, path: Path, upper: Path | None, mode: MountOptions) -> 
             pass
 
 
+def _report_kernel(mounted: KernelMount, reason: str) -> None:
+    fields = mounted.fields
+    if fields.get("offline"):
+        output.warn("the service cannot be reached: only what was fetched before can be read")
+    if output.current().json:
+        output.print_json(kernel_row(fields))
+        return
+    output.print_line(str(mounted.path))
+    kind = "read-only" if fields["read_only"] else f"changes are kept in {fields['upper']}"
+    if fields["temporary"]:
+        kind = "changes go when it is unmounted"
+    output.note(f"mounted {fields['image']} (kernel: {reason}; {kind})")
+
+
 def _report(record: MountRecord) -> None:
     if output.current().json:
         output.print_json(_row(record))
@@ -159,8 +212,8 @@ def _row(record: MountRecord) -> dict[str, Any]:
     }
 
 
-def _print_mounts(states: Iterable[MountState]) -> None:
-    rows = [
+def _print_mounts(states: Iterable[MountState], kernel: list[dict[str, Any]]) -> None:
+    rows = kernel + [
         {
             "path": str(one.path),
             "image": one.source,
@@ -178,11 +231,7 @@ def _print_mounts(states: Iterable[MountState]) -> None:
         output.print_lines(output.printable(str(row["path"])) for row in rows)
     else:
         cells = [
-            (str(row["path"]), str(row["image"]), str(row["backend"]), str(row["upper"] or "-"), _state(row))
+            (str(row["path"]), str(row["image"]), str(row["backend"]), str(row["upper"] or "-"), state_of(row))
             for row in rows
         ]
         output.print_table(("PATH", "IMAGE", "BACKEND", "UPPER", "STATE"), cells)
-
-
-def _state(row: dict[str, Any]) -> str:
-    return "dead" if row["dead"] else "read-only" if row["read_only"] else "writable"

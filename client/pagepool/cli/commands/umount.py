@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from pagepool.cli import output
+from pagepool.cli.nodes import node_client, node_options
 from pagepool.cli.options import output_options
 from pagepool.mount import default_directory, list_mounts, unmount
+from pagepool.mount.kernel import list_kernel_mounts
 
 
 @click.command(name="umount", short_help="Unmount images.")
@@ -16,11 +19,12 @@ from pagepool.mount import default_directory, list_mounts, unmount
 @click.option("-a", "--all", "everything", is_flag=True, help="All mounts that `pagepool mount` lists.")
 @click.option("-f", "--force", is_flag=True, help="Also those in use: whoever uses them gets errors.")
 @output_options
+@node_options
 def command(paths: tuple[Path, ...], everything: bool, force: bool) -> None:
     """Unmount what `pagepool mount` has mounted, also when the process that served it has died.
 
-    Returns when that process has let go of everything: an overlay can be mounted again at once. Nothing is
-    removed: what was written stays in the overlay's directory.
+    Returns when that process has let go of everything: an overlay can be mounted again at once. What was written
+    stays in the directory that was given with --upper; what was written to a mount made with --rw is removed.
 
     \b
     Examples:
@@ -29,10 +33,14 @@ def command(paths: tuple[Path, ...], everything: bool, force: bool) -> None:
     """
     if bool(paths) == everything:
         raise click.UsageError("Give either directories or --all.")
+    kernels = {one.path for one in list_kernel_mounts()}
     if everything:
-        paths = tuple(Path(one.path) for one in list_mounts(default_directory()))
+        paths = (*kernels, *(Path(one.path) for one in list_mounts(default_directory())))
     for path in paths:
-        unmount(path, force=force)
+        if Path(os.path.realpath(path)) in kernels:
+            node_client().unmount(path, force=force)
+        else:
+            unmount(path, force=force)
         if not output.current().json:
             output.note(f"unmounted {path}")
     if output.current().json:

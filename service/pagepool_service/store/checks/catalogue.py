@@ -1,8 +1,9 @@
-"""The registry's catalogue: links both ways, manifests and their digests, tags, referrers."""
+"""The registry's catalogue: links both ways, manifests and their digests, tags, referrers; and leases."""
 
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 from pagepool.digest import Digest
@@ -12,6 +13,7 @@ from pagepool_service.store.catalogue import StoredManifest, Tag, holder_key, li
 from pagepool_service.store.checks.naming import is_reverse, split_link, split_referrer
 from pagepool_service.store.checks.walk import walk
 from pagepool_service.store.environment import Table
+from pagepool_service.store.schema import LeaseName, LeaseRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,9 +96,23 @@ def check_referrers(context: Context) -> None:
     walk(context, Table.REFERRERS, visit)
 
 
+def check_leases(context: Context) -> None:
+    """Every lease can be read, and all layers are there that it keeps."""
+    now = time.time_ns()
+
+    def visit(txn: Reader, key: bytes, payload: memoryview) -> None:
+        LeaseName.parse(key)
+        record = LeaseRecord.decode(payload, key.hex())
+        missing = next((layer for layer in record.layers if not txn.has(Table.LAYERS, layer.key)), None)
+        if missing is not None and record.expires_ns > now:
+            raise CorruptError("lease", key.hex(), f"the layer {missing} that it keeps is not there")
+
+    walk(context, Table.LEASES, visit)
+
+
 def check_rest(context: Context) -> None:
     """Tables of which only the checksums are known here."""
-    for table in (Table.META, Table.TREES, Table.LEASES, Table.CORRECTIONS):
+    for table in (Table.META, Table.TREES, Table.CORRECTIONS):
         walk(context, table)
 
 

@@ -88,6 +88,13 @@ def _name_referrer(key: bytes) -> str:
     return f"{repository}@{subject} by {referrer}"
 
 
+def _name_lease(key: bytes) -> str:
+    repository, _, rest = key.partition(_REPOSITORY_END)
+    if len(rest) != 48:
+        raise ValueError("not a lease")
+    return f"{repository.decode()}@{Digest('blake3', rest[:32])} {rest[32:].hex()}"
+
+
 _NAMES: dict[Table, tuple[str, Callable[[bytes], str]]] = {
     Table.META: ("meta", bytes.decode),
     Table.EXTENTS: ("extent", bytes.hex),
@@ -103,6 +110,6 @@ _NAMES: dict[Table, tuple[str, Callable[[bytes], str]]] = {
     Table.REFERRERS: ("referrer", _name_referrer),
     Table.JOBS: ("job", _name_job),
     Table.TREES: ("tree", bytes.hex),
-    Table.LEASES: ("lease", bytes.hex),
+    Table.LEASES: ("lease", _name_lease),
     Table.CORRECTIONS: ("correction", bytes.hex),
 }

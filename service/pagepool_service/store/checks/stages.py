@@ -40,6 +40,7 @@ STAGES: tuple[tuple[str, Callable[[Context], None]], ...] = (
     ("manifest_links", catalogue.check_manifest_links),
     ("tags", catalogue.check_tags),
     ("referrers", catalogue.check_referrers),
+    ("leases", catalogue.check_leases),
     ("layers", content.check_layers),
     ("blobs' content", content.check_blob_content),
     ("objects' content", content.check_remaining_objects),

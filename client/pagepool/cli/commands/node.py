@@ -1,0 +1,189 @@
+"""``pagepool node``: the node of this machine, which mounts images by the kernel and fetches what containers open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pagepool.cli import output
+from pagepool.cli.nodes import SizeType, node_client, node_options
+from pagepool.cli.options import output_options
+from pagepool.errors import UnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@click.group(name="node", invoke_without_command=True, short_help="Run the node, which mounts images by the kernel.")
+@output_options
+@node_options
+@click.pass_context
+def command(context: click.Context) -> None:
+    """Run and look after the node of this machine.
+
+    The node owns the pool that kernel mounts read from, and fetches what containers open and is not there. It is
+    two processes that start each other again: a container sees no error when either is killed, hangs, or is
+    replaced by a newer version. `pagepool mount` and `pagepool run` start it when they need it.
+
+    Without a command, says how it is.
+
+    \b
+    Examples:
+      pagepool node start --budget 50GB
+      pagepool node
+      pagepool node restart
+    """
+    if context.invoked_subcommand is None:
+        _print_status()
+
+
+@command.command(name="start")
+@click.option("--budget", type=SizeType(), metavar="SIZE", help="Most bytes of the pool [as it was; at first 10 GiB].")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=1),
+    default=30.0,
+    show_default=True,
+    metavar="S",
+    help="How long a service may take before whoever waits for a file gets an error.",
+)
+@click.option(
+    "--large",
+    type=SizeType(),
+    default=32 << 20,
+    metavar="SIZE",
+    help="Files of more bytes are read piece by piece while they are fetched [32MiB].",
+)
+@click.option("--fill/--no-fill", default=True, show_default=True, help="Fetch the rest of what is mounted.")
+@click.option("--profiles/--no-profiles", default=True, show_default=True, help="Learn what containers open first.")
+@click.option(
+    "--pool-image",
+    type=SizeType(),
+    metavar="SIZE",
+    help="Keep the pool on an XFS file system of this size in a file: copies of large files share their bytes.",
+)
+@output_options
+@node_options
+def start(budget: int | None, timeout_s: float, large: int, fill: bool, profiles: bool, pool_image: int | None) -> None:
+    """Start the node, unless it is running.
+
+    \b
+    Examples:
+      pagepool node start
+      pagepool node start --budget 50GB --timeout 10
+      pagepool node start --pool-image 100GB
+    """
+    from pagepool.node.start import ensure_node
+    from pagepool.node.worker import WorkerOptions
+
+    client = node_client()
+    options = WorkerOptions(budget, timeout_s, large, fill, profiles, pool_image)
+    started = ensure_node(client.places, options)
+    if output.current().json:
+        output.print_json({"started": started, **client.status()})
+    elif started:
+        output.note(f"started; the pool is {client.places.pool}")
+    else:
+        output.note("it was running already; its options are as they were (pagepool node stop ends it)")
+
+
+@command.command(name="stop")
+@output_options
+@node_options
+def stop() -> None:
+    """End the node. What is mounted stays mounted, and goes on reading what is here.
+
+    What is not here is an error for containers from then on, until they are mounted anew: start the node again
+    before anything needs it, or use `pagepool node restart`, which loses nothing.
+
+    \b
+    Examples:
+      pagepool node stop
+    """
+    mounted = node_client().stop()
+    if output.current().json:
+        output.print_json({"stopped": True, "mounts": mounted})
+    elif mounted:
+        output.warn(f"ended; {mounted} mounts go on with what is here, and cannot fetch anything")
+    else:
+        output.note("ended")
+
+
+@command.command(name="restart")
+@output_options
+@node_options
+def restart() -> None:
+    """Replace the node's processes by new ones, of the version that is installed. Containers notice nothing.
+
+    \b
+    Examples:
+      pagepool node restart
+    """
+    from pagepool.node.start import upgrade_node
+
+    before = node_client().status()["pid"]
+    after = upgrade_node(node_client().places)
+    if output.current().json:
+        output.print_json({"before": before, "after": after})
+    else:
+        output.note(f"process {after} has taken over from {before}")
+
+
+@command.command(name="status")
+@output_options
+@node_options
+def status() -> None:
+    """Say how the node is. The exit code tells whether it is running: 6 if not.
+
+    \b
+    Examples:
+      pagepool node status --json
+    """
+    _print_status()
+
+
+@command.command(name="scrub")
+@output_options
+@node_options
+def scrub() -> None:
+    """Compare every object of the node's pool with its name; what is damaged is removed, and fetched again.
+
+    \b
+    Examples:
+      pagepool node scrub
+    """
+    found = node_client().scrub()
+    if output.current().json:
+        output.print_json(found)
+    else:
+        output.print_line(f"{found['objects']} objects, {len(found['damaged'])} damaged")
+
+
+def _print_status() -> None:
+    client = node_client()
+    try:
+        found = client.status()
+    except UnreachableError as error:
+        raise UnreachableError(str(client.places.run), "the node is not running; pagepool node start") from error
+    if output.current().json:
+        output.print_json(found)
+        return
+    for label, text in _lines(found):
+        output.print_line(f"{label:<14}{text}")
+
+
+def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pool = found["pool"]
+    return [
+        ("version", str(found["version"])),
+        ("process", str(found["pid"])),
+        ("state", str(found["state"])),
+        ("mounts", f"{found['mounts']}, of {found['trees']} images"),
+        (
+            "pool",
+            f"{pool['objects']} objects, {output.human_size(pool['used'])} of {output.human_size(pool['budget'])}",
+        ),
+        ("evictions", str(pool["evictions"])),
+    ]

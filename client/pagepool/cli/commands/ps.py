@@ -1,0 +1,71 @@
+"""``pagepool ps``: what containers run."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pagepool.cli import output, roots
+from pagepool.cli.options import output_options
+from pagepool.container import list_containers
+from pagepool.container.records import DEAD
+
+if TYPE_CHECKING:
+    from pagepool.container import Record
+
+_SHOWN = 12
+_COMMAND = 30
+_UNITS = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
+
+
+@click.command(name="ps", short_help="List containers that run.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also dead ones: those whose `pagepool run` was killed.")
+@output_options
+def command(everything: bool) -> None:
+    """List the containers of `pagepool run` on this machine, the oldest first.
+
+    PID is the container's first process; a container in the background is ended by a signal to its owner, which
+    --json shows. With --quiet only ids. A container that has ended is gone, and not listed.
+
+    \b
+    Examples:
+      pagepool ps
+      pagepool ps -q
+      pagepool ps --all --json
+    """
+    records = [
+        record for record in list_containers(roots.containers_directory()) if everything or record.status != DEAD
+    ]
+    if output.current().json:
+        output.print_json({"containers": [_row(record) for record in records]})
+    elif output.current().quiet:
+        output.print_lines(record.id for record in records)
+    else:
+        headers = ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID", "NAME")
+        output.print_table(headers, [_cells(record) for record in records], right=(5,))
+
+
+def _row(record: Record) -> dict[str, Any]:
+    return asdict(record) | {"command": list(record.command), "pid": record.pid or None, "name": record.name or None}
+
+
+def _cells(record: Record) -> tuple[str, ...]:
+    words = shlex.join(record.command)
+    return (
+        record.id[:_SHOWN],
+        record.image,
+        words if len(words) <= _COMMAND else f"{words[: _COMMAND - 1]}…",
+        _age(time.time() - record.created_s),
+        record.status,
+        str(record.pid or "-"),
+        record.name or "-",
+    )
+
+
+def _age(seconds: float) -> str:
+    size, unit = next((size, unit) for least, size, unit in _UNITS if seconds >= least or not least)
+    return f"{max(0, int(seconds // size))} {unit} ago"

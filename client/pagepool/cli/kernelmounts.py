@@ -1,0 +1,140 @@
+"""Mounts by the kernel, for commands: which backend is to mount, having the node do it, showing what it did."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pagepool.cli import output
+from pagepool.cli.connect import ServerOptions, credentials_for, server_url
+from pagepool.cli.nodes import node_client
+from pagepool.cli.progress import counting, spinner
+from pagepool.errors import UnreachableError, UnsupportedError
+from pagepool.mount import kernel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pagepool.node.client import KernelMount, KernelMountOptions
+    from pagepool.oci import Platform, Reference
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A backend, and why it was chosen."""
+
+    backend: str
+    reason: str
+
+
+def choose(wanted: str, state: Path, upper: Path | None, *, needs_fuse: bool = False) -> Choice:
+    """Which backend is to mount something.
+
+    Args:
+        wanted: ``kernel``, ``fuse``, or ``auto``.
+        state: where the node has its pool.
+        upper: where what is written is to be kept: one that is there already decides.
+        needs_fuse: whether something was asked for that only fuse has.
+
+    Raises:
+        UnsupportedError: the kernel was asked for, and cannot.
+    """
+    if wanted == "fuse":
+        return Choice("fuse", "it was asked for")
+    if wanted == "auto":
+        if needs_fuse:
+            return Choice("fuse", "--foreground and --pool are for that")
+        before = None if upper is None else upper_backend(upper)
+        if before == "fuse":
+            return Choice("fuse", f"{upper} was made by it")
+    support = kernel.probe(state)
+    if support.kernel:
+        return Choice("kernel", support.reason)
+    if wanted == "kernel":
+        raise UnsupportedError(f"the kernel cannot mount it: {support.reason}")
+    return Choice("fuse", support.reason)
+
+
+def upper_backend(upper: Path) -> str | None:
+    """Which backend has made the directory of an upper; None if it is new."""
+    try:
+        if json.loads((upper / "info.json").read_text()).get("backend") == "kernel":
+            return "kernel"
+    except (OSError, ValueError, AttributeError):
+        pass
+    try:
+        return "fuse" if any(upper.iterdir()) else None
+    except OSError:
+        return None
+
+
+def mount_kernel(
+    options: ServerOptions, reference: Reference, path: Path, wish: KernelMountOptions, platform: Platform | None
+) -> KernelMount:
+    """Have the node mount an image; the node is started if it is not running.
+
+    Raises:
+        PagepoolError, OSError: as `NodeClient.mount`.
+    """
+    node = node_client()
+    with spinner("starting the node"):
+        if node.ensure():
+            output.note(f"started the node; its pool is {node.places.pool}")
+    url, host = server_url(options, reference)
+    credentials = credentials_for(options, host, reference.repository)
+    with counting("fetching") as count:
+        return node.mount(
+            url,
+            reference,
+            path,
+            wish,
+            platform=platform,
+            credentials=credentials,
+            verify=not options["insecure"],
+            on_bytes=count,
+        )
+
+
+def kernel_rows() -> list[dict[str, Any]]:
+    """The mounts of the node, as the commands show them; none if it is not running."""
+    try:
+        return [kernel_row(fields) for fields in node_client().mounts()]
+    except UnreachableError:
+        return []
+
+
+def kernel_row(fields: dict[str, Any]) -> dict[str, Any]:
+    """A mount of the node, as the commands show it."""
+    return {
+        "path": fields["path"],
+        "image": fields["image"],
+        "upper": fields["upper"] or None,
+        "read_only": fields["read_only"],
+        "backend": "kernel",
+        "pid": None,
+        "dead": False,
+        **{name: value for name, value in fields.items() if name not in ("path", "image", "upper", "read_only")},
+    }
+
+
+def state_of(row: dict[str, Any]) -> str:
+    """How a mount is, in a few words."""
+    kind = "dead" if row["dead"] else "read-only" if row["read_only"] else "writable"
+    if row.get("local"):
+        return f"{kind}, fully local"
+    if row.get("lazily_read"):
+        return f"{kind}, {row['lazily_read']} files through the node"
+    if "missing_bytes" in row:
+        return f"{kind}, {output.human_size(row['missing_bytes'])} to fetch"
+    return kind
+
+
+def find_kernel_mount(path: Path) -> bool:
+    """Whether a path is a kernel mount of ours."""
+    return any(str(one.path) == str(path) for one in kernel.list_kernel_mounts())
+
+
+def unmount_kernel_path(path: Path, *, force: bool) -> None:
+    """Unmount, and have the node clean up."""
+    node_client().unmount(path, force=force)

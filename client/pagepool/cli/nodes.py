@@ -1,0 +1,69 @@
+"""The node that commands speak to, and its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pagepool.node.client import NodeClient
+from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
+from pagepool.units import SizeInvalidError, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Command = TypeVar("_Command", bound="Callable[..., Any]")
+
+
+class SizeType(click.ParamType):  # type: ignore[type-arg] # not generic before click 8.2
+    """A number of bytes, with or without a unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(str(value))
+        except SizeInvalidError as error:
+            self.fail(str(error), param, ctx)
+
+
+def node_options(command: _Command) -> _Command:
+    """Where the node of this machine is. They arrive as one `node`."""
+    command = click.option(
+        "--node-run",
+        envvar="PAGEPOOL_NODE_RUN",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        expose_value=False,
+        callback=_note("run"),
+        help=f"Where the node is reached [$PAGEPOOL_NODE_RUN, or {DEFAULT_RUN}].",
+    )(command)
+    return click.option(
+        "--node-state",
+        envvar="PAGEPOOL_NODE_STATE",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        expose_value=False,
+        callback=_note("state"),
+        help=f"Where the node keeps its pool [$PAGEPOOL_NODE_STATE, or {DEFAULT_STATE}].",
+    )(command)
+
+
+def node_client() -> NodeClient:
+    """The node that the options of the command that is running name."""
+    found = click.get_current_context().meta
+    state, run = found.get("pagepool.node.state"), found.get("pagepool.node.run")
+    return NodeClient(NodePlaces(state or DEFAULT_STATE, run or DEFAULT_RUN))
+
+
+def _note(which: str) -> Callable[[click.Context, click.Parameter, Path | None], None]:
+    def note(context: click.Context, _: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            context.meta[f"pagepool.node.{which}"] = value.absolute()
+
+    return note

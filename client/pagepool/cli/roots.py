@@ -1,0 +1,179 @@
+"""Roots for containers: where `pagepool run` gets an image's file system from, and how that is taken away again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from pagepool.cli import output
+from pagepool.cli.connect import on_server
+from pagepool.cli.kernelmounts import choose, mount_kernel
+from pagepool.cli.nodes import node_client
+from pagepool.cli.target import PoolOptions, open_client
+from pagepool.container import DEFAULT_DIRECTORY
+from pagepool.errors import NotFoundError, UnsupportedError
+from pagepool.node.client import KernelMountOptions
+from pagepool.oci import parse_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from pagepool.node.client import NodeClient
+    from pagepool.oci import Config, Platform, Reference
+
+_WORK: Final = Path("/var/tmp")
+_PREFIX: Final = "pagepool-run-"
+
+
+@dataclass(frozen=True, slots=True)
+class RootRequest:
+    """What root is wanted.
+
+    Args:
+        reference: the image, as the user named it.
+        platform: out of an index; None: this machine's.
+        options: how to reach the service.
+        eager: fetch all of the image first (kernel only).
+        quota: most bytes that the container may write; 0 for no limit (kernel only).
+    """
+
+    reference: Reference
+    platform: Platform | None
+    options: PoolOptions
+    eager: bool = False
+    quota: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A root to run one container on.
+
+    Args:
+        path: on the host. It can be written, and what is written is that container's alone.
+        config: the image's configuration.
+        container_id: unique on this machine; letters, digits, ``_.-``.
+        image: its full name, for people.
+    """
+
+    path: Path
+    config: Config
+    container_id: str
+    image: str
+
+
+class RootProvider(Protocol):
+    """Makes roots. `open_root` is entered and left by the process that runs the container, in its main thread."""
+
+    def open_root(self, request: RootRequest) -> AbstractContextManager[Root]:
+        """A root for as long as the block lasts; then nothing is left of it, also when the block raises."""
+
+    def discard(self, container_id: str, path: Path) -> None:
+        """Take away the root of a container whose process was killed. Nothing happens if there is none."""
+
+
+def containers_directory() -> Path:
+    """Where containers are noted."""
+    return DEFAULT_DIRECTORY
+
+
+def default_provider(backend: str = "auto") -> RootProvider:
+    """What `pagepool run` uses.
+
+    Args:
+        backend: ``kernel``, ``fuse``, or ``auto``.
+
+    Raises:
+        UnsupportedError: the kernel was asked for, and cannot.
+    """
+    node = node_client()
+    choice = choose(backend, node.places.state, None)
+    if choice.backend == "kernel":
+        return NodeRoots(node)
+    if backend == "auto":
+        output.note(f"backend fuse: {choice.reason}")
+    return FuseRoots()
+
+
+class NodeRoots:
+    """Roots that the node mounts by the kernel. What a container writes is beside the node's pool.
+
+    Args:
+        node: started if it is not running.
+    """
+
+    def __init__(self, node: NodeClient) -> None:
+        self._node = node
+        self._roots = node.places.run / "roots"
+
+    @contextmanager
+    def open_root(self, request: RootRequest) -> Iterator[Root]:
+        """See `RootProvider`."""
+        if os.geteuid() != 0:
+            raise UnsupportedError("running containers needs root")
+        reference = on_server(request.reference)
+        identity = secrets.token_hex(16)
+        if self._node.ensure():
+            output.note(f"started the node; its pool is {self._node.places.pool}")
+        point = self._roots / identity
+        point.mkdir(mode=0o755, parents=True)
+        try:
+            wish = KernelMountOptions(
+                temporary=True, owner=identity, config=True, eager=request.eager, quota=request.quota
+            )
+            mounted = mount_kernel(request.options, reference, point, wish, request.platform)
+            config = parse_config(str(mounted.fields["config"]).encode())
+            yield Root(point, config, identity, str(reference))
+        finally:
+            self.discard(identity, point)
+
+    def discard(self, container_id: str, path: Path) -> None:
+        """See `RootProvider`."""
+        if path.parent != self._roots:
+            FuseRoots().discard(container_id, path)
+            return
+        with suppress(NotFoundError):
+            self._node.unmount(path, force=True)
+        with suppress(OSError):
+            path.rmdir()
+
+
+class FuseRoots:
+    """Mounts images by FUSE, each with an overlay of its own in a temporary directory."""
+
+    @contextmanager
+    def open_root(self, request: RootRequest) -> Iterator[Root]:
+        """See `RootProvider`."""
+        from pagepool.library.mounted import mount_in_background, plan_mount
+        from pagepool.mount import MountOptions
+
+        if os.geteuid() != 0:
+            raise UnsupportedError("running containers needs root")
+        reference = on_server(request.reference)
+        with ExitStack() as undo:
+            client = undo.enter_context(open_client(request.options, reference))
+            image = client.image(reference, platform=request.platform)
+            work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_WORK))
+            undo.callback(self._remove, work)
+            root, upper = work / "root", work / "upper"
+            root.mkdir()
+            mount_in_background(plan_mount(image, upper), root, MountOptions(str(reference), allow_other=True))
+            yield Root(root, image.config, secrets.token_hex(16), str(reference))
+
+    def discard(self, container_id: str, path: Path) -> None:  # noqa: ARG002 - others know roots by it
+        """See `RootProvider`."""
+        if path.parent.parent == _WORK and path.parent.name.startswith(_PREFIX):
+            self._remove(path.parent)
+
+    def _remove(self, work: Path) -> None:
+        from pagepool.mount import MountUnknownError, unmount
+
+        with suppress(MountUnknownError):
+            unmount(work / "root", force=True)
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,22 @@
+"""Runs containers on a root that somebody has mounted or unpacked: by runc, or by namespaces of our own."""
+
+from pagepool.container.options import Container, OptionInvalidError, RunOptions, Volume
+from pagepool.container.plan import Facts, plan_runtime
+from pagepool.container.records import DEFAULT_DIRECTORY, Record, list_containers
+from pagepool.container.run import cleanup_stale, run_container
+from pagepool.container.users import UserInvalidError
+
+__all__ = [
+    "Container",
+    "RunOptions",
+    "Volume",
+    "Facts",
+    "plan_runtime",
+    "run_container",
+    "cleanup_stale",
+    "Record",
+    "list_containers",
+    "DEFAULT_DIRECTORY",
+    "OptionInvalidError",
+    "UserInvalidError",
+]

@@ -1,0 +1,106 @@
+"""Limits of memory and processes by control groups, version 1 or 2, for containers that no other runtime runs.
+
+A group is made only where there is a limit to keep, below the root of the hierarchy, by the name of the container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pagepool.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROOT: Final = Path("/sys/fs/cgroup")
+_GONE_S: Final = 5.0
+
+
+def make_groups(resources: Mapping[str, Any], name: str) -> list[Path]:
+    """Make the groups that keep these limits.
+
+    Args:
+        resources: ``linux.resources`` of runtime-spec.
+        name: ``linux.cgroupsPath``.
+
+    Returns:
+        their directories. Nothing is left of them when this raises.
+
+    Raises:
+        UnsupportedError: the machine cannot keep a limit.
+    """
+    limits = {kind: resources[kind]["limit"] for kind in ("memory", "pids") if kind in resources}
+    made: list[Path] = []
+    try:
+        for kind, limit in limits.items():
+            directory = _group(kind, name.lstrip("/"), made)
+            for file, value in _settings(kind, limit, directory):
+                (directory / file).write_text(value)
+    except OSError as error:
+        remove_groups(made)
+        raise UnsupportedError(f"the limit of {kind} cannot be kept: {error}") from error
+    return made
+
+
+def join_groups(groups: list[Path]) -> None:
+    """Put this process into groups."""
+    for directory in groups:
+        (directory / "cgroup.procs").write_text("0")
+
+
+def groups_of(name: str) -> list[Path]:
+    """Groups of that name which are there, whoever made them."""
+    name = name.lstrip("/")
+    return [path for path in (ROOT / name, *(ROOT / kind / name for kind in ("memory", "pids"))) if path.is_dir()]
+
+
+def remove_groups(groups: list[Path]) -> None:
+    """End what is left in groups, and remove them. Waits until what ended is gone."""
+    deadline = time.monotonic() + _GONE_S
+    for directory in groups:
+        while True:
+            with contextlib.suppress(OSError):
+                _end_all(directory)
+            try:
+                directory.rmdir()
+                break
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    break
+                time.sleep(0.005)  # the kernel tells nobody when a group is empty
+
+
+def _end_all(directory: Path) -> None:
+    for line in (directory / "cgroup.procs").read_text().splitlines():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(line), signal.SIGKILL)
+
+
+def _group(kind: str, name: str, made: list[Path]) -> Path:
+    unified = (ROOT / "cgroup.controllers").exists()
+    if unified:
+        (ROOT / "cgroup.subtree_control").write_text(f"+{kind}")
+    directory = ROOT / name if unified else ROOT / kind / name
+    if directory not in made:
+        directory.mkdir()
+        made.append(directory)
+    return directory
+
+
+def _settings(kind: str, limit: int, directory: Path) -> list[tuple[str, str]]:
+    if (ROOT / "cgroup.controllers").exists():
+        more = [("memory.swap.max", "0")] if (directory / "memory.swap.max").exists() and kind == "memory" else []
+        return [(f"{kind}.max", str(limit)), *more]
+    if kind == "pids":
+        return [("pids.max", str(limit))]
+    swap = "memory.memsw.limit_in_bytes"
+    more = [(swap, str(limit))] if (directory / swap).exists() else []
+    return [("memory.limit_in_bytes", str(limit)), *more]

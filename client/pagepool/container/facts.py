@@ -1,0 +1,78 @@
+"""What `plan_runtime` needs to know of this machine and of a container's root, and the files that it mounts over."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pagepool.container.plan import Facts, plan_hostname
+from pagepool.container.rootfiles import open_root, read_file
+
+if TYPE_CHECKING:
+    from pagepool.container.options import Container
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+_LOOPBACK: Final = """\
+127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::0\tip6-localnet
+ff00::0\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
+
+
+def gather_facts(container: Container, directory: Path) -> Facts:
+    """Look at the machine and the root, and write the files that the container is to see into a directory.
+
+    Raises:
+        OSError: the root cannot be read, or the directory not written.
+    """
+    with open_root(container.root) as root:
+        passwd, group = read_file(root, "/etc/passwd"), read_file(root, "/etc/group")
+    facts = Facts(hostname=os.uname().nodename)
+    hostname = plan_hostname(container, facts)
+    texts = {
+        "resolv.conf": _host("/etc/resolv.conf", ""),
+        "hosts": _hosts(container, hostname),
+        "hostname": f"{hostname}\n",
+    }
+    for name, text in texts.items():
+        path = directory / name
+        path.write_text(text)
+        path.chmod(0o644)
+    return Facts(
+        passwd=passwd,
+        group=group,
+        hostname=facts.hostname,
+        files={f"/etc/{name}": str(directory / name) for name in texts},
+        cgroup=_CGROUPS.is_dir() and any(_CGROUPS.iterdir()),
+        cgroup_namespace=is_unified(),
+        deep_read_only=_kernel() >= (5, 12),
+    )
+
+
+def is_unified() -> bool:
+    """Whether all control groups of this machine are of version 2."""
+    return (_CGROUPS / "cgroup.controllers").exists()
+
+
+def _hosts(container: Container, hostname: str) -> str:
+    if container.options.network == "host":
+        text = _host("/etc/hosts", _LOOPBACK)
+        named = container.options.hostname
+        return f"{text.rstrip()}\n127.0.1.1\t{named}\n" if named else text
+    return f"{_LOOPBACK}127.0.1.1\t{hostname}\n"
+
+
+def _host(path: str, missing: str) -> str:
+    try:
+        return Path(path).read_text(errors="surrogateescape")
+    except OSError:
+        return missing
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(letter for letter in minor if letter.isdigit()) or 0)

@@ -1,0 +1,206 @@
+"""Makes the inside of a container out of ``config.json``: mounts, devices, a new root. For our own runtime only.
+
+Runs in the container's first process, in namespaces of its own that nobody else uses yet, as root with all that
+root may do. Every place in the root is opened with `open_in_root`, and mounted on by its descriptor: whatever names the
+image has, no mount lands outside. Nothing is undone when a step fails: the namespaces end with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+from pagepool.container import linux
+from pagepool.container.rootfiles import make_directory, make_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_FLAGS: Final = {
+    "ro": linux.MS_RDONLY,
+    "nosuid": linux.MS_NOSUID,
+    "nodev": linux.MS_NODEV,
+    "noexec": linux.MS_NOEXEC,
+    "relatime": linux.MS_RELATIME,
+    "strictatime": linux.MS_STRICTATIME,
+}
+_ATTRIBUTES: Final = {
+    "ro": linux.MOUNT_ATTR_RDONLY,
+    "rro": linux.MOUNT_ATTR_RDONLY,
+    "nosuid": linux.MOUNT_ATTR_NOSUID,
+    "nodev": linux.MOUNT_ATTR_NODEV,
+    "noexec": linux.MOUNT_ATTR_NOEXEC,
+}
+_NODES: Final = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+_LINKS: Final = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+_NAMESPACES: Final = {
+    "mount": linux.CLONE_NEWNS,
+    "uts": linux.CLONE_NEWUTS,
+    "ipc": linux.CLONE_NEWIPC,
+    "network": linux.CLONE_NEWNET,
+    "cgroup": linux.CLONE_NEWCGROUP,
+}
+_UP: Final = 0x1
+
+
+def enter_namespaces(config: Mapping[str, Any]) -> None:
+    """Leave the host's namespaces; that of processes was left by being the first one in a new one."""
+    flags = 0
+    for namespace in config["linux"]["namespaces"]:
+        flags |= _NAMESPACES.get(namespace["type"], 0)
+    linux.unshare(flags)
+    linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
+    linux.sethostname(config["hostname"])
+    if flags & linux.CLONE_NEWNET:
+        _raise_loopback()
+
+
+def make_root(config: Mapping[str, Any]) -> int | None:
+    """Mount everything, and make the container's root this process's own.
+
+    Returns:
+        the side of its terminal that is not one, if it is to have a terminal.
+    """
+    path = config["root"]["path"]
+    linux.mount(path, path, flags=linux.MS_BIND | linux.MS_REC)
+    root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    # Nothing else keeps an image's device nodes from being the host's devices: there is no device controller here.
+    linux.set_mount_attributes(root, linux.MOUNT_ATTR_NODEV, recursive=True)
+    for mount in config["mounts"]:
+        _mount(root, mount)
+    _make_devices(root)
+    master = _make_terminal(root) if config["process"]["terminal"] else None
+    os.close(make_directory(root, config["process"]["cwd"]))
+    for path in config["linux"]["readonlyPaths"]:
+        _restrict(root, path, mask=False)
+    for path in config["linux"]["maskedPaths"]:
+        _restrict(root, path, mask=True)
+    if config["root"]["readonly"]:
+        linux.set_mount_attributes(root, linux.MOUNT_ATTR_RDONLY)
+    _change_root(root)
+    return master
+
+
+def _change_root(root: int) -> None:
+    os.fchdir(root)
+    os.close(root)
+    try:
+        linux.pivot_root()
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # The host's own root is an initramfs, which cannot be left so.
+        linux.mount(".", "/", flags=linux.MS_MOVE)
+        os.chroot(".")
+        os.chdir("/")
+
+
+def _mount(root: int, mount: Mapping[str, Any]) -> None:
+    options: Sequence[str] = mount.get("options", ())
+    if mount["type"] == "bind":
+        _bind(root, mount["source"], mount["destination"], options)
+        return
+    if mount["type"] == "cgroup":
+        _mount_cgroups(root, mount["destination"])
+        return
+    flags = sum(_FLAGS.get(option, 0) for option in options)
+    data = ",".join(option for option in options if option not in _FLAGS)
+    place = make_directory(root, mount["destination"])
+    try:
+        linux.mount(mount["source"], _proc(place), mount["type"], flags, data)
+    except OSError as error:
+        raise OSError(error.errno, f"mounting {mount['type']}: {error.strerror}", mount["destination"]) from error
+    finally:
+        os.close(place)
+
+
+def _mount_cgroups(root: int, destination: str) -> None:
+    """Show the host's control groups, where they are all of version 2; those of version 1 are left out."""
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):  # noqa: PTH110 - pathlib is not loaded for this alone
+        flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+        place = make_directory(root, destination)
+        linux.mount("cgroup", _proc(place), "cgroup2", flags)
+        os.close(place)
+
+
+def _bind(root: int, source: str, destination: str, options: Sequence[str]) -> None:
+    make = make_directory if os.path.isdir(source) else make_file  # noqa: PTH112
+    place = make(root, destination)
+    linux.mount(source, _proc(place), flags=linux.MS_BIND | linux.MS_REC)
+    os.close(place)
+    mounted = linux.open_in_root(root, destination, os.O_PATH)
+    linux.set_mount_attributes(mounted, linux.MOUNT_ATTR_NODEV, recursive=True)
+    if attributes := sum({_ATTRIBUTES.get(option, 0) for option in options}):
+        linux.set_mount_attributes(mounted, attributes, recursive="rro" in options)
+    os.close(mounted)
+
+
+def _make_devices(root: int) -> None:
+    devices = make_directory(root, "/dev")
+    before = os.umask(0)
+    for name, (major, minor) in _NODES.items():
+        with contextlib.suppress(FileExistsError):
+            os.mknod(name, 0o666 | stat.S_IFCHR, os.makedev(major, minor), dir_fd=devices)
+    os.umask(before)
+    for name, target in _LINKS.items():
+        with contextlib.suppress(FileExistsError):
+            os.symlink(target, name, dir_fd=devices)
+    os.close(devices)
+
+
+def _make_terminal(root: int) -> int:
+    """A terminal of the container's own /dev/pts, on /dev/console too; its other side is returned.
+
+    The terminal itself is opened by who needs it.
+    """
+    master = linux.open_in_root(root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+    fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))  # TIOCSPTLCK: it may be opened
+    (number,) = struct.unpack("i", fcntl.ioctl(master, 0x80045430, bytes(4)))  # TIOCGPTN: which one it is
+    terminal = linux.open_in_root(root, f"/dev/pts/{number}", os.O_PATH)
+    console = make_file(root, "/dev/console")
+    linux.mount(_proc(terminal), _proc(console), flags=linux.MS_BIND)
+    os.close(terminal)
+    os.close(console)
+    return master
+
+
+def _restrict(root: int, path: str, *, mask: bool) -> None:
+    """Make a path read-only, or show nothing of it; nothing where it is not there."""
+    try:
+        place = linux.open_in_root(root, path, os.O_PATH)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return
+        raise
+    if not mask:
+        linux.mount(_proc(place), _proc(place), flags=linux.MS_BIND | linux.MS_REC)
+        mounted = linux.open_in_root(root, path, os.O_PATH)
+        linux.set_mount_attributes(mounted, linux.MOUNT_ATTR_RDONLY, recursive=True)
+        os.close(mounted)
+    elif stat.S_ISDIR(os.fstat(place).st_mode):
+        linux.mount("tmpfs", _proc(place), "tmpfs", linux.MS_RDONLY, "size=0,nr_inodes=1")
+    else:
+        linux.mount("/dev/null", _proc(place), flags=linux.MS_BIND)
+    os.close(place)
+
+
+def _raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        request = struct.pack("16sh22x", b"lo", _UP)
+        fcntl.ioctl(asking, 0x8914, request)  # SIOCSIFFLAGS
+
+
+def _proc(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"

@@ -1,0 +1,182 @@
+"""What a user says about a container to run, and how each option is written on a command line."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from pagepool.errors import InvalidError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pagepool.oci import Config
+
+Network = Literal["host", "none"]
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([bkmgt]?)b?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_MIN_MEMORY: Final = 6 << 20
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+_HOSTNAME: Final = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,62})(\.[a-zA-Z0-9][a-zA-Z0-9-]{0,62})*")
+
+
+class OptionInvalidError(InvalidError):
+    """An option of a container that cannot be used."""
+
+    what = "option"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A file or directory of the host that a container sees.
+
+    Args:
+        source: on the host; absolute.
+        destination: in the container; absolute.
+        read_only: whether nothing below it can be written, mounts below it included.
+    """
+
+    source: Path
+    destination: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run a container. What is not said is as the image says.
+
+    Args:
+        command: replaces the image's Cmd, if there is any of it.
+        entrypoint: replaces the image's Entrypoint, and its Cmd with it; "" is none.
+        env: ``NAME=value``, or ``NAME`` to have the image's variable removed. The last of a name counts.
+        user: user, or user:group, by name or number.
+        workdir: absolute; where the program starts.
+        hostname: "" is the host's with its network, and else the first of the container's id.
+        network: the host's, or none but loopback.
+        memory: the most memory it may use, swap included; None: no limit of its own.
+        pids_limit: the most processes and threads; None: no limit of its own.
+        read_only: whether its root cannot be written. Volumes and /dev/shm still can.
+        tty: whether it gets a terminal.
+        interactive: whether it gets our standard input; /dev/null otherwise.
+        name: what it is called; "" is nothing.
+    """
+
+    command: tuple[str, ...] = ()
+    entrypoint: str | None = None
+    env: tuple[str, ...] = ()
+    user: str | None = None
+    workdir: str | None = None
+    hostname: str = ""
+    network: Network = "host"
+    volumes: tuple[Volume, ...] = ()
+    memory: int | None = None
+    pids_limit: int | None = None
+    read_only: bool = False
+    tty: bool = False
+    interactive: bool = False
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container to run.
+
+    Args:
+        id: unique on this machine; letters, digits, ``_.-``.
+        image: what people call the image.
+        root: its root, mounted or unpacked. It has to be writable also for a read-only container: mount points that the
+            image lacks are made in it. Only the program finds it read-only.
+        config: the image's configuration.
+    """
+
+    id: str
+    image: str
+    root: Path
+    config: Config
+    options: RunOptions = RunOptions()
+
+
+def parse_volume(text: str) -> Volume:
+    """Parse ``SRC:DST[:ro]``. A relative source begins with a dot.
+
+    Raises:
+        OptionInvalidError: it is something else; a named volume, say.
+    """
+    source, _, rest = text.partition(":")
+    destination, _, mode = rest.partition(":")
+    if not source.startswith(("/", ".")):
+        raise OptionInvalidError(text, "begins with no path (named volumes are not supported): SRC:DST[:ro]")
+    if not destination.startswith("/") or destination.strip("/.") == "" or ".." in destination.split("/"):
+        raise OptionInvalidError(text, "an absolute path in the container, other than /, has to follow: SRC:DST[:ro]")
+    if mode not in ("", "ro", "rw"):
+        raise OptionInvalidError(text, f"the mode is ro or rw, not {mode!r}")
+    return Volume(Path(source).absolute(), f"/{posixpath.normpath(destination).strip('/')}", mode == "ro")
+
+
+def parse_memory(text: str) -> int:
+    """Parse a size as docker's ``--memory``: bytes, or with b, k, m, g, powers of 1024.
+
+    Raises:
+        OptionInvalidError: it is none, or less than 6 MiB.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise OptionInvalidError(text, "is no size such as 512m")
+    size = int(float(match[1]) * _UNITS[match[2].lower()])
+    if size < _MIN_MEMORY:
+        raise OptionInvalidError(text, "is too little to start a program in: at least 6m")
+    return size
+
+
+def parse_env(text: str, environ: Mapping[str, str]) -> str:
+    """Parse ``NAME=value``, or ``NAME``: this process's own value, or that the image's be removed.
+
+    Raises:
+        OptionInvalidError: there is no name.
+    """
+    name, equals, _ = text.partition("=")
+    if not name or "\0" in text:
+        raise OptionInvalidError(text, "is no NAME=value")
+    return text if equals or name not in environ else f"{name}={environ[name]}"
+
+
+def parse_env_file(text: str, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Parse a file of variables: one in a line, nothing is quoted; lines that begin with # and empty ones are skipped.
+
+    Raises:
+        OptionInvalidError: a line that names no variable.
+    """
+    lines = (line.lstrip() for line in text.removeprefix("\ufeff").splitlines())
+    kept = [line for line in lines if line and not line.startswith("#")]
+    for line in kept:
+        name = line.partition("=")[0]
+        if any(letter.isspace() for letter in name):
+            raise OptionInvalidError(line, "the name of a variable has a space in it")
+    return tuple(parse_env(line, environ) for line in kept)
+
+
+def check_options(options: RunOptions) -> None:
+    """Refuse what cannot be run, whatever the image.
+
+    Raises:
+        OptionInvalidError: it names the option's value.
+    """
+    if options.name and not _NAME.fullmatch(options.name):
+        raise OptionInvalidError(options.name, "a name has letters, digits and _.-")
+    if options.hostname and (len(options.hostname) > 64 or not _HOSTNAME.fullmatch(options.hostname)):
+        raise OptionInvalidError(options.hostname, "is no name of a host")
+    if options.workdir is not None and not options.workdir.startswith("/"):
+        raise OptionInvalidError(options.workdir, "the working directory has to be absolute")
+    if options.pids_limit is not None and options.pids_limit < 1:
+        raise OptionInvalidError(options.pids_limit, "at least one process is needed")
+    destinations = [volume.destination.rstrip("/") for volume in options.volumes]
+    twice = next((one for one in destinations if destinations.count(one) > 1), None)
+    if twice:
+        raise OptionInvalidError(twice, "two volumes are mounted there")
+    for volume in options.volumes:
+        if not volume.source.exists():
+            raise OptionInvalidError(str(volume.source), "is not on this machine")

@@ -1,0 +1,169 @@
+"""From an image's configuration and a user's options to what a runtime is to do: `plan_runtime`.
+
+The result is a ``config.json`` of runtime-spec v1.0.2, as runc 1.1 takes it; our own runtime
+(`pagepool.container.own`) takes the same. Rules and defaults are docker's, with these differences: there is no seccomp
+filter, no AppArmor or SELinux profile, and nothing is made of the image's Volumes: what is written there is the
+container's own as everything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from pagepool.container import defaults
+from pagepool.container.options import OptionInvalidError
+from pagepool.container.users import User, find_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pagepool.container.options import Container, RunOptions
+    from pagepool.oci.config import RunConfig
+
+SPEC_VERSION: Final = "1.0.2"
+STOP_SIGNAL: Final = "org.opencontainers.image.stopSignal"
+"""The annotation that has it, as image-spec's `conversion.md` names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a plan depends on, beside image and options.
+
+    Args:
+        passwd: the image's /etc/passwd.
+        group: its /etc/group.
+        hostname: the host's.
+        files: what is mounted over files of the container: path in it -> file of the host, /etc/hosts for one.
+        cgroup: whether control groups can be shown in it.
+        cgroup_namespace: whether it gets a namespace of control groups: where all are of version 2, as docker has it.
+        deep_read_only: whether mounts can be made read-only with all below them (Linux 5.12).
+    """
+
+    passwd: bytes = b""
+    group: bytes = b""
+    hostname: str = "localhost"
+    files: Mapping[str, str] = field(default_factory=dict, hash=False)
+    cgroup: bool = True
+    cgroup_namespace: bool = False
+    deep_read_only: bool = True
+
+
+def plan_runtime(container: Container, facts: Facts) -> dict[str, Any]:
+    """The configuration to run a container by. Pure.
+
+    Raises:
+        OptionInvalidError: there is no command to run.
+        UserInvalidError: the image does not have the user.
+    """
+    run, options = container.config.run, container.options
+    wanted = run.user if options.user is None else options.user
+    user = find_user(wanted, facts.passwd, facts.group)
+    hostname = plan_hostname(container, facts)
+    arguments = plan_arguments(run, options)
+    return {
+        "ociVersion": SPEC_VERSION,
+        "process": {
+            "terminal": options.tty,
+            "user": {"uid": user.uid, "gid": user.gid, "umask": 0o022, "additionalGids": list(user.groups)},
+            "args": arguments,
+            "env": plan_environment(run, options, hostname, user.home),
+            "cwd": _workdir(run, options),
+            "capabilities": _capabilities(user),
+            "noNewPrivileges": False,
+        },
+        "root": {"path": str(container.root), "readonly": options.read_only},
+        "hostname": hostname,
+        "mounts": _mounts(options, facts),
+        "annotations": {STOP_SIGNAL: run.stop_signal or "SIGTERM"},
+        "linux": {
+            "cgroupsPath": f"/pagepool-{container.id}",
+            "resources": _resources(options),
+            "namespaces": [{"type": kind} for kind in _namespaces(options, facts)],
+            "maskedPaths": list(defaults.MASKED_PATHS),
+            "readonlyPaths": list(defaults.READONLY_PATHS),
+        },
+    }
+
+
+def plan_arguments(run: RunConfig, options: RunOptions) -> list[str]:
+    """The program and its arguments.
+
+    Raises:
+        OptionInvalidError: there is none.
+    """
+    if options.entrypoint is None:
+        arguments = [*run.entrypoint, *(options.command or run.cmd)]
+    else:
+        # The image's Cmd were the arguments of another program.
+        arguments = [*([options.entrypoint] if options.entrypoint else []), *options.command]
+    if not arguments or not arguments[0]:
+        raise OptionInvalidError("", "the image has no command of its own: say what is to be run")
+    return arguments
+
+
+def plan_environment(run: RunConfig, options: RunOptions, hostname: str, home: str) -> list[str]:
+    """``NAME=value`` of the program: our defaults, then the image's, then the user's; each name once."""
+    values = {"PATH": defaults.PATH, "HOSTNAME": hostname}
+    if options.tty:
+        values["TERM"] = "xterm"
+    for text in (*run.env, *options.env):
+        name, equals, value = text.partition("=")
+        if equals:
+            values[name] = value
+        else:
+            values.pop(name, None)
+    if not values.get("HOME"):
+        values["HOME"] = home
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def plan_hostname(container: Container, facts: Facts) -> str:
+    """What the container calls itself."""
+    options = container.options
+    return options.hostname or (facts.hostname if options.network == "host" else container.id[:12])
+
+
+def _workdir(run: RunConfig, options: RunOptions) -> str:
+    wanted = options.workdir or run.working_dir or "/"
+    return wanted if wanted.startswith("/") else f"/{wanted}"
+
+
+def _capabilities(user: User) -> dict[str, list[str]]:
+    # Without effective ones for users, as execve has it: else a user could do what only root may.
+    kinds = ("bounding", "effective", "permitted") if user.uid == 0 else ("bounding",)
+    return {kind: list(defaults.CAPABILITIES) for kind in kinds}
+
+
+def _namespaces(options: RunOptions, facts: Facts) -> Iterable[str]:
+    yield from ("pid", "ipc", "uts", "mount")
+    if options.network == "none":
+        yield "network"
+    if facts.cgroup_namespace:
+        yield "cgroup"
+
+
+def _resources(options: RunOptions) -> dict[str, Any]:
+    found: dict[str, Any] = {"devices": defaults.device_rules()}
+    if options.memory is not None:
+        found["memory"] = {"limit": options.memory, "swap": options.memory}
+    if options.pids_limit is not None:
+        found["pids"] = {"limit": options.pids_limit}
+    return found
+
+
+def _mounts(options: RunOptions, facts: Facts) -> list[dict[str, Any]]:
+    """Ours, the files that docker brings along, and the user's, which replace ours at the same place."""
+    own = {volume.destination.rstrip("/") for volume in options.volumes}
+    found = [mount for mount in defaults.mounts(facts.cgroup) if mount["destination"] not in own]
+    files = dict(facts.files)
+    found += [_bind(source, path, ["rbind", "rprivate"]) for path, source in files.items() if path not in own]
+    # What is above comes before what is below.
+    for volume in sorted(options.volumes, key=lambda one: one.destination.rstrip("/").count("/")):
+        read_only = [("rro" if facts.deep_read_only else "ro")] if volume.read_only else []
+        found.append(_bind(str(volume.source), volume.destination, ["rbind", "rprivate", *read_only]))
+    return found
+
+
+def _bind(source: str, destination: str, options: list[str]) -> dict[str, Any]:
+    return {"destination": destination, "type": "bind", "source": source, "options": options}

@@ -1,0 +1,151 @@
+"""What runs, for `pagepool ps` and for whoever cleans up: one directory for each container.
+
+    DIRECTORY/runc/         runc's own state
+    DIRECTORY/ID/lock       locked (flock) by the process that runs the container, as long as that lives
+    DIRECTORY/ID/record     JSON, replaced by rename
+    DIRECTORY/ID/bundle/    config.json, and the files mounted over those of the container
+
+The lock decides: who can take it has found a container whose owner is dead, whatever the cause and whatever pids have
+become. Everything here is root's alone (0700): configurations have secrets in their environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pagepool.errors import BusyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT_DIRECTORY: Final = Path("/run/pagepool/containers")
+
+CREATED: Final = "created"
+RUNNING: Final = "running"
+DEAD: Final = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A container.
+
+    Args:
+        root: its root on the host.
+        created_s: when, in seconds since 1970.
+        owner: pid of the process that runs it, and cleans up; SIGTERM to it ends the container.
+        pid: of the container's first process, as the host sees it; 0: none yet.
+        status: created, running, or dead: its owner was killed, and `cleanup_stale` has not come yet.
+        runtime: runc or own.
+        stop_signal: what asks the program to end.
+    """
+
+    id: str
+    name: str
+    image: str
+    command: tuple[str, ...]
+    root: str
+    created_s: float
+    owner: int
+    pid: int = 0
+    status: str = CREATED
+    runtime: str = "runc"
+    stop_signal: str = "SIGTERM"
+
+
+class Held:
+    """A container's directory, locked. `close` removes it."""
+
+    def __init__(self, directory: Path, lock: int) -> None:
+        self.directory = directory
+        self._lock = lock
+
+    @property
+    def bundle(self) -> Path:
+        """Where the runtime finds its configuration."""
+        return self.directory / "bundle"
+
+    def write(self, record: Record) -> None:
+        """Note what is known now."""
+        temporary = self.directory / "record.new"
+        temporary.write_text(json.dumps(asdict(record)))
+        temporary.rename(self.directory / "record")
+
+    def close(self) -> None:
+        """Remove everything, and let go of it."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        os.close(self._lock)
+
+
+def hold(directory: Path, container: str, name: str = "") -> Held:
+    """Make a container's directory.
+
+    Raises:
+        BusyError: a container of this id or name is there.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(directory / ".names"):
+        for record in list_containers(directory):
+            if record.id == container or (name and record.name == name):
+                raise BusyError(f"there is a container {name or container} already ({record.id}, {record.status})")
+        own = directory / container
+        shutil.rmtree(own, ignore_errors=True)  # of somebody killed before it had a record
+        own.mkdir(mode=0o700)
+        (own / "bundle").mkdir(mode=0o700)
+        lock = os.open(own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        held = Held(own, lock)
+        held.write(Record(container, name, "", (), "", 0.0, os.getpid()))
+    return held
+
+
+def list_containers(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
+    """All containers, the oldest first. Those whose owner is dead have the status `DEAD`."""
+    found = []
+    for path in sorted(directory.glob("*/record")):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(_read(path))
+    return sorted(found, key=lambda record: record.created_s)
+
+
+def stale(directory: Path) -> Iterator[tuple[Record, Held]]:
+    """Containers whose owner is dead, each locked: whoever asks has to close it."""
+    for path in sorted(directory.glob("*/lock")):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                record = _read(path.with_name("record"))
+            except BaseException:
+                os.close(lock)
+                raise
+            yield record, Held(path.parent, lock)
+
+
+def _read(path: Path) -> Record:
+    fields: dict[str, Any] = json.loads(path.read_text())
+    record = Record(**{**fields, "command": tuple(fields["command"])})
+    return record if _is_locked(path.with_name("lock")) else replace(record, status=DEAD)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether somebody has the lock. A lock that we have through another descriptor counts."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

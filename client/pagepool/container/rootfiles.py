@@ -1,0 +1,103 @@
+"""Files of a container's root, used from outside: every path is resolved as inside of it (openat2, RESOLVE_IN_ROOT).
+
+An image may make any name a symlink to anywhere, and a program that already runs in the root may change names
+meanwhile. Neither leads out. Block as the root's file system does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from pagepool.container.linux import open_in_root
+from pagepool.errors import ImageInvalidError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+MAX_TABLE: Final = 8 << 20
+"""The largest /etc/passwd or /etc/group that is read, in bytes."""
+_MAX_LINKS: Final = 40
+
+
+@contextmanager
+def open_root(path: Path) -> Iterator[int]:
+    """The root as a descriptor, for as long as the block lasts."""
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_file(root: int, path: str, limit: int = MAX_TABLE) -> bytes:
+    """The content of a regular file; nothing where there is none.
+
+    Raises:
+        ImageInvalidError: it is larger than the limit.
+        OSError: it cannot be read.
+    """
+    try:
+        # Not blocking: the name may be a fifo, and one without a writer would keep us for ever.
+        descriptor = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+            return b""
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return b""
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ImageInvalidError(path, f"is larger than {limit} bytes")
+    return data
+
+
+def make_directory(root: int, path: str, mode: int = 0o755) -> int:
+    """Open a directory (O_PATH), made with all above it if it is missing. The caller closes it.
+
+    Where the name is a symlink to nothing, what it names is made.
+
+    Raises:
+        OSError: ENOTDIR where something else is in the way; EROFS.
+    """
+    return _make(root, path, os.O_PATH | os.O_DIRECTORY, lambda name, above: os.mkdir(name, mode, dir_fd=above))
+
+
+def make_file(root: int, path: str) -> int:
+    """As `make_directory`, an empty file; or open whatever else is there."""
+    return _make(root, path, os.O_PATH, _create)
+
+
+def _create(name: str, above: int) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(name, flags, 0o644, dir_fd=above))
+
+
+def _make(root: int, path: str, flags: int, make: Callable[[str, int], None]) -> int:
+    for _ in range(_MAX_LINKS):
+        try:
+            return open_in_root(root, path, flags)
+        except FileNotFoundError:
+            pass
+        parent, _, name = path.rstrip("/").rpartition("/")
+        above = make_directory(root, parent or "/")
+        try:
+            make(name, above)
+        except FileExistsError:
+            target = _target(name, above, path)
+            path = target if target.startswith("/") else f"{parent}/{target}"
+        finally:
+            os.close(above)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _target(name: str, above: int, path: str) -> str:
+    try:
+        return os.readlink(name, dir_fd=above)
+    except OSError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from error

@@ -1,0 +1,152 @@
+"""Runs a container by runc: ``runc run`` in the foreground, with its state in a directory of ours.
+
+Without a terminal the container has our input and output themselves, no byte goes through runc. With one that is ours,
+runc has it directly, and does everything: raw mode, window size. With a terminal that nobody types at
+(``-t`` alone) runc gets one of ours, and we carry what is shown.
+
+runc says why a container could not be started in a log of ours, and on the container's standard error as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Final
+
+from pagepool.container.process import Task, close_all, container_error, exit_code, standard_input
+from pagepool.errors import ContainerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_TIMEOUT_S: Final = 30.0
+_NOT_FOUND: Final = ("executable file not found", "no such file or directory")
+_NOT_EXECUTABLE: Final = ("permission denied", "exec format error", "is a directory")
+
+
+def find_runc(search: str | None = None) -> str | None:
+    """The program, if it is installed.
+
+    Args:
+        search: directories as in $PATH; None: those of this process.
+    """
+    return shutil.which("runc", path=search)
+
+
+class RuncContainer:
+    """See `process.Running`."""
+
+    def __init__(self, program: str, state: Path, task: Task) -> None:
+        self._command = [program, "--root", str(state)]
+        self._state = state / task.id
+        self._task = task
+        self._pid_file = task.bundle / "pid"
+        self._log = task.bundle / "log"
+        self.pid = 0
+        self.started = False
+        self.status: int | None = None
+        self.master: int | None = None
+        self._process = self._start()
+        self.child = self._process.pid
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        words = ["--log", str(self._log), "--log-format", "json", "run"]
+        words += ["--bundle", str(self._task.bundle), "--pid-file", str(self._pid_file), self._task.id]
+        slave: int | None = None
+        if self._task.terminal and not self._task.direct:
+            self.master, slave = os.openpty()
+        try:
+            # Of another process group, or Ctrl-C would reach it twice; but who reads a terminal must be in front.
+            return subprocess.Popen(
+                [*self._command, *words],
+                stdin=slave if slave is not None else None if self._task.direct else standard_input(self._task),
+                stdout=slave,
+                stderr=slave,
+                process_group=None if self._task.direct else 0,
+            )
+        except OSError as error:
+            close_all(self.master)
+            raise ContainerError(f"{self._command[0]} cannot be started: {error.strerror}") from error
+        finally:
+            close_all(slave)
+
+    def on_status(self) -> None:
+        """Look whether the container has a process now."""
+        with contextlib.suppress(OSError, ValueError):
+            self.pid = int(self._pid_file.read_text())
+            self.started = True
+
+    def send(self, number: int) -> None:
+        """runc hands every signal on."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child, number)
+
+    def kill(self) -> None:
+        """By runc; and runc too, if it does not end by itself."""
+        self._runc("kill", "--all", self._task.id, "KILL")
+
+    def finish(self) -> int:
+        """What runc ended with, which is what the program did, unless the log says it was never started."""
+        returncode = self._process.wait()
+        self.on_status()
+        reason = self._reason()
+        if self.started or not reason:
+            return exit_code(returncode)
+        code = 125
+        if '": ' in reason and "exec: " in reason:
+            code = 127 if any(words in reason for words in _NOT_FOUND) else code
+            code = 126 if any(words in reason for words in _NOT_EXECUTABLE) else code
+        raise container_error(reason, code)
+
+    def close(self) -> None:
+        """Delete the container, if runc could not."""
+        if self._process.poll() is None:
+            delete(self._command[0], self._state)
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+        if self._state.exists():
+            delete(self._command[0], self._state)
+        close_all(self.master)
+
+    def _runc(self, *words: str) -> None:
+        subprocess.run(
+            [*self._command, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+
+    def _reason(self) -> str:
+        try:
+            lines = self._log.read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError, AttributeError):
+                entry = json.loads(line)
+                if entry.get("level") in ("error", "fatal"):
+                    return str(entry.get("msg", "")).removeprefix("runc run failed: ")
+        return ""
+
+
+def delete(program: str, state: Path) -> None:
+    """End a container and remove all of it that runc knows.
+
+    Args:
+        state: of this container, below runc's ``--root``.
+    """
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            [program, "--root", str(state.parent), "delete", "--force", state.name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )

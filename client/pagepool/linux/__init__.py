@@ -1,0 +1,33 @@
+"""System calls that Python does not wrap. Nothing here knows what they are used for."""
+
+from pagepool.linux.calls import (
+    BCACHEFS,
+    BTRFS,
+    OVERLAY,
+    RAMFS,
+    TMPFS,
+    ZFS,
+    boot_id,
+    call,
+    can_reflink,
+    file_system,
+    in_memory,
+    is_full,
+    syncfs,
+)
+
+__all__ = [
+    "BCACHEFS",
+    "BTRFS",
+    "OVERLAY",
+    "RAMFS",
+    "TMPFS",
+    "ZFS",
+    "boot_id",
+    "call",
+    "can_reflink",
+    "file_system",
+    "in_memory",
+    "is_full",
+    "syncfs",
+]

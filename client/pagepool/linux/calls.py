@@ -1,0 +1,92 @@
+"""System calls that Python does not wrap, as functions that raise OSError."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from functools import cache
+from pathlib import Path
+
+# File systems by their number in statfs(2).
+TMPFS = 0x01021994
+RAMFS = 0x858458F6
+BTRFS = 0x9123683E
+BCACHEFS = 0xCA451A4E
+ZFS = 0x2FC12FC1
+OVERLAY = 0x794C7630
+
+_FICLONE = 0x40049409
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def call(name: str, *arguments: object) -> int:
+    """Call a function of libc that returns -1 and sets errno when it fails. Releases the GIL."""
+    result = int(getattr(_libc(), name)(*arguments))
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+    return result
+
+
+def syncfs(descriptor: int) -> None:
+    """Write all of a file system to its disk, and wait for it."""
+    call("syncfs", descriptor)
+
+
+def boot_id() -> bytes:
+    """The 16 bytes that name the running kernel's boot."""
+    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+
+
+class _Statfs(ctypes.Structure):
+    # struct statfs begins with the type, as a long on x86-64, arm64 and riscv64; the rest is not looked at.
+    _fields_ = (("type", ctypes.c_long), ("rest", ctypes.c_char * 248))
+
+
+def file_system(where: Path | int) -> int:
+    """The number of the file system that a path or an open file is on."""
+    found = _Statfs()
+    if isinstance(where, int):
+        call("fstatfs", where, ctypes.byref(found))
+    else:
+        call("statfs", os.fsencode(where), ctypes.byref(found))
+    return int(found.type) & 0xFFFFFFFF
+
+
+def in_memory(path: Path) -> bool:
+    """Whether a directory is on a file system that a reboot empties: tmpfs or ramfs."""
+    return file_system(path) in (TMPFS, RAMFS)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that a disk or a quota is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def can_reflink(directory: Path) -> bool:
+    """Whether files of a directory's file system can share their blocks (FICLONE); tried on two nameless files.
+
+    Raises:
+        OSError: no file can be made there.
+    """
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    source = os.open(directory, flags, 0o600)
+    try:
+        target = os.open(directory, flags, 0o600)
+        try:
+            os.write(source, bytes(4096))
+            fcntl.ioctl(target, _FICLONE, source)
+        except OSError:
+            return False
+        else:
+            return True
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)

@@ -1,0 +1,79 @@
+"""Kernel mounts of ours: which there are, and taking them away."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pagepool.errors import BusyError
+from pagepool.linux import mounts
+from pagepool.mount.kernel import erofs, stack
+from pagepool.mount.mountinfo import MountPoint, mount_points, mounted_at, resolve
+from pagepool.mount.mounts import MountUnknownError, find_holders
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class KernelMount:
+    """An overlay, or the metadata of a tree.
+
+    Args:
+        path: where.
+        kind: ``overlay`` or ``erofs``.
+        source: of an overlay, what it is of; of EROFS its file, or the loop device.
+        device: major and minor number.
+        read_only: whether nothing can be written.
+    """
+
+    path: Path
+    kind: str
+    source: str
+    device: tuple[int, int]
+    read_only: bool
+
+
+def list_kernel_mounts(run: Path | None = None) -> list[KernelMount]:
+    """Overlays of ours in this mount namespace, and what of EROFS is mounted below a directory, as they were made.
+
+    Args:
+        run: the directory; None: overlays only.
+    """
+    below = None if run is None else resolve(run)
+    return [found for point in mount_points() if (found := _ours(point, below)) is not None]
+
+
+def unmount_kernel(at: Path, *, force: bool = False) -> None:
+    """Unmount an overlay of ours, or an EROFS.
+
+    Args:
+        at: where.
+        force: also if it is in use: whoever uses it keeps it, and nobody else gets at it.
+
+    Raises:
+        MountUnknownError: nothing of that kind is mounted there.
+        BusyError: it is in use; the error names the processes that can be seen to use it.
+        OSError: it may not be unmounted.
+    """
+    target = resolve(at)
+    point = mounted_at(target)
+    if point is None or _ours(point, target) is None:
+        raise MountUnknownError(target)
+    try:
+        mounts.unmount(target, mounts.MNT_DETACH if force else 0)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise OSError(error.errno, error.strerror, str(target)) from None
+        holders = find_holders(target)
+        raise BusyError(f"{target} is in use" + (f" by {', '.join(holders)}" if holders else "")) from None
+
+
+def _ours(point: MountPoint, below: Path | None) -> KernelMount | None:
+    path, kind, source, device, read_only = point
+    if kind == stack.KIND and source.startswith(stack.PREFIX):
+        return KernelMount(path, kind, source.removeprefix(stack.PREFIX), device, read_only)
+    if kind == erofs.KIND and below is not None and path.is_relative_to(below):
+        return KernelMount(path, kind, source, device, read_only)
+    return None

@@ -1,0 +1,268 @@
+"""Asking a node: what commands and programs use.
+
+    node = NodeClient()
+    node.ensure()
+    with node.mount(url, reference, "/mnt/app", temporary=True) as mounted: ...
+
+Blocks; thread-safe: each call is a conversation of its own. Root only.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pagepool.errors import UnreachableError
+from pagepool.mount import kernel
+from pagepool.node.control import converse
+from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pagepool.node.control import Channel
+    from pagepool.oci import Platform, Reference
+    from pagepool.transport import Credentials
+
+
+def default_places() -> NodePlaces:
+    """Where this machine's node is, unless somebody says otherwise."""
+    return NodePlaces(DEFAULT_STATE, DEFAULT_RUN)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelMountOptions:
+    """How to mount.
+
+    Args:
+        upper: directory that keeps what is written; made if it is not there.
+        temporary: without `upper`: whether something can be written, and is gone with the mount.
+        read_only: nothing can be written, though there is an upper.
+        nosuid: setuid, setgid and file capabilities do not count.
+        dev: device nodes are devices.
+        eager: fetch all of the image first.
+        fill: fetch the rest of the image when there is time.
+        quota: most bytes that may be written; 0 for no limit.
+        owner: what the mount belongs to.
+        config: whether the image's configuration is wanted, too: `KernelMount.fields` has it as "config".
+    """
+
+    upper: Path | None = None
+    temporary: bool = False
+    read_only: bool = False
+    nosuid: bool = False
+    dev: bool = False
+    eager: bool = False
+    fill: bool = True
+    quota: int = 0
+    owner: str = ""
+    config: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KernelMount:
+    """A mount of the kernel's. As a context manager it is unmounted in the end.
+
+    Args:
+        client: of its node.
+        path: where it is.
+        id: as the node calls it.
+        fields: all that the node says of it.
+    """
+
+    client: NodeClient
+    path: Path
+    id: str
+    fields: dict[str, Any]
+
+    def unmount(self, *, force: bool = False) -> None:
+        """Unmount it.
+
+        Raises:
+            BusyError: it is in use.
+        """
+        self.client.unmount(self.path, force=force)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unmount(force=True)
+
+
+class NodeClient:
+    """A node of this machine.
+
+    Args:
+        places: where it is.
+    """
+
+    def __init__(self, places: NodePlaces | None = None) -> None:
+        self.places = places or default_places()
+
+    def ensure(self) -> bool:
+        """Start the node if it is not running. Returns whether it was started now.
+
+        Raises:
+            UnsupportedError, UnreachableError: it cannot be.
+        """
+        from pagepool.node.start import ensure_node
+
+        return ensure_node(self.places)
+
+    def is_running(self) -> bool:
+        """Whether it answers."""
+        try:
+            self.status()
+        except UnreachableError:
+            return False
+        return True
+
+    def status(self) -> dict[str, Any]:
+        """Which node it is, and how it is."""
+        return dict(converse(self.places.control, {"op": "status"}))
+
+    def mount(
+        self,
+        url: str,
+        reference: Reference,
+        path: str | os.PathLike[str],
+        options: KernelMountOptions | None = None,
+        *,
+        platform: Platform | None = None,
+        credentials: Credentials | None = None,
+        verify: bool = True,
+        wait_s: float = 60.0,
+        on_total: Callable[[int], object] = lambda _: None,
+        on_bytes: Callable[[int], object] = lambda _: None,
+    ) -> KernelMount:
+        """Mount an image; it is in its place when this returns.
+
+        Args:
+            url: of the service.
+            reference: of the image; its host is not looked at.
+            path: an existing directory.
+            options: how.
+            platform: of an index, which image.
+            credentials: who we are to the service; the node keeps them as long as the tree is mounted.
+            verify: whether to check the service's certificate.
+            wait_s: how long to wait while the service still reads the image's layers.
+            on_total, on_bytes: told of the bytes to fetch, and those fetched, if `eager`.
+
+        Raises:
+            UnreachableError: no node, or no service, and the image is not here.
+            BusyError: the upper is in use.
+            PagepoolError, OSError: it cannot be mounted. Nothing is left of it.
+        """
+        options = options or KernelMountOptions()
+        target = Path(os.path.realpath(path))
+        os.scandir(target).close()
+        request = self._request(url, reference, target, options, platform, credentials)
+        request |= {"verify": verify, "wait_s": wait_s}
+
+        def take(channel: Channel, message: dict[str, Any]) -> None:
+            if "total" in message:
+                on_total(int(message["total"]))
+            elif "mount" in message:
+                descriptor = channel.descriptors.pop()
+                try:
+                    kernel.attach(descriptor, target)
+                finally:
+                    os.close(descriptor)
+                channel.send({"attached": True})
+
+        fields = converse(self.places.control, request, on_bytes, take)
+        return KernelMount(self, target, str(fields["id"]), fields)
+
+    def _request(
+        self,
+        url: str,
+        reference: Reference,
+        target: Path,
+        options: KernelMountOptions,
+        platform: Platform | None,
+        credentials: Credentials | None,
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "op": "mount",
+            "url": url,
+            "repository": reference.repository,
+            "target": reference.target,
+            "image": str(reference),
+            "path": str(target),
+            "upper": None if options.upper is None else str(options.upper.absolute()),
+            "temporary": options.temporary,
+            "read_only": options.read_only,
+            "nosuid": options.nosuid,
+            "nodev": not options.dev,
+            "eager": options.eager,
+            "fill": options.fill,
+            "quota": options.quota,
+            "owner": options.owner,
+            "config": options.config,
+            "platform": None if platform is None else str(platform),
+        }
+        if credentials is not None:
+            found |= {
+                "username": credentials.username,
+                "password": credentials.password,
+                "identity_token": credentials.identity_token,
+            }
+        return found
+
+    def unmount(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Unmount, and have the node clean up: a temporary upper is removed.
+
+        Args:
+            force: also if it is in use: whoever uses it keeps it until he is done.
+
+        Raises:
+            BusyError: it is in use; the error names who can be seen to use it.
+            NotFoundError: nothing of ours is mounted there.
+            OSError: it may not be unmounted.
+        """
+        target = Path(os.path.realpath(path))
+        with suppress(UnreachableError):
+            converse(self.places.control, {"op": "closing", "name": str(target)})
+        kernel.unmount_kernel(target, force=force)
+        self.prune()
+
+    def prune(self) -> None:
+        """Have the node clean up after mounts that are gone. Does nothing if it is not running: it does so later."""
+        try:
+            converse(self.places.control, {"op": "prune"})
+        except UnreachableError:
+            return
+
+    def mounts(self) -> list[dict[str, Any]]:
+        """What is mounted, and how much of each image is here."""
+        return list(converse(self.places.control, {"op": "mounts"}))
+
+    def lazy_objects(self) -> list[bytes]:
+        """The objects that are read through the lazy mount."""
+        return [bytes.fromhex(text) for text in converse(self.places.control, {"op": "lazy"})]
+
+    def fill(
+        self,
+        name: str,
+        on_total: Callable[[int], object] = lambda _: None,
+        on_bytes: Callable[[int], object] = lambda _: None,
+    ) -> int:
+        """Fetch all of a mounted image. Returns its bytes that were missing."""
+
+        def take(_channel: Channel, message: dict[str, Any]) -> None:
+            if "total" in message:
+                on_total(int(message["total"]))
+
+        return int(converse(self.places.control, {"op": "fill", "name": name}, on_bytes, take)["bytes"])
+
+    def scrub(self) -> dict[str, Any]:
+        """Compare every object of the pool with its name. Blocks for as long as reading them takes."""
+        return dict(converse(self.places.control, {"op": "scrub"}))
+
+    def stop(self) -> int:
+        """End the node; mounts stay. Returns how many there are."""
+        return int(converse(self.places.control, {"op": "stop"})["mounts"])

@@ -1,0 +1,206 @@
+"""How commands and the node speak with each other: JSON lines over a Unix socket, descriptors beside them.
+
+A connection is one conversation. The client sends a request ``{"op": …}``; the node answers with any number of lines
+``{"progress": bytes}`` and one ``{"ok": …}`` or ``{"error": {"class": …, "message": …}}``. A descriptor travels with
+the line that speaks of it (SCM_RIGHTS). Who may connect may do everything: the socket lies in a directory of root's.
+
+Errors keep their class over the socket as far as pagepool has it: see `encode_error`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from pagepool import errors
+from pagepool.errors import PagepoolError, UnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_LIMIT: Final = 16 << 20
+_CHUNK: Final = 64 << 10
+_MOST_DESCRIPTORS: Final = 8
+
+log = logging.getLogger("pagepool.node")
+
+
+class Channel:
+    """One end of a conversation. Not thread-safe; close it.
+
+    Args:
+        connection: a connected Unix stream socket; belongs to this object.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._received = b""
+        self.descriptors: list[int] = []
+        """What came with the lines so far, and was not taken."""
+
+    def send(self, message: Mapping[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        """Send a line, and descriptors with it; they stay open here.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        data = json.dumps(message).encode() + b"\n"
+        if descriptors:
+            sent = socket.send_fds(self._socket, [data], list(descriptors))
+            data = data[sent:]
+        self._socket.sendall(data)
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next line; None when the other end has gone. Blocks.
+
+        Raises:
+            ValueError: it is no JSON object, or too long.
+            OSError: the connection broke.
+        """
+        while b"\n" not in self._received:
+            if len(self._received) > _LIMIT:
+                raise ValueError("a message is too long")
+            data, descriptors, _, _ = socket.recv_fds(self._socket, _CHUNK, _MOST_DESCRIPTORS)
+            self.descriptors += descriptors
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
+            if not data:
+                return None
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        message = json.loads(line)
+        if not isinstance(message, dict):
+            raise ValueError("a message is no object")
+        return message
+
+    def close(self) -> None:
+        """End the conversation."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors.clear()
+        self._socket.close()
+
+
+class ControlServer:
+    """Answers conversations, each in a thread of its own.
+
+    Args:
+        listener: a listening Unix socket. Other processes may have it open, too.
+        handlers: by the name of the operation: called with the channel and the request, returns what is sent as ``ok``.
+    """
+
+    def __init__(
+        self, listener: socket.socket, handlers: Mapping[str, Callable[[Channel, dict[str, Any]], Any]]
+    ) -> None:
+        self._listener = listener
+        self._handlers = handlers
+        self._thread = threading.Thread(target=self._accept, name="node-control", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:
+                log.info("no more commands are taken: %s", error)
+                return
+            threading.Thread(target=self._converse, args=(Channel(connection),), daemon=True).start()
+
+    def _converse(self, channel: Channel) -> None:
+        try:
+            request = channel.receive()
+            if request is None:
+                return
+            handler = self._handlers.get(str(request.get("op")))
+            if handler is None:
+                raise errors.UnsupportedError(f"this node does not know how to {request.get('op')!r}")
+            channel.send({"ok": handler(channel, request)})
+        except (BrokenPipeError, ConnectionError):
+            return
+        except Exception as error:
+            if not isinstance(error, (PagepoolError, OSError)):
+                log.exception("a command failed")
+            with suppress(OSError):
+                channel.send({"error": encode_error(error)})
+        finally:
+            channel.close()
+
+
+def encode_error(error: Exception) -> dict[str, Any]:
+    """An error as it goes over the socket."""
+    found: dict[str, Any] = {"class": type(error).__name__, "message": str(error)}
+    if isinstance(error, OSError):
+        found |= {"class": "OSError", "errno": error.errno, "message": error.strerror or str(error)}
+        found |= {"filename": os.fsdecode(error.filename)} if error.filename is not None else {}
+    return found
+
+
+def decode_error(found: Mapping[str, Any]) -> Exception:
+    """An error that came over the socket: of the class that it was, with the words that it had."""
+    message, name = str(found.get("message", "")), str(found.get("class", ""))
+    if name == "OSError":
+        number = found.get("errno")
+        if not isinstance(number, int):
+            return OSError(message)
+        return OSError(number, message, *([found["filename"]] if "filename" in found else []))
+    kind = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, PagepoolError)):
+        kind = PagepoolError
+    # Their initialisers take what the message was made of, which is here as a whole already.
+    error = kind.__new__(kind)
+    error.args = (message,)
+    return error
+
+
+def converse(
+    path: os.PathLike[str],
+    request: Mapping[str, Any],
+    on_bytes: Callable[[int], object] = lambda _: None,
+    take: Callable[[Channel, dict[str, Any]], None] | None = None,
+) -> Any:
+    """Have one conversation with the node.
+
+    Args:
+        path: of its socket.
+        request: what is asked for.
+        on_bytes: told of progress, in bytes.
+        take: called with lines that are neither progress nor the end.
+
+    Returns:
+        what it answered.
+
+    Raises:
+        UnreachableError: nobody answers there, or the node ended in the middle: it may have done what was asked.
+        PagepoolError, OSError: what it says went wrong.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(os.fspath(path))
+    except OSError as error:
+        connection.close()
+        raise UnreachableError(os.fspath(path), error.strerror or "no node") from error
+    channel = Channel(connection)
+    try:
+        channel.send(request)
+        while (answer := channel.receive()) is not None:
+            if "progress" in answer:
+                on_bytes(int(answer["progress"]))
+            elif "ok" in answer:
+                return answer["ok"]
+            elif "error" in answer:
+                raise decode_error(answer["error"])
+            elif take is not None:
+                take(channel, answer)
+    except ConnectionError as error:
+        raise UnreachableError(os.fspath(path), error.strerror or "the node ended") from error
+    finally:
+        channel.close()
+    raise UnreachableError(os.fspath(path), "the node ended in the middle")

@@ -1,0 +1,168 @@
+"""Brings objects into the pool behind the scenes: a start-up profile at once, the rest of an image when there is time.
+
+Two threads: one for what somebody waits for or will in a moment, one for the rest, which goes on in small steps and
+stands back while a container waits for something. What goes wrong is logged, and tried again with the next mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from typing import TYPE_CHECKING, Final
+
+from pagepool.errors import PagepoolError
+from pagepool.pool.layout import object_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from pagepool.image.treefile import TreeFile
+    from pagepool.node.sources import Source
+
+_STEP_BYTES: Final = 4 << 20
+_STEP_OBJECTS: Final = 512
+_BEGIN_S: Final = 2.0  # that a container has to itself before the rest of its image is fetched
+_STAND_BACK_S: Final = 0.2
+
+log = logging.getLogger("pagepool.node")
+
+
+class Filler:
+    """Fills trees.
+
+    Args:
+        objects: the pool's directory of whole objects.
+        busy: whether somebody waits for an object just now.
+        sync: makes what was fetched durable.
+        on_whole: told of the digest of an object that `bring_object` was about and that is whole now.
+    """
+
+    def __init__(
+        self,
+        objects: Path,
+        busy: Callable[[], bool],
+        sync: Callable[[], None],
+        on_whole: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
+        self._objects = objects
+        self._on_whole = on_whole
+        self._busy = busy
+        self._sync = sync
+        self._stopped = threading.Event()
+        self._urgent: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._rest: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._filling: set[str] = set()
+        for name, tasks in (("urgent", self._urgent), ("rest", self._rest)):
+            threading.Thread(target=self._work, args=(tasks,), name=f"node-fill-{name}", daemon=True).start()
+
+    def complete(self, source: Source) -> None:
+        """Bring in all of a tree, when there is time. Does nothing if that is under way."""
+        with self._lock:
+            if source.record.tree in self._filling:
+                return
+            self._filling.add(source.record.tree)
+        self._rest.put(lambda: self._complete(source))
+
+    def bring_object(self, source: Source, index: int) -> None:
+        """Bring in one object soon."""
+        self._urgent.put(lambda: self._bring_object(source, index))
+
+    def is_filling(self, tree: str) -> bool:
+        """Whether the rest of a tree is being brought in, or will be."""
+        return tree in self._filling
+
+    def close(self) -> None:
+        """Stop after the present step."""
+        self._stopped.set()
+        self._urgent.put(None)
+        self._rest.put(None)
+
+    def _work(self, tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+        while (task := tasks.get()) is not None and not self._stopped.is_set():
+            try:
+                task()
+            except (PagepoolError, OSError) as error:
+                log.warning("filling broke off: %s", error)
+            except Exception:
+                log.exception("filling failed")
+
+    def _complete(self, source: Source) -> None:
+        try:
+            if self._stopped.wait(_BEGIN_S):
+                return
+            for step in steps(source.tree, missing(source.tree, self._objects)):
+                while self._busy() and not self._stopped.wait(_STAND_BACK_S):
+                    pass
+                if self._stopped.is_set() or source.record.released:
+                    return
+                source.content.prefetch(step)
+            self._sync()
+        finally:
+            with self._lock:
+                self._filling.discard(source.record.tree)
+
+    def _bring_object(self, source: Source, index: int) -> None:
+        info = source.tree.object(index)
+        path = self._objects / object_name(info.digest)
+        if path.exists():
+            self._on_whole(info.digest)
+            return
+        source.content.prefetch([index])
+        if not path.exists():
+            return  # the pool does not take it
+        self._on_whole(info.digest)
+        self._sync()
+        # The kernel has pages of its own of what was read through the lazy mount; those of the file are twice the same.
+        source.content.forget(index)
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
+def missing(tree: TreeFile, objects: Path, above: int = 0) -> list[int]:
+    """The objects of a tree that are not whole in a pool.
+
+    Args:
+        objects: the pool's directory of whole objects.
+        above: leave out those of at most so many bytes: they are in the metadata image.
+    """
+    directory = os.open(objects, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = []
+        for index in range(tree.object_count):
+            digest, size = tree.object_key(index)
+            if size > above and not _is_there(object_name(digest), directory):
+                found.append(index)
+        return found
+    finally:
+        os.close(directory)
+
+
+def steps(tree: TreeFile, indices: Sequence[int]) -> Iterator[list[int]]:
+    """Objects in parts of a few megabytes, small ones first: most of what programs open is small."""
+    step: list[int] = []
+    size = 0
+    for index in sorted(indices, key=lambda index: tree.object_key(index)[1]):
+        step.append(index)
+        size += tree.object_key(index)[1]
+        if size >= _STEP_BYTES or len(step) >= _STEP_OBJECTS:
+            yield step
+            step, size = [], 0
+    if step:
+        yield step
+
+
+def _is_there(name: str, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,113 @@
+"""Having overlays forget the files that nobody has open in them, so that what was evicted gives its bytes back.
+
+An overlay keeps each file that it has found, whole and named or not, for as long as it remembers its own inode: until
+memory is short, or it is unmounted. Reconfiguring a mount without changing anything makes the kernel drop what its
+file system remembers and nobody uses (`reconfigure_super`: `shrink_dcache_sb`). Nothing else on the machine notices;
+what is open, mapped or executed stays; the next open finds the object by its name again, or has it fetched.
+
+That also heals an overlay that remembers an object which the scrub has found damaged and replaced.
+
+Only mounts of ours are touched: overlays whose source begins with `pagepool:`. They are found in the mount namespaces
+of all processes, and reached through /proc/PID/root. Nothing below them is looked up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pagepool.pool.linux import call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Numbers of the system calls, on every architecture but alpha.
+_FSCONFIG: Final = 431
+_FSPICK: Final = 433
+_FSPICK_CLOEXEC: Final = 1
+_SET_FLAG: Final = 0
+_RECONFIGURE: Final = 7
+_AT_FDCWD: Final = -100
+_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+
+log = logging.getLogger("pagepool.node")
+
+
+def forget_unused(ours: Callable[[str], bool] = lambda source: source.startswith("pagepool:")) -> int:
+    """Have every overlay of ours forget what nobody has open in it. Milliseconds for each.
+
+    Args:
+        ours: tells by the source of an overlay whether it is one of ours.
+
+    Returns:
+        how many did; those that could not be reached are logged.
+    """
+    done: set[str] = set()
+    for device, path in find_overlays(ours):
+        if device in done:
+            continue
+        try:
+            status = path.stat()
+            # Something else may have been mounted over it.
+            if f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}" == device:
+                reconfigure(path)
+                done.add(device)
+        except OSError as error:
+            log.debug("the overlay at %s cannot be reached: %s", path, error)
+    return len(done)
+
+
+def reconfigure(path: Path) -> None:
+    """Reconfigure the file system that is mounted at a path, changing nothing.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    try:
+        _reconfigure(path, read_only=False)
+    except OSError as error:
+        # An overlay without an upper insists on being told that it is read-only; one with an upper is never told so.
+        if error.errno != errno.EROFS:
+            raise
+        _reconfigure(path, read_only=True)
+
+
+def find_overlays(ours: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:
+    """Our overlays in all mount namespaces: device (``major:minor``) and a path that leads there; some twice."""
+    seen: set[str] = set()
+    for name in ("self", *(entry.name for entry in Path("/proc").iterdir() if entry.name.isdecimal())):
+        process = Path("/proc") / name
+        try:
+            namespace = str((process / "ns" / "mnt").readlink())
+            # Of another root directory of the same namespace not all mounts may be seen.
+            key = f"{namespace} {(process / 'root').readlink()}"
+            if key in seen:
+                continue
+            text = (process / "mountinfo").read_text(errors="surrogateescape")
+        except OSError:
+            continue
+        seen.add(key)
+        for line in text.splitlines():
+            mount, _, rest = line.partition(" - ")
+            fields, about = mount.split(" "), rest.split(" ")
+            if about[0] == "overlay" and ours(_plain(about[1])):
+                yield fields[2], process / "root" / _plain(fields[4]).lstrip("/")
+
+
+def _plain(text: str) -> str:
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), text)
+
+
+def _reconfigure(path: Path, *, read_only: bool) -> None:
+    picked = call("syscall", ctypes.c_long(_FSPICK), _AT_FDCWD, os.fsencode(path), _FSPICK_CLOEXEC)
+    try:
+        if read_only:
+            call("syscall", ctypes.c_long(_FSCONFIG), picked, _SET_FLAG, b"ro", None, 0)
+        call("syscall", ctypes.c_long(_FSCONFIG), picked, _RECONFIGURE, None, None, 0)
+    finally:
+        os.close(picked)

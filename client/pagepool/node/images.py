@@ -1,0 +1,169 @@
+"""What a mount needs of an image, on this node: its tree file and its metadata image, fetched once and kept.
+
+Owns STATE/trees and STATE/images. A tree file is named by its digest; a metadata image by its tree, and by its own
+digest, with which it is compared before each first mount: it may have been torn by a loss of power. What a name of an
+image meant when it was last resolved is noted, so that an image that is here can be mounted while its service is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pagepool.digest import Digest, blake3_raw
+from pagepool.errors import CorruptError, DigestMismatchError, ManifestInvalidError, UnreachableError
+from pagepool.image.treefile import TreeFile
+from pagepool.oci import Manifest, parse_config, read_verified
+from pagepool.transport import RegistryClient
+from pagepool.transport.trees import TreeClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pagepool.node.places import NodePlaces
+    from pagepool.oci import Platform
+    from pagepool.transport import Session
+
+log = logging.getLogger("pagepool.node")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """An image, resolved.
+
+    Args:
+        tree: of its file system.
+        manifest: of its manifest, "" if it is not known.
+        offline: whether the service could not be asked.
+    """
+
+    tree: Digest
+    manifest: str
+    offline: bool = False
+
+
+class Images:
+    """The tree files and metadata images of a node. Thread-safe.
+
+    Args:
+        places: of the node.
+    """
+
+    def __init__(self, places: NodePlaces) -> None:
+        self._trees = places.tree_files
+        self._notes = places.state / "images"
+        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+
+    def resolve(
+        self, session: Session, repository: str, target: str, platform: Platform | None, wait_s: float
+    ) -> Resolved:
+        """What a name means now; if the service is gone, what it meant last, if that image is here.
+
+        Raises:
+            PagepoolError: as `TreeClient.resolve`.
+        """
+        note = self._note(session.where, repository, target, platform)
+        try:
+            state = TreeClient(session).resolve(repository, target, platform, wait_s)
+        except UnreachableError:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                found = json.loads(note.read_text())
+                return Resolved(Digest.parse(found["tree"]), str(found["manifest"]), offline=True)
+            raise
+        resolved = Resolved(state.tree, str(state.image))
+        with contextlib.suppress(OSError):
+            self._notes.mkdir(mode=0o700, exist_ok=True)
+            _replace(note, json.dumps({"tree": str(state.tree), "manifest": str(state.image)}).encode())
+        return resolved
+
+    def tree(self, session: Session, repository: str, tree: Digest) -> TreeFile:
+        """A tree file, in its place. The caller closes it.
+
+        Raises:
+            PagepoolError: it is not here, and cannot be fetched.
+        """
+        path = self._trees / tree.hex
+        with self._alone(path.name):
+            try:
+                return TreeFile.open(path, tree.raw)
+            except FileNotFoundError:
+                pass
+            except (CorruptError, DigestMismatchError) as error:
+                log.warning("the tree file %s is fetched again: %s", path.name, error)
+            _replace(path, TreeClient(session).fetch(repository, tree))
+            return TreeFile.open(path, tree.raw)
+
+    def metadata(self, session: Session, repository: str, tree: Digest) -> Path:
+        """The metadata image of a tree, verified.
+
+        Raises:
+            PagepoolError: it is not here, and cannot be fetched.
+        """
+        with self._alone(f"{tree.hex}.erofs"):
+            for path in sorted(self._trees.glob(f"{tree.hex}.*.erofs")):
+                if blake3_raw(path.read_bytes()).hex() == path.name.split(".")[1]:
+                    return path
+                log.warning("the metadata image %s is damaged, and fetched again", path.name)
+                path.unlink(missing_ok=True)
+            part = self._trees / f".{tree.hex}.{os.getpid()}.erofs"
+            try:
+                with part.open("wb") as out:
+                    digest = TreeClient(session).fetch_erofs(repository, tree, out)
+                path = self._trees / f"{tree.hex}.{digest.hex}.erofs"
+                part.rename(path)
+            finally:
+                part.unlink(missing_ok=True)
+            return path
+
+    def config(self, session: Session, repository: str, manifest: str) -> str:
+        """The configuration of an image, as it is stored.
+
+        Args:
+            manifest: digest of its manifest.
+
+        Raises:
+            PagepoolError: it is not here, and cannot be fetched.
+        """
+        path = self._notes / f"{Digest.parse(manifest).hex}.config"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            found = path.read_text()
+            parse_config(found.encode())
+            return found
+        registry = RegistryClient(session)
+        image = registry.get_manifest(repository, manifest).manifest
+        if not isinstance(image, Manifest):
+            raise ManifestInvalidError(manifest, "is an index")
+        data = read_verified(registry.open_raw_blob(repository, image.config), image.config)
+        parse_config(data)
+        with contextlib.suppress(OSError):
+            self._notes.mkdir(mode=0o700, exist_ok=True)
+            _replace(path, data)
+        return data.decode()
+
+    def _note(self, where: str, repository: str, target: str, platform: Platform | None) -> Path:
+        key = "\n".join((where, repository, target, str(platform or "")))
+        return self._notes / f"{blake3_raw(key.encode()).hex()[:32]}.json"
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """One thread at a time for each file."""
+        with self._lock:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            yield
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        part.write_bytes(data)
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,192 @@
+"""What the requests to the lazy mount ask for.
+
+    fetch/ab/cdef…   an object that is small is brought into the pool, and then there is no such file: overlayfs goes on
+                     to ``fetched/``, where it is now. So it does when bringing failed, and comes to fail/ in the end.
+                     An object that is large, or cannot be kept, is a file.
+    fail/ab/cdef…    EIO, whatever it is called
+
+"No such file" is never remembered by the kernel: it is sent as an error, not as a node with a time. What is there is
+remembered for ever, since overlayfs checks its remembered layers again and would answer ESTALE if one had changed. So
+an object that has once been a file is one for as long as the mount lives.
+
+A handler returns the body of the answer, None if there is none, or raises what errno is made of. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from pagepool.errors import PagepoolError
+from pagepool.mount.fuse import protocol
+from pagepool.mount.fuse.protocol import Opcode
+from pagepool.node.lazy import nodes, wire
+from pagepool.node.lazy.source import Served, Whole
+from pagepool.node.lazy.waiting import SingleFlight
+from pagepool.vfs.interface import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
+    from pagepool.node.lazy.nodes import NodeTable
+    from pagepool.node.lazy.source import ObjectSource
+
+    Handler = Callable[["Request"], Buffer | None]
+
+_log = logging.getLogger(__name__)
+
+
+class Request:
+    """A request that is being handled. One is used again for every request of a thread.
+
+    Args:
+        opcode: what it asks for.
+        unique: its number.
+        node: what it is about.
+        process: the thread that waits for it; 0 if nobody does, or it cannot be told.
+        body: what follows the header; only until it is answered.
+        taken: bytes that the kernel has a copy of once this is answered: digest, start, end.
+    """
+
+    __slots__ = ("body", "node", "opcode", "process", "taken", "unique")
+
+    def __init__(self) -> None:
+        self.opcode = self.unique = self.node = self.process = 0
+        self.body = memoryview(b"")
+        self.taken: tuple[bytes, int, int] | None = None
+
+
+class Operations:
+    """The requests to the lazy mount, but for INIT and INTERRUPT.
+
+    Args:
+        source: where objects come from.
+        table: the numbers of large ones.
+        large: an object of more bytes is served, not brought.
+    """
+
+    def __init__(self, source: ObjectSource, table: NodeTable, large: int) -> None:
+        self._source = source
+        self._table = table
+        self._large = large
+        self._flights = SingleFlight()
+
+    def handlers(self) -> dict[int, Handler]:
+        """What handles which request; the kernel is to do without all others."""
+        changes: dict[int, Handler] = dict.fromkeys(_CHANGES, _refuse)
+        return changes | {
+            Opcode.LOOKUP: self.lookup,
+            Opcode.GETATTR: self.getattr,
+            Opcode.READ: self.read,
+            Opcode.READDIR: self.readdir,
+            Opcode.STATFS: self.statfs,
+            Opcode.FORGET: ignore,
+            Opcode.BATCH_FORGET: ignore,
+            Opcode.DESTROY: lambda _: b"",
+        }
+
+    def lookup(self, request: Request) -> Buffer:
+        """A name in a directory."""
+        parent, name = request.node, protocol.parse_name(request.body)
+        directory = nodes.child_number(parent, name)
+        if directory is not None:
+            return protocol.encode_entry(wire.directory_attributes(directory))
+        if nodes.FAIL_CHILDREN <= parent < nodes.FAIL_CHILDREN + 256:
+            fail(errno.EIO)
+        digest = nodes.digest_of(parent, name)
+        if digest is None:
+            fail(errno.ENOENT)
+        node = self._table.number(digest) or self._find(digest)
+        known = None if node is None else self._table.object(node)
+        if node is None or known is None:
+            fail(errno.ENOENT)
+        return protocol.encode_entry(wire.object_attributes(node, known.size))
+
+    def _find(self, digest: bytes) -> int | None:
+        """Bring an object, or number it. Whatever goes wrong is logged here: overlayfs goes on to ``fail/`` and EIO."""
+        try:
+            return self._bring_or_number(digest)
+        except Exception as error:  # noqa: BLE001 - see above
+            bug = not isinstance(error, (OSError, PagepoolError))
+            _log.error("object %s cannot be fetched: %s", digest.hex(), error, exc_info=bug)
+            return None
+
+    def _bring_or_number(self, digest: bytes) -> int | None:
+        size = self._source.size(digest)
+        if size is None or size <= self._large:
+            if self._flights.do(digest, self._source.bring):
+                return None
+            if size is None:
+                _log.error("object %s is of no tree that is mounted here", digest.hex())
+                return None
+            return self._table.add(digest, size)
+        if isinstance(self._source, Whole) and self._source.whole(digest):
+            return None
+        node = self._table.add(digest, size)
+        try:
+            self._source.opened_large(digest)
+        except Exception as error:  # noqa: BLE001 - it can be read without
+            _log.error("object %s is not filled in the background: %s", digest.hex(), error)
+        return node
+
+    def getattr(self, request: Request) -> Buffer:
+        """What stat(2) shows."""
+        if nodes.is_directory(request.node):
+            return protocol.encode_attributes(wire.directory_attributes(request.node))
+        known = self._table.object(request.node) or fail(errno.ESTALE)
+        return protocol.encode_attributes(wire.object_attributes(request.node, known.size))
+
+    def read(self, request: Request) -> Buffer:
+        """Bytes of a large object."""
+        _, start, size, *_ = protocol.unpack(protocol.READ_IN, request.body)
+        known = self._table.object(request.node) or fail(errno.ESTALE)
+        end = min(start + min(size, protocol.MAX_IO), known.size)
+        if start >= end:
+            return b""
+        view = memoryview(self._source.view(known.digest, start, end)).cast("B")
+        if len(view) != end - start:
+            raise OSError(errno.EIO, f"{len(view)} bytes came for those from {start} to {end} of {known.digest.hex()}")
+        request.taken = (known.digest, start, end)
+        return view
+
+    def served(self, taken: tuple[bytes, int, int]) -> None:
+        """Tell the source which bytes the kernel has got."""
+        if isinstance(self._source, Served):
+            self._source.served(*taken)
+
+    def readdir(self, request: Request) -> Buffer:
+        """Nothing is listed: overlayfs lists no layer that only has data, and every name that could be is there."""
+        return b"" if nodes.is_directory(request.node) else fail(errno.ENOTDIR)
+
+    def statfs(self, _request: Request) -> Buffer:
+        """How full it is. Without an answer nothing can be mounted on top."""
+        return protocol.encode_usage(Usage(0, 0, 0, 0))
+
+    def describe(self, node: int) -> str:
+        """What a node is, for a log."""
+        known = self._table.object(node)
+        return f"node {node}" if known is None else f"object {known.digest.hex()}"
+
+
+_CHANGES: Final = (
+    *(Opcode.SETATTR, Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.UNLINK, Opcode.RMDIR, Opcode.LINK),
+    *(Opcode.RENAME, Opcode.RENAME2, Opcode.WRITE, Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.FALLOCATE),
+    *(Opcode.CREATE, Opcode.TMPFILE),
+)
+
+
+def ignore(_request: Request) -> None:
+    """Take note of something that has no answer. Numbers are kept for good, so there is nothing to forget."""
+
+
+def _refuse(_request: Request) -> NoReturn:
+    fail(errno.EROFS)
+
+
+def fail(number: int) -> NoReturn:
+    """Answer with an errno."""
+    raise OSError(number, os.strerror(number))

@@ -1,0 +1,325 @@
+"""Serves the lazy mount over an open FUSE device, in place of a server that has died if need be.
+
+Threads each read a request, handle it and answer, as `mount.fuse.server` does it: one more than are busy waits, so no
+request waits for another one that is slow, up to `MAX_THREADS` of them.
+
+What a death leaves: the mount, as long as somebody else holds the device; requests that come meanwhile wait in the
+kernel. The next server on the same device has the kernel hand out again what was not answered (see `wire`), and knows
+every number that was given away (see `nodes`); no INIT comes again. Doing a request twice is harmless, since nothing
+here changes anything.
+
+Kernels before 6.9 cannot hand out again. There each server reads from a device of its own (a clone): when it dies, the
+kernel ends the requests that it had taken with an error, instead of never. All later ones are served.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock, Thread, get_ident
+from typing import TYPE_CHECKING, Final
+
+from pagepool.errors import PagepoolError, UnsupportedError
+from pagepool.mount.device import DEVICE
+from pagepool.mount.fuse import protocol
+from pagepool.mount.fuse.errnos import to_errno, to_read_errno
+from pagepool.mount.fuse.protocol import Opcode, ProtocolError
+from pagepool.node.lazy import wire
+from pagepool.node.lazy.mounting import READ_AHEAD_KIB
+from pagepool.node.lazy.nodes import NodeTable
+from pagepool.node.lazy.operations import Operations, Request
+from pagepool.node.lazy.waiting import Waiting
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from pagepool.node.lazy.operations import Handler
+    from pagepool.node.lazy.source import ObjectSource
+
+LARGE: Final = 32 << 20
+MAX_THREADS: Final = 512
+"""Most of them wait for the network, if there are so many; a thread takes some 100 KiB."""
+
+_IDLE_THREADS: Final = 4
+_BACKGROUND: Final = 64
+_GONE: Final = (errno.ENODEV, errno.ECONNABORTED)
+_AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
+_GIVE_UP: Final = frozenset((int(Opcode.LOOKUP), int(Opcode.READ)))
+_INIT_FILE: Final = "init.json"
+_NODES_FILE: Final = "nodes"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LazyOptions:
+    """How to serve.
+
+    Args:
+        large: objects of more bytes are served, not brought.
+        max_threads: requests that are handled at the same time.
+        resend: False: do as on a kernel that cannot hand requests out again.
+    """
+
+    large: int = LARGE
+    max_threads: int = MAX_THREADS
+    resend: bool = True
+
+
+class LazyServer:
+    """Serves the lazy mount.
+
+    Args:
+        descriptor: the FUSE device; stays open, for a later server.
+        source: where objects come from.
+        state: a directory for what later servers need to know. It belongs to the mount: who mounts again empties it.
+        large: as in `LazyOptions`, which has more.
+
+    Raises:
+        BusyError: another process serves it.
+        OSError: what is in `state` cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        source: ObjectSource,
+        *,
+        state: Path,
+        large: int = LARGE,
+        options: LazyOptions | None = None,
+    ) -> None:
+        self._options = options or LazyOptions(large)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._agreement_file = state / _INIT_FILE
+        self._table = NodeTable(state / _NODES_FILE)
+        self._operations = Operations(source, self._table, self._options.large)
+        self._handlers: dict[int, Handler] = self._operations.handlers() | {Opcode.INTERRUPT: self._interrupt}
+        self._descriptor = descriptor
+        self._cloned = False
+        self._waiting = Waiting(self._give_up)
+        self._lock = Lock()
+        self._threads: set[Thread] = set()
+        self._idle = 0
+        self._ready = Event()
+        self._ended = Event()
+        self._refused: UnsupportedError | None = None
+        self.agreement: wire.Agreement | None = None
+        """What kernel and server agreed on; None before INIT."""
+        self.requests: Counter[int] = Counter()
+        """How many came, by opcode. Exact as long as requests come one at a time."""
+
+    def start(self) -> None:
+        """Begin to serve, with what a server before this one has left. Does not block."""
+        self.agreement = wire.read_agreement(self._agreement_file)
+        if self.agreement is not None:
+            self._take_over(self.agreement)
+            self._ready.set()
+        else:
+            self._ask_again()  # INIT, if somebody died of it
+        with self._lock:
+            # Before INIT is answered there is nothing else to do, and it may decide from which device to read.
+            for _ in range(_IDLE_THREADS if self.agreement is not None else 1):
+                self._add_thread()
+
+    def _take_over(self, agreement: wire.Agreement) -> None:
+        if agreement.resend and self._options.resend:
+            self._ask_again()
+        else:
+            _log.warning("this kernel (before 6.9) hands nothing out again: what a server before had begun has failed")
+            self._clone()
+
+    def _ask_again(self) -> None:
+        try:
+            os.write(self._descriptor, wire.encode_resend())
+        except OSError as error:
+            if error.errno not in (*_GONE, errno.EINVAL):
+                raise
+
+    def _clone(self) -> None:
+        """Read from a device of one's own from here on."""
+        descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(descriptor, wire.CLONE, self._descriptor.to_bytes(4, "little"))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor, self._cloned = descriptor, True
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until the kernel has begun to use the mount. False if that took longer, or never will be.
+
+        Raises:
+            UnsupportedError: this kernel cannot.
+        """
+        self._ready.wait(timeout_s)
+        if self._refused is not None:
+            raise self._refused
+        return self._ready.is_set() and not self._ended.is_set()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until the mount is gone and every request is handled. False if that took longer."""
+        return self._ended.wait(timeout_s)
+
+    def large_objects(self) -> list[bytes]:
+        """The objects that are, or were, files of the mount: digests."""
+        return self._table.digests()
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are now."""
+        return len(self._threads)
+
+    # -- threads -------------------------------------------------------------------------------------------------
+
+    def _add_thread(self) -> None:
+        thread = Thread(target=self._serve, name=f"lazy-{len(self._threads)}", daemon=True)
+        self._threads.add(thread)
+        self._idle += 1
+        try:
+            thread.start()
+        except RuntimeError:
+            self._threads.discard(thread)
+            self._idle -= 1
+            if not self._threads:
+                raise
+            _log.warning("no more threads can be started than %d", len(self._threads))
+
+    def _serve(self) -> None:
+        buffer = bytearray(wire.BUFFER_SIZE)
+        request, view = Request(), memoryview(buffer)
+        try:
+            while (size := self._next(buffer)) > 0:
+                with self._lock:
+                    self._idle -= 1
+                    if not self._idle and len(self._threads) < self._options.max_threads and self._ready.is_set():
+                        self._add_thread()
+                self.handle(request, view[:size])
+                with self._lock:
+                    if self._idle >= _IDLE_THREADS:
+                        return
+                    self._idle += 1
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """End this thread; the last one lets go of everything."""
+        with self._lock:
+            self._threads = {thread for thread in self._threads if thread.ident != get_ident()}
+            if self._threads:
+                return
+        self._table.close()
+        if self._cloned:
+            os.close(self._descriptor)
+        self._ended.set()
+        self._ready.set()
+
+    def _next(self, buffer: bytearray) -> int:
+        """Wait for a request; 0 when there will be none any more."""
+        while True:
+            try:
+                return os.readv(self._descriptor, (buffer,))
+            except OSError as error:
+                if error.errno in _AGAIN:
+                    continue  # the request was taken back
+                if error.errno not in _GONE:
+                    _log.exception("the FUSE device cannot be read")
+                return 0
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def handle(self, request: Request, data: memoryview) -> None:
+        """Handle a request and answer it. Raises nothing."""
+        if len(data) < protocol.IN_HEADER.size:
+            _log.error("a request of %d bytes has no header", len(data))
+            return
+        _, opcode, unique, node, _, _, process, extra, _ = protocol.IN_HEADER.unpack_from(data)
+        request.opcode, request.unique, request.node, request.process = opcode, unique, node, process
+        request.body = data[protocol.IN_HEADER.size : max(len(data) - 8 * extra, protocol.IN_HEADER.size)]
+        request.taken = None
+        self.requests[opcode] += 1
+        if opcode == Opcode.INIT:
+            self._init(request)
+            return
+        waits = opcode in _GIVE_UP
+        if waits:
+            self._waiting.begin(unique, process)
+        try:
+            handler = self._handlers.get(opcode)
+            reply = _error(unique, errno.ENOSYS) if handler is None else _answer(unique, handler(request))
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for an answer
+            reply = _error(unique, self._judge(request, error))
+        if reply is not None and (not waits or self._waiting.take(unique)):
+            self._finish(request, reply)
+
+    def _finish(self, request: Request, reply: tuple[Buffer, ...]) -> None:
+        if not self._send(request.unique, reply):
+            self._send(request.unique, (protocol.encode_error(request.unique, errno.EIO),))
+        elif request.taken is not None:
+            try:
+                self._operations.served(request.taken)
+            except Exception:  # noqa: BLE001 - it is answered already
+                _log.exception("the source did not take note of what was read")
+
+    def _send(self, unique: int, parts: tuple[Buffer, ...]) -> bool:
+        """Write an answer. False if the kernel does not take it as it is."""
+        try:
+            os.writev(self._descriptor, parts)
+        except OSError as error:
+            if error.errno != errno.ENOENT and error.errno not in _GONE:
+                _log.error("the answer to request %d cannot be sent: %s", unique, error)
+                return False
+        return True
+
+    def _give_up(self, unique: int) -> None:
+        self._send(unique, (protocol.encode_error(unique, errno.EINTR),))
+
+    def _judge(self, request: Request, error: Exception) -> int:
+        """The errno of an error; what an administrator should know is logged."""
+        if isinstance(error, ProtocolError):
+            _log.error("a malformed request %d: %s", request.opcode, error)
+            return errno.EINVAL
+        if request.opcode != Opcode.READ:
+            if not isinstance(error, OSError):
+                _log.error("request %d of node %d failed: %s", request.opcode, request.node, error, exc_info=True)
+            return to_errno(error)
+        bug = not isinstance(error, (OSError, PagepoolError))
+        _log.error("%s cannot be read: %s", self._operations.describe(request.node), error, exc_info=bug)
+        return to_read_errno(error)
+
+    def _init(self, request: Request) -> None:
+        unique = request.unique
+        try:
+            agreement = wire.plan_agreement(request.body, READ_AHEAD_KIB << 10, resend=self._options.resend)
+            wire.write_agreement(self._agreement_file, agreement)
+        except (UnsupportedError, ProtocolError, OSError) as error:
+            _log.error("the lazy mount cannot begin: %s", error)
+            self._refused = error if isinstance(error, UnsupportedError) else UnsupportedError(str(error))
+            self._send(unique, (protocol.encode_error(unique, errno.EPROTO),))
+            self._ready.set()
+            return
+        self.agreement = agreement
+        self._send(unique, _answer(unique, wire.encode_agreement(agreement, _BACKGROUND)) or ())
+        if not agreement.resend:
+            self._clone()
+        self._ready.set()
+
+    def _interrupt(self, request: Request) -> None:
+        self._waiting.interrupt(protocol.unpack(protocol.INTERRUPT_IN, request.body)[0])
+
+
+def _error(unique: int, number: int) -> tuple[Buffer, ...]:
+    return (protocol.encode_error(unique, number),)
+
+
+def _answer(unique: int, body: Buffer | None) -> tuple[Buffer, ...] | None:
+    if body is None:
+        return None
+    size = memoryview(body).nbytes
+    header = protocol.encode_header(unique, size)
+    return (header, body) if size else (header,)

@@ -1,0 +1,361 @@
+"""The kernel mounts of a node: made, written down, listed, and cleaned up after.
+
+A mount is an overlay of a tree's metadata image, the layers of data, and a directory of its own for what is written.
+The node makes it detached and hands it to whoever asked, who puts it into its place in his own mount namespace. So a
+mount that fails anywhere is gone by itself. The metadata image of a tree is mounted once, below RUN, for all of them.
+
+A mount is gone when no mount namespace of the machine has it any more, however it was unmounted: `prune` finds that
+out, and removes what belonged to it. What a command was about to do when it died (a record that is not attached, its
+conversation ended) goes at once.
+
+Thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedError
+from pagepool.linux.mounts import clone_mount
+from pagepool.mount import kernel
+from pagepool.node.records import MountRecord, read_records, write_record
+from pagepool.upper import check_upper, make_upper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pagepool.node.places import NodePlaces
+    from pagepool.node.sources import Source
+
+_ID_BYTES: Final = 6
+_FIRST_PROJECT: Final = 0x70700000
+_TEMPORARY: Final = "temporary"
+"""Marks a directory that goes with its mount."""
+_MARK: Final = f" - overlay {kernel.PREFIX}"
+
+log = logging.getLogger("pagepool.node")
+
+
+@dataclass(frozen=True, slots=True)
+class MountWish:
+    """What is to be mounted how.
+
+    Args:
+        path: where it will be; for the record.
+        image: its name, for people.
+        upper: directory that holds, or is to hold, `upper` and `work`; None: see `temporary`.
+        temporary: without `upper`: whether something can be written, and goes with the mount.
+        read_only: nothing can be written, though there is an upper.
+        nosuid: setuid, setgid and file capabilities do not count.
+        nodev: device nodes are none.
+        quota: most bytes that may be written; 0 for no limit.
+        owner: what it belongs to.
+    """
+
+    path: str
+    image: str
+    upper: Path | None = None
+    temporary: bool = False
+    read_only: bool = False
+    nosuid: bool = False
+    nodev: bool = True
+    quota: int = 0
+    owner: str = ""
+
+
+class _How(NamedTuple):
+    source: str
+    read_only: bool
+    nosuid: bool
+    nodev: bool
+
+
+class NodeMounts:
+    """The mounts of a node.
+
+    Args:
+        places: of the node.
+        on_unused: told of a tree (hex) whose last mount is gone.
+    """
+
+    def __init__(self, places: NodePlaces, on_unused: Callable[[str], None]) -> None:
+        self._places = places
+        self._on_unused = on_unused
+        self._lock = threading.RLock()
+        self._trees = threading.Lock()
+        self._making: set[str] = set()
+        self._records = {record.id: record for record in read_records(places.mounts, MountRecord)}
+
+    # -- making ------------------------------------------------------------------------------------------------
+
+    def make(self, source: Source, metadata: Path, wish: MountWish) -> tuple[MountRecord, int]:
+        """Make a mount, detached, and write it down. Follow with `attached`, or with `abandon`.
+
+        Args:
+            source: its tree.
+            metadata: the tree's metadata image.
+
+        Returns:
+            the record, and a descriptor of the mount; the caller closes it.
+
+        Raises:
+            DeniedError: the upper names what it must not.
+            UnsupportedError: the kernel, or the upper's file system, cannot.
+            BusyError: the upper is in use.
+            OSError: it cannot be mounted.
+        """
+        identity = secrets.token_hex(_ID_BYTES)
+        with self._lock:
+            self._making.add(identity)
+        try:
+            self._mount_tree(source.record.tree, metadata)
+            upper = self._prepare_upper(identity, source, wish)
+            fd = self._open(identity, source.record.tree, upper, wish)
+            try:
+                record = self._new_record(identity, source, upper, wish, os.fstat(fd).st_dev)
+                self._write(record)
+            except BaseException:
+                os.close(fd)
+                raise
+        except BaseException:
+            self._remove_temporary(identity)
+            with self._lock:
+                self._making.discard(identity)
+            self._drop_unused()
+            raise
+        return record, fd
+
+    def attached(self, record: MountRecord) -> MountRecord:
+        """Note that a mount is in its place."""
+        record = replace(record, attached=True)
+        self._write(record)
+        with self._lock:
+            self._making.discard(record.id)
+        return record
+
+    def abandon(self, record: MountRecord) -> None:
+        """Forget a mount that was not put into its place. Its descriptor is closed already."""
+        with self._lock:
+            self._making.discard(record.id)
+        self._forget(record)
+        self._drop_unused()
+
+    def _open(self, identity: str, tree: str, upper: Path | None, wish: MountWish) -> int:
+        places = self._places
+        data = (places.objects, places.lazy / "fetch", places.fetched, places.lazy / "fail")
+        layers = kernel.Layers(
+            places.tree_mounts / tree,
+            data,
+            None if upper is None else upper / "upper",
+            None if upper is None else upper / "work",
+        )
+        how = _How(f"{identity}:{wish.image}", upper is None or wish.read_only, wish.nosuid, wish.nodev)
+        try:
+            return kernel.open_overlay(layers, **how._asdict())
+        except UnsupportedError:
+            return self._open_old(layers, identity, how)
+
+    def _open_old(self, layers: kernel.Layers, identity: str, how: _How) -> int:
+        """The same on kernels that make no overlay before it is mounted: it is, for a moment."""
+        at = self._places.run / f"new-{identity}"
+        at.mkdir(mode=0o700)
+        try:
+            kernel.mount_overlay(layers, at, **how._asdict())
+            try:
+                return clone_mount(at)
+            finally:
+                kernel.unmount_kernel(at, force=True)
+        finally:
+            at.rmdir()
+
+    def _prepare_upper(self, identity: str, source: Source, wish: MountWish) -> Path | None:
+        if wish.upper is None and not wish.temporary:
+            return None
+        upper = self._places.containers / identity if wish.upper is None else wish.upper
+        self._check_free(upper)
+        upper.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = self._check_info(upper, source)
+        if wish.upper is None:
+            (upper / _TEMPORARY).touch()
+        if wish.quota:
+            project = _FIRST_PROJECT + int(identity[:6], 16)
+            kernel.set_quota(upper, wish.quota, project)
+        (upper / "work").mkdir(mode=0o700, exist_ok=True)
+        if info is None:
+            make_upper(upper / "upper", source.tree)
+            self._write_info(upper, source, wish)
+        else:
+            check_upper(upper / "upper", source.tree, devices=wish.nodev)
+        return upper
+
+    def _check_free(self, upper: Path) -> None:
+        for record in self.all():
+            if record.upper == str(upper):
+                self.prune()
+                if any(other.upper == str(upper) for other in self.all()):
+                    raise BusyError(f"{upper} is in use: it is mounted at {record.path}")
+
+    def _check_info(self, upper: Path, source: Source) -> dict[str, str] | None:
+        """What an upper that was used before says of itself.
+
+        Raises:
+            InvalidError: it is of another image, or none of ours.
+        """
+        try:
+            found = json.loads((upper / "info.json").read_text())
+        except FileNotFoundError:
+            if any(upper.iterdir()):
+                raise InvalidError(str(upper), "is neither empty nor what a mount has written") from None
+            return None
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or found.get("backend") != "kernel":
+            raise InvalidError(str(upper), "is not what a kernel mount has written")
+        if found.get("tree") != source.record.tree:
+            raise InvalidError(str(upper), f"is of another image, {found.get('image')}, or of another version of it")
+        return found
+
+    def _write_info(self, upper: Path, source: Source, wish: MountWish) -> None:
+        record = source.record
+        info = {
+            "version": 1,
+            "backend": "kernel",
+            "image": wish.image,
+            "repository": record.repository,
+            "url": record.url,
+            "tree": record.tree,
+            "manifest": record.manifest,
+        }
+        part = upper / ".info.json"
+        part.write_text(json.dumps(info))
+        part.rename(upper / "info.json")
+
+    def _mount_tree(self, tree: str, metadata: Path) -> None:
+        """See that a metadata image is mounted, once."""
+        at = self._places.tree_mounts / tree
+        with self._trees:
+            at.mkdir(mode=0o700, exist_ok=True)
+            if not os.path.ismount(at):
+                kernel.mount_erofs(metadata, at)
+
+    def _new_record(
+        self, identity: str, source: Source, upper: Path | None, wish: MountWish, device: int
+    ) -> MountRecord:
+        return MountRecord(
+            id=identity,
+            path=wish.path,
+            image=wish.image,
+            tree=source.record.tree,
+            upper="" if upper is None else str(upper),
+            temporary=wish.upper is None and upper is not None,
+            read_only=upper is None or wish.read_only,
+            since=time.time(),
+            device=f"{os.major(device)}:{os.minor(device)}",
+            quota=wish.quota,
+            owner=wish.owner,
+        )
+
+    # -- listing and removing ----------------------------------------------------------------------------------
+
+    def all(self) -> list[MountRecord]:
+        """The records, oldest first."""
+        with self._lock:
+            return sorted(self._records.values(), key=lambda record: record.since)
+
+    def find(self, name: str) -> MountRecord:
+        """The mount at a path, or of an id.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        for record in reversed(self.all()):
+            if name in (record.path, record.id):
+                return record
+        raise NotFoundError(name)
+
+    def trees_in_use(self) -> set[str]:
+        """Trees that are mounted."""
+        return {record.tree for record in self.all()}
+
+    def prune(self) -> list[MountRecord]:
+        """Clean up after mounts that are gone from every mount namespace."""
+        with self._lock:
+            candidates = [one for one in self._records.values() if one.id not in self._making]
+            if not candidates:
+                gone = []
+            else:
+                alive = mounts_alive()
+                gone = [one for one in candidates if one.id not in alive]
+            for record in gone:
+                self._forget(record)
+        self._drop_unused()
+        return gone
+
+    def remove_orphans(self) -> None:
+        """At the start of a node: remove what mounts of an earlier one have left, after a crash or a boot."""
+        self.prune()
+        known = {record.id for record in self.all()}
+        for directory in self._places.containers.iterdir():
+            if directory.name not in known and (directory / _TEMPORARY).exists():
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _forget(self, record: MountRecord) -> None:
+        with self._lock:
+            self._records.pop(record.id, None)
+            (self._places.mounts / f"{record.id}.json").unlink(missing_ok=True)
+        if record.temporary:
+            self._remove_temporary(record.id)
+
+    def _remove_temporary(self, identity: str) -> None:
+        shutil.rmtree(self._places.containers / identity, ignore_errors=True)
+
+    def _drop_unused(self) -> None:
+        """Unmount the metadata images of trees that are mounted no more, and tell."""
+        with self._trees:
+            for at in list(self._places.tree_mounts.iterdir()):
+                with self._lock:
+                    if self._making or at.name in self.trees_in_use():
+                        continue
+                with contextlib.suppress(OSError, BusyError):
+                    if os.path.ismount(at):
+                        kernel.unmount_kernel(at, force=True)
+                    at.rmdir()
+                self._on_unused(at.name)
+
+    def _write(self, record: MountRecord) -> None:
+        write_record(self._places.mounts / f"{record.id}.json", record)
+        with self._lock:
+            self._records[record.id] = record
+
+    def describe(self, record: MountRecord) -> dict[str, object]:
+        """A record as commands show it."""
+        return asdict(record)
+
+
+def mounts_alive() -> set[str]:
+    """The ids of the kernel mounts that some mount namespace of the machine has."""
+    seen: set[str] = set()
+    found: set[str] = set()
+    for process in (Path("/proc/self"), *(path for path in Path("/proc").iterdir() if path.name.isdecimal())):
+        try:
+            namespace = str((process / "ns/mnt").readlink())
+            if namespace in seen:
+                continue
+            text = (process / "mountinfo").read_text(errors="surrogateescape")
+        except OSError:
+            continue
+        seen.add(namespace)
+        for line in text.splitlines():
+            if _MARK in line:
+                found.add(line.partition(_MARK)[2].split(" ")[0].partition(":")[0])
+    return found

@@ -1,0 +1,291 @@
+"""What a node does for commands: the operations of its control socket.
+
+Each takes the channel of the conversation and the request, and returns what is sent as the answer. They run in threads
+of their own, and block.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagepool.errors import InvalidError, UnreachableError
+from pagepool.image.erofs import INLINE_MAX
+from pagepool.node.filling import missing
+from pagepool.node.images import Resolved
+from pagepool.node.mounts import MountWish
+from pagepool.node.records import SourceRecord
+from pagepool.node.sources import open_session
+from pagepool.oci import Platform
+from pagepool.pool import Scrubber
+from pagepool.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pagepool.node.control import Channel
+    from pagepool.node.sources import Source
+    from pagepool.node.worker import Worker
+
+log = logging.getLogger("pagepool.node")
+
+
+class Operations:
+    """The operations of one node.
+
+    Args:
+        worker: does the work.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._began = time.time()
+
+    def handlers(self) -> dict[str, Callable[[Channel, dict[str, Any]], Any]]:
+        """By name."""
+        return {
+            "status": self.status,
+            "mount": self.mount,
+            "mounts": self.mounts,
+            "lazy": self.lazy,
+            "find": self.find,
+            "closing": self.closing,
+            "prune": self.prune,
+            "fill": self.fill,
+            "scrub": self.scrub,
+            "stop": self.stop,
+        }
+
+    def status(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
+        """Which node this is, and how it is."""
+        worker = self._worker
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "since": self._began,
+            "state": str(worker.places.state),
+            "run": str(worker.places.run),
+            "options": asdict(worker.options),
+            "mounts": len(worker.mounts.all()),
+            "trees": len(worker.sources.all()),
+            "pool": asdict(worker.pool.stats()),
+        }
+
+    # -- mounting ----------------------------------------------------------------------------------------------
+
+    def mount(self, channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
+        """Make a mount, hand it over, and write it down once it is in its place."""
+        worker = self._worker
+        source, metadata, offline = self._open_source(request)
+        config = self._config(source) if request.get("config") else None
+        if request.get("eager"):
+            self._fill(channel, source)
+        wish = MountWish(
+            path=str(request["path"]),
+            image=str(request["image"]),
+            upper=Path(request["upper"]) if request.get("upper") else None,
+            temporary=bool(request.get("temporary")),
+            read_only=bool(request.get("read_only")),
+            nosuid=bool(request.get("nosuid")),
+            nodev=bool(request.get("nodev", True)),
+            quota=int(request.get("quota", 0)),
+            owner=str(request.get("owner", "")),
+        )
+        record, descriptor = worker.mounts.make(source, metadata, wish)
+        try:
+            try:
+                if worker.options.profiles and not offline:
+                    worker.profiles.begin(record.id, descriptor, source, metadata)
+                channel.send({"mount": record.id}, (descriptor,))
+            finally:
+                os.close(descriptor)
+            answer = channel.receive()
+            if answer is None or not answer.get("attached"):
+                raise ConnectionAbortedError("who asked for the mount has gone")
+        except BaseException:
+            worker.mounts.abandon(record)
+            raise
+        record = worker.mounts.attached(record)
+        worker.sources.update(record.tree, released=0.0)
+        worker.leases.want(record.tree)
+        if worker.options.fill and request.get("fill", True):
+            worker.filler.complete(source)
+        return {**asdict(record), "offline": offline, "manifest": source.record.manifest, "config": config}
+
+    def _open_source(self, request: dict[str, Any]) -> tuple[Source, Path, bool]:
+        """The tree that a request means, and its metadata image."""
+        worker = self._worker
+        record = SourceRecord(
+            tree="",
+            url=str(request["url"]),
+            repository=str(request["repository"]),
+            image=str(request["image"]),
+            username=str(request.get("username", "")),
+            password=str(request.get("password", "")),
+            identity_token=str(request.get("identity_token", "")),
+            verify=bool(request.get("verify", True)),
+        )
+        session = open_session(record, worker.options.timeout_s)
+        try:
+            resolved = self._resolve(session, record, request)
+            tree = resolved.tree
+            files = worker.images
+            opened, metadata = _both(
+                lambda: files.tree(session, record.repository, tree),
+                lambda: files.metadata(session, record.repository, tree),
+            )
+            opened.close()
+        finally:
+            session.close()
+        known = worker.sources.get(tree.hex)
+        lease = known.record.lease if known is not None else ""
+        fields = {**asdict(record), "tree": tree.hex, "manifest": resolved.manifest, "lease": lease}
+        return worker.sources.add(SourceRecord(**fields)), metadata, resolved.offline
+
+    def _config(self, source: Source) -> str:
+        """The image's configuration, as it is stored."""
+        record = source.record
+        return self._worker.images.config(source.session, record.repository, record.manifest)
+
+    def _resolve(self, session: Any, record: SourceRecord, request: dict[str, Any]) -> Resolved:
+        platform = Platform.parse(str(request["platform"])) if request.get("platform") else None
+        wait_s = float(request.get("wait_s", 60.0))
+        return self._worker.images.resolve(session, record.repository, str(request["target"]), platform, wait_s)
+
+    # -- looking and undoing -----------------------------------------------------------------------------------
+
+    def mounts(self, _channel: Channel, _request: dict[str, Any]) -> list[dict[str, Any]]:
+        """What is mounted, and how much of each image is here."""
+        worker = self._worker
+        worker.mounts.prune()
+        local: dict[str, dict[str, Any]] = {}
+        found = []
+        for record in worker.mounts.all():
+            source = worker.sources.get(record.tree)
+            if source is None:
+                found.append({**asdict(record), "known": False, "local": False})
+                continue
+            if record.tree not in local:
+                local[record.tree] = self._locality(source)
+            lazily = worker.sources.lazily_read(source, record.since)
+            here = local[record.tree]
+            is_local = not here["missing_objects"] and not lazily
+            found.append({**asdict(record), **here, "lazily_read": lazily, "local": is_local})
+        return found
+
+    def _locality(self, source: Source) -> dict[str, Any]:
+        absent = missing(source.tree, self._worker.places.objects, above=INLINE_MAX)
+        return {
+            "known": True,
+            "missing_objects": len(absent),
+            "missing_bytes": sum(source.tree.object_key(index)[1] for index in absent),
+            "bytes": int(source.tree.object_bytes),
+            "filling": self._worker.filler.is_filling(source.record.tree),
+            "server": source.record.url,
+            "lease": bool(source.record.lease),
+        }
+
+    def lazy(self, _channel: Channel, _request: dict[str, Any]) -> list[str]:
+        """The objects that are read through the lazy mount."""
+        return [digest.hex() for digest in self._worker.sources.lazy_objects()]
+
+    def find(self, _channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
+        """The mount at a path, or of an id."""
+        return asdict(self._worker.mounts.find(str(request["name"])))
+
+    def closing(self, _channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
+        """A mount is about to be unmounted: let go of it."""
+        for record in self._worker.mounts.all():
+            if request["name"] in (record.path, record.id):
+                self._worker.profiles.end(record.id)
+        return {}
+
+    def prune(self, _channel: Channel, _request: dict[str, Any]) -> list[dict[str, Any]]:
+        """Clean up after mounts that are gone."""
+        return [asdict(record) for record in self._worker.mounts.prune()]
+
+    def fill(self, channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
+        """Bring in all of a mounted image."""
+        record = self._worker.mounts.find(str(request["name"]))
+        source = self._worker.sources.get(record.tree)
+        if source is None:
+            raise InvalidError(record.path, "nothing is known of the service of this mount any more")
+        return {"bytes": self._fill(channel, source)}
+
+    def _fill(self, channel: Channel, source: Source) -> int:
+        absent = missing(source.tree, self._worker.places.objects, above=INLINE_MAX)
+        size = sum(source.tree.object_key(index)[1] for index in absent)
+        channel.send({"total": size})
+        progress = _Progress(channel)
+        source.content.prefetch(absent, progress.add)
+        progress.flush()
+        left = missing(source.tree, self._worker.places.objects, above=INLINE_MAX)
+        if left:
+            raise UnreachableError(
+                source.record.url, f"{len(left)} objects did not come, or the pool does not take them: see its budget"
+            )
+        self._worker.pool.sync()
+        return size
+
+    def scrub(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
+        """Compare all of the pool's objects with their names, as fast as they can be read."""
+        worker = self._worker
+        scrubber = Scrubber(worker.pool, worker.scrubbing.repair)
+        report = scrubber.run()
+        if report.damaged:
+            worker.scrubbing.release()
+        damaged = [
+            {"object": one.digest.hex(), "reason": one.reason, "repaired": one.repaired} for one in report.damaged
+        ]
+        return {"objects": report.objects, "bytes": report.bytes, "damaged": damaged}
+
+    def stop(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
+        """End the node. What is mounted stays, and reads what is here."""
+        mounted = len(self._worker.mounts.all())
+        threading.Timer(0.05, self._worker.stop).start()
+        return {"mounts": mounted}
+
+
+class _Progress:
+    """Tells of bytes, not more often than it is worth."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._bytes = 0
+
+    def add(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes >= 1 << 20:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._bytes:
+            self._channel.send({"progress": self._bytes})
+            self._bytes = 0
+
+
+def _both(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
+    """Do two things at the same time; an error of either is raised when both are done."""
+    result: list[Any] = []
+    error: list[Exception] = []
+
+    def work() -> None:
+        try:
+            result.append(second())
+        except Exception as caught:  # noqa: BLE001 - raised by the caller's thread
+            error.append(caught)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        found = first()
+    finally:
+        thread.join()
+    if error:
+        raise error[0]
+    return found, result[0]

@@ -1,0 +1,111 @@
+"""What the node writes down before it acts on it: sources of trees, and mounts. One JSON file each, whole or not there.
+
+Kept below RUN, so nothing is synced: a record has to outlive the process, not the machine. A record that cannot be read
+is as good as none, and is logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+log = logging.getLogger("pagepool.node")
+
+_Record = TypeVar("_Record", "SourceRecord", "MountRecord")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecord:
+    """Where the content of a tree comes from.
+
+    Args:
+        tree: BLAKE3 of the tree, hex.
+        url: of the service.
+        repository: where the image is.
+        image: its name, for people.
+        manifest: digest of its manifest, "" if it is not known.
+        username, password, identity_token: who we are to the service; empty: nobody.
+        verify: whether its certificate is checked.
+        lease: the lease that the node holds on the tree; "" if it has none.
+        released: when the last mount of the tree went, seconds since 1970; 0 while there is one.
+    """
+
+    tree: str
+    url: str
+    repository: str
+    image: str
+    manifest: str = ""
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""
+    verify: bool = True
+    lease: str = ""
+    released: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MountRecord:
+    """A mount.
+
+    Args:
+        id: names it, and the directory of what it writes.
+        path: where it is, as who asked for it sees it.
+        image: the image's name.
+        tree: BLAKE3 of the tree, hex.
+        upper: directory that holds `upper` and `work`; "" if nothing can be written.
+        temporary: whether that directory goes with the mount.
+        read_only: whether nothing can be written.
+        since: seconds since 1970.
+        device: of its file system, ``major:minor``.
+        quota: most bytes that it may write; 0 for no limit.
+        attached: whether who asked for it has put it in its place.
+        owner: what it belongs to ("" or the id of a container).
+    """
+
+    id: str
+    path: str
+    image: str
+    tree: str
+    upper: str
+    temporary: bool
+    read_only: bool
+    since: float
+    device: str
+    quota: int = 0
+    attached: bool = False
+    owner: str = ""
+
+
+def write_record(path: Path, record: SourceRecord | MountRecord) -> None:
+    """Write a record, in place of an older one of that name.
+
+    Raises:
+        OSError: it cannot be written; the older one is still there.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        part.touch(mode=0o600)
+        part.write_text(json.dumps(asdict(record)))
+        part.rename(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def read_records(directory: Path, kind: type[_Record]) -> Iterator[_Record]:
+    """The records of a directory, by name."""
+    for path in sorted(directory.glob("*.json")):
+        try:
+            yield kind(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError) as error:
+            log.error("the record %s is left out: %s", path.name, error)

@@ -1,0 +1,369 @@
+"""The trees that a node has mounted, and the content of their objects: what the lazy mount asks for. Implements
+`lazy.ObjectSource`.
+
+An object is asked for by its digest alone. It is served if a tree that was mounted here has it, out of the repository
+that the tree came from, with the credentials of who mounted it. A tree whose last mount went is remembered for a while:
+a container may live on in a mount namespace that the node does not see.
+
+`bring` puts an object into the pool and gives it a second name, under which overlayfs looks next
+(`pagepool.pool.custody`).
+
+Thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import math
+import os
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import httpx
+
+from pagepool.content import TreeContent
+from pagepool.digest import Digest
+from pagepool.errors import ObjectUnknownError, PagepoolError
+from pagepool.image.treefile import TreeFile
+from pagepool.node.records import SourceRecord, read_records, write_record
+from pagepool.pool.layout import object_name
+from pagepool.transport import Credentials, Session
+from pagepool.transport.extents import ExtentClient
+from pagepool.transport.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from pagepool.content import ObjectCache
+    from pagepool.node.places import NodePlaces
+
+_GLANCE_S: Final = 0.005
+_REMEMBERED_S: Final = 86400.0
+_ATTEMPTS: Final = 3
+_DONTCACHE: Final = 0x80  # RWF_DONTCACHE, linux/fs.h
+
+log = logging.getLogger("pagepool.node")
+
+
+class Source:
+    """One tree, and where its content comes from.
+
+    Args:
+        record: as it is written down.
+        tree: closed with this.
+        cache: of the node's pool; closed by the caller.
+        timeout_s: about how long a request may take.
+    """
+
+    def __init__(self, record: SourceRecord, tree: TreeFile, cache: ObjectCache, timeout_s: float) -> None:
+        self.record = record
+        self.tree = tree
+        self.session = open_session(record, timeout_s)
+        fetch = ExtentClient(self.session, record.repository, Digest("blake3", bytes.fromhex(record.tree)))
+        self.content = TreeContent(cache, tree, fetch)
+
+    def close(self) -> None:
+        """End the connections."""
+        self.content.close()
+        self.session.close()
+
+
+class Sources:
+    """The trees of a node.
+
+    Args:
+        places: of the node.
+        cache: of the node's pool.
+        timeout_s: about how long a request to a service may take, all attempts together.
+        link: gives an object of the pool its second name: `Custody.link`.
+        on_large: told of an object that is read through the lazy mount, and should become local: source, index.
+    """
+
+    def __init__(
+        self,
+        places: NodePlaces,
+        cache: ObjectCache,
+        timeout_s: float,
+        link: Callable[[bytes], bool],
+        on_large: Callable[[Source, int], None] = lambda _source, _index: None,
+    ) -> None:
+        self._places = places
+        self._cache = cache
+        self._timeout_s = timeout_s
+        self._link = link
+        self._on_large = on_large
+        self._lock = threading.Lock()
+        self._sources: OrderedDict[str, Source] = OrderedDict()
+        self._lazy: dict[bytes, float] = {}
+        self._coming: dict[bytes, threading.Event] = {}
+        self._waiting = 0
+
+    # -- which trees there are ---------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Take up what an earlier process has written down. A tree whose file is gone is left out, and logged."""
+        for record in read_records(self._places.sources, SourceRecord):
+            try:
+                self.add(record)
+            except (OSError, PagepoolError) as error:
+                log.error("tree %s of %s cannot be taken up again: %s", record.tree, record.image, error)
+
+    def add(self, record: SourceRecord) -> Source:
+        """Know a tree from now on; written down first. One that is known gets the new credentials.
+
+        Raises:
+            OSError, CorruptError: its tree file is not in its place.
+        """
+        tree = TreeFile.open(self._places.tree_files / record.tree)
+        source = Source(record, tree, self._cache, self._timeout_s)
+        write_record(self._record(record.tree), record)
+        with self._lock:
+            before = self._sources.pop(record.tree, None)
+            self._sources[record.tree] = source
+        if before is not None:
+            before.session.close()
+        return source
+
+    def update(self, tree: str, **changes: object) -> None:
+        """Change fields of a record; does nothing if the tree is not known."""
+        with self._lock:
+            source = self._sources.get(tree)
+            if source is None:
+                return
+            source.record = replace(source.record, **changes)  # type: ignore[arg-type]
+            write_record(self._record(tree), source.record)
+
+    def get(self, tree: str) -> Source | None:
+        """A tree that is known."""
+        return self._sources.get(tree)
+
+    def all(self) -> list[Source]:
+        """All that are known, those that were used last at the end."""
+        with self._lock:
+            return list(self._sources.values())
+
+    def forget_released(self, now: float) -> list[Source]:
+        """Forget the trees whose last mount went long ago; they are closed."""
+        with self._lock:
+            gone = [
+                one
+                for one in self._sources.values()
+                if one.record.released and one.record.released < now - _REMEMBERED_S
+            ]
+            for one in gone:
+                del self._sources[one.record.tree]
+        for one in gone:
+            self._record(one.record.tree).unlink(missing_ok=True)
+            one.close()
+        return gone
+
+    def close(self) -> None:
+        """End all connections; what is written down stays."""
+        for source in self.all():
+            source.close()
+
+    def busy(self) -> bool:
+        """Whether somebody waits for an object just now."""
+        return self._waiting > 0
+
+    def prefetch(self, source: Source, digests: Iterable[bytes]) -> int:
+        """Fetch objects in one streamed request, before or while they are asked for. Blocks.
+
+        Whoever asks for one of them meanwhile waits for the stream instead of asking a second time.
+
+        Returns:
+            how many of them the tree has.
+
+        Raises:
+            PagepoolError, OSError: not all of them could be had.
+        """
+        found = {digest: index for digest in digests if (index := source.tree.find_object(digest)) >= 0}
+        event = threading.Event()
+        with self._lock:
+            self._coming |= dict.fromkeys(found, event)
+        try:
+            source.content.prefetch(found.values())
+        finally:
+            with self._lock:
+                for digest in found:
+                    if self._coming.get(digest) is event:
+                        del self._coming[digest]
+            event.set()
+        return len(found)
+
+    # -- what the lazy mount asks ------------------------------------------------------------------------------
+
+    def size(self, digest: bytes) -> int | None:
+        """The bytes of an object; None if no tree here has it."""
+        for source, index in self._find(digest):
+            return source.tree.object(index).size
+        return None
+
+    def bring(self, digest: bytes) -> bool:
+        """Bring an object into the pool, and give it a second name. Blocks.
+
+        Returns:
+            False if no tree here has it, or the pool does not take it.
+
+        Raises:
+            PagepoolError, OSError: it cannot be had.
+        """
+        error: Exception | None = None
+        with self._waits():
+            for source, index in self._find(digest):
+                try:
+                    return self._bring(source, index, digest)
+                except (PagepoolError, OSError) as caught:
+                    error = error or caught
+        if error is not None:
+            raise error
+        return False
+
+    def _bring(self, source: Source, index: int, digest: bytes) -> bool:
+        coming = self._coming.get(digest)
+        while coming is not None and source.content.whole(index) is None and not coming.wait(_GLANCE_S):
+            pass
+        size = source.tree.object(index).size
+        # What is open here is not evicted before it is linked.
+        view = source.content.view(index, 0, min(size, 1))
+        if source.content.whole(index) is None:
+            source.content.prefetch([index])
+        linked = source.content.whole(index) is not None and self._link(digest)
+        view.release()
+        return linked
+
+    @contextlib.contextmanager
+    def _waits(self) -> Iterator[None]:
+        with self._lock:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def view(self, digest: bytes, start: int, end: int) -> memoryview:
+        """Bytes of an object; blocks while they are fetched.
+
+        Raises:
+            ObjectUnknownError: no tree here has it.
+            PagepoolError, OSError: they cannot be had.
+        """
+        whole = self._read_whole(digest, start, end)
+        if whole is not None:
+            return whole
+        error: Exception = ObjectUnknownError(digest.hex())
+        for source, index in self._find(digest):
+            try:
+                return source.content.view(index, start, end)
+            except (PagepoolError, OSError) as caught:
+                error = caught
+        raise error
+
+    def opened_large(self, digest: bytes) -> None:
+        """An object is read through the lazy mount: have it brought in as a whole."""
+        with self._lock:
+            self._lazy.setdefault(digest, math.inf)
+        for source, index in self._find(digest):
+            self._on_large(source, index)
+            return
+
+    def take_up_lazy(self, digests: Iterable[bytes]) -> None:
+        """An earlier process served these objects through the lazy mount."""
+        for digest in digests:
+            self.opened_large(digest)
+
+    def note_whole(self, digest: bytes) -> None:
+        """An object is whole now: mounts that are made from here on do not read it through the lazy mount."""
+        with self._lock:
+            if self._lazy.get(digest) == math.inf:
+                self._lazy[digest] = time.time()
+
+    def has(self, digest: bytes) -> bool:
+        """Whether a tree that is mounted has an object. Takes microseconds, and no lock."""
+        return any(not one.record.released and one.tree.find_object(digest) >= 0 for one in tuple(self._sources.values()))
+
+    def forget(self, digest: bytes) -> None:
+        """Let go of an object that is open here: it was damaged."""
+        for source, index in self._find(digest):
+            source.content.forget(index)
+
+    def lazy_objects(self) -> list[bytes]:
+        """The objects that were read through the lazy mount."""
+        with self._lock:
+            return list(self._lazy)
+
+    def lazily_read(self, source: Source, since: float) -> int:
+        """How many objects of a tree a mount may read through the lazy mount: those that were, and were not whole when
+        it was made.
+
+        Args:
+            since: when the mount was made, seconds since 1970.
+        """
+        with self._lock:
+            lazy = [digest for digest, whole in self._lazy.items() if whole > since]
+        return sum(source.tree.find_object(digest) >= 0 for digest in lazy)
+
+    def _read_whole(self, digest: bytes, start: int, end: int) -> memoryview | None:
+        """Bytes of an object that is whole in the pool, without leaving more of it in memory: the kernel keeps pages of
+        its own of what it is given."""
+        try:
+            descriptor = os.open(self._places.objects / object_name(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        buffer = bytearray(end - start)
+        try:
+            got = read_uncached(descriptor, buffer, start)
+        finally:
+            os.close(descriptor)
+        return memoryview(buffer) if got == len(buffer) else None
+
+    def _find(self, digest: bytes) -> list[tuple[Source, int]]:
+        """The trees that have an object, and where: those that are mounted first."""
+        found = [(source, source.tree.find_object(digest)) for source in reversed(self.all())]
+        return sorted(
+            ((source, index) for source, index in found if index >= 0), key=lambda pair: bool(pair[0].record.released)
+        )
+
+    def _record(self, tree: str) -> Path:
+        return self._places.sources / f"{tree}.json"
+
+
+def open_session(record: SourceRecord, timeout_s: float) -> Session:
+    """Connections to the service of a tree."""
+    step_s = timeout_s / _ATTEMPTS
+    return Session(
+        record.url,
+        credentials=Credentials(record.username, record.password, record.identity_token),
+        verify=record.verify,
+        timeout=httpx.Timeout(step_s, connect=min(step_s, 10.0), pool=None),
+        retry=RetryPolicy(attempts=_ATTEMPTS),
+    )
+
+
+def read_uncached(descriptor: int, buffer: bytearray, offset: int) -> int:
+    """Read, and have the kernel drop the pages that it had to bring in for it (Linux 6.14; else they stay).
+
+    Returns:
+        bytes read; fewer than asked for only at the end of the file.
+    """
+    view, done = memoryview(buffer), 0
+    flags = _DONTCACHE
+    while done < len(buffer):
+        try:
+            got = os.preadv(descriptor, [view[done:]], offset + done, flags)
+        except OSError as error:
+            if not flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            flags = 0
+            continue
+        if not got:
+            break
+        done += got
+    return done

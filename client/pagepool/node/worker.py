@@ -1,0 +1,161 @@
+"""The worker of a node: puts pool, sources, lazy mount, mounts and control socket together, and serves until it is told
+to end.
+
+Started by the supervisor, with the device of the lazy mount and the listening socket inherited. Everything that must
+outlive it is written down (`records`, `lazy`) or in the kernel; so it can be killed at any time, and another one goes
+on. It opens nothing below a mount of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pagepool.content import ObjectCache, Ticker
+from pagepool.library.client import default_budget
+from pagepool.node.control import ControlServer
+from pagepool.node.filling import Filler
+from pagepool.node.forgetting import forget_unused
+from pagepool.node.guard import Guard
+from pagepool.node.images import Images
+from pagepool.node.lazy import LazyServer
+from pagepool.node.leases import LeaseKeeper
+from pagepool.node.mounts import NodeMounts
+from pagepool.node.operations import Operations
+from pagepool.node.recording import Profiles
+from pagepool.node.scrubbing import NodeScrub
+from pagepool.node.sources import Sources
+from pagepool.pool import Custody, Pool, verify_suspects
+
+if TYPE_CHECKING:
+    from pagepool.node.places import NodePlaces
+
+_TICK_S: Final = 10.0
+_PRUNE_TICKS: Final = 3
+
+log = logging.getLogger("pagepool.node")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a node works.
+
+    Args:
+        budget: most bytes of its pool; None: as it was, at first `default_budget`.
+        timeout_s: about how long a request to a service may take before whoever waits gets an error.
+        large: objects of more bytes are read piece by piece through the lazy mount.
+        fill: whether images that were mounted are fetched as a whole, when there is time.
+        profiles: whether start-up profiles are recorded and used.
+        reserve: bytes of the pool's file system that are left free for what containers write; None: as it was.
+        pool_image: bytes of a file with a file system for everything that the node keeps; None: none is made.
+    """
+
+    budget: int | None = None
+    timeout_s: float = 30.0
+    large: int = 32 << 20
+    fill: bool = True
+    profiles: bool = True
+    reserve: int | None = None
+    pool_image: int | None = None
+
+
+class Worker:
+    """A node at work.
+
+    Args:
+        places: of the node.
+        options: how it works.
+        guard: the link with the supervisor; has the descriptors.
+    """
+
+    def __init__(self, places: NodePlaces, options: WorkerOptions, guard: Guard) -> None:
+        self.places, self.options = places, options
+        self._guard = guard
+        self._stopped = threading.Event()
+        descriptors = guard.descriptors()
+        self.custody = Custody(places.run, places.fetched, self._in_use, release=self._forget_unused)
+        initial = default_budget(places.state)
+        self.pool = Pool.open(
+            places.pool, budget=options.budget, initial=initial, reserve=options.reserve, custody=self.custody
+        )
+        self.cache = ObjectCache(self.pool, self.pool.budget)
+        self._ticker = Ticker(self.cache)
+        self.sources = Sources(places, self.cache, options.timeout_s, self.custody.link, self._on_large)
+        self.scrubbing = NodeScrub(self.pool, self.sources.bring, self.sources.forget, self._forget_unused)
+        self.lazy = LazyServer(descriptors["fuse"], self.sources, state=places.serving, large=options.large)
+        self.filler = Filler(places.objects, self.sources.busy, self.pool.sync, self.sources.note_whole)
+        self.profiles = Profiles(self.sources)
+        self.leases = LeaseKeeper(self.sources)
+        self.images = Images(places)
+        self.mounts = NodeMounts(places, self._on_unused)
+        listener = socket.socket(fileno=os.dup(descriptors["control"]))
+        self._control = ControlServer(listener, Operations(self).handlers())
+
+    def run(self) -> None:
+        """Serve. Returns when the node is to end."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stopped.set())
+        # Before anything is mounted: the kernel opens objects by their names, and hashes none.
+        suspects = verify_suspects(self.pool)
+        if suspects.objects:
+            log.info("%d objects were hashed after the machine went down, %d removed", suspects.objects, len(suspects.removed))
+        self.sources.load()
+        self.sources.take_up_lazy(self.lazy.large_objects())
+        self.lazy.start()
+        self._control.start()
+        self._guard.ready()
+        log.info("serving; %d trees are known, %d mounts", len(self.sources.all()), len(self.mounts.all()))
+        threading.Thread(target=self._tend, name="node-tend", daemon=True).start()
+        self.scrubbing.start()
+        self._stopped.wait()
+        self.close()
+
+    def stop(self) -> None:
+        """Have `run` return."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Let go of everything; nothing is unmounted."""
+        self.scrubbing.close()
+        self.filler.close()
+        self.leases.close()
+        self._ticker.close()
+        self.pool.sync()
+        self.cache.close()
+
+    def _tend(self) -> None:
+        """What is to be done now and then."""
+        self.mounts.remove_orphans()
+        for record in self.mounts.all():
+            source = self.sources.get(record.tree)
+            if source is not None and self.options.fill:
+                self.filler.complete(source)
+        tick = 0
+        while not self._stopped.wait(_TICK_S):
+            tick += 1
+            try:
+                self.custody.unlink_old()
+                if tick % _PRUNE_TICKS == 0:
+                    self.mounts.prune()
+                    self.sources.forget_released(time.time())
+            except Exception:
+                log.exception("tending the node failed")
+
+    def _in_use(self, digest: bytes) -> bool:
+        return self.sources.has(digest)
+
+    def _forget_unused(self) -> None:
+        forget_unused()
+
+    def _on_large(self, source: object, index: int) -> None:
+        self.filler.bring_object(source, index)  # type: ignore[arg-type]
+
+    def _on_unused(self, tree: str) -> None:
+        self.leases.release(tree)
+        self.sources.update(tree, released=time.time(), lease="")

@@ -1,0 +1,132 @@
+"""Start-up profiles of a pagepool service: which objects containers open first. Blocks; thread-safe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pagepool.digest import Digest
+from pagepool.errors import InvalidError, NameUnknownError, ProfileUnknownError, TreeUnknownError
+from pagepool.oci.fields import Object, load_object
+from pagepool.transport.answers import Subject
+from pagepool.transport.http import Call, Session
+from pagepool.transport.service import answer_error
+
+MOST_OBJECTS = 16384
+"""Of one start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a service has learned of the starts of a tree's containers.
+
+    Args:
+        objects: raw BLAKE3, most urgent first: those seen in at least a quarter of the starts.
+        starts: how many starts it was learned from; old ones fade.
+        tree: that it was learned from: another than was asked for, if it is inherited.
+        updated_ns: when the last start was recorded, in nanoseconds since 1970.
+    """
+
+    objects: tuple[bytes, ...]
+    starts: int
+    tree: Digest
+    updated_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ListedProfile:
+    """An entry of the list of a repository's profiles.
+
+    Args:
+        tree: that it is of.
+        images: manifests of the repository that become the tree; none if they were deleted.
+        starts: as in `Profile`.
+        updated_ns: as in `Profile`.
+        objects: how many it knows, also of those that are seldom seen.
+    """
+
+    tree: Digest
+    images: tuple[Digest, ...]
+    starts: int
+    updated_ns: int
+    objects: int
+
+
+class ProfileClient:
+    """The profile routes. The caller closes the session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def get(self, name: str, tree: Digest, *, similar: bool = False) -> Profile | None:
+        """The profile of a tree; None if nothing was learned yet.
+
+        Args:
+            similar: if so, what the tree inherits from another tree of the repository: its objects are all of this one.
+
+        Raises:
+            TreeUnknownError: the repository does not have the tree.
+        """
+        params = (("similar", "1"),) if similar else ()
+        call = Call("GET", _path(name, tree), Subject(TreeUnknownError, str(tree), name), params=params)
+        try:
+            answer = load_object(self._session.request(call).content, "answer", answer_error)
+        except ProfileUnknownError:
+            return None
+        objects = tuple(_raw(answer, text) for text in answer.strings("objects"))
+        return Profile(objects, answer.integer("starts"), answer.digest("tree"), answer.integer("updated_ns"))
+
+    def record(self, name: str, tree: Digest, objects: Sequence[bytes]) -> None:
+        """Tell of one start.
+
+        Args:
+            objects: raw BLAKE3 of objects of the tree, in the order in which they were opened; of more than
+                `MOST_OBJECTS` the first are sent.
+
+        Raises:
+            TreeUnknownError, ObjectUnknownError: the repository does not have the tree, or the tree not the object.
+            ReadOnlyError, StoreFullError: the service learns nothing now.
+        """
+        body = json.dumps({"objects": [digest.hex() for digest in objects[:MOST_OBJECTS]]}).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        about = Subject(TreeUnknownError, str(tree), name)
+        # Not sent again: what was counted already would be counted twice, and nobody misses one start.
+        call = Call("POST", _path(name, tree), about, headers=headers, body=lambda: (body,), repeatable=False)
+        self._session.request(call)
+
+    def delete(self, name: str, tree: Digest) -> None:
+        """Have the service forget what it learned of a tree.
+
+        Raises:
+            ProfileUnknownError: there is nothing.
+            ReadOnlyError: the service is read-only.
+        """
+        about = Subject(ProfileUnknownError, str(tree), name)
+        self._session.request(Call("DELETE", _path(name, tree), about, expect=(204,)))
+
+    def list(self, name: str) -> list[ListedProfile]:
+        """The profiles of a repository, the one that was added to last first."""
+        call = Call("GET", f"/v1/{name}/profiles", Subject(NameUnknownError, name, name))
+        answer = load_object(self._session.request(call).content, "answer", answer_error)
+        return [
+            ListedProfile(
+                one.digest("tree"),
+                one.digests("images"),
+                one.integer("starts"),
+                one.integer("updated_ns"),
+                one.integer("objects"),
+            )
+            for one in answer.objects("profiles")
+        ]
+
+
+def _path(name: str, tree: Digest) -> str:
+    return f"/v1/{name}/trees/{tree}/profile"
+
+
+def _raw(answer: Object, text: str) -> bytes:
+    try:
+        return Digest.parse(f"blake3:{text}").raw
+    except InvalidError:
+        answer.refuse("objects", f"{text[:80]!r} is no digest")

@@ -1,0 +1,39 @@
+"""Sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from pagepool.errors import InvalidError
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+    "ti": 1 << 40,
+}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?")
+
+
+class SizeInvalidError(InvalidError):
+    """No size."""
+
+    what = "size"
+
+
+def parse_size(text: str) -> int:
+    """Parse ``10GB``, ``1.5 GiB`` or plain bytes; the units are SI's and IEC's, in any case.
+
+    Raises:
+        SizeInvalidError: it is not a size.
+    """
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None:
+        raise SizeInvalidError(text, "is not a size, such as 10GB, 512MiB or a number of bytes")
+    number, unit = match[1], match[2] or ""
+    return int(float(number) * _UNITS[unit]) if "." in number else int(number) * _UNITS[unit]

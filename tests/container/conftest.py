@@ -1,0 +1,147 @@
+"""A real image's root, unpacked once by umoci; for each test an overlay of it, which is looked at afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pagepool.container import Record, list_containers
+from tests.support import images
+from tests.support.cli import environment
+from tests.support.tools import require, run
+
+_ROOT = Path(__file__).parents[2]
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+TIMEOUT_S = 60
+
+
+@dataclass
+class Place:
+    """Where a test runs containers.
+
+    Args:
+        root: the container's root.
+        directory: where containers are noted.
+        runtime: runc or own.
+        config: the ``config`` object of the image's configuration.
+    """
+
+    root: Path
+    directory: Path
+    runtime: str
+    config: dict[str, Any] = field(default_factory=lambda: {"Cmd": ["python3"], "Env": [PATH, "LANG=C.UTF-8"]})
+
+    def argv(self, *arguments: str | Path) -> list[str]:
+        """How to start `pagepool run` with these arguments behind its own; the image is named already by ``IMAGE``."""
+        return self.command("run", "--runtime", self.runtime, *arguments)
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        """How to start any command."""
+        given = {"root": str(self.root), "directory": str(self.directory), "config": self.config}
+        words = [str(word) for word in arguments]
+        return [sys.executable, "-m", "tests.container.driver", json.dumps(given), *words]
+
+    def run(
+        self, *arguments: str | Path, given: str | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a container of ``app:1`` to its end; everything behind ``--`` is its command."""
+        return self.call(*self.argv(*_with_image(arguments)), given=given, **variables)
+
+    def call(self, *argv: str, given: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end."""
+        return subprocess.run(
+            argv,
+            env=self.environment() | variables,
+            cwd=_ROOT,
+            input=given,
+            stdin=subprocess.DEVNULL if given is None else None,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+        )
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """Start a container, its output a pipe."""
+        return subprocess.Popen(
+            self.argv(*_with_image(arguments)),
+            env=self.environment(),
+            cwd=_ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def environment(self) -> dict[str, str]:
+        """Of what is started."""
+        return {**os.environ, **environment()}
+
+    def containers(self) -> list[Record]:
+        """What there is."""
+        return list_containers(self.directory)
+
+
+def _with_image(arguments: tuple[str | Path, ...]) -> list[str | Path]:
+    words = list(arguments)
+    at = words.index("--") if "--" in words else len(words)
+    return [*words[:at], "app:1", *words[at:]]
+
+
+@pytest.fixture(scope="session")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The root of an image with python, as umoci unpacks it. Nobody writes to it."""
+    require("umoci")
+    cache = images.default_cache_dir()
+    images.build(["python-new"], cache)
+    work = tmp_path_factory.mktemp("unpacked")
+    run(["umoci", "unpack", "--image", f"{cache / 'python-new'}:latest", work / "bundle"])
+    yield work / "bundle" / "rootfs"
+    shutil.rmtree(work)
+
+
+@pytest.fixture
+def root(unpacked: Path, tmp_path: Path) -> Iterator[Path]:
+    """A root of the test's own."""
+    for name in ("upper", "work", "root"):
+        (tmp_path / name).mkdir()
+    # In memory, as the upper of an overlay cannot be on an overlay, which /tmp of a container is.
+    run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "work"])
+    try:
+        (tmp_path / "work" / "upper").mkdir()
+        (tmp_path / "work" / "work").mkdir()
+        layers = f"lowerdir={unpacked},upperdir={tmp_path}/work/upper,workdir={tmp_path}/work/work"
+        run(["mount", "-t", "overlay", "overlay", "-o", layers, tmp_path / "root"])
+        try:
+            yield tmp_path / "root"
+        finally:
+            run(["umount", "--lazy", tmp_path / "root"])
+    finally:
+        run(["umount", "--lazy", tmp_path / "work"])
+
+
+@pytest.fixture(params=["runc", "own"])
+def place(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> Iterator[Place]:
+    """Where to run containers by each runtime; nothing may be left of them."""
+    if request.param == "runc":
+        require("runc")
+    found = Place(root, tmp_path / "containers", request.param)
+    mounts = _mounts(tmp_path)
+    yield found
+    assert found.containers() == []
+    assert _mounts(tmp_path) == mounts
+    assert list(Path("/sys/fs/cgroup").glob("**/pagepool-test-*")) == []
+    assert not any((tmp_path / "containers" / "runc").glob("*"))
+
+
+def _mounts(below: Path) -> list[str]:
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(below) in line]

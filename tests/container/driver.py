@@ -1,0 +1,56 @@
+"""`pagepool run` and `ps` as a program, on roots that a test has made: no node, no service.
+
+Arguments: a JSON object {"root": …, "directory": …, "config": {…}}, then those of pagepool. ``config`` is the
+``config`` object of an image configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagepool.cli import app, roots
+from pagepool.oci.config import parse_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pagepool.oci import Config
+
+
+def make_config(run: Mapping[str, Any]) -> Config:
+    """An image configuration that says what to run."""
+    document = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, "config": run}
+    return parse_config(json.dumps(document).encode())
+
+
+class GivenRoot:
+    """A root that is there already, and stays."""
+
+    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+        self._path = path
+        self._config = make_config(run)
+
+    @contextmanager
+    def open_root(self, request: roots.RootRequest) -> Iterator[roots.Root]:
+        """See `RootProvider`."""
+        yield roots.Root(self._path, self._config, f"test-{secrets.token_hex(12)}", str(request.reference))
+
+    def discard(self, container_id: str, path: Path) -> None:
+        """See `RootProvider`."""
+
+
+def main() -> int:
+    """Run a command of pagepool."""
+    given = json.loads(sys.argv[1])
+    roots.default_provider = lambda _backend: GivenRoot(Path(given["root"]), given["config"])
+    roots.containers_directory = lambda: Path(given["directory"])
+    return app.run(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Signals, terminals, containers in the background, and what is left when processes are killed."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import termios
+from pathlib import Path
+
+import pytest
+
+from pagepool.container import cleanup_stale
+from tests.container.conftest import TIMEOUT_S, Place
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+_READY = "echo ready; while :; do sleep 0.05; done"
+
+
+def _begin(place: Place, *arguments: str) -> subprocess.Popen[str]:
+    """Start a container, and wait for its first line."""
+    started = place.start(*arguments)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    return started
+
+
+def _end(started: subprocess.Popen[str]) -> tuple[int, str]:
+    with started:
+        out, _ = started.communicate(timeout=TIMEOUT_S)
+    return started.returncode, out
+
+
+def _wait_until_gone(pid: int) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    assert poller.poll(TIMEOUT_S * 1000), f"{pid} is still there"
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_reach_the_program(place: Place, number: signal.Signals) -> None:
+    name = number.name.removeprefix("SIG")
+    started = _begin(place, "--", "sh", "-c", f"trap 'echo got {name}; exit 5' {name}; {_READY}")
+    started.send_signal(number)
+    assert _end(started) == (5, f"got {name}\n")
+
+
+def test_a_program_that_is_killed(place: Place) -> None:
+    started = _begin(place, "--", "sh", "-c", _READY)
+    (record,) = place.containers()
+    assert (record.status, record.image, record.owner) == ("running", "app:1", started.pid)
+    os.kill(record.pid, signal.SIGKILL)
+    assert _end(started) == (137, "")
+
+
+def test_the_third_signal_kills(place: Place) -> None:
+    script = f"trap 'echo one' TERM; {_READY}"
+    started = _begin(place, "--", "sh", "-c", script)
+    assert started.stdout is not None
+    for _ in range(2):
+        started.send_signal(signal.SIGTERM)
+        assert started.stdout.readline() == "one\n"
+    started.send_signal(signal.SIGTERM)
+    assert _end(started)[0] == 137
+
+
+def test_processes_of_the_program_end_with_it(place: Place, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        # Whoever is left of the container has the pipe open, which therefore has no end.
+        done = place.run("-v", f"{pipe}:/pipe", "--", "sh", "-c", "sleep 1000 3> /pipe & echo begun > /pipe; exit 4")
+        assert done.returncode == 4
+        os.set_blocking(reading, True)
+        assert os.read(reading, 100) == b"begun\n"
+        assert os.read(reading, 100) == b""
+    finally:
+        os.close(reading)
+
+
+def test_when_pagepool_is_killed_nothing_stays(place: Place) -> None:
+    started = _begin(place, "--memory", "100m", "--", "sh", "-c", _READY)
+    (before,) = place.containers()
+    started.kill()
+    started.wait()
+    (found,) = place.containers()
+    assert found.status == "dead"
+    listed = place.call(*place.command("ps", "--all", "--quiet"))
+    assert listed.stdout == f"{before.id}\n"
+    assert place.call(*place.command("ps", "--quiet")).stdout == ""
+    assert [record.id for record in cleanup_stale(place.directory)] == [before.id]
+    _wait_until_gone(before.pid)
+    assert cleanup_stale(place.directory) == []
+    assert started.stdout is not None
+    assert started.stdout.read() == ""
+    started.stdout.close()
+
+
+def test_the_next_run_cleans_up(place: Place) -> None:
+    started = _begin(place, "--", "sh", "-c", _READY)
+    (before,) = place.containers()
+    started.kill()
+    _end(started)
+    assert place.run("--", "true").returncode == 0
+    _wait_until_gone(before.pid)
+
+
+def test_our_own_init_cannot_be_looked_into(place: Place) -> None:
+    if place.runtime != "own":
+        pytest.skip("runc's is not there any more when the program runs")
+    script = "cat /proc/1/environ; readlink /proc/1/exe /proc/1/root; ls /proc/1/fd; kill -9 1; kill -STOP 1; echo on"
+    done = place.run("--", "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (0, "on\n")
+
+
+def test_orphans_are_reaped(place: Place) -> None:
+    if place.runtime != "own":
+        pytest.skip("with runc the program is process 1, as with docker")
+    program = """
+import os
+if not os.fork():
+    os.fork()
+    os._exit(0)
+os.wait()
+while any(' Z 1 ' in open(f'/proc/{pid}/stat').read() for pid in os.listdir('/proc') if pid.isdigit()):
+    pass
+print('reaped')
+"""
+    assert place.run("--", "python3", "-c", program).stdout == "reaped\n"
+
+
+def test_names(place: Place) -> None:
+    started = _begin(place, "--name", "web", "--", "sh", "-c", _READY)
+    done = place.run("--name", "web", "--", "true")
+    assert done.returncode == 125
+    assert "there is a container web already" in done.stderr
+    assert place.containers()[0].name == "web"
+    started.kill()
+    _end(started)
+    cleanup_stale(place.directory)
+    assert place.run("--name", "web", "--", "true").returncode == 0
+
+
+def test_in_the_background(place: Place, tmp_path: Path) -> None:
+    place.config["StopSignal"] = "SIGUSR2"
+    log = tmp_path / "log"
+    script = f"trap 'echo bye; exit 0' USR2; {_READY}"
+    done = place.run("--detach", "--log", log, "--name", "job", "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    (record,) = place.containers()
+    assert done.stdout == f"{record.id}\n"
+    assert (record.status, record.name, record.runtime) == ("running", "job", place.runtime)
+    shown = place.call(*place.command("ps")).stdout.splitlines()
+    assert shown[0].split() == ["CONTAINER", "ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID", "NAME"]
+    assert {record.id[:12], "app:1", "running", str(record.pid), "job"} <= set(shown[1].split())
+    # The trap is set before the program says that it is ready, and that is read in the log.
+    with log.open() as file:
+        while not file.readline():
+            pass
+    os.kill(record.owner, signal.SIGTERM)
+    _wait_until_gone(record.owner)
+    assert log.read_text() == "ready\nbye\n"
+
+
+def test_in_the_background_what_cannot_start_is_told(place: Place) -> None:
+    done = place.run("--detach", "--", "nope")
+    assert done.returncode == 127
+    assert "nope" in done.stderr
+    assert done.stdout == ""
+
+
+def _in_terminal(place: Place, typed: bytes, *arguments: str, until: bytes = b"ready") -> tuple[int, bytes]:
+    """Run a container from a terminal of 33 lines, and type something once it shows that it is ready."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (33, 77))
+    before = termios.tcgetattr(slave)
+    words = place.argv(*arguments[: arguments.index("--")], "app:1", *arguments[arguments.index("--") :])
+    started = subprocess.Popen(
+        words, stdin=slave, stdout=slave, stderr=slave, env=place.environment(), start_new_session=True, cwd=_ROOT
+    )
+    shown = b""
+    try:
+        while until not in shown:
+            shown += os.read(master, 4096)
+        os.write(master, typed)
+        # Drained while it ends, so that nothing waits for us.
+        ended = os.pidfd_open(started.pid)
+        poller = select.poll()
+        poller.register(master, select.POLLIN)
+        poller.register(ended, select.POLLIN)
+        while ended not in {descriptor for descriptor, _ in poller.poll(TIMEOUT_S * 1000)}:
+            shown += os.read(master, 4096)
+        os.close(ended)
+        code = started.wait()
+        while select.select([master], [], [], 0)[0]:
+            shown += os.read(master, 4096)
+        assert termios.tcgetattr(slave) == before
+    finally:
+        started.kill()
+        started.wait()
+        os.close(master)
+        os.close(slave)
+    return code, shown
+
+
+_ROOT = Path(__file__).parents[2]
+
+
+def test_a_terminal(place: Place) -> None:
+    script = "tty; stty size; echo term $TERM; echo ready; read line; echo got $line; exit 6"
+    code, shown = _in_terminal(place, b"hello\r", "-it", "--", "sh", "-c", script)
+    assert code == 6
+    lines = shown.decode().split("\r\n")
+    assert lines[:4] == ["/dev/pts/0", "33 77", "term xterm", "ready"]
+    assert "got hello" in lines
+
+
+def test_keys_go_to_the_program(place: Place) -> None:
+    script = "trap 'echo interrupted; exit 9' INT; echo ready; while :; do sleep 0.05; done"
+    code, shown = _in_terminal(place, b"\x03", "-it", "--", "sh", "-c", script)
+    assert (code, b"interrupted" in shown) == (9, True)
+
+
+def test_a_terminal_that_nobody_types_at(place: Place) -> None:
+    done = place.run("-t", "--", "sh", "-c", "tty; echo to both >&2; exit 3")
+    assert (done.returncode, done.stdout) == (3, "/dev/pts/0\r\nto both\r\n")
+
+
+def test_input_that_is_no_terminal(place: Place) -> None:
+    done = place.run("-it", "--", "true", given="")
+    assert done.returncode == 125
+    assert "standard input is no terminal" in done.stderr

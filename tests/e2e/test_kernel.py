@@ -1,0 +1,96 @@
+"""Kernel mounts of real images: what is in them, that they share their pages, and what they survive."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pagepool.node.client import KernelMountOptions
+from pagepool.oci import Reference
+from tests.support import umoci
+from tests.support.cli import pagepool as program
+from tests.support.nodeserver import running_node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pagepool.node.client import NodeClient
+    from tests.support.server import Service
+    from tests.support.umoci import Row
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[NodeClient]:
+    """A node with an empty pool."""
+    with running_node(tmp_path) as running:
+        yield running
+
+
+def push(service: Service, images: dict[str, Path], *names: str) -> None:
+    """Push images of the set, as NAME:1."""
+    for name in names:
+        program("push", "--quiet", images[name], f"{name}:1", server=service.url)
+
+
+def reference(name: str) -> Reference:
+    """As they were pushed."""
+    return Reference.parse(f"{name}:1")
+
+
+def equal(expected: dict[bytes, Row], found: dict[bytes, Row]) -> dict[bytes, tuple[object, object]]:
+    """What differs between what umoci unpacked and what is mounted. Times of directories that no layer has are free."""
+    names = sorted(expected.keys() | found.keys())
+    pairs = ((name, expected.get(name), found.get(name)) for name in names)
+    return {name: (want, got) for name, want, got in pairs if _bare(want) != _bare(got, want)}
+
+
+def _bare(row: Row | None, like: Row | None = None) -> Row | None:
+    if row is None:
+        return None
+    model = row if like is None else like
+    return row._replace(mtime_ns=None) if model.mtime_ns is None else row
+
+
+def test_every_file_is_what_umoci_unpacks(
+    images: dict[str, Path],
+    unpacked: Callable[[str], dict[bytes, Row]],
+    service: Service,
+    node: NodeClient,
+    tmp_path: Path,
+) -> None:
+    push(service, images, *images)
+    for name in images:
+        point = tmp_path / name
+        point.mkdir()
+        with node.mount(service.url, reference(name), point):
+            found = umoci.describe(point, time.time_ns())
+        assert equal(unpacked(name), found) == {}, name
+        assert not list(point.iterdir())
+    assert node.mounts() == []
+
+
+def test_what_is_written_is_the_containers_own(
+    images: dict[str, Path], service: Service, node: NodeClient, tmp_path: Path
+) -> None:
+    push(service, images, "debian-new")
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    keep = KernelMountOptions(upper=tmp_path / "upper")
+    with (
+        node.mount(service.url, reference("debian-new"), first, keep),
+        node.mount(service.url, reference("debian-new"), second, KernelMountOptions(temporary=True)),
+    ):
+        before = (second / "etc/passwd").read_bytes()
+        (first / "etc/passwd").write_bytes(b"changed")
+        (first / "new").write_bytes(b"x" * 10000)
+        (second / "gone").write_bytes(b"y")
+        assert (second / "etc/passwd").read_bytes() == before
+        assert not (second / "new").exists()
+    with node.mount(service.url, reference("debian-new"), first, keep):
+        assert (first / "etc/passwd").read_bytes() == b"changed"
+        assert (first / "new").read_bytes() == b"x" * 10000
+    assert not any((node.places.containers).iterdir())

@@ -1,0 +1,107 @@
+"""Programs of real images in containers on kernel mounts: what people run, through `pagepool run`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.cli import environment
+from tests.support.cli import pagepool as program
+from tests.support.nodeserver import running_node
+from tests.support.tools import require, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pagepool.node.client import NodeClient
+    from tests.support.server import Service
+
+    Run = Callable[..., str]
+
+_DATABASE = """set -e
+mkdir -p /data && chown postgres: /data
+su postgres -s /bin/sh -c '
+set -e
+PATH=/usr/lib/postgresql/15/bin:$PATH
+initdb -D /data -A trust >/dev/null
+pg_ctl -D /data -w -l /data/log -o "-k /data -h \\"\\"" start >/dev/null
+psql -h /data -qAt -d postgres -c "create table t as select n, md5(n::text) m from generate_series(1, 20000) n"
+psql -h /data -qAt -d postgres -c "select count(*), sum(n) from t"
+pg_ctl -D /data -w -m fast stop >/dev/null'
+"""
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[NodeClient]:
+    """A node with an empty pool."""
+    require("runc")
+    with running_node(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def start(node: NodeClient, service: Service) -> Run:
+    """Runs a command in a container of an image, as `pagepool run` does; what it printed."""
+    places = {"PAGEPOOL_NODE_RUN": str(node.places.run), "PAGEPOOL_NODE_STATE": str(node.places.state)}
+
+    def start(image: str, *words: str, options: tuple[str, ...] = ()) -> str:
+        given = {**environment(), **places, "PAGEPOOL_SERVER": service.url, "PAGEPOOL_BACKEND": "kernel"}
+        command = [sys.executable, "-m", "pagepool.cli", "run", *options, f"{image}:1", "--", *words]
+        return run(command, given)
+
+    return start
+
+
+def push(service: Service, layout: Path, name: str) -> None:
+    """Push an image, as NAME:1."""
+    program("push", "--quiet", layout, f"{name}:1", server=service.url)
+
+
+def test_a_shell_and_python_with_numpy(images: dict[str, Path], service: Service, start: Run, node: NodeClient) -> None:
+    push(service, images["numpy-new"], "numpy")
+    assert start("numpy", "sh", "-c", "echo $((6 * 7)); id -un; pwd").split() == ["42", "root", "/"]
+    multiply = "import numpy; a = numpy.ones((20, 20)); print(int((a @ a).sum()))"
+    assert start("numpy", "python3", "-c", multiply) == "8000\n"
+    assert start("numpy", "python3", "-c", multiply, options=("--runtime", "own")) == "8000\n"
+    assert node.mounts() == []
+    assert list(node.places.containers.iterdir()) == []
+
+
+def test_a_database(postgres: Path, service: Service, start: Run) -> None:
+    push(service, postgres, "postgres")
+    assert start("postgres", "sh", "-c", _DATABASE) == "20000|200010000\n"
+
+
+def test_redis_answers(redis: Path, service: Service, start: Run) -> None:
+    push(service, redis, "redis")
+    script = (
+        "redis-server --port 0 --unixsocket /tmp/s --daemonize yes >/dev/null; "
+        "for i in $(seq 200); do redis-cli -s /tmp/s ping >/dev/null 2>&1 && break; sleep 0.05; done; "
+        "redis-cli -s /tmp/s set a 1; redis-cli -s /tmp/s incr a; redis-cli -s /tmp/s shutdown nosave"
+    )
+    assert start("redis", "sh", "-c", script).split() == ["OK", "2"]
+
+
+def test_nginx_serves(images: dict[str, Path], service: Service, start: Run) -> None:
+    push(service, images["nginx-new"], "nginx")
+    script = (
+        "set -e; mkdir -p /srv/w; echo hello from nginx > /srv/w/index.html; "
+        "printf 'events {} http { server { listen unix:/tmp/n; root /srv/w; } }' > /tmp/c; nginx -c /tmp/c; "
+        'perl -MIO::Socket::UNIX -e \'$s = IO::Socket::UNIX->new(Peer => "/tmp/n") or die; '
+        'print $s "GET / HTTP/1.0\\r\\n\\r\\n"; print while <$s>\' | tail -1; nginx -c /tmp/c -s stop'
+    )
+    assert start("nginx", "sh", "-c", script) == "hello from nginx\n"
+
+
+def test_what_starts_open_is_learned(images: dict[str, Path], service: Service, start: Run) -> None:
+    push(service, images["python-new"], "python")
+    start("python", "python3", "-c", "import json, ssl")
+    found = json.loads(program("profile", "show", "--json", "python:1", server=service.url))
+    assert found["starts"] == 1
+    assert any(one["path"].endswith("/python3.11") for one in found["objects"])
+    program("profile", "rm", "python:1", server=service.url)
+    start("python", "true")

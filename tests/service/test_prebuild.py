@@ -1,0 +1,111 @@
+"""Trees and images made ahead: of what was pushed and is ready, once, and never in the way of anything."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pagepool.digest import Digest, blake3_raw
+from pagepool.oci import parse_manifest
+from pagepool_service.prebuild import Prebuilder, WantedImages
+from pagepool_service.store.store import Store
+from tests.service.pushes import image_parts, push_image
+from tests.service.test_extents import break_frame
+from tests.store.helpers import ingest_all, push
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import httpx
+
+    from tests.support.server import Service
+
+FILES = {"etc/one": b"the content of a small file\n" * 5}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "data") as opened:
+        yield opened
+
+
+def add_image(store: Store, files: dict[str, bytes]) -> Digest:
+    """Push an image into a store; its layer is not read yet."""
+    manifest, config, layer = image_parts(files)
+    for blob in (config, layer):
+        digest = push(store, blob)
+        with store.env.write() as txn:
+            store.registry.linker("app", digest)(txn)
+    digest = Digest.of(manifest)
+    store.registry.put_manifest("app", digest, parse_manifest(manifest), ["latest"])
+    return digest
+
+
+def made(data: Path) -> list[str]:
+    """The images that are there."""
+    return sorted(path.name for path in (data / "trees" / "erofs").glob("*"))
+
+
+def test_service_makes_what_was_pushed(http: httpx.Client, service: Service) -> None:
+    """Nobody asks for it; it is there after a while, and is the one that is served."""
+    push_image(http, "prebuild/app", "latest", FILES)
+    deadline = time.monotonic() + 60
+    while not made(service.data):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    said = http.get("/v1/prebuild/app/images/latest/tree").json()
+    assert made(service.data) == [said["tree"].removeprefix("blake3:")]
+    assert http.get(f"/v1/prebuild/app/trees/{said['tree']}/erofs").status_code == 200
+
+
+def test_notes_wait_until_the_image_is_ready(store: Store, tmp_path: Path) -> None:
+    """A note stays while layers are read, and goes with the image that is made."""
+    data, now = tmp_path / "data", [0.0]
+    wanted, prebuilder = WantedImages(data), Prebuilder(store, data, lambda: now[0])
+    wanted.add("app", add_image(store, FILES))
+    assert not prebuilder.run_one()
+    ingest_all(store)
+    assert not prebuilder.run_one(), "it is looked at again after a while"
+    now[0] = 10.0
+    assert prebuilder.run_one()
+    assert len(made(data)) == 1
+    assert not wanted.notes()
+    assert not prebuilder.run_one()
+
+
+def test_layers_that_were_read_are_a_reason_to_look(store: Store, tmp_path: Path) -> None:
+    """No need to wait then."""
+    wanted, prebuilder = WantedImages(tmp_path / "data"), Prebuilder(store, tmp_path / "data", lambda: 0.0)
+    wanted.add("app", add_image(store, FILES))
+    assert not prebuilder.run_one()
+    ingest_all(store)
+    prebuilder.look_again()
+    assert prebuilder.run_one()
+
+
+def test_what_cannot_be_made_is_not_tried_again(store: Store, tmp_path: Path) -> None:
+    """Unknown, unmountable, damaged: the note goes, and nothing ends."""
+    data = tmp_path / "data"
+    wanted, prebuilder = WantedImages(data), Prebuilder(store, data)
+    wanted.add("app", Digest.of(b"unknown"))
+    wanted.add("app", add_image(store, FILES))
+    ingest_all(store)
+    (digest,) = (blake3_raw(content) for content in FILES.values())
+    break_frame(store, digest)
+    (data / "trees" / "wanted" / ("0" * 64)).write_bytes(b"no note\xff")
+    assert not prebuilder.run_one()
+    assert not wanted.notes()
+    assert not made(data)
+
+
+def test_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may push any number of manifests."""
+    monkeypatch.setattr("pagepool_service.prebuild._MOST_NOTES", 3)
+    wanted = WantedImages(tmp_path)
+    for number in range(5):
+        wanted.add("app", Digest.of(b"%d" % number))
+        wanted.add("app", Digest.of(b"0"))
+    assert len(wanted.notes()) == 3
