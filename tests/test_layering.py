@@ -90,7 +90,9 @@ def _nobody_but(holders: tuple[str, ...], what: str) -> Callable[[Module], Itera
 
 
 def _environment(module: Module) -> Iterator[Use]:
-    if not _below(module.name, "pagepool_service.settings", "pagepool.cli", "pagepool_service.commands"):
+    # A node's processes hand descriptors to each other in a variable that is no setting: nobody else sets it.
+    allowed = ("pagepool_service.settings", "pagepool.cli", "pagepool_service.commands", "pagepool.node.handover")
+    if not _below(module.name, *allowed):
         yield from (use for use in module.chains if use.name in _ENVIRONMENT)
         yield from (use for use in module.imports if use.name in _ENVIRONMENT)
 
@@ -212,6 +214,12 @@ RULES = (
             *("pagepool.digest", "pagepool.errors"),
         ),
         ("pagepool.node.lazy.fetch", "from pagepool.content import TreeContent\n"),
+    ),
+    Rule(
+        "what keeps a node alive does nothing else",
+        "a supervisor that imports what the worker does can die of the same",
+        _only("pagepool.node.supervisor", "pagepool.node.handover", "pagepool.errors"),
+        ("pagepool.node.supervisor", "from pagepool.node.lazy import LazyServer\n"),
     ),
     Rule(
         "layout knows files, not the network",

@@ -1,0 +1,176 @@
+"""What the processes of a node hand to each other: descriptors, the worker's command, and their posts.
+
+A *post* (supervisor, worker) is a file in RUN that its process has locked by flock(2) for as long as it lives: the
+kernel releases it with the last thread, whatever it died of. The lock is not taken by the one who starts, but *handed
+to it*, as an open descriptor, by the one who has waited for it. So nobody can hold a post twice, whoever notices a
+death first, and no moment is left in which a post seems free while somebody is on the way to it.
+
+    supervisor.lock, worker.lock    the posts; they contain the number of the process
+    beat                            the number of the worker that is ready, and a count that goes on while it is well
+    stopped                         there if the node was told to end: nobody is started any more
+
+What is handed over is in one variable of the environment. It is no setting: nobody sets it but this module.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pagepool.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+VARIABLE: Final = "PAGEPOOL_NODE_HANDOVER"
+SUPERVISOR: Final = "supervisor"
+WORKER: Final = "worker"
+HUNG_S: Final = 15.0
+START_S: Final = 60.0
+
+_LONGEST_DELAY_S: Final = 30.0
+_FIRST_DELAY_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What a process of a node is given.
+
+    Args:
+        run: the directory RUN.
+        command: the worker's.
+        descriptors: what all hold, by name.
+        lock: the descriptor of the post.
+        hung_s: seconds without a sign of life after which a worker is replaced.
+        start_s: likewise, while it starts.
+    """
+
+    run: str
+    command: Sequence[str]
+    descriptors: Mapping[str, int]
+    lock: int = -1
+    hung_s: float = HUNG_S
+    start_s: float = START_S
+
+    def start(self, command: Sequence[str], lock: int, *, detaches: bool = False) -> subprocess.Popen[bytes]:
+        """Start a process, and hand it everything, a post included. What it says goes to RUN/log.
+
+        Args:
+            lock: of the post. It is closed here in any case.
+            detaches: whether the process gives the post to a child of its own at once, and ends.
+        """
+        given = replace(self, lock=lock)
+        try:
+            with Path(self.run, "log").open("ab") as log:
+                process = subprocess.Popen(
+                    command,
+                    env={**os.environ, VARIABLE: json.dumps(asdict(given))},
+                    pass_fds=(*self.descriptors.values(), lock),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    start_new_session=True,
+                )
+            _sign(lock, 0 if detaches else process.pid)
+        finally:
+            os.close(lock)
+        return process
+
+
+def receive_handover() -> Handover:
+    """What this process was given. Nothing of it is inherited by programs that it starts.
+
+    Raises:
+        UnsupportedError: nothing was: it was started by hand.
+    """
+    text = os.environ.get(VARIABLE)
+    if text is None:
+        raise UnsupportedError("this program is started by the supervisor of a node, and not by hand")
+    handover = Handover(**json.loads(text))
+    for descriptor in (*handover.descriptors.values(), handover.lock):
+        os.set_inheritable(descriptor, False)
+    _sign(handover.lock, os.getpid())
+    return handover
+
+
+def _sign(lock: int, process: int) -> None:
+    """Say who has a post. In one write of one length, so that nobody reads half of it."""
+    os.pwrite(lock, b"%20d\n" % process, 0)
+
+
+class Post:
+    """A post, seen by others than the one who has it.
+
+    Args:
+        run: the directory RUN.
+        name: `SUPERVISOR` or `WORKER`.
+    """
+
+    def __init__(self, run: Path, name: str) -> None:
+        self._path = run / f"{name}.lock"
+
+    def wait(self) -> int:
+        """Wait until nobody has it. Returns the locked descriptor."""
+        return self._lock(fcntl.LOCK_EX)
+
+    def take(self) -> int | None:
+        """The locked descriptor, unless somebody has it."""
+        try:
+            return self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+
+    def _lock(self, how: int) -> int:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, how)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def holder(self) -> int | None:
+        """The number of the process that has it; None: nobody has it, or has only just got it."""
+        free = self.take()
+        if free is not None:
+            os.close(free)
+            return None
+        with suppress(OSError, ValueError):
+            return int(self._path.read_text()) or None
+        return None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to whoever has it, and to nobody else."""
+        process = self.holder()
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(process)
+            try:
+                if self.holder() == process:  # it still is that process, so the descriptor is of it
+                    signal.pidfd_send_signal(descriptor, number)
+            finally:
+                os.close(descriptor)
+
+
+def mark_stopped(run: Path) -> None:
+    """Nobody is to be started any more."""
+    (run / "stopped").touch()
+
+
+def is_stopped(run: Path) -> bool:
+    """Whether nobody is to be started any more."""
+    return (run / "stopped").exists()
+
+
+def delay_s(failures: int) -> float:
+    """How long to wait before another try, after so many that failed in a row."""
+    return min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(failures - 1, 16)) if failures else 0.0

@@ -1,0 +1,266 @@
+"""The supervisor of a node: holds the descriptors, sees that there is a worker, and does nothing else.
+
+It does so little that it has no reason to die; if it is killed, the worker starts another one (`guard`), which finds
+the worker at its post. Its signals:
+
+    SIGTERM, SIGINT   the node ends: the worker is told to (SIGTERM), and after `END_S` made to
+    SIGHUP            it executes itself anew, from the code that is there by then, and replaces the worker
+
+A worker that ends, by itself or by whatever killed it, is replaced at once, unless the node was told to end. One that
+ends before it was ever ready is replaced after a while that doubles each time, up to 30 s. A worker that gives no sign
+of life is killed and replaced. Nothing is lost in all that: requests wait in the kernel and in the backlog of sockets.
+Only if both die in the same moment is the node gone, and its descriptors with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Final
+
+from pagepool.errors import BusyError
+from pagepool.node.handover import (
+    SUPERVISOR,
+    WORKER,
+    Handover,
+    Post,
+    delay_s,
+    is_stopped,
+    mark_stopped,
+    receive_handover,
+)
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Mapping, Sequence
+
+END_S: Final = 20.0
+_LOOKS: Final = 8
+"""So many times in a row a worker may show no sign of life. Counted, so that a machine that slept is not mistaken."""
+_REPLACE: Final = "replace"
+_DETACH: Final = "detach"
+_COMMAND: Final = (sys.executable, "-P", "-m", "pagepool.node.supervisor")
+
+_log = logging.getLogger(__name__)
+
+
+def start_node(
+    command: Sequence[str], descriptors: Mapping[str, int], run: Path, *, hung_s: float | None = None
+) -> None:
+    """Start a supervisor, which starts the worker. Does not wait until that is ready.
+
+    Args:
+        command: the worker's.
+        descriptors: what both inherit, by name and under the same numbers; the caller may close its own.
+        run: the directory RUN.
+        hung_s: seconds without a sign of life after which a worker is replaced; None: `handover.HUNG_S`.
+
+    Raises:
+        BusyError: there is a supervisor or a worker.
+        OSError: it cannot be started.
+    """
+    lock, worker = Post(run, SUPERVISOR).take(), Post(run, WORKER).take()
+    if worker is not None:
+        os.close(worker)
+    if lock is None or worker is None:
+        if lock is not None:
+            os.close(lock)
+        raise BusyError(f"the node in {run} is running, or has not ended yet")
+    for name in ("stopped", "beat"):
+        (run / name).unlink(missing_ok=True)
+    handover = Handover(str(run), list(command), dict(descriptors))
+    if hung_s is not None:
+        handover = Handover(str(run), list(command), dict(descriptors), hung_s=hung_s)
+    start_supervisor(handover, lock)
+
+
+def start_supervisor(handover: Handover, lock: int) -> None:
+    """Start a supervisor that is nobody's child, and wait until it is.
+
+    Args:
+        lock: of its post; closed here.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    handover.start([*_COMMAND, _DETACH], lock, detaches=True).wait()
+
+
+@dataclass(frozen=True, slots=True)
+class _Vacancy:
+    """There is no worker: the locked descriptor of its post is ours to give."""
+
+    lock: int
+
+
+class Supervisor:
+    """A supervisor at its post.
+
+    Args:
+        handover: what it was given.
+    """
+
+    def __init__(self, handover: Handover) -> None:
+        self._handover = handover
+        self._run = Path(handover.run)
+        self._post = Post(self._run, WORKER)
+        self._events: SimpleQueue[_Vacancy | signal.Signals] = SimpleQueue()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._vacant: int | None = None
+        self._failures = 0
+        self._due_s = 0.0
+        self._kill_s: float | None = None
+        self._seen = b""
+        self._still = 0
+
+    def run(self, *, replace: bool) -> None:
+        """Supervise, until the node ends.
+
+        Args:
+            replace: whether the worker that is there is to be replaced.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, _: self._events.put(signal.Signals(number)))
+        if replace:
+            self._end_worker()
+        self._watch()
+        while True:
+            try:
+                event = self._events.get(timeout=self._next_s())
+            except Empty:
+                self._look()
+                continue
+            if isinstance(event, _Vacancy):
+                self._note_end(event.lock)
+            elif event == signal.SIGHUP:
+                self._upgrade()
+            else:
+                mark_stopped(self._run)
+                self._end_worker()
+            if self._vacant is not None and is_stopped(self._run):
+                _log.info("the node has ended")
+                return
+
+    def _next_s(self) -> float:
+        look_s = self._handover.hung_s / _LOOKS
+        return min(look_s, max(self._due_s - time.monotonic(), 0.0)) if self._vacant is not None else look_s
+
+    def _watch(self) -> None:
+        """Have it told when there is no worker. A thread waits for each, and ends when it has said so."""
+        Thread(target=lambda: self._events.put(_Vacancy(self._post.wait())), name="watch", daemon=True).start()
+
+    def _note_end(self, lock: int) -> None:
+        """Decide when another worker is started."""
+        self._vacant, self._kill_s, self._still = lock, None, 0
+        was_ready, ended = self._is_ready(), "has ended"
+        if self._process is None:
+            _reap()
+        else:
+            ended = f"has ended with {self._process.wait()}"
+            self._failures = 0 if was_ready else self._failures + 1
+        if is_stopped(self._run):
+            return
+        wait_s = delay_s(self._failures)
+        self._due_s = time.monotonic() + wait_s
+        if self._failures:
+            _log.error(
+                "the worker %s before it was ready, %d times in a row; next try in %.1f s",
+                *(ended, self._failures, wait_s),
+            )
+        elif self._process is not None or was_ready:
+            _log.warning("the worker %s; another one is started", ended)
+        self._look()
+
+    def _is_ready(self) -> bool:
+        """Whether the last worker has ever been ready."""
+        beat = self._beat().split()
+        return bool(beat) and (self._process is None or beat[0] == b"%d" % self._process.pid)
+
+    def _beat(self) -> bytes:
+        try:
+            return (self._run / "beat").read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def _look(self) -> None:
+        """What time brings: a worker that is due, one that does not end though it was told to, one that hangs."""
+        now_s = time.monotonic()
+        if self._vacant is not None:
+            if now_s >= self._due_s and not is_stopped(self._run):
+                self._start_worker()
+        elif self._kill_s is not None:
+            if now_s >= self._kill_s:
+                _log.error("the worker does not end; it is killed")
+                self._post.send(signal.SIGKILL)
+                self._kill_s = now_s + END_S
+        else:
+            self._look_for_life()
+
+    def _look_for_life(self) -> None:
+        beat = self._beat()
+        self._still = self._still + 1 if beat == self._seen else 0
+        self._seen = beat
+        holder = self._post.holder()
+        starting = not beat.startswith(b"%d " % (holder or 0))
+        allowed_s = self._handover.start_s if starting else self._handover.hung_s
+        if self._still >= _LOOKS * allowed_s / self._handover.hung_s:
+            _log.error("the worker (%s) has shown no sign of life for %.0f s; it is killed", holder, allowed_s)
+            self._still = 0
+            self._post.send(signal.SIGKILL)
+
+    def _start_worker(self) -> None:
+        assert self._vacant is not None
+        lock, self._vacant = self._vacant, None
+        try:
+            self._process = self._handover.start(self._handover.command, lock)
+            self._watch()
+        except OSError as error:
+            self._failures += 1
+            _log.error("the worker cannot be started: %s; next try in %.1f s", error, delay_s(self._failures))
+            self._due_s = time.monotonic() + delay_s(self._failures)
+            self._vacant = self._post.wait()
+
+    def _end_worker(self) -> None:
+        self._post.send(signal.SIGTERM)
+        self._kill_s = time.monotonic() + END_S
+
+    def _upgrade(self) -> None:
+        """Become another program, with the same number, descriptors and post."""
+        if self._vacant is not None:
+            os.close(self._vacant)  # the next one takes it
+            self._vacant = None
+            self._watch()
+        for descriptor in (*self._handover.descriptors.values(), self._handover.lock):
+            os.set_inheritable(descriptor, True)
+        _log.warning("the supervisor starts again, to replace the worker")
+        try:
+            os.execv(_COMMAND[0], [*_COMMAND, _REPLACE])
+        except OSError as error:
+            _log.error("the supervisor cannot start again, and goes on: %s", error)
+
+
+def _reap() -> None:
+    """Take note of children of the program that this process was before."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def main() -> None:
+    """The program: the whole life of the process."""
+    if _DETACH in sys.argv[1:] and os.fork():
+        os._exit(0)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    Supervisor(receive_handover()).run(replace=_REPLACE in sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Supervisor and worker keep each other alive, whoever is killed."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pagepool.errors import BusyError, UnsupportedError
+from pagepool.node.guard import Guard
+from pagepool.node.handover import SUPERVISOR, WORKER, Post, delay_s
+from pagepool.node.supervisor import start_node
+from tests.node.guarded import TIMEOUT_S, pair
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short path, as sockets need it."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
+def _wait_post(run: Path, name: str, other_than: int) -> int:
+    """Wait until a post has another holder."""
+    while (holder := Post(run, name).holder()) in (None, other_than):
+        os.sched_yield()
+    assert holder is not None
+    return holder
+
+
+def _wait_gone(process: int) -> None:
+    try:
+        descriptor = os.pidfd_open(process)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([descriptor], [], [], TIMEOUT_S)[0]
+    finally:
+        os.close(descriptor)
+
+
+def test_each_replaces_the_other(place: Path) -> None:
+    """In turn, many times, and the descriptors live on; in the end there is one of each."""
+    ours, theirs = os.pipe()
+    with pair(place, descriptors={"pipe": theirs}) as both:
+        os.close(theirs)
+        worker = both.wait_ready()
+        for _ in range(5):
+            supervisor = both.supervisor()
+            assert supervisor is not None
+            both.kill(supervisor)
+            supervisor = _wait_post(both.run, SUPERVISOR, supervisor)
+            assert both.worker() == worker
+            both.kill(worker)
+            worker = both.wait_ready()
+            assert both.supervisor() == supervisor
+            assert not select.select([ours], [], [], 0)[0]  # it would be at its end
+    assert os.read(ours, 1) == b""
+    os.close(ours)
+
+
+def test_a_worker_that_hangs(place: Path) -> None:
+    """It is killed and replaced."""
+    with pair(place, hung_s=0.5) as both:
+        worker = both.wait_ready()
+        os.kill(worker, signal.SIGSTOP)
+        assert both.wait_ready() != worker
+        assert "no sign of life" in both.log()
+
+
+def test_a_worker_that_is_not_well(place: Path) -> None:
+    """It says so itself, by saying nothing."""
+    with pair(place, hung_s=0.5) as both:
+        worker = both.wait_ready()
+        (place / "unwell").touch()
+        _wait_gone(worker)
+        (place / "unwell").unlink()
+        assert both.wait_ready() != worker
+
+
+def test_upgrade(place: Path) -> None:
+    """SIGHUP: the supervisor is another program, and the worker another process."""
+    with pair(place) as both:
+        worker, supervisor = both.wait_ready(), both.supervisor()
+        assert supervisor is not None
+        for _ in range(2):
+            os.kill(supervisor, signal.SIGHUP)
+            following = both.wait_ready()
+            assert following != worker
+            _wait_gone(worker)
+            worker = following
+            assert (both.supervisor(), both.worker()) == (supervisor, worker)
+        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+        assert children == [str(worker)]
+        both.kill(supervisor)
+        _wait_post(both.run, SUPERVISOR, supervisor)
+        assert both.worker() == worker
+
+
+@pytest.mark.parametrize("by_worker", [True, False])
+def test_the_end(place: Path, by_worker: bool) -> None:
+    """Whoever is told to end the node, both end, and nobody is started again."""
+    with ExitStack() as stack:
+        both = stack.enter_context(pair(place, mode="stopping" if by_worker else "idle"))
+        both.wait_ready()
+        supervisor = both.supervisor()
+        if not by_worker:
+            assert supervisor is not None
+            os.kill(supervisor, signal.SIGTERM)
+        os.close(Post(both.run, SUPERVISOR).wait())
+        os.close(Post(both.run, WORKER).wait())
+        assert (both.supervisor(), both.worker()) == (None, None)
+        assert "the node has ended" in both.log()
+
+
+def test_a_worker_that_just_ends(place: Path) -> None:
+    """It is replaced: only a node that was told to end does."""
+    with pair(place) as both:
+        worker = both.wait_ready()
+        both.kill(worker, signal.SIGTERM)
+        assert both.wait_ready() != worker
+
+
+def test_a_worker_that_cannot_begin(place: Path) -> None:
+    """It is tried again, less and less often, and the log says so."""
+    with pair(place, mode="crash") as both:
+        while "3 times in a row" not in both.log():
+            os.sched_yield()
+        assert "has ended with 3 before it was ready" in both.log()
+        (place / "well").touch()
+        both.wait_ready()
+    assert [delay_s(failures) for failures in (0, 1, 2, 3, 100)] == [0.0, 0.1, 0.2, 0.4, 30.0]
+
+
+def test_one_node_only(place: Path) -> None:
+    """Another one is refused while it runs."""
+    with pair(place) as both:
+        both.wait_ready()
+        with pytest.raises(BusyError, match="is running"):
+            start_node(["false"], {}, both.run)
+
+
+def test_started_by_hand() -> None:
+    """A guard without a supervisor says what is wrong."""
+    with pytest.raises(UnsupportedError, match="not by hand"):
+        Guard()
