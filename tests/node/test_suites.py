@@ -91,7 +91,7 @@ def _plain_overlay(directory: Path) -> Iterator[Path]:
 def _pjdfstest(program: str, directory: Path, where: Path) -> Result:
     configuration = where / "pjdfstest.toml"
     configuration.write_text(_CONFIGURATION)
-    command = [program, "-c", configuration, "-p", directory]
+    command: list[str | Path] = [program, "-c", configuration, "-p", directory]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
     summary = re.search(r"Summary: (\d+) failed, (\d+) skipped, (\d+) passed", done.stdout)
     assert summary is not None, (done.stdout[-2000:], done.stderr[-2000:])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagepool.oci import Reference
 from pagepool_service.bench.origins import HOST
-from pagepool_service.bench.subjects import BenchError, first_output_s, run
+from pagepool_service.bench.subjects import first_output_s, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,7 +53,18 @@ class NodeMount:
 
     def run(self, image: str, command: Sequence[str]) -> float:
         """See `Subject`."""
-        words = self._command("run", "--plain-http", _reference(image), "--", *command)
+        words = self._command(
+            "run",
+            "--quiet",
+            "--plain-http",
+            "--backend",
+            "kernel",
+            "--network",
+            "none",
+            _reference(image),
+            "--",
+            *command,
+        )
         return first_output_s(words, self._environment)
 
     def fill(self, image: str) -> None:
@@ -83,11 +94,8 @@ class NodeMount:
             self.unmount(path)
         if not self._directory.exists():
             return
-        try:
+        if self._client().is_running():
             self._pagepool("node", "stop")
-        except BenchError as error:
-            if "not running" not in str(error):
-                raise
         left = self._left()
         for point in reversed(left):
             run(["umount", point])

@@ -28,6 +28,7 @@ HOST: Final = f"{SERVER_ADDRESS}:{PORT}"
 _START_TIMEOUT_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 60.0
 _PUSH_TIMEOUT_S: Final = 300.0
+_POLL_S: Final = 0.2
 _BUFFER: Final = 1 << 20
 _CONFIGURATION: Final = """\
 version: 0.1
@@ -133,10 +134,15 @@ def _push(link: Link, layout: Path, environment: Mapping[str, str]) -> None:
 
 
 def _await_ready(link: Link, name: str, environment: Mapping[str, str]) -> None:
-    """Ask for the resolved image, until it is not pending any more; the command waits by itself."""
-    command = [sys.executable, "-m", "pagepool.cli", "ls", "--plain-http", f"{HOST}/{name}:latest:/"]
-    done = subprocess.run(
-        [*link.server, *command], env=environment, capture_output=True, text=True, check=False, timeout=_PUSH_TIMEOUT_S
-    )
-    if done.returncode:
-        raise UnreachableError(HOST, f"{name}: {done.stderr.strip()[-500:]}")
+    """Wait until the service has read an image's layers."""
+    command = [*link.server, sys.executable, "-m", "pagepool.cli", "ls", "--plain-http", f"{HOST}/{name}:latest:/"]
+    deadline = time.monotonic() + _PUSH_TIMEOUT_S
+    while True:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=_PUSH_TIMEOUT_S
+        )
+        if not done.returncode:
+            return
+        if "not ready" not in done.stderr or time.monotonic() > deadline:
+            raise UnreachableError(HOST, f"{name}: {done.stderr.strip()[-500:]}")
+        time.sleep(_POLL_S)
