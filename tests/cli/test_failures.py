@@ -323,7 +323,8 @@ def test_sizes(size: object, text: str) -> None:
         ("plain ä 日本", "plain ä 日本"),
         ("\x1b[2J\n\t\x7f", "\\x1b[2J\\n\\t\\x7f"),
         ("\u202eevil", "\\u202eevil"),
-        ("\udc80", "\\udc80"),
+        ("a\udc80", "a\\x80"),
+        ("\ud800", "\\ud800"),
     ],
 )
 def test_printable(text: str, shown: str) -> None:

@@ -184,6 +184,19 @@ def test_find_below_a_path_and_in_overlays(run: Run, image: str, upper: str) -> 
     assert (found["path"], found["target"], found["devmajor"]) == ("/dev/null", image, 1)
 
 
+def test_names_that_are_no_text(run: Run, image: str, tmp_path: Path) -> None:
+    """Every command writes them in the same way; only -print0 as they are."""
+    directory = f"{tmp_path}/work"
+    name = f"{tmp_path}/a\udcffb"
+    Path(name).write_text("x")
+    assert run("cp", "--image", image, name, f"{directory}:/empty/").code == 0
+    assert _ok(run("find", directory, "-name", "a*b")) == "/empty/a\\xffb\n"
+    assert _ok(run("diff", directory)).splitlines()[-1] == "A /empty/a\\xffb"
+    assert _ok(run("ls", f"{directory}:/empty")) == "/empty/a\\xffb\n"
+    for found in run("find", "--json", directory, "-name", "a*b").json, run("diff", "--json", directory).json[-1:]:
+        assert [one["path"] for one in found] == ["/empty/a\\xffb"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     ["-type x", "-size 10x", "-size +", "-newer yesterday", "-perm 9", "-perm +644", "-uid root", "-links -"],

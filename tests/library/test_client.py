@@ -17,6 +17,7 @@ import pytest
 import pagepool
 from pagepool.errors import InvalidError, ReferenceInvalidError, StoreFullError, UnreachableError
 from pagepool.image.treestore import TreeStore
+from pagepool.library.mounted import mount_in_background, plan_mount
 from pagepool.pool import Scrubber
 from pagepool.transport.trees import PoolPlace
 from tests.service.pushes import push_image
@@ -132,6 +133,20 @@ def test_a_commit_goes_to_its_own_service(service: Service, tmp_path: Path) -> N
             root.commit(f"{service.host}/app:2")
         with client.image("app:2").open() as root:
             assert root.read_bytes("new") == b"new"
+
+
+def test_a_mount_hides_no_overlay(service: Service, tmp_path: Path) -> None:
+    """Its own, which could not find its files any more when it writes its journal anew."""
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "link").symlink_to("mount")
+    with pagepool.Client(service.url, directory=tmp_path / "client") as client:
+        image = client.image("app:1")
+        for upper in (tmp_path / "mount", tmp_path / "mount/upper", tmp_path / "link/upper"):
+            with pytest.raises(InvalidError, match="hidden"):
+                image.mount(tmp_path / "mount", upper=upper)
+            with pytest.raises(InvalidError, match="hidden"):
+                mount_in_background(plan_mount(image, upper), tmp_path / "mount")
+    assert not list((tmp_path / "mount").iterdir())
 
 
 def test_a_place_that_cannot_be_is_no_pool(service: Service, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def describe(root: Rootfs, entry: Entry) -> dict[str, Any]:
     """An entry as JSON, fields as the service names them."""
     path, found = entry
     shown: dict[str, Any] = {
-        "path": path,
+        "path": output.as_text(path),
         "type": found.kind.value,
         "mode": found.mode,
         "uid": found.uid,
@@ -36,7 +36,7 @@ def describe(root: Rootfs, entry: Entry) -> dict[str, Any]:
         "nlink": found.nlink,
     }
     if found.kind is Kind.SYMLINK:
-        shown["linkname"] = root.readlink(path)
+        shown["linkname"] = output.as_text(str(root.readlink(path)))
     if found.kind in (Kind.CHAR, Kind.BLOCK):
         shown |= {"devmajor": found.devmajor, "devminor": found.devminor}
     return shown

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import click
 
 from pagepool.cli.exits import BROKEN_PIPE
 
+_UNDECODED = re.compile("[\udc80-\udcff]")
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
@@ -110,7 +112,13 @@ def printable(text: str) -> str:
     """Text with everything escaped that a terminal might obey or could not show."""
     if text.isprintable() and text.isascii():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    shown = as_text(text)
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in shown)
+
+
+def as_text(name: str) -> str:
+    """A name as the service writes it: bytes that are no UTF-8, which Python has as surrogates, as ``\\xNN``."""
+    return _UNDECODED.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
 
 
 def pick(value: Mapping[str, Any], name: str) -> str:

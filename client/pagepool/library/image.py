@@ -151,6 +151,7 @@ class Image:
 
         Raises:
             UnsupportedError: FUSE is not there.
+            InvalidError: `upper` lies below `path`.
             BusyError: the overlay is open elsewhere, or something of ours is mounted there.
             TreeUnknownError, UnreachableError: as `open`.
         """

@@ -81,6 +81,7 @@ def mount_image(
     """See `Image.mount`."""
     if backend != "fuse":
         raise InvalidError(backend, "is no backend; there is fuse")
+    _check_upper(upper, path)
     root = image.open() if upper is None else image.overlay(upper)
     try:
         chosen = options or MountOptions(source=str(image.reference or image.tree), read_only=read_only)
@@ -192,5 +193,12 @@ def mount_in_background(plan: MountPlan, path: str | Path, options: MountOptions
     Raises:
         PagepoolError, OSError: what opening or mounting raised.
     """
+    _check_upper(plan.upper, path)
     chosen = options or MountOptions(source=plan.name)
     return serve_in_background(plan, path, options=chosen, upper=plan.upper)
+
+
+def _check_upper(upper: str | Path | None, path: str | Path) -> None:
+    """Refuse an overlay below the place that is mounted upon: nobody could find its files any more, nor it itself."""
+    if upper is not None and Path(upper).resolve().is_relative_to(Path(path).resolve()):
+        raise InvalidError(str(upper), f"lies in {path}, and would be hidden by the mount")
