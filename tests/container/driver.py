@@ -48,7 +48,7 @@ def main() -> int:
     """Run a command of pagepool."""
     given = json.loads(sys.argv[1])
 
-    def provide(_backend: str = "auto") -> roots.RootProvider:
+    def provide(backend: str = "auto") -> roots.RootProvider:  # noqa: ARG001 - as the one that it stands for
         return GivenRoot(Path(given["root"]), given["config"])
 
     roots.default_provider = provide

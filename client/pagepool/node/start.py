@@ -35,7 +35,7 @@ from pagepool.node.supervisor import start_node
 from pagepool.node.worker import Worker, WorkerOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 _START_TIMEOUT_S: Final = 60.0
 _LOOK_S: Final = 0.02
@@ -142,8 +142,7 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         device = mount_lazy(places.lazy)
         listener = _listen(places.control)
         command = [sys.executable, "-m", "pagepool.node", "worker", *arguments(places, options)]
-        with _logging_to(places.log):
-            start_node(command, {"fuse": device, "control": listener.fileno()}, places.run)
+        start_node(command, {"fuse": device, "control": listener.fileno()}, places.run)
         os.close(device)
         listener.close()
     _wait(places)
@@ -172,22 +171,6 @@ def upgrade_node(places: NodePlaces) -> int:
                 return found
         time.sleep(_LOOK_S)
     raise BusyError(f"process {before} was not replaced after {_START_TIMEOUT_S:.0f} s; see {places.log}")
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """What is started meanwhile writes there: not to whoever waits for the end of our output."""
-    log_file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    kept = [os.dup(number) for number in (1, 2)]
-    try:
-        for number in (1, 2):
-            os.dup2(log_file, number)
-        yield
-    finally:
-        for number, before in zip((1, 2), kept, strict=True):
-            os.dup2(before, number)
-            os.close(before)
-        os.close(log_file)
 
 
 def _wait(places: NodePlaces) -> None:
