@@ -38,12 +38,13 @@ def push_blob(http: httpx.Client, repository: str, data: bytes, algorithm: str =
 
 
 def tar_layer(files: Mapping[str, bytes]) -> bytes:
-    """A plain tar with these files."""
+    """A plain tar with these files; programs can be run."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
+            member.mode = 0o755 if data.startswith(b"\x7fELF") else 0o644
             archive.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 

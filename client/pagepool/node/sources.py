@@ -22,13 +22,14 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import httpx
 
 from pagepool.content import TreeContent
 from pagepool.digest import Digest
-from pagepool.errors import ObjectUnknownError, PagepoolError
+from pagepool.errors import ObjectUnknownError, PagepoolError, UnreachableError
 from pagepool.image.treefile import TreeFile
 from pagepool.node.records import SourceRecord, read_records, write_record
 from pagepool.pool.layout import object_name
@@ -44,9 +45,12 @@ if TYPE_CHECKING:
     from pagepool.node.places import NodePlaces
 
 _GLANCE_S: Final = 0.005
+_AGAIN_S: Final = 0.1
 _REMEMBERED_S: Final = 86400.0
 _ATTEMPTS: Final = 3
 _DONTCACHE: Final = 0x80  # RWF_DONTCACHE, linux/fs.h
+
+_Answer = TypeVar("_Answer")
 
 log = logging.getLogger("pagepool.node")
 
@@ -103,6 +107,7 @@ class Sources:
         self._lazy: dict[bytes, float] = {}
         self._coming: dict[bytes, threading.Event] = {}
         self._waiting = 0
+        self._patience = Patience(timeout_s)
 
     # -- which trees there are ---------------------------------------------------------------------------------
 
@@ -218,7 +223,7 @@ class Sources:
         with self._waits():
             for source, index in self._find(digest):
                 try:
-                    return self._bring(source, index, digest)
+                    return self._patience.ask(source.record.url, partial(self._bring, source, index, digest))
                 except (PagepoolError, OSError) as caught:
                     error = error or caught
         if error is not None:
@@ -261,7 +266,7 @@ class Sources:
         error: Exception = ObjectUnknownError(digest.hex())
         for source, index in self._find(digest):
             try:
-                return source.content.view(index, start, end)
+                return self._patience.ask(source.record.url, partial(source.content.view, index, start, end))
             except (PagepoolError, OSError) as caught:
                 error = caught
         raise error
@@ -335,6 +340,37 @@ class Sources:
 
     def _record(self, tree: str) -> Path:
         return self._places.sources / f"{tree}.json"
+
+
+class Patience:
+    """How long to go on asking a service that cannot be reached: it may just be starting again.
+
+    Whoever asks first waits for all of the time. Once that was in vain everybody else gets one try, so that a program
+    that opens a hundred files does not wait a hundred times; the first try that succeeds ends that.
+
+    Args:
+        timeout_s: that time.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._down: dict[str, float] = {}  # since when a service cannot be reached, on the monotonic clock
+
+    def ask(self, url: str, question: Callable[[], _Answer]) -> _Answer:
+        """Ask until there is an answer, or no time left. Raises what the last try has raised."""
+        begun = time.monotonic()
+        while True:
+            try:
+                answer = question()
+            except UnreachableError:
+                now = time.monotonic()
+                since = self._down.setdefault(url, begun)
+                if now - since >= self._timeout_s or now - begun >= self._timeout_s:
+                    raise
+                time.sleep(_AGAIN_S)
+            else:
+                self._down.pop(url, None)
+                return answer
 
 
 def open_session(record: SourceRecord, timeout_s: float) -> Session:

@@ -112,6 +112,7 @@ class Worker:
         self.sources.load()
         self.sources.take_up_lazy(self.lazy.large_objects())
         self.lazy.start()
+        settle(self.places.lazy)
         self._control.start()
         self._guard.ready()
         log.info("serving; %d trees are known, %d mounts", len(self.sources.all()), len(self.mounts.all()))
@@ -127,6 +128,8 @@ class Worker:
 
     def close(self) -> None:
         """Let go of everything; nothing is unmounted."""
+        # What is asked for from here on is left to the next worker.
+        self.lazy.retire()
         self.scrubbing.close()
         self.filler.close()
         self.leases.close()
