@@ -99,6 +99,14 @@ def pair(
         both.close()
 
 
+def wait_post(run: Path, name: str, other_than: int) -> int:
+    """Wait until a post has another holder."""
+    while (holder := Post(run, name).holder()) in (None, other_than):
+        os.sched_yield()
+    assert holder is not None
+    return holder
+
+
 def main(directory: Path, mode: str) -> None:
     """The worker: the whole life of its process."""
     ended = threading.Event()

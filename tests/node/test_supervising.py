@@ -16,7 +16,7 @@ from pagepool.errors import BusyError, UnsupportedError
 from pagepool.node.guard import Guard
 from pagepool.node.handover import SUPERVISOR, WORKER, Post, delay_s
 from pagepool.node.supervisor import start_node
-from tests.node.guarded import TIMEOUT_S, pair
+from tests.node.guarded import TIMEOUT_S, pair, wait_post
 
 
 @pytest.fixture
@@ -24,14 +24,6 @@ def place() -> Iterator[Path]:
     """A directory with a short path, as sockets need it."""
     with tempfile.TemporaryDirectory() as directory:
         yield Path(directory)
-
-
-def _wait_post(run: Path, name: str, other_than: int) -> int:
-    """Wait until a post has another holder."""
-    while (holder := Post(run, name).holder()) in (None, other_than):
-        os.sched_yield()
-    assert holder is not None
-    return holder
 
 
 def _wait_gone(process: int) -> None:
@@ -55,7 +47,7 @@ def test_each_replaces_the_other(place: Path) -> None:
             supervisor = both.supervisor()
             assert supervisor is not None
             both.kill(supervisor)
-            supervisor = _wait_post(both.run, SUPERVISOR, supervisor)
+            supervisor = wait_post(both.run, SUPERVISOR, supervisor)
             assert both.worker() == worker
             both.kill(worker)
             worker = both.wait_ready()
@@ -99,7 +91,7 @@ def test_upgrade(place: Path) -> None:
         children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
         assert children == [str(worker)]
         both.kill(supervisor)
-        _wait_post(both.run, SUPERVISOR, supervisor)
+        wait_post(both.run, SUPERVISOR, supervisor)
         assert both.worker() == worker
 
 
