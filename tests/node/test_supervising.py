@@ -7,7 +7,7 @@ import select
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -55,6 +55,32 @@ def test_each_replaces_the_other(place: Path) -> None:
             assert not select.select([ours], [], [], 0)[0]  # it would be at its end
     assert os.read(ours, 1) == b""
     os.close(ours)
+
+
+def test_nobody_is_left_over(place: Path) -> None:
+    """Whenever a supervisor is killed, on its way to its post too, there is one in the end, and one worker."""
+    with pair(place) as both:
+        worker = both.wait_ready()
+        for _ in range(6):
+            for process in _processes(place) - {worker}:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+        supervisor = wait_post(both.run, SUPERVISOR, 0)
+        assert _processes(place) == {supervisor, worker}
+        os.kill(supervisor, signal.SIGHUP)
+        worker = both.wait_ready()
+        assert _processes(place) == {supervisor, worker}
+    assert _processes(place) == set()
+
+
+def _processes(place: Path) -> set[int]:
+    """Everything that has this node's handover, but what has died and waits for its parent."""
+    found = set()
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            if process.name.isdecimal() and os.fsencode(place) in (process / "environ").read_bytes():
+                found.add(int(process.name))
+    return found
 
 
 def test_a_worker_that_hangs(place: Path) -> None:

@@ -114,6 +114,7 @@ class Supervisor:
         self._post = Post(self._run, WORKER)
         self._events: SimpleQueue[_Vacancy | signal.Signals] = SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
+        self._inherited: int | None = None
         self._vacant: int | None = None
         self._failures = 0
         self._due_s = 0.0
@@ -130,6 +131,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _: self._events.put(signal.Signals(number)))
         if replace:
+            self._inherited = self._post.holder()
             self._end_worker()
         self._watch()
         while True:
@@ -162,7 +164,7 @@ class Supervisor:
         self._vacant, self._kill_s, self._still = lock, None, 0
         was_ready, ended = self._is_ready(), "has ended"
         if self._process is None:
-            _reap()
+            _reap(self._inherited)
         else:
             ended = f"has ended with {self._process.wait()}"
             self._failures = 0 if was_ready else self._failures + 1
@@ -247,9 +249,15 @@ class Supervisor:
             _log.error("the supervisor cannot start again, and goes on: %s", error)
 
 
-def _reap() -> None:
-    """Take note of children of the program that this process was before."""
+def _reap(process: int | None) -> None:
+    """Take note of the end of children of the program that this process was before.
+
+    Args:
+        process: the last one, which has let go of its post and is about to end, if it is a child at all.
+    """
     with suppress(ChildProcessError):
+        if process is not None:
+            os.waitpid(process, 0)
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
