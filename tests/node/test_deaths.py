@@ -114,6 +114,28 @@ def test_upgrade_in_mid_request(mounted: _Mounted) -> None:
             reader.wait()
 
 
+def test_upgrade_while_closing(mounted: _Mounted) -> None:
+    """A worker that is told to end closes what it serves from. Who waits meanwhile must not be told of that."""
+    stack, descriptor = mounted
+    gate = stack.gate(stack.add("small", b"small"))
+    os.mkfifo(stack.root / "closing")
+    with pair(stack.root, "serve", {"fuse": descriptor}) as both:
+        worker = both.wait_ready()
+        stack.mount()
+        reader = subprocess.Popen(["cat", str(stack.at / "small")], stdout=subprocess.PIPE)
+        try:
+            with open_gate(gate):
+                os.kill(worker, signal.SIGTERM)
+                (stack.root / "closing").read_bytes()
+                (stack.root / "closing").unlink()
+            assert both.wait_ready() != worker
+            assert reader.communicate(timeout=TIMEOUT_S)[0] == b"small"
+            assert "the source is closed" in both.log()
+        finally:
+            reader.kill()
+            reader.wait()
+
+
 def test_hung_in_mid_request(mounted: _Mounted) -> None:
     """Stopped, it is replaced, and who waits for something gets it."""
     stack, descriptor = mounted
