@@ -203,6 +203,8 @@ class Supervisor:
                 _log.error("the worker does not end; it is killed")
                 self._post.send(signal.SIGKILL)
                 self._kill_s = now_s + END_S
+        elif is_stopped(self._run):
+            self._end_worker()
         else:
             self._look_for_life()
 

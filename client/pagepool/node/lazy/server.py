@@ -47,7 +47,8 @@ MAX_THREADS: Final = 512
 """Most of them wait for the network, if there are so many; a thread takes some 100 KiB."""
 
 _IDLE_THREADS: Final = 4
-_BACKGROUND: Final = 64
+_BACKGROUND: Final = 256
+"""Read-ahead is for all files together: so many may wait for the network before others have to do without."""
 _LOOK_S: Final = 0.02
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED)
 _AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
