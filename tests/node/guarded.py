@@ -115,6 +115,9 @@ def main(directory: Path, mode: str) -> None:
     if mode == "crash" and not (directory / "well").exists():
         sys.exit(3)
     guard = Guard(check=lambda: not (directory / "unwell").exists())
+    if mode == "slow":
+        while not (directory / "well").exists():
+            os.sched_yield()
     if mode == "stopping":
         guard.stop()
         ended.set()

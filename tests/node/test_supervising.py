@@ -92,6 +92,19 @@ def test_a_worker_that_hangs(place: Path) -> None:
         assert "no sign of life" in both.log()
 
 
+def test_a_worker_that_starts_slowly(place: Path) -> None:
+    """It may take longer than it may show no sign of life: its threads run."""
+    with pair(place, mode="slow", hung_s=0.5) as both:
+        seen: set[bytes] = set()
+        while len(seen) < 40:  # signs of life, 16 of them in that time
+            with suppress(FileNotFoundError):
+                seen.add((both.run / "beat").read_bytes())
+            os.sched_yield()
+        worker = both.worker()
+        (place / "well").touch()
+        assert both.wait_ready() == worker
+
+
 def test_a_worker_that_is_not_well(place: Path) -> None:
     """It says so itself, by saying nothing."""
     with pair(place, hung_s=0.5) as both:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import BusyError
 from pagepool.node.handover import (
+    READY,
     SUPERVISOR,
     WORKER,
     Handover,
@@ -184,7 +185,9 @@ class Supervisor:
     def _is_ready(self) -> bool:
         """Whether the last worker has ever been ready."""
         beat = self._beat().split()
-        return bool(beat) and (self._process is None or beat[0] == b"%d" % self._process.pid)
+        if len(beat) != 3 or beat[2] != READY.strip():
+            return False
+        return self._process is None or beat[0] == b"%d" % self._process.pid
 
     def _beat(self) -> bytes:
         try:
@@ -213,7 +216,7 @@ class Supervisor:
         self._still = self._still + 1 if beat == self._seen else 0
         self._seen = beat
         holder = self._post.holder()
-        starting = not beat.startswith(b"%d " % (holder or 0))
+        starting = beat.split()[:1] != [b"%d" % (holder or 0)]
         allowed_s = self._handover.start_s if starting else self._handover.hung_s
         if self._still >= _LOOKS * allowed_s / self._handover.hung_s:
             _log.error("the worker (%s) has shown no sign of life for %.0f s; it is killed", holder, allowed_s)
