@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pagepool.errors import UnreachableError
 from pagepool.node.guard import Guard
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
 from pagepool.node.lazy import LazyOptions, LazyServer
@@ -99,6 +100,14 @@ def pair(
         both.close()
 
 
+def wait_post(run: Path, name: str, other_than: int) -> int:
+    """Wait until a post has another holder."""
+    while (holder := Post(run, name).holder()) in (None, other_than):
+        os.sched_yield()
+    assert holder is not None
+    return holder
+
+
 def main(directory: Path, mode: str) -> None:
     """The worker: the whole life of its process."""
     ended = threading.Event()
@@ -106,18 +115,57 @@ def main(directory: Path, mode: str) -> None:
     if mode == "crash" and not (directory / "well").exists():
         sys.exit(3)
     guard = Guard(check=lambda: not (directory / "unwell").exists())
+    if mode == "slow":
+        while not (directory / "well").exists():
+            os.sched_yield()
     if mode == "stopping":
         guard.stop()
         ended.set()
     if mode == "serve":
-        options = LazyOptions(LARGE)
-        device = guard.descriptors()["fuse"]
-        LazyServer(device, ScriptedSource(directory), state=directory / "state", options=options).start()
+        serve(directory, guard)
     guard.ready()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(directory / "ready"))
         connection.send(b"%d" % os.getpid())
     ended.wait()
+    for server, source in _served:
+        server.retire()
+        source.close(directory / "closing")
+
+
+class _Closing(ScriptedSource):
+    """A source that can be closed, after which nothing can be had."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._closed = False
+        self._failed = threading.Event()
+
+    def close(self, told: Path) -> None:
+        """Close it. If there is a FIFO, tell there, and wait until somebody wanted something in vain."""
+        self._closed = True
+        if told.exists():
+            told.write_bytes(b"")
+            self._failed.wait()
+
+    def wait(self, digest: bytes) -> None:
+        """See `ScriptedSource`."""
+        super().wait(digest)
+        if self._closed:
+            self._failed.set()
+            raise UnreachableError("http://service", "the source is closed")
+
+
+_served: list[tuple[LazyServer, _Closing]] = []
+
+
+def serve(directory: Path, guard: Guard) -> None:
+    """Serve a stack."""
+    source = _Closing(directory)
+    device, options = guard.descriptors()["fuse"], LazyOptions(LARGE)
+    server = LazyServer(device, source, state=directory / "state", options=options)
+    server.start()
+    _served.append((server, source))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class ScriptedSource:
         """See `ObjectSource`."""
         if self.size(digest) is None:
             return False
-        self._wait(digest)
+        self.wait(digest)
         whole, link = (self.root / layer / name_of(digest) for layer in ("objects", "fetched"))
         if link.exists():
             return True
@@ -72,14 +72,15 @@ class ScriptedSource:
 
     def view(self, digest: bytes, start: int, end: int) -> bytes:
         """See `ObjectSource`."""
-        self._wait(digest)
+        self.wait(digest)
         with (self.root / "store" / name_of(digest)).open("rb") as file:
             return os.pread(file.fileno(), end - start, start)
 
     def opened_large(self, digest: bytes) -> None:
         """See `ObjectSource`."""
 
-    def _wait(self, digest: bytes) -> None:
+    def wait(self, digest: bytes) -> None:
+        """Wait at an object's gate, and fail if it cannot be had."""
         with suppress(FileNotFoundError):
             (self.root / "gates" / digest.hex()).read_bytes()
         if (self.root / "broken" / digest.hex()).exists():

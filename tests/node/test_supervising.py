@@ -7,7 +7,7 @@ import select
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from pagepool.errors import BusyError, UnsupportedError
 from pagepool.node.guard import Guard
 from pagepool.node.handover import SUPERVISOR, WORKER, Post, delay_s
 from pagepool.node.supervisor import start_node
-from tests.node.guarded import TIMEOUT_S, pair
+from tests.node.guarded import TIMEOUT_S, pair, wait_post
 
 
 @pytest.fixture
@@ -24,14 +24,6 @@ def place() -> Iterator[Path]:
     """A directory with a short path, as sockets need it."""
     with tempfile.TemporaryDirectory() as directory:
         yield Path(directory)
-
-
-def _wait_post(run: Path, name: str, other_than: int) -> int:
-    """Wait until a post has another holder."""
-    while (holder := Post(run, name).holder()) in (None, other_than):
-        os.sched_yield()
-    assert holder is not None
-    return holder
 
 
 def _wait_gone(process: int) -> None:
@@ -55,7 +47,7 @@ def test_each_replaces_the_other(place: Path) -> None:
             supervisor = both.supervisor()
             assert supervisor is not None
             both.kill(supervisor)
-            supervisor = _wait_post(both.run, SUPERVISOR, supervisor)
+            supervisor = wait_post(both.run, SUPERVISOR, supervisor)
             assert both.worker() == worker
             both.kill(worker)
             worker = both.wait_ready()
@@ -65,6 +57,32 @@ def test_each_replaces_the_other(place: Path) -> None:
     os.close(ours)
 
 
+def test_nobody_is_left_over(place: Path) -> None:
+    """Whenever a supervisor is killed, on its way to its post too, there is one in the end, and one worker."""
+    with pair(place) as both:
+        worker = both.wait_ready()
+        for _ in range(6):
+            for process in _processes(place) - {worker}:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+        supervisor = wait_post(both.run, SUPERVISOR, 0)
+        assert _processes(place) == {supervisor, worker}
+        os.kill(supervisor, signal.SIGHUP)
+        worker = both.wait_ready()
+        assert _processes(place) == {supervisor, worker}
+    assert _processes(place) == set()
+
+
+def _processes(place: Path) -> set[int]:
+    """Everything that has this node's handover, but what has died and waits for its parent."""
+    found = set()
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            if process.name.isdecimal() and os.fsencode(place) in (process / "environ").read_bytes():
+                found.add(int(process.name))
+    return found
+
+
 def test_a_worker_that_hangs(place: Path) -> None:
     """It is killed and replaced."""
     with pair(place, hung_s=0.5) as both:
@@ -72,6 +90,19 @@ def test_a_worker_that_hangs(place: Path) -> None:
         os.kill(worker, signal.SIGSTOP)
         assert both.wait_ready() != worker
         assert "no sign of life" in both.log()
+
+
+def test_a_worker_that_starts_slowly(place: Path) -> None:
+    """It may take longer than it may show no sign of life: its threads run."""
+    with pair(place, mode="slow", hung_s=0.5) as both:
+        seen: set[bytes] = set()
+        while len(seen) < 40:  # signs of life, 16 of them in that time
+            with suppress(FileNotFoundError):
+                seen.add((both.run / "beat").read_bytes())
+            os.sched_yield()
+        worker = both.worker()
+        (place / "well").touch()
+        assert both.wait_ready() == worker
 
 
 def test_a_worker_that_is_not_well(place: Path) -> None:
@@ -99,7 +130,7 @@ def test_upgrade(place: Path) -> None:
         children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
         assert children == [str(worker)]
         both.kill(supervisor)
-        _wait_post(both.run, SUPERVISOR, supervisor)
+        wait_post(both.run, SUPERVISOR, supervisor)
         assert both.worker() == worker
 
 

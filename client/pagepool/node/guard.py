@@ -13,7 +13,16 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Final
 
-from pagepool.node.handover import SUPERVISOR, Post, delay_s, is_stopped, mark_stopped, receive_handover
+from pagepool.node.handover import (
+    READY,
+    STARTING,
+    SUPERVISOR,
+    Post,
+    delay_s,
+    is_stopped,
+    mark_stopped,
+    receive_handover,
+)
 from pagepool.node.supervisor import start_supervisor
 
 _BEATS: Final = 16
@@ -43,23 +52,27 @@ class Guard:
         self._check = check
         self._beat_file = os.open(self._run / "beat", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._count = 0
+        self._is_ready = False
         self._ended = Event()
         os.register_at_fork(after_in_child=self._let_go)
+        self.beat()
         Thread(target=self._watch, name="guard", daemon=True).start()
+        Thread(target=self._beat_on, name="beat", daemon=True).start()
 
     def descriptors(self) -> dict[str, int]:
         """What was handed over. They must stay open: whoever is started next gets them from here."""
         return dict(self._handover.descriptors)
 
     def ready(self) -> None:
-        """It serves. From here on signs of life are expected, and given by a thread of this."""
+        """It serves. Until then it may take its time, as long as its threads run; from here on `check` counts."""
+        self._is_ready = True
         self.beat()
-        Thread(target=self._beat_on, name="beat", daemon=True).start()
 
     def beat(self) -> None:
         """Give a sign of life."""
         self._count += 1
-        os.pwrite(self._beat_file, b"%d %20d\n" % (os.getpid(), self._count), 0)
+        state = READY if self._is_ready else STARTING
+        os.pwrite(self._beat_file, b"%10d %20d %s\n" % (os.getpid(), self._count, state), 0)
 
     def stop(self) -> None:
         """The node is to end, and not only this worker: neither is started again. The caller then ends the process."""
@@ -72,7 +85,7 @@ class Guard:
     def _beat_on(self) -> None:
         while not self._ended.wait(self._handover.hung_s / _BEATS):
             try:
-                if self._check is None or self._check():
+                if self._check is None or not self._is_ready or self._check():
                     self.beat()
             except Exception:  # noqa: BLE001 - whatever it is, it is no sign of life
                 _log.exception("the worker is not well")

@@ -6,7 +6,7 @@ to it*, as an open descriptor, by the one who has waited for it. So nobody can h
 death first, and no moment is left in which a post seems free while somebody is on the way to it.
 
     supervisor.lock, worker.lock    the posts; they contain the number of the process
-    beat                            the number of the worker that is ready, and a count that goes on while it is well
+    beat                            the number of the worker, a count that goes on while it is well, and how far it is
     stopped                         there if the node was told to end: nobody is started any more
 
 What is handed over is in one variable of the environment. It is no setting: nobody sets it but this module.
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 VARIABLE: Final = "PAGEPOOL_NODE_HANDOVER"
 SUPERVISOR: Final = "supervisor"
 WORKER: Final = "worker"
+READY: Final = b"ready   "
+STARTING: Final = b"starting"
+"""Of one length: they are written over each other."""
 HUNG_S: Final = 15.0
 START_S: Final = 60.0
 
@@ -49,7 +52,7 @@ class Handover:
         descriptors: what all hold, by name.
         lock: the descriptor of the post.
         hung_s: seconds without a sign of life after which a worker is replaced.
-        start_s: likewise, while it starts.
+        start_s: likewise, until its first sign of life.
     """
 
     run: str

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import BusyError
 from pagepool.node.handover import (
+    READY,
     SUPERVISOR,
     WORKER,
     Handover,
@@ -114,6 +115,7 @@ class Supervisor:
         self._post = Post(self._run, WORKER)
         self._events: SimpleQueue[_Vacancy | signal.Signals] = SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
+        self._inherited: int | None = None
         self._vacant: int | None = None
         self._failures = 0
         self._due_s = 0.0
@@ -130,6 +132,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _: self._events.put(signal.Signals(number)))
         if replace:
+            self._inherited = self._post.holder()
             self._end_worker()
         self._watch()
         while True:
@@ -162,7 +165,7 @@ class Supervisor:
         self._vacant, self._kill_s, self._still = lock, None, 0
         was_ready, ended = self._is_ready(), "has ended"
         if self._process is None:
-            _reap()
+            _reap(self._inherited)
         else:
             ended = f"has ended with {self._process.wait()}"
             self._failures = 0 if was_ready else self._failures + 1
@@ -182,7 +185,9 @@ class Supervisor:
     def _is_ready(self) -> bool:
         """Whether the last worker has ever been ready."""
         beat = self._beat().split()
-        return bool(beat) and (self._process is None or beat[0] == b"%d" % self._process.pid)
+        if len(beat) != 3 or beat[2] != READY.strip():
+            return False
+        return self._process is None or beat[0] == b"%d" % self._process.pid
 
     def _beat(self) -> bytes:
         try:
@@ -201,6 +206,8 @@ class Supervisor:
                 _log.error("the worker does not end; it is killed")
                 self._post.send(signal.SIGKILL)
                 self._kill_s = now_s + END_S
+        elif is_stopped(self._run):
+            self._end_worker()
         else:
             self._look_for_life()
 
@@ -209,7 +216,7 @@ class Supervisor:
         self._still = self._still + 1 if beat == self._seen else 0
         self._seen = beat
         holder = self._post.holder()
-        starting = not beat.startswith(b"%d " % (holder or 0))
+        starting = beat.split()[:1] != [b"%d" % (holder or 0)]
         allowed_s = self._handover.start_s if starting else self._handover.hung_s
         if self._still >= _LOOKS * allowed_s / self._handover.hung_s:
             _log.error("the worker (%s) has shown no sign of life for %.0f s; it is killed", holder, allowed_s)
@@ -247,9 +254,15 @@ class Supervisor:
             _log.error("the supervisor cannot start again, and goes on: %s", error)
 
 
-def _reap() -> None:
-    """Take note of children of the program that this process was before."""
+def _reap(process: int | None) -> None:
+    """Take note of the end of children of the program that this process was before.
+
+    Args:
+        process: the last one, which has let go of its post and is about to end, if it is a child at all.
+    """
     with suppress(ChildProcessError):
+        if process is not None:
+            os.waitpid(process, 0)
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 

@@ -24,7 +24,7 @@ from pagepool.node.filling import Filler
 from pagepool.node.forgetting import forget_unused
 from pagepool.node.guard import Guard
 from pagepool.node.images import Images
-from pagepool.node.lazy import LazyServer
+from pagepool.node.lazy import LazyServer, settle
 from pagepool.node.leases import LeaseKeeper
 from pagepool.node.mounts import NodeMounts
 from pagepool.node.operations import Operations

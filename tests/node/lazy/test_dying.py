@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import tempfile
 from contextlib import ExitStack
@@ -99,3 +100,30 @@ def test_all_dead_at_once() -> None:
             with pytest.raises(OSError, match="not connected") as caught:
                 (stack.at / name).read_bytes()
             assert caught.value.errno == errno.ENOTCONN
+
+
+@pytest.mark.parametrize("name", ["small", "large"])
+@pytest.mark.parametrize("early", [False, True])
+def test_readers_killed_around_a_death(mounted: _Mounted, name: str, early: bool) -> None:
+    """They are let go of by the next server, whether they were killed before it began or afterwards."""
+    stack, descriptor = mounted
+    gate = _two(stack)[name]
+    with worker(stack, descriptor) as first:
+        stack.mount()
+        reader = _cat(stack, name)
+        try:
+            held = os.open(gate, os.O_WRONLY)
+            first.kill()
+            first.wait()
+            os.close(held)
+            if early:
+                reader.terminate()
+            with worker(stack, descriptor):
+                if not early:
+                    with open_gate(gate):
+                        reader.terminate()
+                        assert reader.wait(60) == -signal.SIGTERM
+                assert reader.wait(60) == -signal.SIGTERM
+        finally:
+            reader.kill()
+            reader.communicate()

@@ -202,6 +202,14 @@ def test_the_next_server_knows(asking: _Asking, source: _Source, tmp_path: Path)
     asking.server._table = nodes.NodeTable(tmp_path / "state" / "nodes")
 
 
+def test_the_probe(asking: _Asking) -> None:
+    """An empty file, in the root only."""
+    error, body = asking.ask(Opcode.LOOKUP, nodes.ROOT, b"probe\0")
+    assert (error, protocol.ENTRY_OUT.unpack(body)[0]) == (0, nodes.PROBE)
+    assert asking.ask(Opcode.GETATTR, nodes.PROBE, bytes(16))[0] == 0
+    assert asking.ask(Opcode.LOOKUP, nodes.FETCH, b"probe\0")[0] == errno.ENOENT
+
+
 @pytest.mark.parametrize(
     ("opcode", "error"),
     [

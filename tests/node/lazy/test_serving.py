@@ -14,7 +14,7 @@ from threading import Event, Semaphore
 import pytest
 
 from pagepool.mount.fuse.protocol import Opcode
-from pagepool.node.lazy import LazyServer
+from pagepool.node.lazy import LazyServer, settle
 from tests.node.stack import LARGE, ScriptedSource, Stack, name_of, open_gate
 
 _Mounted = tuple[Stack, int]
@@ -26,6 +26,8 @@ def _serve(mounted: _Mounted, source: ScriptedSource | None = None) -> LazyServe
     server = LazyServer(descriptor, source or ScriptedSource(stack.root), state=stack.state, large=LARGE)
     server.start()
     assert server.wait_ready(20)
+    settle(stack.root / "lazy")
+    assert server.requests[Opcode.FLUSH] == 1
     stack.mount()
     return server
 
@@ -56,7 +58,7 @@ def test_reading(mounted: _Mounted) -> None:
             assert (stack.at / name).read_bytes() == data
     assert len(stack.brought()) == 20
     known = server.requests.total()
-    assert server.requests[Opcode.OPEN] == 1
+    assert (server.requests[Opcode.OPEN], server.requests[Opcode.FLUSH]) == (1, 1)
     for name, data in stack.files.items():
         assert (stack.at / name).read_bytes() == data
     assert server.requests.total() == known
@@ -70,7 +72,7 @@ def test_programs(mounted: _Mounted) -> None:
     stack.add("large", b"#!/bin/sh\necho large\nexit\n" + b"#" * LARGE)
     _serve(mounted)
     for name in ("small", "large"):
-        # By a shell that is started first: starting it from a thread that serves could wait for itself.
+        # By a shell that is started first: the one that serves would wait for itself.
         done = subprocess.run(["sh", "-c", '"$0"', str(stack.at / name)], capture_output=True, timeout=60, check=True)
         assert done.stdout == name.encode() + b"\n"
 

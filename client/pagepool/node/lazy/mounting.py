@@ -58,6 +58,16 @@ def mount_lazy(at: Path) -> int:
     return descriptor
 
 
+def settle(at: Path) -> None:
+    """Have the kernel learn, from a file that is opened and closed, that it need not tell of that ever again.
+
+    Else the first close(2) of a large object is a question; and if that is done by a process that starts a program
+    (which closes what it inherited while the one that started it stands still), by the one that serves at that, nobody
+    is left to answer it. To be called once for each mount, when it is served. Blocks until it is.
+    """
+    os.close(os.open(at / "probe", os.O_RDONLY | os.O_CLOEXEC))
+
+
 def _raise_read_ahead(path: Path) -> None:
     """Has to be done before INIT is answered, whose answer can only lower it. Found without a question to the mount."""
     point = mounted_at(path)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 ROOT: Final = 1
 FETCH: Final = 2
 FAIL: Final = 3
+PROBE: Final = 4
+"""An empty file in the root, that `mounting.settle` opens."""
 FETCH_CHILDREN: Final = 0x100
 FAIL_CHILDREN: Final = 0x200
 """The directory `ab` has this number + 0xab."""

@@ -95,6 +95,8 @@ class Operations:
         directory = nodes.child_number(parent, name)
         if directory is not None:
             return protocol.encode_entry(wire.directory_attributes(directory))
+        if (parent, name) == (nodes.ROOT, b"probe"):
+            return protocol.encode_entry(wire.object_attributes(nodes.PROBE, 0))
         if nodes.FAIL_CHILDREN <= parent < nodes.FAIL_CHILDREN + 256:
             fail(errno.EIO)
         digest = nodes.digest_of(parent, name)
@@ -137,6 +139,8 @@ class Operations:
         """What stat(2) shows."""
         if nodes.is_directory(request.node):
             return protocol.encode_attributes(wire.directory_attributes(request.node))
+        if request.node == nodes.PROBE:
+            return protocol.encode_attributes(wire.object_attributes(nodes.PROBE, 0))
         known = self._table.object(request.node) or fail(errno.ESTALE)
         return protocol.encode_attributes(wire.object_attributes(request.node, known.size))
 

@@ -18,6 +18,7 @@ import errno
 import fcntl
 import logging
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,9 @@ MAX_THREADS: Final = 512
 """Most of them wait for the network, if there are so many; a thread takes some 100 KiB."""
 
 _IDLE_THREADS: Final = 4
-_BACKGROUND: Final = 64
+_BACKGROUND: Final = 256
+"""Read-ahead is for all files together: so many may wait for the network before others have to do without."""
+_LOOK_S: Final = 0.02
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED)
 _AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 _GIVE_UP: Final = frozenset((int(Opcode.LOOKUP), int(Opcode.READ)))
@@ -102,6 +105,7 @@ class LazyServer:
         self._handlers: dict[int, Handler] = self._operations.handlers() | {Opcode.INTERRUPT: self._interrupt}
         self._descriptor = descriptor
         self._cloned = False
+        self._retired = False
         self._waiting = Waiting(self._give_up)
         self._lock = Lock()
         self._threads: set[Thread] = set()
@@ -169,6 +173,21 @@ class LazyServer:
     def large_objects(self) -> list[bytes]:
         """The objects that are, or were, files of the mount: digests."""
         return self._table.digests()
+
+    def retire(self, timeout_s: float = 10.0) -> None:
+        """Answer nothing from here on: the process is about to end, and to close what it serves from.
+
+        What is under way, and what comes until the process has ended, is for the next server. On a kernel that hands
+        nothing out again, what is under way is waited for first.
+
+        Args:
+            timeout_s: for how long.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        if self.agreement is not None and not self.agreement.resend:
+            while self._idle < len(self._threads) and time.monotonic() < deadline_s:
+                time.sleep(_LOOK_S)
+        self._retired = True
 
     @property
     def threads(self) -> int:
@@ -268,6 +287,8 @@ class LazyServer:
 
     def _send(self, unique: int, parts: tuple[Buffer, ...]) -> bool:
         """Write an answer. False if the kernel does not take it as it is."""
+        if self._retired:
+            return True
         try:
             os.writev(self._descriptor, parts)
         except OSError as error:

@@ -31,7 +31,8 @@ class ObjectSource(Protocol):
         """
 
     def view(self, digest: bytes, start: int, end: int) -> Buffer:
-        """Verified bytes of an object, exactly those from `start` to `end`. They are used until `served` is called.
+        """Verified bytes of an object, exactly those from `start` to `end`. They must stay what they are for as long as
+        somebody refers to them: `served` is not called of a reader that was killed meanwhile, or of an error.
 
         Args:
             end: not beyond the object's end.
