@@ -54,7 +54,7 @@ def inherit(tree: TreeFile, profile: StartProfile, other: Callable[[], TreeFile 
 
 
 def find_replaced(older: TreeFile, newer: TreeFile, wanted: Iterable[bytes]) -> dict[bytes, bytes]:
-    """Of objects of one tree, those that another has at the same paths; of several paths, the first by name.
+    """Of objects of one tree, those that another has at the same paths; of several paths, any.
 
     Walks the directories that both have, about a microsecond or two for each name.
     """

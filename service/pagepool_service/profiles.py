@@ -203,8 +203,7 @@ class Profiles:
         for path in files[MOST_PROFILES:]:
             remove_file(path)
         total = 0
-        everything = (list_files(self._directory / entry.name) for entry in os.scandir(self._directory))
-        for path in _newest_first([path for some in everything for path in some]):
+        for path in _newest_first(self._directory.glob("*/*")):
             with contextlib.suppress(OSError):  # another worker removed it
                 total += path.stat().st_size
             if total > MOST_BYTES and path != spared:

@@ -76,7 +76,7 @@ def await_gone(http: httpx.Client, tree: str) -> None:
 
 
 def test_a_lease_outlives_the_image(tmp_path: Path) -> None:
-    """Also when the service was started again, and had nothing left but its store; and fsck has no complaint."""
+    """Also when the service was killed, and had nothing left but its store; and fsck has no complaint."""
     service = Service(tmp_path / "data", ("--workers", "2"))
     service.start()
     try:
@@ -85,7 +85,7 @@ def test_a_lease_outlives_the_image(tmp_path: Path) -> None:
             lease = take(http, tree).json()["id"]
             delete_all(http, NAME, image)
             check_served(http, tree)
-        service.stop()
+        service.kill()
         shutil.rmtree(service.data / "trees")
         shutil.rmtree(service.cache)
         assert check_store(service.data).problems == []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pagepool.digest import Digest
-from pagepool.errors import CorruptError, LeaseUnknownError, LimitError, TreeUnknownError
+from pagepool.errors import CorruptError, LeaseUnknownError, LimitError, StoreFullError, TreeUnknownError
 from pagepool_service.maintenance import Maintenance
 from pagepool_service.store import leases as leases_module
 from pagepool_service.store.environment import Table
@@ -118,6 +118,17 @@ def test_there_is_a_limit(leases: Leases, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(LimitError):
         leases.take(NAME, TREE, "a", 60, ORIGIN)
     leases.renew(NAME, TREE, taken[0].id, "a", 60)
+
+
+def test_a_full_store_takes_none_and_renews_those_it_has(leases: Leases, clock: Clock, store: Store) -> None:
+    taken = leases.take(NAME, TREE, "a", 60, ORIGIN)
+    store.close()
+    with Store.open(store.data, quota_bytes=1) as full:
+        again = Leases(full.env, clock)
+        with pytest.raises(StoreFullError):
+            again.take(NAME, TREE, "b", 60, ORIGIN)
+        assert again.renew(NAME, TREE, taken.id, "a", 90).expires_ns == clock.now + 90 * 10**9
+        again.release(NAME, TREE, taken.id)
 
 
 def test_expired_ones_are_removed(leases: Leases, clock: Clock, store: Store) -> None:

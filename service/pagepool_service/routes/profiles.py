@@ -11,13 +11,20 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from pagepool.digest import Digest
-from pagepool.errors import BusyError, InvalidError, LimitError, ProfileUnknownError, TreeUnknownError
+from pagepool.errors import (
+    BusyError,
+    InvalidError,
+    LimitError,
+    ObjectUnknownError,
+    ProfileUnknownError,
+    TreeUnknownError,
+)
 from pagepool_service.inherit import Inherited, choose_similar, inherit
 from pagepool_service.profiles import MOST_OBJECTS, MOST_STARTS, StartProfile
 from pagepool_service.routes.bodies import json_body, read_object
 from pagepool_service.routes.context import Service
 from pagepool_service.routes.described import failures, json_object, success
-from pagepool_service.routes.objects import TreeText, parse_object, parse_tree, subject_of
+from pagepool_service.routes.objects import TreeText, parse_object, parse_tree
 from pagepool_service.routes.parameters import Repository
 
 if TYPE_CHECKING:
@@ -80,8 +87,9 @@ async def post_profile(request: Request, service: Service, name: Repository, tre
 
     def record() -> StartProfile:
         found = service.treefiles.resolve(name, digest)
-        for one in objects:
-            subject_of(found, one)
+        unknown = next((one for one in objects if found.find_object(one) < 0), None)
+        if unknown is not None:
+            raise ObjectUnknownError(Digest("blake3", unknown))
         return service.profiles.record(name, digest, objects)
 
     profile = await service.threads.run(record)
