@@ -25,6 +25,9 @@ def _begin(place: Place, *arguments: str) -> subprocess.Popen[str]:
     started = place.start(*arguments)
     assert started.stdout is not None
     assert started.stdout.readline() == "ready\n"
+    # It says so itself; that pagepool has noticed comes after.
+    while [record.status for record in place.containers()] == ["created"]:
+        pass
     return started
 
 
