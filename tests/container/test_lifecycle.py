@@ -112,7 +112,7 @@ def test_the_next_run_cleans_up(place: Place) -> None:
     started = _begin(place, "--", "sh", "-c", _READY)
     (before,) = place.containers()
     started.kill()
-    _end(started)
+    started.wait()
     assert place.run("--", "true").returncode == 0
     _wait_until_gone(before.pid)
 
@@ -120,7 +120,7 @@ def test_the_next_run_cleans_up(place: Place) -> None:
 def test_our_own_init_cannot_be_looked_into(place: Place) -> None:
     if place.runtime != "own":
         pytest.skip("runc's is not there any more when the program runs")
-    script = "cat /proc/1/environ; readlink /proc/1/exe /proc/1/root; ls /proc/1/fd; kill -9 1; kill -STOP 1; echo on"
+    script = "cat /proc/1/environ; readlink /proc/1/exe /proc/1/root /proc/1/fd/0; kill -9 1; kill -STOP 1; echo on"
     done = place.run("--", "sh", "-c", script)
     assert (done.returncode, done.stdout) == (0, "on\n")
 
@@ -134,7 +134,12 @@ if not os.fork():
     os.fork()
     os._exit(0)
 os.wait()
-while any(' Z 1 ' in open(f'/proc/{pid}/stat').read() for pid in os.listdir('/proc') if pid.isdigit()):
+def is_left(pid):
+    try:
+        return ' Z 1 ' in open(f'/proc/{pid}/stat').read()
+    except OSError:
+        return False
+while any(is_left(pid) for pid in os.listdir('/proc') if pid.isdigit()):
     pass
 print('reaped')
 """
@@ -148,7 +153,7 @@ def test_names(place: Place) -> None:
     assert "there is a container web already" in done.stderr
     assert place.containers()[0].name == "web"
     started.kill()
-    _end(started)
+    started.wait()
     cleanup_stale(place.directory)
     assert place.run("--name", "web", "--", "true").returncode == 0
 
