@@ -117,17 +117,15 @@ def test_the_next_run_cleans_up(place: Place) -> None:
     _wait_until_gone(before.pid)
 
 
+@pytest.mark.parametrize("place", ["own"], indirect=True)  # runc's is not there any more when the program runs
 def test_our_own_init_cannot_be_looked_into(place: Place) -> None:
-    if place.runtime != "own":
-        pytest.skip("runc's is not there any more when the program runs")
     script = "cat /proc/1/environ; readlink /proc/1/exe /proc/1/root /proc/1/fd/0; kill -9 1; kill -STOP 1; echo on"
     done = place.run("--", "sh", "-c", script)
     assert (done.returncode, done.stdout) == (0, "on\n")
 
 
+@pytest.mark.parametrize("place", ["own"], indirect=True)  # with runc the program is process 1, as with docker
 def test_orphans_are_reaped(place: Place) -> None:
-    if place.runtime != "own":
-        pytest.skip("with runc the program is process 1, as with docker")
     program = """
 import os
 if not os.fork():
@@ -240,7 +238,7 @@ def test_keys_go_to_the_program(place: Place) -> None:
 
 def test_a_terminal_that_nobody_types_at(place: Place) -> None:
     done = place.run("-t", "--", "sh", "-c", "tty; echo to both >&2; exit 3")
-    assert (done.returncode, done.stdout) == (3, "/dev/pts/0\r\nto both\r\n")
+    assert (done.returncode, done.stdout) == (3, "/dev/pts/0\nto both\n")
 
 
 def test_input_that_is_no_terminal(place: Place) -> None:
