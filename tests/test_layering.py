@@ -228,6 +228,12 @@ RULES = (
         ("pagepool.node.supervisor", "from pagepool.node.lazy import LazyServer\n"),
     ),
     Rule(
+        "container runs programs on a root, wherever that comes from",
+        "who mounts or unpacks it, and takes it away, is above; our own init must load little, and nothing installed",
+        _only("pagepool.container", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
+        ("pagepool.container.mounting", "from pagepool.mount import mount_fuse\n"),
+    ),
+    Rule(
         "layout knows files, not the network",
         "registries and files are two ends of one interface, which layout defines and transport implements",
         _only("pagepool.layout", "pagepool.oci", "pagepool.digest", "pagepool.errors"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pagepool.container import Record, list_containers
+from pagepool.container import Record, cleanup_stale, list_containers
 from tests.support import images
 from tests.support.cli import environment
 from tests.support.tools import require, run
@@ -32,12 +33,16 @@ class Place:
         root: the container's root.
         directory: where containers are noted.
         runtime: runc or own.
+        prefix: what the ids of all its containers begin with.
+        started: by `start`.
         config: the ``config`` object of the image's configuration.
     """
 
     root: Path
     directory: Path
     runtime: str
+    prefix: str = field(default_factory=lambda: f"test-{secrets.token_hex(6)}-")
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=lambda: {"Cmd": ["python3"], "Env": [PATH, "LANG=C.UTF-8"]})
 
     def argv(self, *arguments: str | Path) -> list[str]:
@@ -46,7 +51,8 @@ class Place:
 
     def command(self, *arguments: str | Path) -> list[str]:
         """How to start any command."""
-        given = {"root": str(self.root), "directory": str(self.directory), "config": self.config}
+        given: dict[str, Any] = {"root": str(self.root), "directory": str(self.directory)}
+        given |= {"prefix": self.prefix, "config": self.config}
         words = [str(word) for word in arguments]
         return [sys.executable, "-m", "tests.container.driver", json.dumps(given), *words]
 
@@ -72,7 +78,7 @@ class Place:
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Start a container, its output a pipe."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.argv(*_with_image(arguments)),
             env=self.environment(),
             cwd=_ROOT,
@@ -81,6 +87,8 @@ class Place:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def environment(self) -> dict[str, str]:
         """Of what is started."""
@@ -136,11 +144,23 @@ def place(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> Iterato
         require("runc")
     found = Place(root, tmp_path / "containers", request.param)
     mounts = _mounts(tmp_path)
-    yield found
-    assert found.containers() == []
+    try:
+        yield found
+        left = (
+            found.containers(),
+            *(list(Path("/sys/fs/cgroup").glob(f"{at}pagepool-{found.prefix}*")) for at in ("", "*/")),
+        )
+        states = list((tmp_path / "containers" / "runc").glob("*"))
+    finally:
+        for process in found.started:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        cleanup_stale(found.directory)
+    assert left == ([], [], [])
+    assert states == []
     assert _mounts(tmp_path) == mounts
-    assert list(Path("/sys/fs/cgroup").glob("**/pagepool-test-*")) == []
-    assert not any((tmp_path / "containers" / "runc").glob("*"))
 
 
 def _mounts(below: Path) -> list[str]:

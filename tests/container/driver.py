@@ -1,7 +1,7 @@
 """`pagepool run` and `ps` as a program, on roots that a test has made: no node, no service.
 
-Arguments: a JSON object {"root": …, "directory": …, "config": {…}}, then those of pagepool. ``config`` is the
-``config`` object of an image configuration.
+Arguments: a JSON object {"root": …, "directory": …, "prefix": of ids, "config": {…}}, then pagepool's. ``config`` is
+the ``config`` object of an image configuration.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ def make_config(run: Mapping[str, Any]) -> Config:
 class GivenRoot:
     """A root that is there already, and stays."""
 
-    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, run: Mapping[str, Any], prefix: str) -> None:
         self._path = path
+        self._prefix = prefix
         self._config = make_config(run)
 
     @contextmanager
     def open_root(self, request: roots.RootRequest) -> Iterator[roots.Root]:
         """See `RootProvider`."""
-        yield roots.Root(self._path, self._config, f"test-{secrets.token_hex(12)}", str(request.reference))
+        yield roots.Root(self._path, self._config, f"{self._prefix}{secrets.token_hex(8)}", str(request.reference))
 
     def discard(self, container_id: str, path: Path) -> None:
         """See `RootProvider`."""
@@ -49,7 +50,7 @@ def main() -> int:
     given = json.loads(sys.argv[1])
 
     def provide(backend: str = "auto") -> roots.RootProvider:  # noqa: ARG001 - as the one that it stands for
-        return GivenRoot(Path(given["root"]), given["config"])
+        return GivenRoot(Path(given["root"]), given["config"], given["prefix"])
 
     roots.default_provider = provide
     roots.containers_directory = lambda: Path(given["directory"])
