@@ -96,12 +96,14 @@ def test_a_real_image(images: dict[str, Path], service: Service, place: Path, tm
             assert rootfs.describe(root.fs) == shown
             assert root.commit("debian:3")
             assert root.read_text("/etc/hostname") == "changed\n"
+        time_ns = container.upper.stat().st_mtime_ns
         (container.upper / "shadow").touch()
         os.setxattr(container.upper / "shadow", "trusted.overlay.metacopy", b"")
         os.setxattr(container.upper / "shadow", "trusted.overlay.redirect", b"/ab/" + b"cd" * 31)
         with pytest.raises(DeniedError, match="shadow has trusted"):
             client.upper(container.upper)
         (container.upper / "shadow").unlink()
+        os.utime(container.upper, ns=(time_ns, time_ns))
     skopeo.pull(f"{service.host}/debian:2", tmp_path / "pulled")
     found = umoci.unpack(tmp_path / "pulled", "latest", tmp_path)
     assert rootfs.equal(shown, found) == {}

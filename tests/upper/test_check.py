@@ -13,7 +13,7 @@ import pytest
 
 from pagepool.errors import DeniedError
 from pagepool.image import Kind
-from pagepool.upper import check_upper, make_upper
+from pagepool.upper import check_upper, make_upper, make_work
 from tests.support.kernelmounts import Container
 from tests.support.trees import TreeBuilder
 
@@ -39,6 +39,27 @@ def test_a_new_upper(container: Container) -> None:
     _check(container)
     with pytest.raises(FileExistsError):
         make_upper(container.upper, container.image.fs.tree)
+
+
+def test_a_new_work_directory(container: Container) -> None:
+    """Whatever is there goes, and what it leads to stays."""
+    outside = container.directory / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    with container.mounted():
+        pass
+    assert list(container.work.iterdir())
+    make_work(container.work)
+    assert list(container.work.iterdir()) == []
+    (container.work / "link").symlink_to(outside)
+    make_work(container.work)
+    container.work.rmdir()
+    container.work.symlink_to(outside)
+    make_work(container.work)
+    assert not container.work.is_symlink()
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+    with container.mounted() as at:
+        (at / "big").unlink()
 
 
 def _change_metadata(at: Path) -> None:

@@ -50,6 +50,13 @@ def test_more_fields(tmp_path: Path) -> None:
     assert read_upper_info(tmp_path / "upper") == _INFO
 
 
+def test_a_tree_without_its_algorithm(tmp_path: Path) -> None:
+    """As the node names files of trees."""
+    fields = {"repository": "app", "url": "http://h", "tree": "00" * 32, "image": "app:1", "manifest": ""}
+    (tmp_path / "info.json").write_text(json.dumps(fields))
+    assert read_upper_info(tmp_path / "upper") == UpperInfo("app", "http://h", _INFO.tree, "app:1")
+
+
 def test_without_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who does not see the kernel's marks is not shown a file system without them."""
     monkeypatch.setattr(checks, "why_no_trusted_attributes", lambda: "it needs root")

@@ -7,7 +7,6 @@ that has the device ends, by whatever cause, what is left is a mount whose every
 from __future__ import annotations
 
 import array
-import ctypes
 import errno
 import os
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import BusyError, UnsupportedError
+from pagepool.linux import mounts, syncfs
 from pagepool.mount.fuse.protocol import MAX_IO
 from pagepool.mount.mountinfo import FUSE_TYPE
 
@@ -28,17 +28,9 @@ if TYPE_CHECKING:
 
 DEVICE: Final = Path("/dev/fuse")
 
-_MS_RDONLY: Final = 1
-_MS_NOSUID: Final = 2
-_MS_NODEV: Final = 4
-_MNT_FORCE: Final = 1
-_MNT_DETACH: Final = 2
-_UMOUNT_NOFOLLOW: Final = 8
 _HELPER: Final = "fusermount3"
 _HELPER_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _HELPER_TIMEOUT_S: Final = 30.0
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +92,15 @@ def unmount_device(path: Path, *, detach: bool = False, abort: bool = False) -> 
         return
     if abort:
         # Being in use does not keep it from being aborted.
-        _libc.umount2(os.fsencode(path), _MNT_FORCE | _UMOUNT_NOFOLLOW)
-    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach or abort else 0)
-    if _libc.umount2(os.fsencode(path), flags):
-        number = ctypes.get_errno()
-        if number == errno.EBUSY:
-            raise BusyError(f"{path} is in use")
-        if not (abort and number in (errno.EINVAL, errno.ENOENT)):
-            raise OSError(number, os.strerror(number), str(path))
+        with suppress(OSError):
+            mounts.unmount(path, mounts.MNT_FORCE)
+    try:
+        mounts.unmount(path, mounts.MNT_DETACH if detach or abort else 0)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise BusyError(f"{path} is in use") from None
+        if not (abort and error.errno in (errno.EINVAL, errno.ENOENT)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def flush_device(path: Path) -> None:
@@ -115,7 +108,7 @@ def flush_device(path: Path) -> None:
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _libc.syncfs(descriptor)
+            syncfs(descriptor)
         finally:
             os.close(descriptor)
 
@@ -125,13 +118,13 @@ def _mount_as_root(path: Path, options: MountOptions) -> int:
     mode = stat.S_IFMT(path.stat().st_mode)
     data = f"fd={descriptor},rootmode={mode:o},user_id={os.geteuid()},group_id={os.getegid()}"
     data += f",default_permissions,max_read={MAX_IO}" + (",allow_other" if options.allow_other else "")
-    flags = _MS_RDONLY if options.read_only else 0
-    flags |= (0 if options.suid else _MS_NOSUID) | (0 if options.dev else _MS_NODEV)
-    arguments = (os.fsencode(options.source), os.fsencode(path), FUSE_TYPE.encode(), flags, data.encode())
-    if _libc.mount(*arguments):
-        number = ctypes.get_errno()
+    flags = mounts.MS_RDONLY if options.read_only else 0
+    flags |= (0 if options.suid else mounts.MS_NOSUID) | (0 if options.dev else mounts.MS_NODEV)
+    try:
+        mounts.mount(options.source, path, FUSE_TYPE, flags, data)
+    except OSError as error:
         os.close(descriptor)
-        raise OSError(number, os.strerror(number), str(path))
+        raise OSError(error.errno, error.strerror, str(path)) from None
     return descriptor
 
 

@@ -3,11 +3,12 @@
 from pagepool.upper.check import check_upper, read_upper
 from pagepool.upper.filesystem import UpperFileSystem
 from pagepool.upper.info import UpperInfo, UpperUnknownError, find_upper, read_upper_info
-from pagepool.upper.make import make_upper
+from pagepool.upper.make import make_upper, make_work
 from pagepool.upper.scan import UpperNode, scan_upper
 
 __all__ = [
     "make_upper",
+    "make_work",
     "check_upper",
     "read_upper",
     "scan_upper",

@@ -52,7 +52,8 @@ def check_upper(upper: Path, tree: TreeFile, *, devices: bool = False) -> UpperN
     """Raise unless an upper holds only what the kernel has written over this image. Reads all of its metadata.
 
     Args:
-        upper: a directory that nobody changes: not mounted, and below directories that only root can write to.
+        upper: a directory that nobody changes: not mounted, and below directories that only root can write to. After
+            a crash a file in it may have a further name in the work directory: make that anew before (`make_work`).
         tree: of the image.
         devices: allow device nodes; for mounts where they are no devices (`nodev`).
 

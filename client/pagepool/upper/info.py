@@ -85,7 +85,7 @@ def read_upper_info(upper: Path) -> UpperInfo:
         return UpperInfo(
             str(fields["repository"]),
             str(fields["url"]),
-            Digest.parse(str(fields["tree"])),
+            _parse_tree(str(fields["tree"])),
             str(fields.get("image") or ""),
             Digest.parse(str(manifest)) if manifest else None,
         )
@@ -93,3 +93,8 @@ def read_upper_info(upper: Path) -> UpperInfo:
         raise UpperUnknownError(upper) from error
     except (ValueError, KeyError, TypeError, AttributeError, PagepoolError) as error:
         raise CorruptError("upper", str(upper), f"{NAME} says not of which image it is: {error}") from error
+
+
+def _parse_tree(text: str) -> Digest:
+    """A tree's digest, also as the node names its files: without the algorithm."""
+    return Digest.parse(text if ":" in text else f"blake3:{text}")

@@ -1,8 +1,9 @@
-"""Making an upper for a container."""
+"""Making an upper for a container, and the work directory beside it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 from pagepool.image.treefile import ROOT
@@ -37,3 +38,19 @@ def make_upper(upper: Path, tree: TreeFile) -> None:
     except BaseException:
         upper.rmdir()
         raise
+
+
+def make_work(work: Path) -> None:
+    """Make an empty work directory, instead of what is there: the kernel keeps nothing there between mounts.
+
+    Args:
+        work: beside the upper. Nobody has it mounted.
+
+    Raises:
+        OSError: what is there cannot be removed.
+    """
+    if work.is_symlink() or (work.exists() and not work.is_dir()):
+        work.unlink()
+    elif work.exists():
+        shutil.rmtree(work)
+    work.mkdir(mode=0o700)

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+import struct
 import subprocess
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from pagepool.mount.kernel.loop import loop_files
 from pagepool.mount.mountinfo import mounted_at
 from tests.mount.kernel.conftest import BIG
 from tests.support.kernelmounts import KernelImage
+from tests.support.trees import TreeBuilder
 
 _WAYS = list(Way)
 
@@ -217,17 +219,23 @@ def test_flags(image: KernelImage) -> None:
 
 
 def test_programs_run(place: Path) -> None:
-    """The layers' own nosuid and noexec do not count: setuid programs run with their owner's rights."""
-    from tests.support.trees import TreeBuilder
+    """The layers' own nosuid and noexec do not count: setuid programs and capabilities have their effect."""
 
     builder = TreeBuilder()
     program = Path(shutil.which("id") or "/usr/bin/id")
     builder.file("id", program.read_bytes(), 0o4755, uid=4711)
+    reader = Path(shutil.which("cat") or "/usr/bin/cat")
+    # struct vfs_cap_data, version 2, with the effective flag: CAP_NET_RAW
+    capability = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
+    builder.file("cat", reader.read_bytes(), 0o755, xattrs={b"security.capability": capability})
     image = KernelImage(place, builder)
     container = image.container()
     with container.mounted() as at:
         command = ["setpriv", "--reuid=65534", "--clear-groups", str(at / "id"), "-u"]
         assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "4711\n"
+        reading = ["setpriv", "--reuid=65534", "--clear-groups", str(at / "cat"), "/proc/self/status"]
+        shown = subprocess.run(reading, check=True, capture_output=True, text=True).stdout
+        assert "CapEff:\t0000000000002000\n" in shown
         (at / "id").chmod(0o4711)
         assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "4711\n"
 

@@ -6,10 +6,11 @@ from pagepool.mount.kernel.listing import KernelMount, list_kernel_mounts, unmou
 from pagepool.mount.kernel.poolimage import PoolImage
 from pagepool.mount.kernel.probe import Support, probe
 from pagepool.mount.kernel.stack import PREFIX, Layers, Way, attach, mount_overlay, open_overlay
-from pagepool.upper import check_upper, make_upper
+from pagepool.upper import check_upper, make_upper, make_work
 
 __all__ = [
     "make_upper",
+    "make_work",
     "check_upper",
     "Support",
     "probe",

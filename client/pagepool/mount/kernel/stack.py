@@ -9,7 +9,8 @@ Three ways lead there, by what the kernel has; `mount_overlay` takes the first t
 What is asked for, and why: ``metacopy=on``, or the files of the metadata layer have no content; ``redirect_dir=on``,
 or directories cannot be renamed, and nothing leads from metadata to data; ``xino=auto`` for one st_dev and stable inode
 numbers; ``index=off`` and ``nfs_export=off``, because an index belongs to one set of layers, and the data layers of an
-upper may be at another place next time. Never ``volatile``: what a container synced is on the disk.
+upper may be at another place next time; ``uuid`` is left as it is (auto), so that each overlay has an f_fsid of its
+own, for which the kernel leaves one mark in an upper. Never ``volatile``: what a container synced is on the disk.
 """
 
 from __future__ import annotations
