@@ -233,7 +233,8 @@ def measure(
         yield f"{len(paths)} small files", charged(read_files, top, paths)
         yield "again, best", min((charged(read_files, top, paths) for _ in range(_WARM)), key=lambda one: one["cpu_s"])
         with stage.mounted("other") as other:
-            yield "of the other image", charged(read_files, other, paths)
+            list_all(other)
+            yield "of the other image, once it was listed", charged(read_files, other, paths)
     if command:
         stage.forget()
         with stage.mounted("first") as top, stage.mounted("other") as other:
