@@ -242,6 +242,19 @@ def measure(
             yield "command in the other image", charged(_run_in, other, command)
 
 
+def undisturbed(measuring: Callable[[], Iterator[tuple[str, dict[str, Any]]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Measure, again if somebody had the kernel drop its caches meanwhile."""
+    while True:
+        before = _drops()
+        found = list(measuring())
+        if _drops() == before:
+            return found
+
+
+def _drops() -> list[str]:
+    return [line for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("drop_")]
+
+
 def _read(stage: Stage, tree: TreeFile, asked: Sequence[int]) -> Iterator[tuple[int, bytes]]:
     for index in asked:
         yield index, object_path(stage.disk / "objects", tree.object(index).digest).read_bytes()
@@ -273,7 +286,7 @@ def main() -> None:
             with Store.open(work / "store") as store:
                 trees = [read_image(store, image, stage.disk / "objects") for image in images]
             for limit in LIMITS:
-                for what, figures in measure(stage, trees, limit, options.command):
+                for what, figures in undisturbed(lambda limit=limit: measure(stage, trees, limit, options.command)):  # type: ignore[misc]
                     print(json.dumps({"inlined up to": limit, "what": what, **figures}), flush=True)
         finally:
             stage.close()
