@@ -149,24 +149,27 @@ def test_when_all_die_at_once_what_is_here_goes_on(service: Service, tmp_path: P
     at.mkdir()
     with httpx.Client(base_url=service.url, timeout=120) as http:
         push_image(http, "image", "1", files)
-    with running_node(tmp_path, OPTIONS) as node:
-        with node.mount(service.url, Reference.parse("image:1"), at, KernelMountOptions(temporary=True, fill=False)):
-            here = [f"data/{number}" for number in range(50)]
-            for name in here:
-                assert (at / name).read_bytes() == files[name]
-            victims = [holder(node, SUPERVISOR), holder(node, WORKER)]
-            for victim in victims:
-                os.kill(victim, signal.SIGSTOP)
-            for victim in victims:
-                os.kill(victim, signal.SIGKILL)
-            for name in here:
-                assert (at / name).read_bytes() == files[name]
-            (at / "written").write_bytes(b"still")
-            with pytest.raises(OSError, match="Transport endpoint"):
-                (at / "data/100").read_bytes()
-            node.ensure()
-            again = tmp_path / "again"
-            again.mkdir()
-            with node.mount(service.url, Reference.parse("image:1"), again):
-                assert {name: (again / name).read_bytes() for name in files} == files
-            assert (at / "written").read_bytes() == b"still"
+    lazily = KernelMountOptions(temporary=True, fill=False)
+    with (
+        running_node(tmp_path, OPTIONS) as node,
+        node.mount(service.url, Reference.parse("image:1"), at, lazily),
+    ):
+        here = [f"data/{number}" for number in range(50)]
+        for name in here:
+            assert (at / name).read_bytes() == files[name]
+        victims = [holder(node, SUPERVISOR), holder(node, WORKER)]
+        for victim in victims:
+            os.kill(victim, signal.SIGSTOP)
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        for name in here:
+            assert (at / name).read_bytes() == files[name]
+        (at / "written").write_bytes(b"still")
+        with pytest.raises(OSError, match="Transport endpoint"):
+            (at / "data/100").read_bytes()
+        node.ensure()
+        again = tmp_path / "again"
+        again.mkdir()
+        with node.mount(service.url, Reference.parse("image:1"), again):
+            assert {name: (again / name).read_bytes() for name in files} == files
+        assert (at / "written").read_bytes() == b"still"

@@ -3,7 +3,8 @@
 ``tars/NAME.tar`` are layers that real writers made, ``tars/NAME.txt`` what is in them, a line a member.
 ``tars/should-fail-NAME.tar`` are layers that must not be mounted, ``tars/should-fail.txt`` the reason for each.
 ``recipe-v1.chunk`` and ``recipe-v1.txt`` are an encoded recipe chunk of version 1 and its operations,
-``tree-v1.tree`` and ``tree-v1.txt`` a tree file of version 1 and its records.
+``tree-v1.tree`` and ``tree-v1.txt`` a tree file of version 1 and its records, ``tree-v1.dump`` its dump, and
+``erofs-v1.img`` its EROFS image.
 
 Needs GNU tar and bsdtar, and a file system with sparse files and user xattrs. From the top of the repository::
 
@@ -17,7 +18,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from pagepool.image import RecipeWriter, decode_chunk, encode_tree
+from pagepool.image import RecipeWriter, TreeFile, decode_chunk, encode_tree
+from pagepool.image.treedump import dump_tree
+from tests.image.erofs import make_image
 from tests.image.harness import END, make_extension, make_file, make_header, make_pax
 from tests.image.test_golden import GOLDEN, describe_member, describe_op, reason_of, split
 from tests.image.test_layer import PROBLEMS
@@ -121,6 +124,8 @@ def make_tree_file() -> None:
     raw = encode_tree(golden_tree(), runs_of)
     (GOLDEN / "tree-v1.tree").write_bytes(raw)
     (GOLDEN / "tree-v1.txt").write_text(read_by_the_page(raw))
+    (GOLDEN / "tree-v1.dump").write_text("".join(f"{line}\n" for line in dump_tree(TreeFile(raw))))
+    (GOLDEN / "erofs-v1.img").write_bytes(make_image(TreeFile(raw), 4096)[0])
 
 
 if __name__ == "__main__":

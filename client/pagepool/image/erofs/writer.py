@@ -323,8 +323,10 @@ class _Layout:
         waiting = dict(self._contents)
         for index, content in read(sorted(waiting)) if waiting else ():
             data = memoryview(content).cast("B")
+            if index not in waiting:
+                raise CorruptError("tree", "", f"object {index} came, and was not asked for")
             digest, size = self._objects[index]
-            if index not in waiting or len(data) != size:
+            if len(data) != size:
                 raise CorruptError("object", digest.hex(), f"it came with {len(data)} bytes, not {size}")
             for block, tail_at in waiting.pop(index):
                 whole = size - size % erofs.BLOCK if tail_at else size
