@@ -287,7 +287,9 @@ class Sources:
 
     def has(self, digest: bytes) -> bool:
         """Whether a tree that is mounted has an object. Takes microseconds, and no lock."""
-        return any(not one.record.released and one.tree.find_object(digest) >= 0 for one in tuple(self._sources.values()))
+        return any(
+            not one.record.released and one.tree.find_object(digest) >= 0 for one in tuple(self._sources.values())
+        )
 
     def forget(self, digest: bytes) -> None:
         """Let go of an object that is open here: it was damaged."""
