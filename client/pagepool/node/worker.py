@@ -104,11 +104,7 @@ class Worker:
         # Before anything is mounted: the kernel opens objects by their names, and hashes none.
         suspects = verify_suspects(self.pool)
         if suspects.objects:
-            log.info(
-                "%d objects were hashed after the machine went down, %d removed",
-                suspects.objects,
-                len(suspects.removed),
-            )
+            log.info("%d objects were hashed after the machine went down, %d removed", suspects.objects, len(suspects.removed))
         self.sources.load()
         self.sources.take_up_lazy(self.lazy.large_objects())
         self.lazy.start()
