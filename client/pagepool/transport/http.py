@@ -15,9 +15,11 @@ from __future__ import annotations
 import ipaddress
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Self
 
 import httpx
@@ -28,6 +30,7 @@ from pagepool.transport.auth import Authorizer, Credentials, add_params
 from pagepool.transport.retry import RETRY_STATUSES, RetryPolicy
 
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
+_TRUSTED_S = 3600.0
 _MAX_REDIRECTS = 5
 _MAX_ERROR_BODY = 64 << 10
 _MAX_CONNECTIONS = 64
@@ -94,12 +97,13 @@ class Session:
     ) -> None:
         self.base = parse_base(url)
         self.retry = retry or RetryPolicy()
+        # A proxy from the environment cannot reach this machine's own loopback.
+        trust_env = not is_loopback(self.base.host)
         self._client = httpx.Client(
-            verify=verify,
+            verify=_trusted(trust_env, int(time.monotonic() // _TRUSTED_S)) if verify is True else verify,
             timeout=timeout,
             transport=transport,
-            # A proxy from the environment cannot reach this machine's own loopback.
-            trust_env=not is_loopback(self.base.host),
+            trust_env=trust_env,
             limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
             headers={"User-Agent": "pagepool", "Accept-Encoding": "identity"},
         )
@@ -335,3 +339,9 @@ def _reason(error: httpx.HTTPError) -> str:
         return "timed out"
     text = str(error).split("] ", 1)[-1] if str(error).startswith("[Errno") else str(error)
     return text.strip().rstrip(".") or type(error).__name__
+
+
+@lru_cache(maxsize=2)
+def _trusted(trust_env: bool, hour: int) -> ssl.SSLContext:  # noqa: ARG001 - so that new authorities are seen
+    """The authorities this machine trusts. Reading them takes longer than all else that a session needs to begin."""
+    return httpx.create_ssl_context(trust_env=trust_env)

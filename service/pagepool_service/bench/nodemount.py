@@ -9,17 +9,21 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.oci import Reference
 from pagepool_service.bench.origins import HOST
-from pagepool_service.bench.subjects import first_output_s, run
+from pagepool_service.bench.subjects import BenchError, first_output_s, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pagepool_service.bench.link import Link
+
+_END_TIMEOUT_S: Final = 30.0
+_POLL_S: Final = 0.05
 
 
 class NodeMount:
@@ -96,10 +100,17 @@ class NodeMount:
             return
         if self._client().is_running():
             self._pagepool("node", "stop")
-        left = self._left()
-        for point in reversed(left):
-            run(["umount", point])
-        shutil.rmtree(self._directory, ignore_errors=True)
+        # The node's processes end shortly after it has answered; until then they may write or hold something.
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while self._directory.exists():
+            try:
+                for point in reversed(self._left()):
+                    run(["umount", point])
+                shutil.rmtree(self._directory)
+            except (BenchError, OSError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_S)
 
     def _left(self) -> list[str]:
         """Mounts below our directory, which the node keeps for the next one."""
