@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from contextlib import ExitStack, contextmanager
@@ -140,6 +141,11 @@ def test_who_cannot_tell_is_in_use(node: Node, caplog: pytest.LogCaptureFixture)
         check_account(pool.path, pool.stats())
 
 
+def full(*_arguments: object) -> None:
+    """What a system call does on a full disk."""
+    raise OSError(errno.ENOSPC, "full")
+
+
 class TestSecondNames:
     """What overlays find in the moment after a lookup."""
 
@@ -147,12 +153,15 @@ class TestSecondNames:
         """It is the same file, for a while; one that is left over from an earlier process goes, too."""
         with node.pool() as (pool, held):
             one, two = things(0, 2)
-            put(pool, one, two)
+            put(pool, one, two, thing(2))
             assert held.link(one.digest)
             assert held.link(one.digest)
             assert held.link(two.digest)
             assert node.second(one.digest).samefile(object_path(pool.path, one.digest))
             assert not held.link(thing(5).digest)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "link", full)
+                assert not held.link(things(2, 1)[0].digest)
             assert held.unlink_old() == 0
         with node.pool() as (pool, held):
             node.later_s = custody.LINKED_S - 1

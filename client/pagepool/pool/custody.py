@@ -195,6 +195,8 @@ class Custody(NoCustody):
         for note in self._read():
             self.settle(note)
         self._rewrite()
+        for number in range(256):  # now, since the disk may be full when they are needed
+            (self._fetched / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
 
     def floor(self, budget: int) -> int:
         """Bytes that are left for what is not pinned."""
@@ -340,29 +342,26 @@ class Custody(NoCustody):
         """Give an object its second name, for `LINKED_S` from now on. Whoever calls this holds the object meanwhile.
 
         Returns:
-            False if the pool does not have it.
+            False if the pool does not have it, or the disk is full.
 
         Raises:
             OSError: it cannot be linked.
         """
         name = object_name(digest)
-        target = self._fetched / name
+        first, second = self._objects / name, self._fetched / name
         with self._names:
-            for _ in range(3):
-                try:
-                    os.link(self._objects / name, target)
-                except FileExistsError:
-                    if not _same_file(self._objects / name, target):
-                        target.unlink()  # of an object that went some other way
-                        continue
-                except FileNotFoundError:
-                    if not (self._objects / name).exists():
-                        return False
-                    target.parent.mkdir(mode=0o700, exist_ok=True)
-                    continue
-                self._note_link(digest, cost(target.stat().st_size))
-                return True
-        return False
+            try:
+                if not _same_file(first, second):
+                    second.unlink(missing_ok=True)  # of an object that went some other way
+                    os.link(first, second)
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                if linux.is_full(error):
+                    return False
+                raise
+            self._note_link(digest, cost(second.stat().st_size))
+        return True
 
     def _note_link(self, digest: bytes, charged: int) -> None:
         now = self._links[digest] = self._clock()
