@@ -51,7 +51,8 @@ FRESH_S: Final = 10.0
 """A second name is kept for so long in any case: an overlay is about to look for it."""
 FLOOR_SHARE: Final = 4
 """What is not pinned has one in so many of the budget at least."""
-_RELEASE_S: Final = 10.0  # between two times that overlays are asked to forget
+_RELEASE_S: Final = 10.0  # between two times that overlays are asked to forget, at least
+_MOST_RELEASE_S: Final = 5.0  # that they are waited for
 _PROBE_S: Final = 1.0  # between two probes of some records
 _PROBES: Final = 1024
 _SLACK: Final = 4096  # records that are not good any more, before the file is written anew
@@ -142,7 +143,7 @@ class Custody(NoCustody):
         fetched: directory of second names, on the pool's file system.
         in_use: whether a mounted tree has an object. Called for every object when room is made: takes microseconds,
             waits for nothing and does not use the pool.
-        release: has overlays forget what nobody has open; must not wait for this process.
+        release: has overlays forget what nobody has open; called in a thread of its own; must not use the pool.
         floor: bytes that what is not pinned has in any case; None: a quarter of the budget.
         fresh_s: how long an object that was just brought in is kept in any case.
         clock: in seconds; never goes back.
@@ -170,7 +171,8 @@ class Custody(NoCustody):
         self._door: HandleDoor | None = None
         self._notes: deque[Note] = deque()
         self._written = 0
-        self._probed = self._released = float("-inf")
+        self._probed = self._next_release = float("-inf")
+        self._releasing: threading.Thread | None = None
         self._names = threading.RLock()
         self._objects = fetched
         now = self._clock()
@@ -252,16 +254,25 @@ class Custody(NoCustody):
             self._rewrite()
 
     def release(self) -> None:
-        """Have overlays forget what nobody has open, unless they just were asked to; then look again."""
+        """Have overlays forget what nobody has open, unless they just were asked to; then look again.
+
+        Waits a few seconds at most: a mount may be at a path that does not answer.
+        """
         now = self._clock()
-        if now < self._released + _RELEASE_S:
+        if now < self._next_release or (self._releasing is not None and self._releasing.is_alive()):
             return
+        self._releasing = threading.Thread(target=self._release_now, name="pool-release", daemon=True)
+        self._releasing.start()
+        self._releasing.join(_MOST_RELEASE_S)
+        took_s = self._clock() - now
+        self._next_release = now + max(_RELEASE_S, 20 * took_s)
+        self.probe(everything=True)
+
+    def _release_now(self) -> None:
         try:
             self._release()
         except Exception:
             log.exception("overlays cannot be asked to forget objects")
-        self._released = self._clock()
-        self.probe(everything=True)
 
     def close(self) -> None:
         """Let go of everything; what is noted stays for the next process."""
