@@ -14,6 +14,7 @@ from pagepool.errors import InvalidError, StoreFullError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Custody, Pool, custody, linux
 from pagepool.pool.handles import HandleDoor
+from pagepool.pool.secondnames import LINKED_S
 from tests.faults import filled, small_file_system
 from tests.pool.helpers import PAGE, check_account, object_path, thing
 
@@ -164,9 +165,9 @@ class TestSecondNames:
                 assert not held.link(things(2, 1)[0].digest)
             assert held.unlink_old() == 0
         with node.pool() as (pool, held):
-            node.later_s = custody.LINKED_S - 1
+            node.later_s = LINKED_S - 1
             assert held.unlink_old() == 0
-            node.later_s = custody.LINKED_S + 1
+            node.later_s = LINKED_S + 1
             assert held.unlink_old() == 2
             assert has(pool, one, two) == [True, True]
             assert not node.second(one.digest).exists()

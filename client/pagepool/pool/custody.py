@@ -31,22 +31,20 @@ import os
 import struct
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pagepool.pool import linux
 from pagepool.pool.handles import MOST_BYTES, Handle, HandleDoor
-from pagepool.pool.layout import OBJECTS, cost, object_name
+from pagepool.pool.secondnames import SecondNames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-LINKED_S: Final = 60.0
-"""A second name is kept for so long, unless room is needed."""
 FRESH_S: Final = 10.0
 """A second name is kept for so long in any case: an overlay is about to look for it."""
 FLOOR_SHARE: Final = 4
@@ -87,13 +85,17 @@ class NoCustody:
     """Of a pool that nobody looks into from outside: does nothing."""
 
     careful = False
-    fresh_s = 0.0
     pinned = 0
 
     @property
     def fresh(self) -> int:
         """Bytes of what overlays are about to look for."""
         return 0
+
+    @property
+    def fresh_s(self) -> float:
+        """How long that is."""
+        return 0.0
 
     def attach(self, path: Path) -> None:
         """Belong to a pool from now on."""
@@ -164,7 +166,6 @@ class Custody(NoCustody):
     ) -> None:
         self._clock = clock
         self._path = run / "custody"
-        self._fetched = fetched
         self._in_use = in_use
         self._release = release
         self._floor = floor
@@ -173,13 +174,8 @@ class Custody(NoCustody):
         self._written = 0
         self._probed = self._next_release = float("-inf")
         self._releasing: threading.Thread | None = None
-        self._names = threading.RLock()
-        self._objects = fetched
-        now = self._clock()
-        self._links = dict.fromkeys(self._linked(), now)
-        self._young: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
-        self._young_bytes = self.pinned = 0
-        self.fresh_s = fresh_s
+        self._second = SecondNames(fetched, fresh_s, clock)
+        self.pinned = 0
         self._file = -1
 
     # -- what is pinned ----------------------------------------------------------------------------------------
@@ -190,15 +186,13 @@ class Custody(NoCustody):
         Raises:
             OSError: files or directories cannot be opened.
         """
-        self._objects = path / OBJECTS
-        self._door = HandleDoor(self._objects)
+        self._second.attach(path)
+        self._door = HandleDoor(path)
         if not self._door.usable:
             log.warning("%s has no file handles: what mounted trees have counts when it is removed", path)
         for note in self._read():
             self.settle(note)
         self._rewrite()
-        for number in range(256):  # now, since the disk may be full when they are needed
-            (self._fetched / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
 
     def floor(self, budget: int) -> int:
         """Bytes that are left for what is not pinned."""
@@ -335,90 +329,29 @@ class Custody(NoCustody):
     @property
     def fresh(self) -> int:
         """Bytes of what overlays are about to look for."""
-        with self._names:
-            since = self._clock() - self.fresh_s
-            while self._young:
-                digest, (linked, charged) = next(iter(self._young.items()))
-                if linked >= since:
-                    break
-                del self._young[digest]
-                self._young_bytes -= charged
-            return self._young_bytes
+        return self._second.fresh
+
+    @property
+    def fresh_s(self) -> float:
+        """How long that is."""
+        return self._second.fresh_s
 
     def names(self) -> AbstractContextManager[object]:
         """No second name is made meanwhile."""
-        return self._names
+        return self._second.lock
 
     def link(self, digest: bytes) -> bool:
-        """Give an object its second name, for `LINKED_S` from now on. Whoever calls this holds the object meanwhile.
-
-        Returns:
-            False if the pool does not have it, or the disk is full.
-
-        Raises:
-            OSError: it cannot be linked.
-        """
-        name = object_name(digest)
-        first, second = self._objects / name, self._fetched / name
-        with self._names:
-            try:
-                if not _same_file(first, second):
-                    second.unlink(missing_ok=True)  # of an object that went some other way
-                    os.link(first, second)
-            except FileNotFoundError:
-                return False
-            except OSError as error:
-                if linux.is_full(error):
-                    return False
-                raise
-            self._note_link(digest, cost(second.stat().st_size))
-        return True
-
-    def _note_link(self, digest: bytes, charged: int) -> None:
-        now = self._links[digest] = self._clock()
-        self._young_bytes += charged - self._young.pop(digest, (now, 0))[1]
-        self._young[digest] = now, charged
+        """Give an object its second name: see `SecondNames.link`."""
+        return self._second.link(digest)
 
     def unlink(self, digest: bytes) -> None:
         """Take an object's second name away."""
-        with self._names:
-            self._links.pop(digest, None)
-            self._young_bytes -= self._young.pop(digest, (0.0, 0))[1]
-            with suppress(FileNotFoundError):
-                (self._fetched / object_name(digest)).unlink()
+        self._second.unlink(digest)
 
     def unlink_old(self) -> int:
-        """Take second names away that were made a while ago; the pool has these objects under their first ones.
-
-        Returns:
-            how many.
-        """
-        now = self._clock()
-        with self._names:
-            old = [digest for digest, since in self._links.items() if since + LINKED_S < now]
-            for digest in old:
-                self.unlink(digest)
-        return len(old)
+        """Take second names away that were made a while ago: see `SecondNames.unlink_old`."""
+        return self._second.unlink_old()
 
     def second_name(self, digest: bytes, inode: int) -> float | None:
         """The age in seconds of an object's second name; None if it has none."""
-        try:
-            found = (self._fetched / object_name(digest)).lstat().st_ino
-        except FileNotFoundError:
-            return None
-        if found != inode:
-            return None
-        return self._clock() - self._links.get(digest, float("-inf"))
-
-    def _linked(self) -> Iterator[bytes]:
-        for directory in sorted(self._fetched.iterdir()):
-            for found in directory.iterdir():
-                with suppress(ValueError):
-                    yield bytes.fromhex(directory.name + found.name)
-
-
-def _same_file(first: Path, second: Path) -> bool:
-    try:
-        return first.samefile(second)
-    except FileNotFoundError:
-        return False
+        return self._second.age(digest, inode)

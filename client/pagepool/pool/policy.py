@@ -9,6 +9,7 @@ queue when it comes again. docs/benchmarks.md compares it with others on recorde
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -34,6 +35,38 @@ class Entry(NamedTuple):
     uses: int
     size: int
     name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What evicting is to come to.
+
+    Args:
+        size: bytes that are to fit.
+        base: what all may come to.
+        floor: what is left in any case for what is not pinned, nor about to be.
+        most_pinned: it is given up when more is pinned.
+    """
+
+    size: int
+    base: int
+    floor: int
+    most_pinned: float = float("inf")
+
+    def ceiling(self, bound: int) -> int:
+        """What all may come to: more than `base` where most of that is bound, by being pinned or fresh."""
+        return max(self.base, bound + self.floor)
+
+    def is_met(self, used: int, pinned: int, fresh: int, slack: int = 0) -> bool:
+        """Whether nothing more has to go.
+
+        Args:
+            used: bytes of everything.
+            pinned: of what has no names, and is in use.
+            fresh: of what overlays are about to look for.
+            slack: bytes that are to fit besides.
+        """
+        return used <= max(0, self.ceiling(pinned + fresh) - self.size - slack) or pinned > self.most_pinned
 
 
 class S3Fifo:
