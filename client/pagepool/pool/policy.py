@@ -66,7 +66,8 @@ class Goal:
             fresh: of what overlays are about to look for.
             slack: bytes that are to fit besides.
         """
-        return used <= max(0, self.ceiling(pinned + fresh) - self.size - slack) or pinned > self.most_pinned
+        left = self.ceiling(pinned + fresh) - self.size
+        return left >= 0 and (used <= max(0, left - slack) or pinned > self.most_pinned)
 
 
 class S3Fifo:
@@ -177,15 +178,13 @@ class S3Fifo:
 
     def merge(self, part: S3Fifo) -> None:
         """Put back what is left of what was taken out, as what came last, and what that remembers."""
-        for queue, uses, size, name in part.entries():
-            if queue == 2:
-                self._remember(name, size)
-                continue
-            (self._small, self._main)[queue][name] = size
-            if uses:
-                self._uses[name] = uses
+        self._small.update(part._small)
+        self._main.update(part._main)
+        self._uses.update(part._uses)
         self._small_bytes += part._small_bytes
         self._main_bytes += part._main_bytes
+        for name, size in part._ghost.items():
+            self._remember(name, size)
 
     def _remember(self, name: bytes, size: int) -> None:
         self._ghost[name] = size
