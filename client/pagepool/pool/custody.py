@@ -50,6 +50,7 @@ FRESH_S: Final = 10.0
 FLOOR_SHARE: Final = 4
 """What is not pinned has one in so many of the budget at least."""
 _RELEASE_S: Final = 10.0  # between two times that overlays are asked to forget, at least
+_TELL_S: Final = 60.0  # between two lines in the log about the same
 _MOST_RELEASE_S: Final = 5.0  # that they are waited for
 _PROBE_S: Final = 1.0  # between two probes of some records
 _PROBES: Final = 1024
@@ -173,6 +174,7 @@ class Custody(NoCustody):
         self._notes: deque[Note] = deque()
         self._written = 0
         self._probed = self._next_release = float("-inf")
+        self._told = float("-inf")
         self._releasing: threading.Thread | None = None
         self._second = SecondNames(fetched, fresh_s, clock)
         self.pinned = 0
@@ -203,7 +205,9 @@ class Custody(NoCustody):
         try:
             return self._in_use(digest)
         except Exception:
-            log.exception("who uses object %s cannot be told", digest.hex())
+            if self._clock() > self._told + _TELL_S:
+                self._told = self._clock()
+                log.exception("who uses object %s, and perhaps others, cannot be told", digest.hex())
             return True
 
     def note(self, descriptor: int, digest: bytes, charged: int) -> Note | None:

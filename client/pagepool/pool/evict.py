@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +50,7 @@ _ENTRY: Final = struct.Struct("<BBB5xQ32s")
 _SUM_SIZE: Final = 32
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
 _SPACE: Final = 16 << 20  # bytes that are evicted at least when a disk is full
+_LOOK_S: Final = 0.5  # that objects of no mounted tree are looked for, each time
 _UNUSED, _COLD, _ANY = range(3)  # what may go: objects of no mounted tree, what is not in memory, what nobody holds
 _P: Final = b"p"  # ends the queue's name of a partial: a key may be equal to a digest
 
@@ -204,7 +206,11 @@ class Evictor:
         """Evict what is missed least first. False if not all could be had."""
         if not self._custody.careful:
             return self._take(self._queue, goal, slack, _ANY)
-        unused = self._queue.split(lambda name: len(name) > 32 or not self._custody.in_use(name))
+        until = time.monotonic() + _LOOK_S
+        # Who publishes waits meanwhile. What is not looked at comes to the front of the queue in time.
+        unused = self._queue.split(
+            lambda name: len(name) > 32 or (time.monotonic() < until and not self._custody.in_use(name))
+        )
         try:
             done = self._take(unused, goal, slack, _UNUSED)
         finally:
