@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import signal
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -320,6 +322,49 @@ class TestPinned:
             node.on_release = close_all
             put(pool, *things(100, 4))
             assert node.released == 1
+            assert pool.stats().pinned_bytes == 0
+            check_account(pool.path, pool.stats())
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+    @pytest.mark.parametrize("steps", [40, 60, 85])
+    def test_a_process_that_is_killed(self, node: Node, steps: int) -> None:
+        """Whatever it was doing, the next one knows what is pinned, and the account is what is on the disk."""
+        with node.pool() as (pool, _):
+            mounted = things(0, 12)
+            node.used.update(one.digest for one in mounted)
+            put(pool, *mounted)
+        pins = [os.open(object_path(node.root / "pool", one.digest), os.O_RDONLY) for one in mounted]
+        reading, writing = os.pipe()
+        process = os.fork()
+        if not process:
+            try:
+                for descriptor in pins:
+                    os.close(descriptor)
+                with node.pool(floor=2 * PAGE) as (pool, _):
+                    for number in itertools.count(100):
+                        node.used.add(thing(number).digest)
+                        put(pool, thing(number))
+                        os.write(writing, b".")
+            finally:
+                os._exit(1)
+        os.close(writing)
+        seen = 0
+        while seen < steps:
+            got = len(os.read(reading, 1))
+            assert got, "the process ended by itself"
+            seen += got
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(reading)
+        with node.pool(floor=2 * PAGE) as (pool, held):
+            stats = pool.stats()
+            gone = sum(os.fstat(descriptor).st_nlink == 0 for descriptor in pins)
+            assert stats.pinned_bytes == gone * PAGE > 0
+            assert stats.used == stats.bytes + stats.pinned_bytes
+            check_account(pool.path, stats)
+            for descriptor in pins:
+                os.close(descriptor)
+            held.probe(everything=True)
             assert pool.stats().pinned_bytes == 0
             check_account(pool.path, pool.stats())
 
