@@ -18,6 +18,7 @@ import stat
 import subprocess
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,6 +67,7 @@ class ScriptedNode:
         self.things: dict[bytes, Thing] = {}
         self.names: dict[str, Thing] = {}
         self.brought: list[bytes] = []
+        self.refusals: list[str] = []
         self.later_s = 0.0  # that the clock is ahead
         self.mounted: set[bytes] = set()
         for name in ("fetched", "run", "lazy", "meta", "at"):
@@ -73,7 +75,7 @@ class ScriptedNode:
         self.custody = Custody(
             *(root / "run", root / "fetched", self.mounted.__contains__),
             release=release,
-            fresh_s=1.0,
+            fresh_s=5.0,
             clock=lambda: time.monotonic() + self.later_s,
         )
         self.pool = Pool.open(root / "pool", budget=budget, durable=True, custody=self.custody)
@@ -118,9 +120,14 @@ class ScriptedNode:
         self.brought.append(digest)
         file = self.pool.put(digest, one.data)
         if file is None:
-            return False
+            return self._refuse("the pool does not take it")
         with file:  # what is open is not evicted meanwhile
-            return self.custody.link(digest)
+            return self.custody.link(digest) or self._refuse("the pool does not have it")
+
+    def _refuse(self, reason: str) -> bool:
+        about = self.pool.stats()
+        self.refusals.append(f"{reason}; {self.custody.pinned=} {self.custody.fresh=} {about}")
+        return False
 
     def unmount(self, at: Path) -> None:
         """Unmount an overlay."""
@@ -157,7 +164,12 @@ class ScriptedNode:
         try:
             body = self._reply(opcode, node, memoryview(request)[IN_HEADER.size :])
         except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOENT, errno.EIO):
+                self._refuse(repr(error))
             answer = encode_error(unique, error.errno or errno.EIO)
+        except Exception:  # noqa: BLE001 - it is shown when the test fails
+            self._refuse(traceback.format_exc())
+            answer = encode_error(unique, errno.EIO)
         else:
             answer = encode_header(unique, len(body)) + body
         with suppress(OSError):
@@ -181,6 +193,7 @@ class ScriptedNode:
         if node in (_FETCH, _FAIL):
             return node << 8 | int(name, 16)
         if node >> 8 == _FAIL:
+            self._refuse(f"{name} is not there")
             raise OSError(errno.EIO, "")
         self.bring(bytes([node & 0xFF]) + bytes.fromhex(name))
         raise OSError(errno.ENOENT, "")

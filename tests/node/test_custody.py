@@ -71,7 +71,7 @@ def read_all(node: ScriptedNode, overlays: list[Path], turns: int) -> None:
             reader.stdin.close()
             readers.append(reader)
         for reader in readers:
-            assert reader.wait(timeout=120) == 0, reader.stderr.read()
+            assert reader.wait(timeout=120) == 0, (reader.stderr.read(), node.refusals)
 
 
 @pytest.mark.parametrize("forgetting", [False, True])
@@ -89,7 +89,7 @@ def test_eviction_below_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for turn in range(3):
             overlays += [node.overlay(f"c{turn}{number}") for number in range(2)]
             read_all(node, overlays, 3)
-            node.later_s += 2.0
+            node.later_s += 6.0
             last = thing(1000 + turn, _SIZE)
             assert node.pool.put(last.digest, last.data)
             stats = node.pool.stats()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
+import signal
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +16,7 @@ from pagepool.errors import InvalidError, StoreFullError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Custody, Pool, custody, linux
 from pagepool.pool.handles import HandleDoor
+from pagepool.pool.secondnames import LINKED_S
 from tests.faults import filled, small_file_system
 from tests.pool.helpers import PAGE, check_account, object_path, thing
 
@@ -136,8 +140,13 @@ def test_who_cannot_tell_is_in_use(node: Node, caplog: pytest.LogCaptureFixture)
         put(pool, *things(0, 8))
         held._in_use = lambda _digest: 1 // 0 > 1
         put(pool, *things(100, 16))
-        assert any("cannot be told" in record.message for record in caplog.records)
+        assert sum("cannot be told" in record.message for record in caplog.records) == 1
         check_account(pool.path, pool.stats())
+
+
+def full(*_arguments: object) -> None:
+    """What a system call does on a full disk."""
+    raise OSError(errno.ENOSPC, "full")
 
 
 class TestSecondNames:
@@ -147,17 +156,20 @@ class TestSecondNames:
         """It is the same file, for a while; one that is left over from an earlier process goes, too."""
         with node.pool() as (pool, held):
             one, two = things(0, 2)
-            put(pool, one, two)
+            put(pool, one, two, thing(2))
             assert held.link(one.digest)
             assert held.link(one.digest)
             assert held.link(two.digest)
             assert node.second(one.digest).samefile(object_path(pool.path, one.digest))
             assert not held.link(thing(5).digest)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "link", full)
+                assert not held.link(things(2, 1)[0].digest)
             assert held.unlink_old() == 0
         with node.pool() as (pool, held):
-            node.later_s = custody.LINKED_S - 1
+            node.later_s = LINKED_S - 1
             assert held.unlink_old() == 0
-            node.later_s = custody.LINKED_S + 1
+            node.later_s = LINKED_S + 1
             assert held.unlink_old() == 2
             assert has(pool, one, two) == [True, True]
             assert not node.second(one.digest).exists()
@@ -310,6 +322,49 @@ class TestPinned:
             node.on_release = close_all
             put(pool, *things(100, 4))
             assert node.released == 1
+            assert pool.stats().pinned_bytes == 0
+            check_account(pool.path, pool.stats())
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+    @pytest.mark.parametrize("steps", [40, 60, 85])
+    def test_a_process_that_is_killed(self, node: Node, steps: int) -> None:
+        """Whatever it was doing, the next one knows what is pinned, and the account is what is on the disk."""
+        with node.pool() as (pool, _):
+            mounted = things(0, 12)
+            node.used.update(one.digest for one in mounted)
+            put(pool, *mounted)
+        pins = [os.open(object_path(node.root / "pool", one.digest), os.O_RDONLY) for one in mounted]
+        reading, writing = os.pipe()
+        process = os.fork()
+        if not process:
+            try:
+                for descriptor in pins:
+                    os.close(descriptor)
+                with node.pool(floor=2 * PAGE) as (pool, _):
+                    for number in itertools.count(100):
+                        node.used.add(thing(number).digest)
+                        put(pool, thing(number))
+                        os.write(writing, b".")
+            finally:
+                os._exit(1)
+        os.close(writing)
+        seen = 0
+        while seen < steps:
+            got = len(os.read(reading, 1))
+            assert got, "the process ended by itself"
+            seen += got
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(reading)
+        with node.pool(floor=2 * PAGE) as (pool, held):
+            stats = pool.stats()
+            gone = sum(os.fstat(descriptor).st_nlink == 0 for descriptor in pins)
+            assert stats.pinned_bytes == gone * PAGE > 0
+            assert stats.used == stats.bytes + stats.pinned_bytes
+            check_account(pool.path, stats)
+            for descriptor in pins:
+                os.close(descriptor)
+            held.probe(everything=True)
             assert pool.stats().pinned_bytes == 0
             check_account(pool.path, pool.stats())
 

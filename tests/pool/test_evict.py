@@ -174,8 +174,9 @@ def test_use_that_the_pool_does_not_see_can_be_told(place: Path) -> None:
 def test_too_large_for_the_budget(place: Path) -> None:
     """It is not kept, and nothing else goes for it."""
     with Pool.open(place, budget=BUDGET) as pool:
-        put(pool, thing(1))
         big = thing(2, BUDGET + 1)
+        assert pool.put(big.digest, big.data) is None
+        put(pool, thing(1))
         assert pool.put(big.digest, big.data) is None
         assert pool.stats().objects == 1
         exact = thing(3, BUDGET)

@@ -26,7 +26,7 @@ def counter(state: bytes, at: int) -> int:
 def used(place: Path) -> Path:
     """A pool's directory with something of everything in it; closed."""
     one = thing(1, 2 * EXTENT_SIZE + 5)
-    with Pool.open(place, budget=BUDGET, durable=True) as pool:
+    with Pool.open(place, budget=BUDGET, durable=True, reserve=12345) as pool:
         for number in range(2, 100):
             with pool.put(thing(number).digest, thing(number).data) or pytest.fail("not kept"):
                 pass
@@ -91,6 +91,7 @@ def test_state(used: Path) -> None:
     assert counter(state, 120) >= PAGE * counter(state, 112)
     assert counter(state, 136) == int((used / "epoch").read_text().split()[-1])
     assert counter(state, 144) == 5 * 3 * EXTENT_SIZE
+    assert (counter(state, 152), counter(state, 160)) == (0, 12345)
 
 
 def test_map(used: Path) -> None:

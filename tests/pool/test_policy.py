@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pagepool.pool.policy import S3Fifo
+from pagepool.pool.policy import Goal, S3Fifo
 from tests.bench.eviction import Recording, interleave, simulate
 from tests.bench.policies import Arc, Fifo, Lru, Sieve, TwoQueues
 
@@ -54,6 +54,23 @@ class QueueMachine(RuleBasedStateMachine):
             else:
                 del self.sizes[victim[0]]
 
+    @rule(modulus=st.integers(1, 4), evicted=st.integers(0, 5), keep=st.booleans())
+    def evict_of_some(self, modulus: int, evicted: int, keep: bool) -> None:
+        """A part of what is there is taken out, something of it goes, and the rest is put back."""
+        before = {entry.name: entry for entry in self.queue.entries() if entry.queue < 2}
+        part = self.queue.split(lambda name: name[0] % modulus == 0)
+        assert {entry.name: entry for entry in [*self.queue.entries(), *part.entries()] if entry.queue < 2} == before
+        for _ in range(evicted):
+            victim = part.plan_victim()
+            if victim is None:
+                break
+            assert victim[0][0] % modulus == 0
+            if keep:
+                part.keep(*victim)
+            else:
+                del self.sizes[victim[0]]
+        self.queue.merge(part)
+
     @rule()
     def save(self) -> None:
         """What was saved and read back goes on in the same way."""
@@ -77,6 +94,20 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueue = QueueMachine.TestCase
+
+
+def test_a_goal() -> None:
+    """What is bound leaves room for the floor, beyond the budget if need be; what turns out to be bound ends it."""
+    goal = Goal(10, 100, 20)
+    assert goal.is_met(90, 0, 0)
+    assert not goal.is_met(91, 0, 0)
+    assert not goal.is_met(90, 0, 0, slack=1)
+    assert not goal.is_met(91, 40, 40)
+    assert goal.is_met(170, 100, 60)
+    assert not goal.is_met(171, 100, 60)
+    assert not Goal(101, 100, 0).is_met(0, 0, 0)
+    assert Goal(100, 100, 0).is_met(0, 0, 0, slack=10)
+    assert Goal(0, 50, 0, most_pinned=30).is_met(100, 31, 0)
 
 
 def test_a_scan_passes_through() -> None:

@@ -31,27 +31,27 @@ import os
 import struct
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pagepool.pool import linux
 from pagepool.pool.handles import MOST_BYTES, Handle, HandleDoor
-from pagepool.pool.layout import OBJECTS, cost, object_name
+from pagepool.pool.secondnames import SecondNames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-LINKED_S: Final = 60.0
-"""A second name is kept for so long, unless room is needed."""
 FRESH_S: Final = 10.0
 """A second name is kept for so long in any case: an overlay is about to look for it."""
 FLOOR_SHARE: Final = 4
 """What is not pinned has one in so many of the budget at least."""
-_RELEASE_S: Final = 10.0  # between two times that overlays are asked to forget
+_RELEASE_S: Final = 10.0  # between two times that overlays are asked to forget, at least
+_TELL_S: Final = 60.0  # between two lines in the log about the same
+_MOST_RELEASE_S: Final = 5.0  # that they are waited for
 _PROBE_S: Final = 1.0  # between two probes of some records
 _PROBES: Final = 1024
 _SLACK: Final = 4096  # records that are not good any more, before the file is written anew
@@ -86,13 +86,17 @@ class NoCustody:
     """Of a pool that nobody looks into from outside: does nothing."""
 
     careful = False
-    fresh_s = 0.0
     pinned = 0
 
     @property
     def fresh(self) -> int:
         """Bytes of what overlays are about to look for."""
         return 0
+
+    @property
+    def fresh_s(self) -> float:
+        """How long that is."""
+        return 0.0
 
     def attach(self, path: Path) -> None:
         """Belong to a pool from now on."""
@@ -142,7 +146,7 @@ class Custody(NoCustody):
         fetched: directory of second names, on the pool's file system.
         in_use: whether a mounted tree has an object. Called for every object when room is made: takes microseconds,
             waits for nothing and does not use the pool.
-        release: has overlays forget what nobody has open; must not wait for this process.
+        release: has overlays forget what nobody has open; called in a thread of its own; must not use the pool.
         floor: bytes that what is not pinned has in any case; None: a quarter of the budget.
         fresh_s: how long an object that was just brought in is kept in any case.
         clock: in seconds; never goes back.
@@ -163,21 +167,17 @@ class Custody(NoCustody):
     ) -> None:
         self._clock = clock
         self._path = run / "custody"
-        self._fetched = fetched
         self._in_use = in_use
         self._release = release
         self._floor = floor
         self._door: HandleDoor | None = None
         self._notes: deque[Note] = deque()
         self._written = 0
-        self._probed = self._released = float("-inf")
-        self._names = threading.RLock()
-        self._objects = fetched
-        now = self._clock()
-        self._links = dict.fromkeys(self._linked(), now)
-        self._young: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
-        self._young_bytes = self.pinned = 0
-        self.fresh_s = fresh_s
+        self._probed = self._next_release = float("-inf")
+        self._told = float("-inf")
+        self._releasing: threading.Thread | None = None
+        self._second = SecondNames(fetched, fresh_s, clock)
+        self.pinned = 0
         self._file = -1
 
     # -- what is pinned ----------------------------------------------------------------------------------------
@@ -188,8 +188,8 @@ class Custody(NoCustody):
         Raises:
             OSError: files or directories cannot be opened.
         """
-        self._objects = path / OBJECTS
-        self._door = HandleDoor(self._objects)
+        self._second.attach(path)
+        self._door = HandleDoor(path)
         if not self._door.usable:
             log.warning("%s has no file handles: what mounted trees have counts when it is removed", path)
         for note in self._read():
@@ -205,7 +205,9 @@ class Custody(NoCustody):
         try:
             return self._in_use(digest)
         except Exception:
-            log.exception("who uses object %s cannot be told", digest.hex())
+            if self._clock() > self._told + _TELL_S:
+                self._told = self._clock()
+                log.exception("who uses object %s, and perhaps others, cannot be told", digest.hex())
             return True
 
     def note(self, descriptor: int, digest: bytes, charged: int) -> Note | None:
@@ -250,16 +252,25 @@ class Custody(NoCustody):
             self._rewrite()
 
     def release(self) -> None:
-        """Have overlays forget what nobody has open, unless they just were asked to; then look again."""
+        """Have overlays forget what nobody has open, unless they just were asked to; then look again.
+
+        Waits a few seconds at most: a mount may be at a path that does not answer.
+        """
         now = self._clock()
-        if now < self._released + _RELEASE_S:
+        if now < self._next_release or (self._releasing is not None and self._releasing.is_alive()):
             return
+        self._releasing = threading.Thread(target=self._release_now, name="pool-release", daemon=True)
+        self._releasing.start()
+        self._releasing.join(_MOST_RELEASE_S)
+        took_s = self._clock() - now
+        self._next_release = now + max(_RELEASE_S, 20 * took_s)
+        self.probe(everything=True)
+
+    def _release_now(self) -> None:
         try:
             self._release()
         except Exception:
             log.exception("overlays cannot be asked to forget objects")
-        self._released = self._clock()
-        self.probe(everything=True)
 
     def close(self) -> None:
         """Let go of everything; what is noted stays for the next process."""
@@ -322,93 +333,29 @@ class Custody(NoCustody):
     @property
     def fresh(self) -> int:
         """Bytes of what overlays are about to look for."""
-        with self._names:
-            since = self._clock() - self.fresh_s
-            while self._young:
-                digest, (linked, charged) = next(iter(self._young.items()))
-                if linked >= since:
-                    break
-                del self._young[digest]
-                self._young_bytes -= charged
-            return self._young_bytes
+        return self._second.fresh
+
+    @property
+    def fresh_s(self) -> float:
+        """How long that is."""
+        return self._second.fresh_s
 
     def names(self) -> AbstractContextManager[object]:
         """No second name is made meanwhile."""
-        return self._names
+        return self._second.lock
 
     def link(self, digest: bytes) -> bool:
-        """Give an object its second name, for `LINKED_S` from now on. Whoever calls this holds the object meanwhile.
-
-        Returns:
-            False if the pool does not have it.
-
-        Raises:
-            OSError: it cannot be linked.
-        """
-        name = object_name(digest)
-        target = self._fetched / name
-        with self._names:
-            for _ in range(3):
-                try:
-                    os.link(self._objects / name, target)
-                except FileExistsError:
-                    if not _same_file(self._objects / name, target):
-                        target.unlink()  # of an object that went some other way
-                        continue
-                except FileNotFoundError:
-                    if not (self._objects / name).exists():
-                        return False
-                    target.parent.mkdir(mode=0o700, exist_ok=True)
-                    continue
-                self._note_link(digest, cost(target.stat().st_size))
-                return True
-        return False
-
-    def _note_link(self, digest: bytes, charged: int) -> None:
-        now = self._links[digest] = self._clock()
-        self._young_bytes += charged - self._young.pop(digest, (now, 0))[1]
-        self._young[digest] = now, charged
+        """Give an object its second name: see `SecondNames.link`."""
+        return self._second.link(digest)
 
     def unlink(self, digest: bytes) -> None:
         """Take an object's second name away."""
-        with self._names:
-            self._links.pop(digest, None)
-            self._young_bytes -= self._young.pop(digest, (0.0, 0))[1]
-            with suppress(FileNotFoundError):
-                (self._fetched / object_name(digest)).unlink()
+        self._second.unlink(digest)
 
     def unlink_old(self) -> int:
-        """Take second names away that were made a while ago; the pool has these objects under their first ones.
-
-        Returns:
-            how many.
-        """
-        now = self._clock()
-        with self._names:
-            old = [digest for digest, since in self._links.items() if since + LINKED_S < now]
-            for digest in old:
-                self.unlink(digest)
-        return len(old)
+        """Take second names away that were made a while ago: see `SecondNames.unlink_old`."""
+        return self._second.unlink_old()
 
     def second_name(self, digest: bytes, inode: int) -> float | None:
         """The age in seconds of an object's second name; None if it has none."""
-        try:
-            found = (self._fetched / object_name(digest)).lstat().st_ino
-        except FileNotFoundError:
-            return None
-        if found != inode:
-            return None
-        return self._clock() - self._links.get(digest, float("-inf"))
-
-    def _linked(self) -> Iterator[bytes]:
-        for directory in sorted(self._fetched.iterdir()):
-            for found in directory.iterdir():
-                with suppress(ValueError):
-                    yield bytes.fromhex(directory.name + found.name)
-
-
-def _same_file(first: Path, second: Path) -> bool:
-    try:
-        return first.samefile(second)
-    except FileNotFoundError:
-        return False
+        return self._second.age(digest, inode)

@@ -18,8 +18,8 @@ from __future__ import annotations
 import os
 import re
 import struct
+import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import blake3_raw
@@ -29,7 +29,7 @@ from pagepool.pool.custody import NoCustody
 from pagepool.pool.files import READ, is_held, is_locked
 from pagepool.pool.layout import OBJECTS, PARTIAL, QUEUE, RETIRED, TEMPORARY, cost, names_in, object_name, replace
 from pagepool.pool.mapfile import MapFile, remove_partial
-from pagepool.pool.policy import Entry, S3Fifo
+from pagepool.pool.policy import Entry, Goal, S3Fifo
 from pagepool.pool.residency import resident
 
 if TYPE_CHECKING:
@@ -50,29 +50,9 @@ _ENTRY: Final = struct.Struct("<BBB5xQ32s")
 _SUM_SIZE: Final = 32
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
 _SPACE: Final = 16 << 20  # bytes that are evicted at least when a disk is full
+_LOOK_S: Final = 0.5  # that objects of no mounted tree are looked for, each time
 _UNUSED, _COLD, _ANY = range(3)  # what may go: objects of no mounted tree, what is not in memory, what nobody holds
 _P: Final = b"p"  # ends the queue's name of a partial: a key may be equal to a digest
-
-
-@dataclass(frozen=True, slots=True)
-class _Goal:
-    """What evicting is to come to.
-
-    Args:
-        size: bytes that are to fit.
-        base: what all may come to.
-        floor: what is left in any case for what is not pinned, nor about to be.
-        most_pinned: it is given up when more is pinned.
-    """
-
-    size: int
-    base: int
-    floor: int
-    most_pinned: float = float("inf")
-
-    def ceiling(self, pinned: int) -> int:
-        """What all may come to: more than `base` where most of that is pinned."""
-        return max(self.base, pinned + self.floor)
 
 
 class Evictor:
@@ -104,7 +84,7 @@ class Evictor:
             whether they do.
         """
         cells = self._cells
-        goal = _Goal(size, self.effective_budget(), self._custody.floor(cells[cell.BUDGET]))
+        goal = Goal(size, self.effective_budget(), self._custody.floor(cells[cell.BUDGET]))
         if not self._is_met(goal):
             self._custody.probe()
             self.sweep()
@@ -124,7 +104,7 @@ class Evictor:
         self.sweep()
         before, wanted = self._cells[cell.USED], max(size, _SPACE)
         # What turns out to be pinned frees nothing: that is not tried for ever.
-        self._evict(_Goal(0, max(0, before - wanted), 0, self._custody.pinned + 4 * wanted), 0)
+        self._evict(Goal(0, max(0, before - wanted), 0, self._custody.pinned + 4 * wanted), 0)
         return self._cells[cell.USED] < before
 
     def effective_budget(self) -> int:
@@ -136,10 +116,8 @@ class Evictor:
         left = cells[cell.USED] + found.f_bavail * found.f_frsize - cells[cell.RESERVE]
         return min(cells[cell.BUDGET], max(0, left))
 
-    def _is_met(self, goal: _Goal, slack: int = 0) -> bool:
-        pinned = self._custody.pinned
-        ceiling = goal.ceiling(pinned + self._custody.fresh)
-        return self._cells[cell.USED] <= max(0, ceiling - goal.size - slack) or pinned > goal.most_pinned
+    def _is_met(self, goal: Goal, slack: int = 0) -> bool:
+        return goal.is_met(self._cells[cell.USED], self._custody.pinned, self._custody.fresh, slack)
 
     def sweep(self) -> None:
         """Remove what writers that died have left, and retired files that nobody holds any more."""
@@ -215,7 +193,7 @@ class Evictor:
         path.rename(self._path / RETIRED / f"{os.urandom(8).hex()}.{charged}")
         self.count(cell.RETIRED_BYTES, charged)
 
-    def _evict(self, goal: _Goal, slack: int) -> None:
+    def _evict(self, goal: Goal, slack: int) -> None:
         """Evict until a goal is met, and `slack` bytes more fit, as far as that is possible."""
         self._tell(self._cells)
         self._load()
@@ -224,11 +202,15 @@ class Evictor:
             self._take_in_turn(goal, slack)
         self._save()
 
-    def _take_in_turn(self, goal: _Goal, slack: int) -> bool:
+    def _take_in_turn(self, goal: Goal, slack: int) -> bool:
         """Evict what is missed least first. False if not all could be had."""
         if not self._custody.careful:
             return self._take(self._queue, goal, slack, _ANY)
-        unused = self._queue.split(lambda name: len(name) > 32 or not self._custody.in_use(name))
+        until = time.monotonic() + _LOOK_S
+        # Who publishes waits meanwhile. What is not looked at comes to the front of the queue in time.
+        unused = self._queue.split(
+            lambda name: len(name) > 32 or (time.monotonic() < until and not self._custody.in_use(name))
+        )
         try:
             done = self._take(unused, goal, slack, _UNUSED)
         finally:
@@ -240,7 +222,7 @@ class Evictor:
         self._count_pinned()
         return any(self._take(self._queue, goal, slack, which) for which in (_COLD, _ANY))
 
-    def _take(self, queue: S3Fifo, goal: _Goal, slack: int, which: int) -> bool:
+    def _take(self, queue: S3Fifo, goal: Goal, slack: int, which: int) -> bool:
         """Evict from a queue until a goal is met. False if it does not have enough that may go."""
         cells = self._cells
         spared = 0

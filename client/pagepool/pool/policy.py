@@ -9,6 +9,7 @@ queue when it comes again. docs/benchmarks.md compares it with others on recorde
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -34,6 +35,39 @@ class Entry(NamedTuple):
     uses: int
     size: int
     name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What evicting is to come to.
+
+    Args:
+        size: bytes that are to fit.
+        base: what all may come to.
+        floor: what is left in any case for what is not pinned, nor about to be.
+        most_pinned: it is given up when more is pinned.
+    """
+
+    size: int
+    base: int
+    floor: int
+    most_pinned: float = float("inf")
+
+    def ceiling(self, bound: int) -> int:
+        """What all may come to: more than `base` where most of that is bound, by being pinned or fresh."""
+        return max(self.base, bound + self.floor)
+
+    def is_met(self, used: int, pinned: int, fresh: int, slack: int = 0) -> bool:
+        """Whether nothing more has to go.
+
+        Args:
+            used: bytes of everything.
+            pinned: of what has no names, and is in use.
+            fresh: of what overlays are about to look for.
+            slack: bytes that are to fit besides.
+        """
+        left = self.ceiling(pinned + fresh) - self.size
+        return left >= 0 and (used <= max(0, left - slack) or pinned > self.most_pinned)
 
 
 class S3Fifo:
@@ -144,15 +178,13 @@ class S3Fifo:
 
     def merge(self, part: S3Fifo) -> None:
         """Put back what is left of what was taken out, as what came last, and what that remembers."""
-        for queue, uses, size, name in part.entries():
-            if queue == 2:
-                self._remember(name, size)
-                continue
-            (self._small, self._main)[queue][name] = size
-            if uses:
-                self._uses[name] = uses
+        self._small.update(part._small)
+        self._main.update(part._main)
+        self._uses.update(part._uses)
         self._small_bytes += part._small_bytes
         self._main_bytes += part._main_bytes
+        for name, size in part._ghost.items():
+            self._remember(name, size)
 
     def _remember(self, name: bytes, size: int) -> None:
         self._ghost[name] = size
