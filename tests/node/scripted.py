@@ -103,13 +103,17 @@ class ScriptedNode:
         """The object of a file, under its second name."""
         return self.root / "fetched" / object_name(self.names[name].digest)
 
-    def overlay(self, name: str) -> Path:
-        """Mount the tree once more, read-only."""
+    def overlay(self, name: str, *, upper: bool = False) -> Path:
+        """Mount the tree once more, read-only, or with a directory for what is written."""
         at, root = self.root / "at" / name, self.root
         at.mkdir()
         layers = f"{root}/meta::{root}/pool/objects::{root}/lazy/fetch::{root}/fetched::{root}/lazy/fail"
         data = f"lowerdir={layers},metacopy=on,redirect_dir=on"
-        if _libc.mount(b"pagepool:test#1", os.fsencode(at), b"overlay", 1, data.encode()):
+        if upper:
+            for kind in ("upper", "work"):
+                (root / f"{kind}-{name}").mkdir()
+            data += f",upperdir={root}/upper-{name},workdir={root}/work-{name}"
+        if _libc.mount(b"pagepool:test#1", os.fsencode(at), b"overlay", 0 if upper else 1, data.encode()):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), data)
         self._overlays.append(at)
         return at

@@ -144,6 +144,32 @@ def test_forgetting_touches_only_ours(node: ScriptedNode) -> None:
     assert (at / "f1").read_bytes() == node.names["f1"].data
 
 
+def test_forgetting_changes_nothing(node: ScriptedNode) -> None:
+    """What was written is there, what is open goes on, and who could write still can; who could not cannot."""
+    fill(node)
+    written, read_only = node.overlay("written", upper=True), node.overlay("read")
+    options = [line.split(" ", 5)[5] for line in mounts_of(node)]
+    with (written / "f0").open("r+b", buffering=0) as file:
+        file.write(b"changed")
+        (written / "new").write_text("new")
+        assert forget() == 2
+        file.write(b" more")
+    assert forget() == 2
+    assert (written / "f0").read_bytes() == b"changed more" + node.names["f0"].data[12:]
+    assert (written / "new").read_text() == "new"
+    (written / "other").touch()
+    assert (read_only / "f0").read_bytes() == node.names["f0"].data
+    with pytest.raises(OSError, match="Read-only"):
+        (read_only / "other").touch()
+    assert [line.split(" ", 5)[5] for line in mounts_of(node)] == options
+
+
+def mounts_of(node: ScriptedNode) -> list[str]:
+    """The overlays of a node, as the kernel describes them."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if f" {node.root}/at/" in line]
+
+
 def forget() -> int:
     """The overlays of these tests forget what nobody has open."""
     return forget_unused(lambda source: source == "pagepool:test#1")
