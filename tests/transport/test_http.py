@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from pagepool import errors
@@ -189,3 +191,34 @@ def test_waits_grow_and_are_bounded() -> None:
     assert [policy.delay_s(failures) for failures in (1, 2, 3, 4, 5, 500)] == [1, 2, 4, 8, 10, 10]
     assert policy.delay_s(1, "5") == 5
     assert policy.delay_s(1, "500") == 10
+
+
+def test_a_forked_child_has_connections_of_its_own() -> None:
+    """Else it could read what its parent asked for."""
+    asked: list[Request] = []
+
+    def script(request: Request) -> Reply:
+        asked.append(request)
+        return Reply(200, request.query["n"].encode())
+
+    with scripted_server(script) as server, session(server.url) as link:
+        assert link.request(_call(params=(("n", "first"),))).content == b"first"
+        opened = link._client
+        child = os.fork()
+        if not child:
+            try:
+                other = link._client is not opened and not opened.is_closed
+                right = link.request(_call(params=(("n", "child"),))).content == b"child"
+                os._exit(0 if other and right else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert link._client is opened
+        assert link.request(_call(params=(("n", "last"),))).content == b"last"
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(0 if link._client is opened else 1)  # closed before, and stays it
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
