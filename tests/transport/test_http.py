@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -222,3 +223,26 @@ def test_a_forked_child_has_connections_of_its_own() -> None:
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("manifest app:1 is unknown", "manifest app:1 is unknown"),
+        ("", "manifest app:1 is unknown"),
+        (
+            "manifest for linux/s390x (the index offers linux/amd64) is unknown",
+            "manifest app:1 for linux/s390x (the index offers linux/amd64) is unknown",
+        ),
+    ],
+)
+def test_a_platform_that_an_image_is_not_for_is_named(message: str, expected: str) -> None:
+    body = json.dumps({"errors": [{"code": "MANIFEST_UNKNOWN", "message": message}]}).encode()
+    about = Subject(errors.ManifestUnknownError, "app:1", "app")
+    with (
+        scripted_server(lambda _: Reply(404, body)) as server,
+        session(server.url) as link,
+        pytest.raises(errors.ManifestUnknownError) as caught,
+    ):
+        link.request(Call("GET", "/x", about))
+    assert str(caught.value) == expected
