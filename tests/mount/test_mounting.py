@@ -300,6 +300,46 @@ Path({str(point)!r}, "file").write_bytes(b"x")
     assert mounted_at(point) is None
 
 
+_WAITING = """
+import os, signal, sys
+from pathlib import Path
+from pagepool.mount import mount_fuse
+from tests.mount.memoryfs import MemoryFileSystem
+with mount_fuse(MemoryFileSystem(), sys.argv[1], directory=Path(sys.argv[2])):
+    child = os.fork()
+    if not child:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_a_program_does_nothing_about(point: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """They end it, unmounted; and a child that it forked as ever."""
+    command = [sys.executable, "-c", _WAITING, str(point), str(tmp_path / "records")]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "-15\n"
+        assert mounted_at(point) is not None
+        program.send_signal(number)
+        assert program.wait(60) == 128 + number
+    assert mounted_at(point) is None
+
+
+def test_signals_are_given_back(point: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for handler in (signal.SIG_DFL, signal.SIG_IGN, lambda *_: None):
+            signal.signal(signal.SIGTERM, handler)
+            with mount_fuse(MemoryFileSystem(), point, directory=tmp_path / "records"):
+                assert (signal.getsignal(signal.SIGTERM) is handler) == (handler is not signal.SIG_DFL)
+            assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_children_let_go(point: Path, tmp_path: Path) -> None:
     """A child that a serving process forks neither unmounts at its end, nor keeps a mount whose server is killed."""
     program = f"""

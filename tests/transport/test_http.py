@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 
 from pagepool import errors
@@ -199,3 +202,57 @@ def test_authorities_are_read_once() -> None:
     assert _trusted.cache_info().misses <= 2  # of two, if an hour ends just now
     assert _trusted(True, 1) is _trusted(True, 1)
     assert _trusted(True, 1) is not _trusted(True, 2)
+
+
+def test_a_forked_child_has_connections_of_its_own() -> None:
+    """Else it could read what its parent asked for."""
+    asked: list[Request] = []
+
+    def script(request: Request) -> Reply:
+        asked.append(request)
+        return Reply(200, request.query["n"].encode())
+
+    with scripted_server(script) as server, session(server.url) as link:
+        assert link.request(_call(params=(("n", "first"),))).content == b"first"
+        opened = link._client
+        child = os.fork()
+        if not child:
+            try:
+                other = link._client is not opened and not opened.is_closed
+                right = link.request(_call(params=(("n", "child"),))).content == b"child"
+                os._exit(0 if other and right else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert link._client is opened
+        assert link.request(_call(params=(("n", "last"),))).content == b"last"
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(0 if link._client is opened else 1)  # closed before, and stays it
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("manifest app:1 is unknown", "manifest app:1 is unknown"),
+        ("", "manifest app:1 is unknown"),
+        (
+            "manifest for linux/s390x (the index offers linux/amd64) is unknown",
+            "manifest app:1 for linux/s390x (the index offers linux/amd64) is unknown",
+        ),
+    ],
+)
+def test_a_platform_that_an_image_is_not_for_is_named(message: str, expected: str) -> None:
+    body = json.dumps({"errors": [{"code": "MANIFEST_UNKNOWN", "message": message}]}).encode()
+    about = Subject(errors.ManifestUnknownError, "app:1", "app")
+    with (
+        scripted_server(lambda _: Reply(404, body)) as server,
+        session(server.url) as link,
+        pytest.raises(errors.ManifestUnknownError) as caught,
+    ):
+        link.request(Call("GET", "/x", about))
+    assert str(caught.value) == expected

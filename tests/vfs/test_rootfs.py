@@ -133,6 +133,11 @@ def test_opening_what_cannot_be_opened(root: Rootfs, path: str, mode: str, numbe
         root.open(path, mode)
     assert caught.value.errno == number
     assert caught.value.filename == path
+    if "r" in mode and "+" not in mode:
+        for read in (root.read_bytes, root.read_view, root.read_text):
+            with pytest.raises(OSError) as caught:  # noqa: PT011 # the errno says it
+                read(path)
+            assert (caught.value.errno, caught.value.filename) == (number, path)
 
 
 @pytest.mark.parametrize("mode", ["", "rw", "q", "rbt", "rr", "b"])

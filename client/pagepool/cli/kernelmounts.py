@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from pagepool.cli.nodes import node_client
 from pagepool.cli.progress import counting, spinner
 from pagepool.errors import UnreachableError, UnsupportedError
 from pagepool.mount import kernel
+from pagepool.upper import find_upper
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,11 +58,8 @@ def choose(wanted: str, state: Path, upper: Path | None, *, needs_fuse: bool = F
 
 def upper_backend(upper: Path) -> str | None:
     """Which backend has made the directory of an upper; None if it is new."""
-    try:
-        if json.loads((upper / "info.json").read_text()).get("backend") == "kernel":
-            return "kernel"
-    except (OSError, ValueError, AttributeError):
-        pass
+    if find_upper(upper) is not None:
+        return "kernel"
     try:
         return "fuse" if any(upper.iterdir()) else None
     except OSError:

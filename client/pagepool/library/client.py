@@ -123,7 +123,7 @@ class Client:
 
         Raises:
             ReferenceInvalidError: no reference, or one of another host.
-            ManifestUnknownError: there is no such image.
+            ManifestUnknownError, NameUnknownError: there is no such image, or none for the platform.
             PendingError: its layers are not read after `wait_s`.
             LayerInvalidError, ResponseError: it cannot be mounted.
             UnreachableError: the service cannot be reached.

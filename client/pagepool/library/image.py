@@ -114,6 +114,7 @@ class Image:
         Raises:
             TreeUnknownError: the service does not have it any more.
             UnreachableError: its tree file is not here, and the service cannot be reached.
+            DigestMismatchError: its tree file came with wrong bytes; opening again asks again.
         """
         fs, release = self.open_tree()
         return Rootfs(fs, release)

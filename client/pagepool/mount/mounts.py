@@ -19,7 +19,7 @@ import signal
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
+from threading import Lock, current_thread, main_thread
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import BusyError, NotFoundError, UnreachableError
@@ -29,7 +29,7 @@ from pagepool.mount.fuse.server import MAX_THREADS, FuseServer
 from pagepool.mount.mountinfo import FUSE_TYPE, is_dead, mounted_at, resolve
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     from pagepool.mount.records import MountRecord
     from pagepool.vfs.interface import FileSystem
@@ -40,6 +40,7 @@ _DETACHED_TIMEOUT_S: Final = 2.0
 _QUIET_TIMEOUT_S: Final = 10.0
 _READ_AHEAD_KIB: Final = 1024
 _HOLDERS_SHOWN: Final = 5
+_ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +73,12 @@ class Mount:
         self._pid = os.getpid()
         _mounts[path] = self
         atexit.register(self.close)
+        _take_signals()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this process serves it: not if that is the one that this was forked from."""
+        return os.getpid() == self._pid
 
     def unmount(self) -> None:
         """Unmount, and wait until everything is handled.
@@ -89,7 +96,7 @@ class Mount:
 
         Nor does it in a child of the process that serves it, which inherited it.
         """
-        if os.getpid() != self._pid:
+        if not self.is_own:
             return
         with self._lock:
             timeout_s = _END_TIMEOUT_S
@@ -102,6 +109,8 @@ class Mount:
             self._end(timeout_s)
         if _mounts.get(self.path) is self:
             del _mounts[self.path]
+        if not _mounts:
+            _give_signals_back()
         atexit.unregister(self.close)
 
     def _take_away(self) -> float:
@@ -139,6 +148,31 @@ class Mount:
         self.close()
 
 
+def _take_signals() -> None:
+    """See that signals which would end this program at once end it by an exception, so that it unmounts.
+
+    Only those that the program does nothing about, and only where that can be: in the main thread.
+    """
+    if current_thread() is main_thread():
+        for number in _ENDING:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _end)
+
+
+def _give_signals_back() -> None:
+    if current_thread() is main_thread():
+        for number in _ENDING:
+            if signal.getsignal(number) is _end:
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    if any(mount.is_own for mount in list(_mounts.values())):
+        raise SystemExit(128 + number)
+    os.kill(os.getpid(), number)
+
+
 def mount_fuse(
     filesystem: FileSystem,
     path: str | os.PathLike[str],
@@ -150,7 +184,8 @@ def mount_fuse(
 ) -> Mount:
     """Mount a file system, and serve it by threads of this process. Returns when it can be used.
 
-    Nobody else may change the file system meanwhile: the kernel keeps what it has seen.
+    Nobody else may change the file system meanwhile: the kernel keeps what it has seen. As long as there are mounts,
+    SIGTERM and SIGHUP raise SystemExit in the main thread, if this was called there and they had no handler.
 
     Args:
         filesystem: read-write unless it, or `options`, say otherwise; closed by the caller, after the mount.

@@ -14,7 +14,6 @@ Thread-safe.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -25,11 +24,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pagepool.digest import Digest
 from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedError
 from pagepool.linux.mounts import clone_mount
 from pagepool.mount import kernel
 from pagepool.node.records import MountRecord, read_records, write_record
-from pagepool.upper import check_upper, make_upper
+from pagepool.upper import UpperInfo, check_upper, find_upper, make_upper, make_work, read_upper_info
+from pagepool.upper.info import NAME, UPPER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from pagepool.node.sources import Source
 
 _ID_BYTES: Final = 6
-_FIRST_PROJECT: Final = 0x70700000
+_FIRST_PROJECT: Final = 1 << 30
 _TEMPORARY: Final = "temporary"
 """Marks a directory that goes with its mount."""
 _MARK: Final = f" - overlay {kernel.PREFIX}"
@@ -156,7 +157,7 @@ class NodeMounts:
         layers = kernel.Layers(
             places.tree_mounts / tree,
             data,
-            None if upper is None else upper / "upper",
+            None if upper is None else upper / UPPER,
             None if upper is None else upper / "work",
         )
         how = _How(f"{identity}:{wish.image}", upper is None or wish.read_only, wish.nosuid, wish.nodev)
@@ -181,22 +182,20 @@ class NodeMounts:
     def _prepare_upper(self, identity: str, source: Source, wish: MountWish) -> Path | None:
         if wish.upper is None and not wish.temporary:
             return None
-        upper = self._places.containers / identity if wish.upper is None else wish.upper
-        self._check_free(upper)
-        upper.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = self._check_info(upper, source)
-        if wish.upper is None:
-            (upper / _TEMPORARY).touch()
+        directory = self._places.containers / identity if wish.upper is None else wish.upper
+        self._check_free(directory)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._note_image(directory, source, wish)
         if wish.quota:
-            project = _FIRST_PROJECT + int(identity[:6], 16)
-            kernel.set_quota(upper, wish.quota, project)
-        (upper / "work").mkdir(mode=0o700, exist_ok=True)
-        if info is None:
-            make_upper(upper / "upper", source.tree)
-            self._write_info(upper, source, wish)
+            # A number that a directory has been given stays with what is in it.
+            project = kernel.project_of(directory) or _FIRST_PROJECT | secrets.randbits(30)
+            kernel.set_quota(directory, wish.quota, project)
+        make_work(directory / "work")
+        if (directory / UPPER).exists():
+            check_upper(directory / UPPER, source.tree, devices=wish.nodev)
         else:
-            check_upper(upper / "upper", source.tree, devices=wish.nodev)
-        return upper
+            make_upper(directory / UPPER, source.tree)
+        return directory
 
     def _check_free(self, upper: Path) -> None:
         for record in self.all():
@@ -205,40 +204,27 @@ class NodeMounts:
                 if any(other.upper == str(upper) for other in self.all()):
                     raise BusyError(f"{upper} is in use: it is mounted at {record.path}")
 
-    def _check_info(self, upper: Path, source: Source) -> dict[str, str] | None:
-        """What an upper that was used before says of itself.
+    def _note_image(self, directory: Path, source: Source, wish: MountWish) -> None:
+        """Note of which image an upper is; that is also how one that was used before is known.
 
         Raises:
             InvalidError: it is of another image, or none of ours.
         """
-        try:
-            found = json.loads((upper / "info.json").read_text())
-        except FileNotFoundError:
-            if any(upper.iterdir()):
-                raise InvalidError(str(upper), "is neither empty nor what a mount has written") from None
-            return None
-        except ValueError:
-            found = None
-        if not isinstance(found, dict) or found.get("backend") != "kernel":
-            raise InvalidError(str(upper), "is not what a kernel mount has written")
-        if found.get("tree") != source.record.tree:
-            raise InvalidError(str(upper), f"is of another image, {found.get('image')}, or of another version of it")
-        return found
-
-    def _write_info(self, upper: Path, source: Source, wish: MountWish) -> None:
         record = source.record
-        info = {
-            "version": 1,
-            "backend": "kernel",
-            "image": wish.image,
-            "repository": record.repository,
-            "url": record.url,
-            "tree": record.tree,
-            "manifest": record.manifest,
-        }
-        part = upper / ".info.json"
-        part.write_text(json.dumps(info))
-        part.rename(upper / "info.json")
+        tree = Digest("blake3", bytes.fromhex(record.tree))
+        if find_upper(directory) is not None or (directory / NAME).exists():
+            found = read_upper_info(directory / UPPER)
+            if found.tree != tree:
+                reason = f"is of another image, {found.image}, or of another version of it"
+                raise InvalidError(str(directory), reason)
+            return
+        if any(directory.iterdir()):
+            raise InvalidError(str(directory), "is neither empty nor what a kernel mount has written")
+        if wish.upper is None:
+            (directory / _TEMPORARY).touch()
+        manifest = Digest.parse(record.manifest) if record.manifest else None
+        info = UpperInfo(record.repository, record.url, tree, wish.image, manifest)
+        info.write(directory, durable=wish.upper is not None)
 
     def _mount_tree(self, tree: str, metadata: Path) -> None:
         """See that a metadata image is mounted, once."""

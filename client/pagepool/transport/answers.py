@@ -79,6 +79,12 @@ def _invalid(error: type[InvalidError]) -> _Maker:
     return lambda name, words: error(name, words.removeprefix(f"invalid {error.what} "))
 
 
+def _manifest_unknown(name: str, words: str) -> PagepoolError:
+    # What pagepool's service says where an image is there, and not for the platform that was asked for.
+    inner = words.removeprefix("manifest ").removesuffix(" is unknown")
+    return ManifestUnknownError(f"{name} {inner}" if inner.startswith("for ") else name)
+
+
 def _store_full(_: str, words: str) -> PagepoolError:
     return StoreFullError(words.removeprefix("the store is full: "))
 
@@ -95,7 +101,7 @@ _BY_CODE: dict[str, _Maker] = {
     "DIGEST_INVALID": _invalid(DigestInvalidError),
     "MANIFEST_BLOB_UNKNOWN": _invalid(ManifestBlobUnknownError),
     "MANIFEST_INVALID": _invalid(ManifestInvalidError),
-    "MANIFEST_UNKNOWN": _missing(ManifestUnknownError),
+    "MANIFEST_UNKNOWN": _manifest_unknown,
     "NAME_INVALID": _invalid(NameInvalidError),
     "NAME_UNKNOWN": _missing(NameUnknownError),
     "SIZE_INVALID": _invalid(SizeInvalidError),

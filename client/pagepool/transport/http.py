@@ -1,7 +1,8 @@
 """One server, spoken to over HTTP: connections, authentication, redirects, retries, errors.
 
 `Session` knows nothing of registries. A request is a `Call`; it either gives an answer with an expected
-status or raises one of pagepool's errors, never httpx's. Thread-safe: threads share the connections.
+status or raises one of pagepool's errors, never httpx's. Thread-safe: threads share the connections. A forked child
+makes its own.
 
 What may be tried again is tried again: connection errors and the statuses in `retry.RETRY_STATUSES`, as long
 as the call says it is repeatable. Not tried again is the very first connection to a server: it is most likely
@@ -13,13 +14,15 @@ Credentials are sent to the server's own origin only, whatever it redirects to o
 from __future__ import annotations
 
 import ipaddress
+import os
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Self
 
 import httpx
@@ -99,7 +102,8 @@ class Session:
         self.retry = retry or RetryPolicy()
         # A proxy from the environment cannot reach this machine's own loopback.
         trust_env = not is_loopback(self.base.host)
-        self._client = httpx.Client(
+        self._connect = partial(
+            httpx.Client,
             verify=_trusted(trust_env, int(time.monotonic() // _TRUSTED_S)) if verify is True else verify,
             timeout=timeout,
             transport=transport,
@@ -107,13 +111,19 @@ class Session:
             limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
             headers={"User-Agent": "pagepool", "Accept-Encoding": "identity"},
         )
+        self._opened: httpx.Client | None = self._connect()
+        self._parents: list[httpx.Client] = []
         self._authorizer = Authorizer(
-            self.where, self.base.scheme == "https", credentials or Credentials(), self._client.send
+            self.where,
+            self.base.scheme == "https",
+            credentials or Credentials(),
+            lambda request: self._client.send(request),
         )
         self._on_warning = on_warning
         self._warned: set[str] = set()
         self._lock = threading.Lock()
         self._met = False
+        _sessions.add(self)
 
     @property
     def where(self) -> str:
@@ -177,11 +187,29 @@ class Session:
         """Close all connections; requests of other threads fail."""
         self._client.close()
 
+    def leave_connections(self) -> None:
+        """In a forked child: leave the parent's connections, and make others once they are needed.
+
+        Both would read each other's answers. They are not closed: TLS would take leave of the server for the parent.
+        """
+        self._lock = threading.Lock()
+        if self._opened is not None and not self._opened.is_closed:
+            self._parents.append(self._opened)
+            self._opened = None
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def _client(self) -> httpx.Client:
+        opened = self._opened
+        if opened is None:
+            with self._lock:
+                opened = self._opened = self._opened or self._connect()
+        return opened
 
     def _with_retries(self, call: Call, finish: Callable[[httpx.Response, Call], httpx.Response]) -> httpx.Response:
         failures = 0
@@ -278,6 +306,17 @@ class Session:
             raise LimitError(f"the answer of {self.where} about {call.about.name}", len(body), call.limit)
         headers = [(name, value) for name, value in response.headers.multi_items() if name != "content-encoding"]
         return httpx.Response(response.status_code, headers=headers, content=body, request=response.request)
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _leave_connections() -> None:
+    for session in list(_sessions):
+        session.leave_connections()
+
+
+os.register_at_fork(after_in_child=_leave_connections)
 
 
 def parse_base(url: str) -> httpx.URL:

@@ -49,8 +49,12 @@ class UpperInfo:
     image: str = ""
     manifest: Digest | None = None
 
-    def write(self, directory: Path) -> None:
-        """Note it in the directory that the upper is in."""
+    def write(self, directory: Path, *, durable: bool = True) -> None:
+        """Note it in the directory that the upper is in.
+
+        Args:
+            durable: whether it is to survive a loss of power, which takes a moment.
+        """
         fields = {"image": self.image, "repository": self.repository, "url": self.url, "tree": str(self.tree)}
         if self.manifest is not None:
             fields["manifest"] = str(self.manifest)
@@ -58,7 +62,8 @@ class UpperInfo:
         with new.open("w") as file:
             file.write(json.dumps(fields, indent=1) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         new.rename(directory / NAME)
 
 

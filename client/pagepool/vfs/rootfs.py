@@ -109,9 +109,7 @@ class Rootfs:
         """
         readable, writable, kind = parse_mode(mode)
         ino = self._ino_to_write(path, kind) if writable else resolve(self.fs, path)
-        found = self.fs.attributes(ino).kind
-        if found is not Kind.REGULAR:
-            fail(errno.EISDIR if found is Kind.DIRECTORY else errno.ENXIO, os.fsencode(path))
+        _check_content(self.fs.attributes(ino), path)
         name = os.fsdecode(path)
         raw = RawFile(self.fs, ino, readable=readable, writable=writable, append=kind == "a", name=name)
         return buffered(raw, mode, buffering, **text)
@@ -123,7 +121,9 @@ class Rootfs:
     def read_view(self, path: AnyPath) -> memoryview:
         """All of a file, without a copy where its bytes are an image's."""
         ino = resolve(self.fs, path)
-        return self.fs.read(ino, 0, self.fs.attributes(ino).size)
+        found = self.fs.attributes(ino)
+        _check_content(found, path)
+        return self.fs.read(ino, 0, found.size)
 
     def read_text(self, path: AnyPath, encoding: str = "utf-8", errors: str = "strict") -> str:
         """All of a file, decoded."""
@@ -367,3 +367,9 @@ class MutableRootfs(Rootfs):
             else:
                 self._out.rmdir(parent, name)
             todo.pop()
+
+
+def _check_content(found: Attributes, path: AnyPath) -> None:
+    """Refuse to open what has no content: EISDIR, or ENXIO for devices, FIFOs and sockets."""
+    if found.kind is not Kind.REGULAR:
+        fail(errno.EISDIR if found.kind is Kind.DIRECTORY else errno.ENXIO, os.fsencode(path))
