@@ -136,7 +136,7 @@ def test_completion_completes() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pagepool.cli"], env=environment, capture_output=True, text=True, check=False, cwd="/"
     )
-    assert done.stdout.split() == ["plain,push", "plain,pull", "plain,profile"]
+    assert done.stdout.split() == ["plain,push", "plain,pull", "plain,ps", "plain,profile"]
 
 
 @pytest.mark.parametrize(
