@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import secrets
 import stat
 import subprocess
 import threading
@@ -41,11 +42,12 @@ from pagepool.mount.fuse.protocol import (
     parse_init,
     parse_name,
 )
+from pagepool.node.forgetting import find_overlays, forget_unused
 from pagepool.pool import Custody, Pool
 from pagepool.pool.layout import object_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.pool.helpers import Thing
 
@@ -59,22 +61,23 @@ class ScriptedNode:
     Args:
         root: see the module.
         budget: of the pool.
-        release: given to custody.
+        forgetting: whether overlays are asked to forget things before something is evicted.
     """
 
-    def __init__(self, root: Path, budget: int, release: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, root: Path, budget: int, *, forgetting: bool = False) -> None:
         self.root = root
         self.things: dict[bytes, Thing] = {}
         self.names: dict[str, Thing] = {}
         self.brought: list[bytes] = []
         self.refusals: list[str] = []
+        self.source = f"pagepool:test#{secrets.token_hex(6)}"
         self.later_s = 0.0  # that the clock is ahead
         self.mounted: set[bytes] = set()
         for name in ("fetched", "run", "lazy", "meta", "at"):
             (root / name).mkdir()
         self.custody = Custody(
             *(root / "run", root / "fetched", self.mounted.__contains__),
-            release=release,
+            release=self.forget if forgetting else lambda: None,
             fresh_s=5.0,
             clock=lambda: time.monotonic() + self.later_s,
         )
@@ -113,7 +116,7 @@ class ScriptedNode:
             for kind in ("upper", "work"):
                 (root / f"{kind}-{name}").mkdir()
             data += f",upperdir={root}/upper-{name},workdir={root}/work-{name}"
-        if _libc.mount(b"pagepool:test#1", os.fsencode(at), b"overlay", 0 if upper else 1, data.encode()):
+        if _libc.mount(self.source.encode(), os.fsencode(at), b"overlay", 0 if upper else 1, data.encode()):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), data)
         self._overlays.append(at)
         return at
@@ -132,6 +135,14 @@ class ScriptedNode:
         about = self.pool.stats()
         self.refusals.append(f"{reason}; {self.custody.pinned=} {self.custody.fresh=} {about}")
         return False
+
+    def forget(self) -> int:
+        """Have the overlays forget what nobody has open."""
+        return forget_unused(self.source.__eq__)
+
+    def is_mounted(self) -> bool:
+        """Whether an overlay is left, here or in a mount namespace that somebody made meanwhile."""
+        return any(True for _ in find_overlays(self.source.__eq__))
 
     def unmount(self, at: Path) -> None:
         """Unmount an overlay."""
@@ -218,10 +229,10 @@ def needs_overlays() -> None:
 
 
 @contextmanager
-def scripted_node(root: Path, budget: int, release: Callable[[], object] = lambda: None) -> Iterator[ScriptedNode]:
+def scripted_node(root: Path, budget: int, *, forgetting: bool = False) -> Iterator[ScriptedNode]:
     """A node; everything is unmounted at the end."""
     needs_overlays()
-    node = ScriptedNode(root.resolve(), budget, release)
+    node = ScriptedNode(root.resolve(), budget, forgetting=forgetting)
     try:
         yield node
     finally:
