@@ -90,8 +90,10 @@ def _nobody_but(holders: tuple[str, ...], what: str) -> Callable[[Module], Itera
 
 
 def _environment(module: Module) -> Iterator[Use]:
-    # A node's processes hand descriptors to each other in a variable that is no setting: nobody else sets it.
-    allowed = ("pagepool_service.settings", "pagepool.cli", "pagepool_service.commands", "pagepool.node.handover")
+    # A node's processes hand descriptors to each other in a variable that is no setting: nobody else sets it. And a
+    # node is started with little of the environment of whoever needed it first.
+    node = ("pagepool.node.handover", "pagepool.node.start")
+    allowed = ("pagepool_service.settings", "pagepool.cli", "pagepool_service.commands", *node)
     if not _below(module.name, *allowed):
         yield from (use for use in module.chains if use.name in _ENVIRONMENT)
         yield from (use for use in module.imports if use.name in _ENVIRONMENT)
