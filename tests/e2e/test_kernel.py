@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pagepool.library import Client
 from pagepool.node.client import KernelMountOptions
 from pagepool.oci import Reference
 from tests.support import umoci
@@ -131,3 +132,23 @@ def test_a_user_namespace_sees_the_same(
     found = pickle.loads(output)
     expected = {name: row._replace(xattrs=()) for name, row in unpacked("debian-new").items()}
     assert equal(expected, {name: row._replace(xattrs=()) for name, row in found.items()}) == {}
+
+
+def test_a_program_mounts_by_the_kernel(
+    images: dict[str, Path], service: Service, node: NodeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagepool.node.client.default_places", lambda: node.places)
+    push(service, images, "debian-new")
+    point = tmp_path / "mnt"
+    point.mkdir()
+    with Client(service.url, directory=tmp_path / "client") as client:
+        image = client.image("debian-new:1")
+        with image.mount(point, backend="kernel", upper=tmp_path / "upper") as mounted:
+            assert mounted.path == point
+            (point / "etc/hostname").write_text("ours\n")
+            assert [mount["path"] for mount in node.mounts()] == [str(point)]
+        assert not (point / "etc").exists()
+        with image.mount(point, backend="kernel", upper=tmp_path / "upper", read_only=True):
+            assert (point / "etc/hostname").read_text() == "ours\n"
+            with pytest.raises(OSError, match="Read-only"):
+                (point / "etc/hostname").write_text("more")
