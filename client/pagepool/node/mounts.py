@@ -151,6 +151,13 @@ class NodeMounts:
         self._forget(record)
         self._drop_unused()
 
+    def drop(self, tree: str) -> None:
+        """Nothing came of a mount of a tree: tell that the tree is not used, if it is not."""
+        with self._lock:
+            is_used = bool(self._making) or tree in self.trees_in_use()
+        if not is_used:
+            self._on_unused(tree)
+
     def _open(self, identity: str, tree: str, upper: Path | None, wish: MountWish) -> int:
         places = self._places
         data = (places.objects, places.lazy / "fetch", places.fetched, places.lazy / "fail")
@@ -290,8 +297,11 @@ class NodeMounts:
     def remove_orphans(self) -> None:
         """At the start of a node: remove what mounts of an earlier one have left, after a crash or a boot."""
         self.prune()
-        known = {record.id for record in self.all()}
-        for directory in self._places.containers.iterdir():
+        # In this order: one that is being made now is noted before its directory is there.
+        found = list(self._places.containers.iterdir())
+        with self._lock:
+            known = self._records.keys() | self._making
+        for directory in found:
             if directory.name not in known and (directory / _TEMPORARY).exists():
                 shutil.rmtree(directory, ignore_errors=True)
 

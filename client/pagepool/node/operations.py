@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from pagepool.node.filling import missing
 from pagepool.node.images import Resolved
 from pagepool.node.mounts import MountWish
 from pagepool.node.records import SourceRecord
-from pagepool.node.sources import open_session
 from pagepool.oci import Platform
 from pagepool.pool import Scrubber
 from pagepool.version import __version__
@@ -82,6 +81,16 @@ class Operations:
         """Make a mount, hand it over, and write it down once it is in its place."""
         worker = self._worker
         source, metadata, offline = self._open_source(request)
+        try:
+            return self._mount(channel, request, source, metadata, offline=offline)
+        except BaseException:
+            worker.mounts.drop(source.record.tree)
+            raise
+
+    def _mount(
+        self, channel: Channel, request: dict[str, Any], source: Source, metadata: Path, *, offline: bool
+    ) -> dict[str, Any]:
+        worker = self._worker
         config = self._config(source) if request.get("config") else None
         if request.get("eager"):
             self._fill(channel, source)
@@ -130,22 +139,16 @@ class Operations:
             identity_token=str(request.get("identity_token", "")),
             verify=bool(request.get("verify", True)),
         )
-        session = open_session(record, worker.options.timeout_s)
-        try:
-            resolved = self._resolve(session, record, request)
-            tree = resolved.tree
-            files = worker.images
-            opened, metadata = _both(
-                lambda: files.tree(session, record.repository, tree),
-                lambda: files.metadata(session, record.repository, tree),
-            )
-            opened.close()
-        finally:
-            session.close()
-        known = worker.sources.get(tree.hex)
-        lease = known.record.lease if known is not None else ""
-        fields = {**asdict(record), "tree": tree.hex, "manifest": resolved.manifest, "lease": lease}
-        return worker.sources.add(SourceRecord(**fields)), metadata, resolved.offline
+        session = worker.sessions.get(record)
+        resolved = self._resolve(session, record, request)
+        tree = resolved.tree
+        files = worker.images
+        _, metadata = _both(
+            lambda: files.tree(session, record.repository, tree),
+            lambda: files.metadata(session, record.repository, tree),
+        )
+        record = replace(record, tree=tree.hex, manifest=resolved.manifest)
+        return worker.sources.add(record), metadata, resolved.offline
 
     def _config(self, source: Source) -> str:
         """The image's configuration, as it is stored."""
@@ -188,6 +191,8 @@ class Operations:
             "filling": self._worker.filler.is_filling(source.record.tree),
             "server": source.record.url,
             "lease": bool(source.record.lease),
+            "last_error": None if source.failure is None else source.failure[1],
+            "last_error_at": None if source.failure is None else source.failure[0],
         }
 
     def lazy(self, _channel: Channel, _request: dict[str, Any]) -> list[str]:
@@ -270,7 +275,8 @@ class _Progress:
 
 
 def _both(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
-    """Do two things at the same time; an error of either is raised when both are done."""
+    """Do two things at the same time; an error of either is raised when both are done. It is the second one's that
+    takes the longer, if anything has to be fetched."""
     result: list[Any] = []
     error: list[Exception] = []
 
