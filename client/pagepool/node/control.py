@@ -30,6 +30,10 @@ _MOST_DESCRIPTORS: Final = 8
 log = logging.getLogger("pagepool.node")
 
 
+class NodeGoneError(UnreachableError):
+    """The node itself does not answer, or has ended in the middle. What it says of others is no such error."""
+
+
 class Channel:
     """One end of a conversation. Not thread-safe; close it.
 
@@ -178,7 +182,7 @@ def converse(
         what it answered.
 
     Raises:
-        UnreachableError: nobody answers there, or the node ended in the middle: it may have done what was asked.
+        NodeGoneError: nobody answers there, or the node ended in the middle: it may have done what was asked.
         PagepoolError, OSError: what it says went wrong.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -186,7 +190,7 @@ def converse(
         connection.connect(os.fspath(path))
     except OSError as error:
         connection.close()
-        raise UnreachableError(os.fspath(path), error.strerror or "no node") from error
+        raise NodeGoneError(os.fspath(path), error.strerror or "no node") from error
     channel = Channel(connection)
     try:
         channel.send(request)
@@ -200,7 +204,7 @@ def converse(
             elif take is not None:
                 take(channel, answer)
     except ConnectionError as error:
-        raise UnreachableError(os.fspath(path), error.strerror or "the node ended") from error
+        raise NodeGoneError(os.fspath(path), error.strerror or "the node ended") from error
     finally:
         channel.close()
-    raise UnreachableError(os.fspath(path), "the node ended in the middle")
+    raise NodeGoneError(os.fspath(path), "the node ended in the middle")

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from pagepool.errors import InvalidError, UnreachableError
 from pagepool.image.erofs import INLINE_MAX
 from pagepool.node.filling import missing
 from pagepool.node.images import Resolved
-from pagepool.node.mounts import MountWish
+from pagepool.node.mounts import MountWish, mounts_alive
 from pagepool.node.records import SourceRecord
 from pagepool.oci import Platform
 from pagepool.pool import Scrubber
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pagepool.node.control import Channel
+    from pagepool.node.records import MountRecord
     from pagepool.node.sources import Source
     from pagepool.node.worker import Worker
 
@@ -82,6 +84,8 @@ class Operations:
         worker = self._worker
         source, metadata, offline = self._open_source(request)
         try:
+            if request.get("mounted"):
+                return self._take_over(request, source, offline=offline)
             return self._mount(channel, request, source, metadata, offline=offline)
         except BaseException:
             worker.mounts.drop(source.record.tree)
@@ -91,6 +95,7 @@ class Operations:
         self, channel: Channel, request: dict[str, Any], source: Source, metadata: Path, *, offline: bool
     ) -> dict[str, Any]:
         worker = self._worker
+        _check_seen(request)
         config = self._config(source) if request.get("config") else None
         if request.get("eager"):
             self._fill(channel, source)
@@ -117,12 +122,28 @@ class Operations:
             if answer is None or not answer.get("attached"):
                 raise ConnectionAbortedError("who asked for the mount has gone")
         except BaseException:
-            worker.mounts.abandon(record)
+            if record.id not in mounts_alive():
+                worker.mounts.abandon(record)
+                raise
+            # Whoever asked died between putting it into its place and saying so.
+            worker.mounts.attached(record)
             raise
+        return self._mounted(record, source, config, fill=bool(request.get("fill", True)), offline=offline)
+
+    def _take_over(self, request: dict[str, Any], source: Source, *, offline: bool) -> dict[str, Any]:
+        """A mount that is in its place already: the worker that made it has died just then."""
+        record = self._worker.mounts.find(str(request["mounted"]))
+        config = self._config(source) if request.get("config") else None
+        return self._mounted(record, source, config, fill=bool(request.get("fill", True)), offline=offline)
+
+    def _mounted(
+        self, record: MountRecord, source: Source, config: str | None, *, fill: bool, offline: bool
+    ) -> dict[str, Any]:
+        worker = self._worker
         record = worker.mounts.attached(record)
         worker.sources.update(record.tree, released=0.0)
         worker.leases.want(record.tree)
-        if worker.options.fill and request.get("fill", True):
+        if worker.options.fill and fill:
             worker.filler.complete(source)
         return {**asdict(record), "offline": offline, "manifest": source.record.manifest, "config": config}
 
@@ -251,9 +272,23 @@ class Operations:
 
     def stop(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
         """End the node. What is mounted stays, and reads what is here."""
+        self._worker.mounts.prune()
         mounted = len(self._worker.mounts.all())
         threading.Timer(0.05, self._worker.stop).start()
         return {"mounts": mounted}
+
+
+def _check_seen(request: dict[str, Any]) -> None:
+    """Whoever asks may be in another mount namespace: his directory is not ours then, though it is called the same."""
+    if not request.get("upper") or not request.get("upper_seen"):
+        return
+    place, *identity = request["upper_seen"]
+    found: list[int] = []
+    with suppress(OSError):
+        status = Path(place).stat()
+        found = [status.st_dev, status.st_ino]
+    if found != identity:
+        raise InvalidError(str(request["upper"]), "is another directory to the node, or none: see mount namespaces")
 
 
 class _Progress:

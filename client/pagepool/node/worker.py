@@ -82,7 +82,7 @@ class Worker:
         self._is_set_up = False
         descriptors = guard.descriptors()
         self.custody = Custody(places.run, places.fetched, self._in_use, release=self._forget_unused)
-        initial = default_budget(places.state)
+        initial = _initial_budget(places)
         self.pool = Pool.open(
             places.pool, budget=options.budget, initial=initial, reserve=options.reserve, custody=self.custody
         )
@@ -181,3 +181,11 @@ class Worker:
     def _on_unused(self, tree: str) -> None:
         self.leases.release(tree)
         self.sources.update(tree, released=time.time(), lease="")
+
+
+def _initial_budget(places: NodePlaces) -> int:
+    """Most bytes of a pool when nothing else was said. A pool image is for nothing but pool and uppers."""
+    if not places.pool_image.exists():
+        return default_budget(places.state)
+    status = os.statvfs(places.state)
+    return status.f_blocks * status.f_frsize // 2
