@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 _GLANCE_S: Final = 0.005
 _AGAIN_S: Final = 0.1
 _REMEMBERED_S: Final = 86400.0
-_LINGER_S: Final = 600.0
-"""Longer than any request that was begun over connections that are not used any more."""
 _ATTEMPTS: Final = 3
 _DONTCACHE: Final = 0x80  # RWF_DONTCACHE, linux/fs.h
 
@@ -119,6 +117,7 @@ class Sources:
         self._on_large = on_large
         self._lock = threading.Lock()
         self._sources: OrderedDict[str, Source] = OrderedDict()
+        self._adding = threading.Lock()
         self._replaced: list[tuple[float, Source]] = []
         self._in_use = ObjectsInUse()
         self._lazy: dict[bytes, float] = {}
@@ -144,9 +143,10 @@ class Sources:
         Raises:
             OSError, CorruptError: its tree file is not in its place.
         """
-        known = self._take_up(record)
-        if known is not None:
-            return known
+        with self._adding:
+            return self._take_up(record) or self._add(record)
+
+    def _add(self, record: SourceRecord) -> Source:
         former = self._sources.get(record.tree)
         if former is not None and (former.record.url, former.record.repository) == (record.url, record.repository):
             record = replace(record, lease=former.record.lease)
@@ -207,7 +207,7 @@ class Sources:
         """Forget the trees whose last mount went long ago; they are closed."""
         self._in_use.settle()
         with self._lock:
-            old = [one for since, one in self._replaced if since < time.monotonic() - _LINGER_S]
+            old = [one for since, one in self._replaced if since < time.monotonic() - _REMEMBERED_S]
             self._replaced = [pair for pair in self._replaced if pair[1] not in old]
             gone = [
                 one
