@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -42,7 +43,7 @@ _ID_BYTES: Final = 6
 _FIRST_PROJECT: Final = 1 << 30
 _TEMPORARY: Final = "temporary"
 """Marks a directory that goes with its mount."""
-_MARK: Final = f" - overlay {kernel.PREFIX}"
+_MARK: Final = re.compile(f" - overlay {kernel.PREFIX}([^: ]+)".encode())
 
 log = logging.getLogger("pagepool.node")
 
@@ -200,7 +201,8 @@ class NodeMounts:
         status = directory.stat()
         key = (status.st_dev, status.st_ino)
         was_empty = not any(directory.iterdir())
-        self._take_upper(directory, key)
+        if wish.upper is not None:
+            self._take_upper(directory, key)
         try:
             self._prepare_upper(directory, source, wish)
             yield directory
@@ -241,7 +243,8 @@ class NodeMounts:
 
     def _check_free(self, upper: Path) -> None:
         for pruned in (False, True):
-            users = [record for record in self.all() if record.upper and _is_same(Path(record.upper), upper)]
+            kept = [record for record in self.all() if record.upper and not record.temporary]
+            users = [record for record in kept if _is_same(Path(record.upper), upper)]
             if not users:
                 return
             if pruned:
@@ -391,16 +394,15 @@ def mounts_alive() -> set[str]:
     """The ids of the kernel mounts that some mount namespace of the machine has."""
     seen: set[str] = set()
     found: set[str] = set()
-    for process in (Path("/proc/self"), *(path for path in Path("/proc").iterdir() if path.name.isdecimal())):
+    for name in ("self", *(name for name in os.listdir("/proc") if name.isdecimal())):  # noqa: PTH208 - much faster
+        process = f"/proc/{name}"
         try:
-            namespace = str((process / "ns/mnt").readlink())
+            namespace = os.readlink(f"{process}/ns/mnt")  # noqa: PTH115 - likewise
             if namespace in seen:
                 continue
-            text = (process / "mountinfo").read_text(errors="surrogateescape")
+            text = Path(f"{process}/mountinfo").read_bytes()
         except OSError:
             continue
         seen.add(namespace)
-        for line in text.splitlines():
-            if _MARK in line:
-                found.add(line.partition(_MARK)[2].split(" ")[0].partition(":")[0])
+        found.update(identity.decode(errors="replace") for identity in _MARK.findall(text))
     return found
