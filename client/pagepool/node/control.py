@@ -9,11 +9,13 @@ Errors keep their class over the socket as far as pagepool has it: see `encode_e
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 _LIMIT: Final = 16 << 20
 _CHUNK: Final = 64 << 10
 _MOST_DESCRIPTORS: Final = 8
+_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EINTR)
+_AGAIN_S: Final = 0.1
 
 log = logging.getLogger("pagepool.node")
 
@@ -114,9 +118,17 @@ class ControlServer:
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
-                log.info("no more commands are taken: %s", error)
-                return
-            threading.Thread(target=self._converse, args=(Channel(connection),), daemon=True).start()
+                if error.errno not in _PASSING:
+                    log.info("no more commands are taken: %s", error)
+                    return
+                log.warning("a command has to wait: %s", error)
+                time.sleep(_AGAIN_S)
+                continue
+            try:
+                threading.Thread(target=self._converse, args=(Channel(connection),), daemon=True).start()
+            except RuntimeError as error:
+                log.warning("a command is refused: %s", error)
+                connection.close()
 
     def _converse(self, channel: Channel) -> None:
         try:

@@ -15,6 +15,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT_S: Final = 60.0
 _LOOK_S: Final = 0.02
+_MOST_OPEN: Final = 8192
 _CGROUP: Final = "pagepool-node"
 _ENVIRONMENT: Final = (
     "PATH",
@@ -315,6 +317,14 @@ def own_cgroups() -> Iterator[Path]:
         yield top / _CGROUP
 
 
+def _raise_limit() -> None:
+    """A shell's limit of open files is small for hundreds of mounts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_OPEN if hard == resource.RLIM_INFINITY else min(_MOST_OPEN, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main(words: Sequence[str]) -> Any:
     """The program `python -m pagepool.node`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -324,6 +334,7 @@ def main(words: Sequence[str]) -> Any:
         if action == "start":
             start(places, options)
         else:
+            _raise_limit()
             Worker(places, options, Guard(places.run)).run()
     except (PagepoolError, OSError) as error:
         # `ensure_node` reads it; in the log it says as much.
