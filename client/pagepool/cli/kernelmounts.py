@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pagepool.cli import output
@@ -11,6 +11,8 @@ from pagepool.cli.nodes import node_client
 from pagepool.cli.progress import counting, spinner
 from pagepool.errors import UnreachableError, UnsupportedError
 from pagepool.mount import kernel
+from pagepool.node.mounts import mounts_alive
+from pagepool.node.records import MountRecord, read_records
 from pagepool.upper import find_upper
 
 if TYPE_CHECKING:
@@ -94,11 +96,14 @@ def mount_kernel(
 
 
 def kernel_rows() -> list[dict[str, Any]]:
-    """The mounts of the node, as the commands show them; none if it is not running."""
+    """The mounts of the node, as the commands show them; if it is not running, those it has noted that are there."""
+    node = node_client()
     try:
-        return [kernel_row(fields) for fields in node_client().mounts()]
+        return [kernel_row(fields) for fields in node.mounts()]
     except UnreachableError:
-        return []
+        alive = mounts_alive()
+        records = [record for record in read_records(node.places.mounts, MountRecord) if record.id in alive]
+        return [kernel_row({**asdict(record), "served": False, "local": False}) for record in records]
 
 
 def kernel_row(fields: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +123,12 @@ def kernel_row(fields: dict[str, Any]) -> dict[str, Any]:
 def state_of(row: dict[str, Any]) -> str:
     """How a mount is, in a few words."""
     kind = "dead" if row["dead"] else "read-only" if row["read_only"] else "writable"
+    return _how_local(kind, row) + (f"; {output.printable(row['last_error'])}" if row.get("last_error") else "")
+
+
+def _how_local(kind: str, row: dict[str, Any]) -> str:
+    if not row.get("served", True):
+        return f"{kind}, the node is not running"
     if row.get("local"):
         return f"{kind}, fully local"
     if row.get("lazily_read"):

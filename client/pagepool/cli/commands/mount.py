@@ -117,6 +117,10 @@ def command(
         raise click.UsageError("Missing argument 'DIR': where to mount the image.")
     if not path.is_dir():
         raise InvalidError(str(path), "is no directory to mount upon; make one")
+    if temporary and (upper is not None or read_only):
+        raise click.UsageError("--rw excludes --upper and --ro.")
+    if quota and upper is None and not temporary:
+        raise click.UsageError("--quota is for what can be written: give --upper or --rw, too.")
     reference = on_server(reference)
     others = os.geteuid() == 0 if allow_other is None else allow_other
     choice = choose(backend, node_client().places.state, upper, needs_fuse=foreground or options["pool"] is not None)
