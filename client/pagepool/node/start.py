@@ -23,8 +23,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pagepool.errors import BusyError, PagepoolError, UnreachableError, UnsupportedError
+from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableError, UnsupportedError
 from pagepool.linux import boot_id
+from pagepool.mount import kernel
 from pagepool.mount.device import unmount_device
 from pagepool.node.control import converse
 from pagepool.node.guard import Guard
@@ -104,6 +105,7 @@ def arguments(places: NodePlaces, options: WorkerOptions) -> list[str]:
     words = ["--state", str(places.state), "--run", str(places.run), "--timeout", str(options.timeout_s)]
     words += ["--large", str(options.large)]
     words += [] if options.budget is None else ["--budget", str(options.budget)]
+    words += [] if options.pool_image is None else ["--pool-image", str(options.pool_image)]
     return words + ["--no-fill"] * (not options.fill) + ["--no-profiles"] * (not options.profiles)
 
 
@@ -116,10 +118,18 @@ def parse(words: Sequence[str]) -> tuple[str, NodePlaces, WorkerOptions]:
     parser.add_argument("--timeout", type=float, default=30.0)
     parser.add_argument("--large", type=int, default=WorkerOptions().large)
     parser.add_argument("--budget", type=int)
+    parser.add_argument("--pool-image", type=int)
     parser.add_argument("--no-fill", action="store_true")
     parser.add_argument("--no-profiles", action="store_true")
     found = parser.parse_args(words)
-    options = WorkerOptions(found.budget, found.timeout, found.large, not found.no_fill, not found.no_profiles)
+    options = WorkerOptions(
+        found.budget,
+        found.timeout,
+        found.large,
+        not found.no_fill,
+        not found.no_profiles,
+        pool_image=found.pool_image,
+    )
     return found.action, NodePlaces(found.state, found.run), options
 
 
@@ -136,6 +146,7 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         if is_running(places):
             return
         os.umask(0o022)
+        _mount_pool_image(places, options.pool_image)
         _forget_other_boot(places)
         _leave_cgroup()
         _clear(places)
@@ -199,6 +210,24 @@ def _forget_other_boot(places: NodePlaces) -> None:
             shutil.rmtree(directory, ignore_errors=True)
     places.make()
     note.write_bytes(boot_id())
+
+
+def _mount_pool_image(places: NodePlaces, size: int | None) -> None:
+    """Mount the file system that a node keeps everything on, if it has one of its own; make it if it is to have one.
+
+    Raises:
+        InvalidError: there is a pool already that is not on it.
+        PagepoolError, OSError: it cannot be made, or mounted.
+    """
+    file = places.pool_image
+    if not file.exists():
+        if size is None:
+            return
+        if places.pool.exists():
+            raise InvalidError(str(places.state), "has a pool that is on no pool image; take another --node-state")
+        kernel.PoolImage.create(file, size)
+    kernel.PoolImage(file).mount(places.state)
+    places.make()
 
 
 def _is_temporary(directory: Path) -> bool:
