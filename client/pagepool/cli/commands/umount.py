@@ -8,15 +8,16 @@ from pathlib import Path
 import click
 
 from pagepool.cli import output
+from pagepool.cli.kernelmounts import kernel_paths
 from pagepool.cli.nodes import node_client, node_options
 from pagepool.cli.options import output_options
-from pagepool.mount import default_directory, list_mounts, unmount
+from pagepool.mount import MountUnknownError, default_directory, list_mounts, unmount
 from pagepool.mount.kernel import list_kernel_mounts
 
 
 @click.command(name="umount", short_help="Unmount images.")
 @click.argument("paths", metavar="DIR...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("-a", "--all", "everything", is_flag=True, help="All mounts that `pagepool mount` lists.")
+@click.option("-a", "--all", "everything", is_flag=True, help="All mounts, but those of `pagepool run`.")
 @click.option("-f", "--force", is_flag=True, help="Also those in use: whoever uses them gets errors.")
 @output_options
 @node_options
@@ -35,13 +36,21 @@ def command(paths: tuple[Path, ...], everything: bool, force: bool) -> None:
         raise click.UsageError("Give either directories or --all.")
     kernels = {one.path for one in list_kernel_mounts()}
     if everything:
-        paths = (*kernels, *(Path(one.path) for one in list_mounts(default_directory())))
+        paths = (*kernel_paths(), *(Path(one.path) for one in list_mounts(default_directory())))
     for path in paths:
-        if Path(os.path.realpath(path)) in kernels:
-            node_client().unmount(path, force=force)
-        else:
-            unmount(path, force=force)
+        _unmount(path, kernels, force)
         if not output.current().json:
             output.note(f"unmounted {path}")
     if output.current().json:
         output.print_json({"unmounted": [str(path) for path in paths]})
+
+
+def _unmount(path: Path, kernels: set[Path], force: bool) -> None:
+    if Path(os.path.realpath(path)) in kernels:
+        try:
+            node_client().unmount(path, force=force)
+        except MountUnknownError:  # what is on top is not the kernel's
+            pass
+        else:
+            return
+    unmount(path, force=force)
