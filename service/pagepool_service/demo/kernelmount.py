@@ -90,15 +90,18 @@ def mount_by_kernel(url: str, reference: Reference, state: Path, *, run: bool) -
     words = [str(os.getpid()), url, str(reference), str(state), "run" if run else ""]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PAGEPOOL_")}
     environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "pagepool_service.demo.kernelmount", *words],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "pagepool_service.demo.kernelmount", *words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UnsupportedError(f"it took more than {_TIMEOUT_S:.0f} s") from None
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:

@@ -67,7 +67,7 @@ def _mounted(found: Reading) -> str:
         how = "It was mounted by FUSE, too, and listed." if found.mounted else f"Not mounted: {found.not_mounted}"
         return f"{how}\nNot mounted by the kernel: {found.not_kernel}"
     shown, size = found.kernel, human_size(found.kernel.bytes)
-    ran = f" {shown.program} ran from it: {shown.said}" if shown.program else ""
+    ran = f"\n{shown.program} ran from it: {shown.said[:60]}." if shown.program else ""
     return (
         f"Mounted by the kernel ({shown.backend}), in {1000 * shown.mount_s:.0f} ms. All {shown.files} files,\n"
         f"{size}, were read there as any program reads them, and have their digests.{ran}"
