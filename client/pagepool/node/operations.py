@@ -260,8 +260,7 @@ class Operations:
     def scrub(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
         """Compare all of the pool's objects with their names, as fast as they can be read."""
         worker = self._worker
-        scrubber = Scrubber(worker.pool, worker.scrubbing.repair)
-        report = scrubber.run()
+        report = Scrubber(worker.pool, worker.scrubbing.repair).run(everything=True)
         if report.damaged:
             worker.scrubbing.release()
         damaged = [

@@ -5,6 +5,7 @@
     STATE/fetched/ab/cdef…    second names of objects that were just fetched, for a minute
     STATE/trees/HEX           tree files; HEX.erofs metadata images
     STATE/containers/ID/      upper, work, info.json: what one mount has written
+    STATE.xfs                 with --pool-image: the file system that is mounted at STATE
     RUN/control.sock          where commands ask
     RUN/sources/HEX.json      which service a tree comes from, and with which credentials
     RUN/mounts/ID.json        what is mounted

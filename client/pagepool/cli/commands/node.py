@@ -67,7 +67,7 @@ def command(context: click.Context) -> None:
     "--pool-image",
     type=SizeType(),
     metavar="SIZE",
-    help="Keep the pool on an XFS file system of this size in a file: copies of large files share their bytes.",
+    help="Keep all on an XFS of this size, in a file beside --node-state: copies of large files share their bytes.",
 )
 @output_options
 @node_options
@@ -84,7 +84,7 @@ def start(budget: int | None, timeout_s: float, large: int, fill: bool, profiles
     from pagepool.node.worker import WorkerOptions
 
     client = node_client()
-    options = WorkerOptions(budget, timeout_s, large, fill, profiles, pool_image)
+    options = WorkerOptions(budget, timeout_s, large, fill, profiles, pool_image=pool_image)
     started = ensure_node(client.places, options)
     if output.current().json:
         output.print_json({"started": started, **client.status()})

@@ -8,17 +8,17 @@ from pathlib import Path
 import click
 
 from pagepool.cli import output
+from pagepool.cli.kernelmounts import kernel_paths
 from pagepool.cli.nodes import node_client, node_options
 from pagepool.cli.options import output_options
 from pagepool.errors import PagepoolError
-from pagepool.mount import default_directory, list_mounts, unmount
-from pagepool.mount.kernel import KernelMount, list_kernel_mounts
-from pagepool.node.records import MountRecord, read_records
+from pagepool.mount import MountUnknownError, default_directory, list_mounts, unmount
+from pagepool.mount.kernel import list_kernel_mounts
 
 
 @click.command(name="umount", short_help="Unmount images.")
 @click.argument("paths", metavar="DIR...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("-a", "--all", "everything", is_flag=True, help="All mounts that `pagepool mount` lists.")
+@click.option("-a", "--all", "everything", is_flag=True, help="All mounts, but those of `pagepool run`.")
 @click.option("-f", "--force", is_flag=True, help="Also those in use: whoever uses them gets errors.")
 @output_options
 @node_options
@@ -38,15 +38,12 @@ def command(paths: tuple[Path, ...], everything: bool, force: bool) -> None:
         raise click.UsageError("Give either directories or --all.")
     kernels = list_kernel_mounts()
     if everything:
-        paths = (*_of_the_node(kernels), *(Path(one.path) for one in list_mounts(default_directory())))
+        paths = (*reversed(kernel_paths()), *(Path(one.path) for one in list_mounts(default_directory())))
     done: list[str] = []
     failures: list[PagepoolError | OSError] = []
     for path in paths:
         try:
-            if Path(os.path.realpath(path)) in {one.path for one in kernels}:
-                node_client().unmount(path, force=force)
-            else:
-                unmount(path, force=force)
+            _unmount(path, {one.path for one in kernels}, force)
         except (PagepoolError, OSError) as error:
             if not everything:
                 raise
@@ -63,8 +60,12 @@ def command(paths: tuple[Path, ...], everything: bool, force: bool) -> None:
         raise failures[0]
 
 
-def _of_the_node(kernels: list[KernelMount]) -> list[Path]:
-    """The mounts that were asked for by `pagepool mount`: last ones first, as they may be in each other."""
-    records = {record.id: record for record in read_records(node_client().places.mounts, MountRecord)}
-    ours = [(one, records.get(one.source.partition(":")[0])) for one in reversed(kernels)]
-    return [one.path for one, record in ours if record is not None and not record.owner]
+def _unmount(path: Path, kernels: set[Path], force: bool) -> None:
+    if Path(os.path.realpath(path)) in kernels:
+        try:
+            node_client().unmount(path, force=force)
+        except MountUnknownError:  # what is on top is not the kernel's
+            pass
+        else:
+            return
+    unmount(path, force=force)
