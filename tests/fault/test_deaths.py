@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from pagepool.node.client import NodeClient
 
-SECONDS = float(os.environ.get("PAGEPOOL_DEATH_SECONDS", "15"))
+SECONDS = float(os.environ.get("PAGEPOOL_DEATH_SECONDS", "10"))
 CONTAINERS = 8
 OPTIONS = WorkerOptions(timeout_s=60.0, fill=False, profiles=False, large=1 << 20)
 PATIENCE_S = 120.0
