@@ -1,7 +1,7 @@
 """What holds for every test.
 
 In CI a test that is skipped has failed, unless its reason is known and accepted. And what tests start can be
-interrupted, however the tests themselves were started.
+interrupted, and what they make can be read by other users, however the tests themselves were started.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ settings.load_profile("pagepool")
 
 
 def pytest_configure() -> None:
-    """Give programs that tests start the signals that a shell's `&` or nohup made this one ignore.
+    """Give programs that tests start the signals that a shell's `&` or nohup made this one ignore, and a usual umask.
 
     Ignored signals are inherited, handlers are not: with one that does nothing it is still ignored here.
     """
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+    # Other users have to reach what tests make for them.
+    os.umask(0o022)
 
 
 @pytest.hookimpl(wrapper=True)
