@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pagepool.library import Client
 from pagepool.node.client import KernelMountOptions
 from pagepool.oci import Reference
 from tests.support import umoci
@@ -15,11 +20,12 @@ from tests.support.nodeserver import running_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from pagepool.node.client import NodeClient
     from tests.support.server import Service
     from tests.support.umoci import Row
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -94,3 +100,55 @@ def test_what_is_written_is_the_containers_own(
         assert (first / "etc/passwd").read_bytes() == b"changed"
         assert (first / "new").read_bytes() == b"x" * 10000
     assert not any((node.places.containers).iterdir())
+
+
+def test_a_user_namespace_sees_the_same(
+    images: dict[str, Path],
+    unpacked: Callable[[str], dict[bytes, Row]],
+    service: Service,
+    node: NodeClient,
+    tmp_path: Path,
+) -> None:
+    """All ids mapped to themselves: what is seen does not depend on who looks, but for what only root may see."""
+    push(service, images, "debian-new")
+    point = tmp_path / "mnt"
+    point.mkdir()
+    program_text = (
+        "import ctypes, pickle, sys, time; from pathlib import Path; from tests.support import umoci; "
+        "assert not ctypes.CDLL(None).unshare(0x10000000); print(flush=True); sys.stdin.readline(); "  # CLONE_NEWUSER
+        f"pickle.dump(umoci.describe(Path({str(point)!r}), time.time_ns()), sys.stdout.buffer)"
+    )
+    command = [sys.executable, "-c", program_text]
+    with (
+        node.mount(service.url, reference("debian-new"), point),
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{process.pid}/{name}").write_text("0 0 65536\n")
+        output, _ = process.communicate(b"\n")
+    assert process.returncode == 0
+    found = pickle.loads(output)
+    expected = {name: row._replace(xattrs=()) for name, row in unpacked("debian-new").items()}
+    assert equal(expected, {name: row._replace(xattrs=()) for name, row in found.items()}) == {}
+
+
+def test_a_program_mounts_by_the_kernel(
+    images: dict[str, Path], service: Service, node: NodeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagepool.node.client.default_places", lambda: node.places)
+    push(service, images, "debian-new")
+    point = tmp_path / "mnt"
+    point.mkdir()
+    with Client(service.url, directory=tmp_path / "client") as client:
+        image = client.image("debian-new:1")
+        with image.mount(point, backend="kernel", upper=tmp_path / "upper") as mounted:
+            assert mounted.path == point
+            (point / "etc/hostname").write_text("ours\n")
+            assert [mount["path"] for mount in node.mounts()] == [str(point)]
+        assert not (point / "etc").exists()
+        with image.mount(point, backend="kernel", upper=tmp_path / "upper", read_only=True):
+            assert (point / "etc/hostname").read_text() == "ours\n"
+            with pytest.raises(OSError, match="Read-only"):
+                (point / "etc/hostname").write_text("more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, overload
 
 from pagepool.content import Ticker, TreeContent
 from pagepool.errors import ManifestInvalidError, ManifestUnknownError, StoreFullError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pagepool.library.client import Client
     from pagepool.library.mounted import Backend, MountedImage
     from pagepool.library.overlay import Overlay
+    from pagepool.node.client import KernelMount
     from pagepool.oci import Config, Reference
     from pagepool.transport.trees import PoolPlace
 
@@ -134,6 +135,21 @@ class Image:
 
         return Overlay.open_image(self, directory)
 
+    @overload
+    def mount(
+        self,
+        path: str | Path,
+        *,
+        upper: str | Path | None = None,
+        read_only: bool = False,
+        backend: Literal["fuse"] = "fuse",
+    ) -> MountedImage: ...
+
+    @overload
+    def mount(
+        self, path: str | Path, *, upper: str | Path | None = None, read_only: bool = False, backend: Literal["kernel"]
+    ) -> KernelMount: ...
+
     def mount(
         self,
         path: str | Path,
@@ -141,23 +157,27 @@ class Image:
         upper: str | Path | None = None,
         read_only: bool = False,
         backend: Backend = "fuse",
-    ) -> MountedImage:
-        """Mount its file system, served by threads of this process. Unmount what comes back.
+    ) -> MountedImage | KernelMount:
+        """Mount its file system. Unmount what comes back, or use it as a context manager.
 
         Args:
             path: an existing directory.
-            upper: directory of an overlay, which takes what is written; without it nothing can be.
-            read_only: write nothing though there is an overlay.
-            backend: ``fuse`` needs /dev/fuse, and fusermount3 unless this is root.
+            upper: directory that takes what is written: of an overlay, or for the kernel an upper; without it nothing
+                can be.
+            read_only: write nothing though there is one.
+            backend: ``fuse`` is served by threads of this process, and needs /dev/fuse, and fusermount3 unless this is
+                root. ``kernel`` is mounted by the node of this machine, which is started if it is not running, and
+                needs root; the mount outlives this process unless it is unmounted.
 
         Raises:
-            UnsupportedError: FUSE is not there.
-            InvalidError: `upper` lies below `path`.
+            UnsupportedError: the backend is not there.
             BusyError: the overlay is open elsewhere, or something of ours is mounted there.
             TreeUnknownError, UnreachableError: as `open`.
         """
-        from pagepool.library.mounted import mount_image
+        from pagepool.library.mounted import mount_by_kernel, mount_image
 
+        if backend == "kernel":
+            return mount_by_kernel(self, path, upper=upper, read_only=read_only)
         return mount_image(self, path, upper=upper, read_only=read_only, backend=backend)
 
     def fill(self, on_bytes: Callable[[int], object] = lambda _: None) -> int:

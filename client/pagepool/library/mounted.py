@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pagepool.errors import InvalidError
+from pagepool.errors import InvalidError, UnsupportedError
 from pagepool.mount import MountOptions, mount_fuse, serve_in_background
 
 if TYPE_CHECKING:
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from pagepool.digest import Digest
     from pagepool.library.image import Image
     from pagepool.mount import Mount, MountRecord
+    from pagepool.node.client import KernelMount
     from pagepool.transport import Credentials
     from pagepool.transport.http import VerifyTypes
     from pagepool.transport.trees import PoolPlace
     from pagepool.vfs import FileSystem, Rootfs
 
-Backend = Literal["fuse"]
+Backend = Literal["fuse", "kernel"]
 
 
 class MountedImage:
@@ -80,7 +81,7 @@ def mount_image(
 ) -> MountedImage:
     """See `Image.mount`."""
     if backend != "fuse":
-        raise InvalidError(backend, "is no backend; there is fuse")
+        raise InvalidError(backend, "is no backend; there are fuse and kernel")
     _check_upper(upper, path)
     root = image.open() if upper is None else image.overlay(upper)
     try:
@@ -90,6 +91,35 @@ def mount_image(
         root.close()
         raise
     return MountedImage(mount, root)
+
+
+def mount_by_kernel(
+    image: Image, path: str | Path, *, upper: str | Path | None = None, read_only: bool = False
+) -> KernelMount:
+    """See `Image.mount`. By digest: what is mounted is this image, though its tag may have moved."""
+    from pagepool.mount.kernel import probe
+    from pagepool.node.client import KernelMountOptions, NodeClient
+    from pagepool.oci import Reference
+
+    node = NodeClient()
+    support = probe(node.places.state)
+    if not support.kernel:
+        raise UnsupportedError(f"the kernel cannot mount it: {support.reason}")
+    if image.manifest is None:
+        raise UnsupportedError("the kernel's mount needs the image itself, not only its tree: open it by its name")
+    node.ensure()
+    client = image.client
+    if not isinstance(client.verify, bool):
+        raise UnsupportedError("a node checks certificates by the system's authorities, or not at all")
+    named = image.reference or Reference(image.repository)
+    return node.mount(
+        client.url,
+        replace(named, digest=image.manifest),
+        path,
+        KernelMountOptions(None if upper is None else Path(upper), read_only=read_only),
+        credentials=client.credentials,
+        verify=client.verify,
+    )
 
 
 @dataclass(frozen=True, slots=True)

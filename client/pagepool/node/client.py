@@ -10,14 +10,16 @@ Blocks; thread-safe: each call is a conversation of its own. Root only.
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from pagepool.errors import UnreachableError
+from pagepool.errors import BusyError, UnreachableError
 from pagepool.mount import kernel
 from pagepool.node.control import converse
+from pagepool.node.handover import SUPERVISOR, WORKER, Post
 from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from pagepool.node.control import Channel
     from pagepool.oci import Platform, Reference
     from pagepool.transport import Credentials
+
+_STOP_TIMEOUT_S: Final = 60.0
+_LOOK_S: Final = 0.01
 
 
 def default_places() -> NodePlaces:
@@ -264,5 +269,17 @@ class NodeClient:
         return dict(converse(self.places.control, {"op": "scrub"}))
 
     def stop(self) -> int:
-        """End the node; mounts stay. Returns how many there are."""
-        return int(converse(self.places.control, {"op": "stop"})["mounts"])
+        """End the node; mounts stay. Returns how many there are, when its processes are gone.
+
+        Raises:
+            BusyError: they take too long to end.
+        """
+        mounted = int(converse(self.places.control, {"op": "stop"})["mounts"])
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        for name in (WORKER, SUPERVISOR):
+            while (lock := Post(self.places.run, name).take()) is None:
+                if time.monotonic() > deadline:
+                    raise BusyError(f"the node's {name} has not ended after {_STOP_TIMEOUT_S:.0f} s")
+                time.sleep(_LOOK_S)
+            os.close(lock)
+        return mounted

@@ -127,19 +127,19 @@ class Filler:
                 os.close(descriptor)
 
 
-def missing(tree: TreeFile, objects: Path, above: int = 0) -> list[int]:
-    """The objects of a tree that are not whole in a pool.
+def missing(tree: TreeFile, objects: Path) -> list[int]:
+    """The objects of a tree that are not whole in a pool. Those that a metadata image has in it are among them: which
+    these are is the service's choice, and they are small.
 
     Args:
         objects: the pool's directory of whole objects.
-        above: leave out those of at most so many bytes: they are in the metadata image.
     """
     directory = os.open(objects, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = []
         for index in range(tree.object_count):
-            digest, size = tree.object_key(index)
-            if size > above and not _is_there(object_name(digest), directory):
+            digest, _ = tree.object_key(index)
+            if not _is_there(object_name(digest), directory):
                 found.append(index)
         return found
     finally:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import InvalidError, UnreachableError
-from pagepool.image.erofs import INLINE_MAX
 from pagepool.node.filling import missing
 from pagepool.node.images import Resolved
 from pagepool.node.mounts import MountWish
@@ -179,7 +178,7 @@ class Operations:
         return found
 
     def _locality(self, source: Source) -> dict[str, Any]:
-        absent = missing(source.tree, self._worker.places.objects, above=INLINE_MAX)
+        absent = missing(source.tree, self._worker.places.objects)
         return {
             "known": True,
             "missing_objects": len(absent),
@@ -218,13 +217,13 @@ class Operations:
         return {"bytes": self._fill(channel, source)}
 
     def _fill(self, channel: Channel, source: Source) -> int:
-        absent = missing(source.tree, self._worker.places.objects, above=INLINE_MAX)
+        absent = missing(source.tree, self._worker.places.objects)
         size = sum(source.tree.object_key(index)[1] for index in absent)
         channel.send({"total": size})
         progress = _Progress(channel)
         source.content.prefetch(absent, progress.add)
         progress.flush()
-        left = missing(source.tree, self._worker.places.objects, above=INLINE_MAX)
+        left = missing(source.tree, self._worker.places.objects)
         if left:
             raise UnreachableError(
                 source.record.url, f"{len(left)} objects did not come, or the pool does not take them: see its budget"

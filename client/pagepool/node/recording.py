@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, PagepoolError
-from pagepool.image.erofs import INLINE_MAX, node_number
+from pagepool.image.erofs import node_number
 from pagepool.node.recorder import Recorder, tree_resolver, try_record
 from pagepool.transport.profiles import ProfileClient
 
@@ -84,7 +84,7 @@ class Profiles:
         recording = recorder.stop()
         with self._lock:
             self._recorders.pop(identity, None)
-        opened = [digest for digest in recording.objects if _size(source, digest) > INLINE_MAX]
+        opened = recording.objects
         if not opened or not recording.complete:
             return
         record = source.record
@@ -110,8 +110,3 @@ def node_finder(metadata: Path) -> Callable[[int], int]:
 
 def _tree(text: str) -> Digest:
     return Digest("blake3", bytes.fromhex(text))
-
-
-def _size(source: Source, digest: bytes) -> int:
-    index = source.tree.find_object(digest)
-    return source.tree.object_key(index)[1] if index >= 0 else 0

@@ -123,8 +123,10 @@ class Worker:
 
     def stop(self) -> None:
         """End the node, not only this worker: have `run` return, and nobody started in its place."""
-        self._guard.stop()
-        self._stopped.set()
+        try:
+            self._guard.stop()
+        finally:
+            self._stopped.set()
 
     def close(self) -> None:
         """Let go of everything; nothing is unmounted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pagepool.digest import Digest, blake3_raw
+from pagepool.digest import Digest
 from pagepool.errors import DigestMismatchError, ManifestUnknownError, PendingError, TreeUnknownError, UnsupportedError
 from pagepool.oci import Platform
 from pagepool.oci.fields import load_object
@@ -22,6 +23,7 @@ from pagepool.transport.verified import download_verified
 
 MOST_OBJECTS = 16384
 _PAUSE_S = 0.2
+_LARGEST_TREE = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +101,20 @@ class TreeClient:
             self._session.retry.sleep(_PAUSE_S)
 
     def fetch(self, name: str, tree: Digest) -> bytes:
-        """The tree file.
+        """The tree file. It comes compressed.
 
         Raises:
             TreeUnknownError: no image of the repository has it any more.
             DigestMismatchError: it is another one.
+            UnreachableError: the connection broke, again and again.
         """
         about = Subject(TreeUnknownError, str(tree), name)
-        call = Call("GET", f"/v1/{name}/trees/{tree}", about, limit=1 << 31)
-        data = self._session.request(call).content
-        got = blake3_raw(data)
-        if got != tree.raw:
-            raise DigestMismatchError(tree, Digest("blake3", got), len(data))
-        return data
+        call = Call("GET", f"/v1/{name}/trees/{tree}", about, headers={"Accept-Encoding": "zstd"})
+        out = io.BytesIO()
+        got = download_verified(self._session, call, out, limit=_LARGEST_TREE)
+        if got != tree:
+            raise DigestMismatchError(tree, got, out.tell())
+        return out.getvalue()
 
     def fetch_erofs(self, name: str, tree: Digest, out: BinaryIO | Path) -> Digest:
         """The EROFS image of a tree (docs/format/erofs.md). Blocks while the service makes it and it is loaded.

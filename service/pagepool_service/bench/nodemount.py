@@ -7,9 +7,12 @@ by the command, whose own start is part of what is measured, as podman's is; mou
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
+import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
     from pagepool_service.bench.link import Link
 
-_END_TIMEOUT_S: Final = 30.0
+_END_TIMEOUT_S: Final = 5.0
 _POLL_S: Final = 0.05
 
 
@@ -100,7 +103,8 @@ class NodeMount:
             return
         if self._client().is_running():
             self._pagepool("node", "stop")
-        # The node's processes end shortly after it has answered; until then they may write or hold something.
+        self._await_end()
+        # Whatever ends just now may hold something still.
         deadline = time.monotonic() + _END_TIMEOUT_S
         while self._directory.exists():
             try:
@@ -111,6 +115,25 @@ class NodeMount:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL_S)
+
+    def _await_end(self) -> None:
+        """Wait for the node's processes; after a time kill those that do not end: nothing may be left of them."""
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while processes := self._processes():
+            if time.monotonic() > deadline:
+                for pid in processes:  # all of them, since they start each other again
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(_POLL_S)
+
+    def _processes(self) -> list[int]:
+        """The node's processes: their arguments name our directory, which nobody else's do."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if f"{self._directory}/".encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
+                    found.append(int(path.parent.name))
+        return found
 
     def _left(self) -> list[str]:
         """Mounts below our directory, which the node keeps for the next one."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ReadObjects: TypeAlias = "Callable[[Sequence[int]], Iterable[tuple[int, Buffer]]]"
 """Contents of objects of the tree, by index, each once and in any order."""
 
-INLINE_MAX: Final = 512
+INLINE_MAX: Final = 64
 """Bytes of the largest file whose content is in the image: chosen by measurement, see docs/benchmarks.md."""
 
 # More than half of a block at the end of a file gets a block of its own: what is inlined has to lie within one block
