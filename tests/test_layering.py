@@ -238,8 +238,8 @@ RULES = (
         "a node's client knows the conversation, not the work",
         "it is loaded for each mount; what works is loaded by `start` alone, in a process of its own, when none runs",
         _only(
-            *("pagepool.node.client", "pagepool.node.control", "pagepool.node.places", "pagepool.node.start"),
-            *("pagepool.mount", "pagepool.transport", "pagepool.oci", "pagepool.errors"),
+            *("pagepool.node.client", "pagepool.node.control", "pagepool.node.handover", "pagepool.node.places"),
+            *("pagepool.node.start", "pagepool.mount", "pagepool.transport", "pagepool.oci", "pagepool.errors"),
         ),
         ("pagepool.node.client", "from pagepool.node.sources import Sources\n"),
     ),
