@@ -58,7 +58,6 @@ def test_a_group_without_a_command_names_its_commands(run: Run, group: str, comm
     refused = run(group)
     assert refused.code == 2
     assert refused.err == f"pagepool: error: Missing command: {commands} (see pagepool {group} --help)\n"
-    assert len(run().err.splitlines()) == 1
 
 
 def test_a_directory_that_looks_like_an_image(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,3 +110,11 @@ def test_unmounting_all_leaves_containers_and_other_nodes_alone(
         left = {one.path for one in list_kernel_mounts()}
         assert {container, foreign} <= left
         assert first not in left
+
+
+@pytest.mark.parametrize("action", ["stop", "restart", "scrub", "status"])
+def test_a_node_that_is_not_running(run: Run, tmp_path: Path, action: str) -> None:
+    refused = run("node", action, "--node-run", tmp_path / "run", "--node-state", tmp_path / "state")
+    assert refused.code == 6
+    assert "the node is not running; pagepool node start" in refused.err
+    assert not (tmp_path / "run").exists()

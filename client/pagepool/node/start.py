@@ -73,12 +73,14 @@ def ensure_node(places: NodePlaces, options: WorkerOptions | None = None) -> boo
 
     Raises:
         UnsupportedError: this user or kernel cannot have one.
+        InvalidError: it cannot have such a pool image.
         UnreachableError: it did not start; the error has what it said.
     """
     if is_running(places):
         return False
     if os.geteuid():
         raise UnsupportedError("a node needs root: it mounts file systems for containers")
+    _check_pool_image(places, None if options is None else options.pool_image)
     places.make()
     words = [sys.executable, "-m", "pagepool.node", "start", *arguments(places, options or WorkerOptions())]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
@@ -212,22 +214,37 @@ def _forget_other_boot(places: NodePlaces) -> None:
     note.write_bytes(boot_id())
 
 
+def _check_pool_image(places: NodePlaces, size: int | None) -> None:
+    """See that a node can have a pool image of this size.
+
+    Raises:
+        InvalidError: it has another one, or a pool that is on none, or the size is too small.
+    """
+    file = places.pool_image
+    if size is None:
+        return
+    if size < kernel.POOL_IMAGE_MIN_SIZE:
+        raise InvalidError(size, f"a pool image has at least {kernel.POOL_IMAGE_MIN_SIZE} bytes")
+    if file.exists():
+        if abs(file.stat().st_size - size) >= 4096:
+            raise InvalidError(str(file), f"is there, with {file.stat().st_size} bytes; it is used without the option")
+    elif places.pool.exists():
+        raise InvalidError(str(places.state), "has a pool that is on no pool image; take another --node-state")
+
+
 def _mount_pool_image(places: NodePlaces, size: int | None) -> None:
     """Mount the file system that a node keeps everything on, if it has one of its own; make it if it is to have one.
 
     Raises:
-        InvalidError: there is a pool already that is not on it.
         PagepoolError, OSError: it cannot be made, or mounted.
     """
     file = places.pool_image
-    if not file.exists():
-        if size is None:
-            return
-        if places.pool.exists():
-            raise InvalidError(str(places.state), "has a pool that is on no pool image; take another --node-state")
+    _check_pool_image(places, size)
+    if size is not None and not file.exists():
         kernel.PoolImage.create(file, size)
-    kernel.PoolImage(file).mount(places.state)
-    places.make()
+    if file.exists():
+        kernel.PoolImage(file).mount(places.state)
+        places.make()
 
 
 def _is_temporary(directory: Path) -> bool:
