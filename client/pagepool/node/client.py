@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from pagepool.errors import BusyError, UnreachableError
 from pagepool.mount import kernel
+from pagepool.mount.device import unmount_device
 from pagepool.node.control import converse
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
 from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
@@ -282,4 +283,7 @@ class NodeClient:
                     raise BusyError(f"the node's {name} has not ended after {_STOP_TIMEOUT_S:.0f} s")
                 time.sleep(_LOOK_S)
             os.close(lock)
+        if not mounted:  # otherwise it tells mounts at once that nobody is there
+            with suppress(OSError, BusyError):
+                unmount_device(self.places.lazy, detach=True)
         return mounted
