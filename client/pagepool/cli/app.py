@@ -104,6 +104,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail(state, "Interrupted", "interrupted", exits.INTERRUPTED)
     except click.ClickException as error:
+        if _lacks_command(error) and getattr(getattr(error, "ctx", None), "parent", None) is None:
+            click.echo(error.format_message(), err=True)  # of the program itself: all of the help, as it is
+            return exits.USAGE
         return _fail(state, type(error).__name__, _usage(error), exits.USAGE)
     except PagepoolError as error:
         return _fail(state, type(error).__name__, str(error), _code(state, error))
@@ -115,10 +118,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _usage(error: click.ClickException) -> str:
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
-    if context is not None and type(error).__name__ == "NoArgsIsHelpError":  # its message is all of the help
-        names = context.command.list_commands(context) if isinstance(context.command, click.Group) else []
-        message = "Missing command" + (f": {', '.join(names)}" if context.parent is not None else "")
+    if _lacks_command(error) and context is not None:  # its own message is all of the help, in one line
+        group_ = context.command
+        names = group_.list_commands(context) if isinstance(group_, click.Group) else []
+        message = f"Missing command: {', '.join(names)}"
     return f"{message} (see {context.command_path} --help)" if context else message
+
+
+def _lacks_command(error: click.ClickException) -> bool:
+    """Whether a group was named without a command. Click has a class for that since 8.2."""
+    return type(error).__name__ == "NoArgsIsHelpError"
 
 
 def _os_error(state: output.State, error: OSError) -> int:

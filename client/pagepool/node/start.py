@@ -76,6 +76,7 @@ def ensure_node(places: NodePlaces, options: WorkerOptions | None = None) -> boo
 
     Raises:
         UnsupportedError: this user or kernel cannot have one.
+        InvalidError: it cannot have such a pool image.
         UnreachableError: it did not start; the error has what it said.
     """
     if is_running(places):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,9 @@ from pagepool.cli.options import output_options
 from pagepool.errors import UnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from pagepool.node.client import NodeClient
 
 
 @click.group(name="node", invoke_without_command=True, short_help="Run the node, which mounts images by the kernel.")
@@ -132,8 +135,9 @@ def restart() -> None:
     """
     from pagepool.node.start import upgrade_node
 
-    before = node_client().status()["pid"]
-    after = upgrade_node(node_client().places)
+    with _told(node_client()) as client:
+        before = client.status()["pid"]
+    after = upgrade_node(client.places)
     if output.current().json:
         output.print_json({"before": before, "after": after})
     else:
@@ -163,19 +167,28 @@ def scrub() -> None:
     Examples:
       pagepool node scrub
     """
-    found = node_client().scrub()
+    with _told(node_client()) as client:
+        found = client.scrub()
     if output.current().json:
         output.print_json(found)
     else:
         output.print_line(f"{found['objects']} objects, {len(found['damaged'])} damaged")
 
 
-def _print_status() -> None:
-    client = node_client()
+@contextmanager
+def _told(client: NodeClient) -> Iterator[NodeClient]:
+    """Say that a node is not running, instead of why its socket does not answer."""
     try:
-        found = client.status()
+        yield client
     except UnreachableError as error:
+        if client.is_running():
+            raise
         raise UnreachableError(str(client.places.run), "the node is not running; pagepool node start") from error
+
+
+def _print_status() -> None:
+    with _told(node_client()) as client:
+        found = client.status()
     if output.current().json:
         output.print_json(found)
         return
