@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -170,6 +171,10 @@ def test_a_failed_mount_leaves_nothing(service: Service, node: NodeClient, tmp_p
     with pytest.raises(Exception, match="neither empty nor"):
         node.mount(service.url, reference, at, KernelMountOptions(upper=upper))
     _die_in_the_middle(service, node, at)
+    # The node finds out when the connection ends, which nobody is told of.
+    deadline = time.monotonic() + 30
+    while any(node.places.tree_mounts.iterdir()) and time.monotonic() < deadline:
+        node.prune()
     assert node.mounts() == []
     assert [path.name for path in upper.iterdir()] == ["something"]
     assert list(node.places.tree_mounts.iterdir()) == []

@@ -153,8 +153,21 @@ class NodeMounts:
         self._forget(record)
         self._drop_unused()
 
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """No tree is taken for unused meanwhile: one of them is about to be mounted."""
+        token = f"expected {secrets.token_hex(_ID_BYTES)}"
+        with self._lock:
+            self._making.add(token)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._making.discard(token)
+
     def drop(self, tree: str) -> None:
-        """Nothing came of a mount of a tree: tell that the tree is not used, if it is not."""
+        """Tell that a tree is not used, if it is not: perhaps nothing came of its mount."""
+        self._drop_unused()
         with self._lock:
             is_used = bool(self._making) or tree in self.trees_in_use()
         if not is_used:
@@ -305,6 +318,11 @@ class NodeMounts:
         with self._lock:
             return sorted(self._records.values(), key=lambda record: record.since)
 
+    def made(self) -> list[MountRecord]:
+        """The records of those that are not just being made, oldest first."""
+        with self._lock:
+            return [record for record in self.all() if record.id not in self._making]
+
     def find(self, name: str) -> MountRecord:
         """The mount at a path, or of an id.
 
@@ -324,13 +342,11 @@ class NodeMounts:
         """Clean up after mounts that are gone from every mount namespace."""
         with self._lock:
             candidates = [one for one in self._records.values() if one.id not in self._making]
-            if not candidates:
-                gone = []
-            else:
-                alive = mounts_alive()
-                gone = [one for one in candidates if one.id not in alive]
-            for record in gone:
-                self._forget(record)
+        # Looked for after that, and without the lock: what a container has written may take long to remove.
+        alive = mounts_alive() if candidates else set()
+        gone = [one for one in candidates if one.id not in alive]
+        for record in gone:
+            self._forget(record)
         self._drop_unused()
         return gone
 
