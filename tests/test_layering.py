@@ -110,7 +110,9 @@ def _environment(module: Module) -> Iterator[Use]:
     # A node's processes hand descriptors to each other in a variable that is no setting: nobody else sets it. And a
     # node is started with little of the environment of whoever needed it first.
     node = ("pagepool.node.handover", "pagepool.node.start")
-    allowed = ("pagepool_service.settings", "pagepool.cli", "pagepool_service.commands", *node)
+    # The demo's node is started without the settings of whoever looks at it.
+    demo = "pagepool_service.demo.kernelmount"
+    allowed = ("pagepool_service.settings", "pagepool.cli", "pagepool_service.commands", demo, *node)
     if not _below(module.name, *allowed):
         yield from (use for use in module.chains if use.name in _ENVIRONMENT)
         yield from (use for use in module.imports if use.name in _ENVIRONMENT)
@@ -230,7 +232,9 @@ RULES = (
         "whoever worked on its pool or records beside it would be a second owner, and a container's start waits for "
         "these imports. The commands that start a node and measure its memory have what they need beside",
         _through(
-            ("client", "places"), "pagepool.node", but=("pagepool.cli.commands.node", "pagepool.cli.commands.memory")
+            ("client", "places", "alive"),
+            "pagepool.node",
+            but=("pagepool.cli.commands.node", "pagepool.cli.commands.memory"),
         ),
         ("pagepool.library.near", "from pagepool.node.sources import Sources\n"),
     ),
@@ -240,6 +244,7 @@ RULES = (
         _only(
             *("pagepool.node.client", "pagepool.node.control", "pagepool.node.handover", "pagepool.node.places"),
             *("pagepool.node.start", "pagepool.mount", "pagepool.transport", "pagepool.oci", "pagepool.errors"),
+            "pagepool.node.ending",  # by `stop` alone, when it is called
         ),
         ("pagepool.node.client", "from pagepool.node.sources import Sources\n"),
     ),

@@ -13,8 +13,7 @@ from pagepool.cli.nodes import node_client
 from pagepool.cli.progress import counting, spinner
 from pagepool.errors import BusyError, PagepoolError, UnreachableError, UnsupportedError
 from pagepool.mount import default_directory, kernel, list_mounts
-from pagepool.node.mounts import mounts_alive
-from pagepool.node.records import MountRecord, read_records
+from pagepool.node.alive import mounts_alive, noted_mounts
 from pagepool.overlay import OverlayUnknownError, read_info
 from pagepool.upper import find_upper
 
@@ -117,8 +116,7 @@ def mount_kernel(
 
 def kernel_paths() -> list[Path]:
     """Where this node's mounts are, but for those of containers of `pagepool run`; also while it is not running."""
-    records = read_records(node_client().places.mounts, MountRecord)
-    ours = {record.id for record in records if not record.owner}
+    ours = {record.id for record in noted_mounts(node_client().places) if not record.owner}
     return [one.path for one in kernel.list_kernel_mounts() if one.source.partition(":")[0] in ours]
 
 
@@ -129,7 +127,7 @@ def kernel_rows() -> list[dict[str, Any]]:
         return [kernel_row(fields) for fields in node.mounts()]
     except UnreachableError:
         alive = mounts_alive()
-        records = [record for record in read_records(node.places.mounts, MountRecord) if record.id in alive]
+        records = [record for record in noted_mounts(node.places) if record.id in alive]
         return [kernel_row({**asdict(record), "served": False, "local": False}) for record in records]
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Final
 from pagepool.errors import BusyError, PagepoolError, UnreachableError
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at, resolve
+from pagepool.node.alive import mounts_alive
 from pagepool.node.control import converse
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
-from pagepool.node.mounts import mounts_alive
 from pagepool.node.records import MountRecord, read_records
 from pagepool.node.start import locked, own_cgroups, unmount_lazy
 

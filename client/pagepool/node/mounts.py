@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import secrets
 import shutil
 import threading
@@ -29,6 +28,7 @@ from pagepool.digest import Digest
 from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedError
 from pagepool.linux.mounts import clone_mount
 from pagepool.mount import kernel
+from pagepool.node.alive import mounts_alive
 from pagepool.node.records import MountRecord, read_records, write_record
 from pagepool.upper import UpperInfo, check_upper, find_upper, make_upper, make_work, read_upper_info
 from pagepool.upper.info import NAME, UPPER
@@ -43,7 +43,6 @@ _ID_BYTES: Final = 6
 _FIRST_PROJECT: Final = 1 << 30
 _TEMPORARY: Final = "temporary"
 """Marks a directory that goes with its mount."""
-_MARK: Final = re.compile(f" - overlay {kernel.PREFIX}([^: ]+)".encode())
 
 log = logging.getLogger("pagepool.node")
 
@@ -153,8 +152,21 @@ class NodeMounts:
         self._forget(record)
         self._drop_unused()
 
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """No tree is taken for unused meanwhile: one of them is about to be mounted."""
+        token = f"expected {secrets.token_hex(_ID_BYTES)}"
+        with self._lock:
+            self._making.add(token)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._making.discard(token)
+
     def drop(self, tree: str) -> None:
-        """Nothing came of a mount of a tree: tell that the tree is not used, if it is not."""
+        """Tell that a tree is not used, if it is not: perhaps nothing came of its mount."""
+        self._drop_unused()
         with self._lock:
             is_used = bool(self._making) or tree in self.trees_in_use()
         if not is_used:
@@ -305,6 +317,11 @@ class NodeMounts:
         with self._lock:
             return sorted(self._records.values(), key=lambda record: record.since)
 
+    def made(self) -> list[MountRecord]:
+        """The records of those that are not just being made, oldest first."""
+        with self._lock:
+            return [record for record in self.all() if record.id not in self._making]
+
     def find(self, name: str) -> MountRecord:
         """The mount at a path, or of an id.
 
@@ -324,13 +341,11 @@ class NodeMounts:
         """Clean up after mounts that are gone from every mount namespace."""
         with self._lock:
             candidates = [one for one in self._records.values() if one.id not in self._making]
-            if not candidates:
-                gone = []
-            else:
-                alive = mounts_alive()
-                gone = [one for one in candidates if one.id not in alive]
-            for record in gone:
-                self._forget(record)
+        # Looked for after that, and without the lock: what a container has written may take long to remove.
+        alive = mounts_alive() if candidates else set()
+        gone = [one for one in candidates if one.id not in alive]
+        for record in gone:
+            self._forget(record)
         self._drop_unused()
         return gone
 
@@ -388,21 +403,3 @@ def _empty(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def mounts_alive() -> set[str]:
-    """The ids of the kernel mounts that some mount namespace of the machine has."""
-    seen: set[str] = set()
-    found: set[str] = set()
-    for name in ("self", *(name for name in os.listdir("/proc") if name.isdecimal())):  # noqa: PTH208 - much faster
-        process = f"/proc/{name}"
-        try:
-            namespace = os.readlink(f"{process}/ns/mnt")  # noqa: PTH115 - likewise
-            if namespace in seen:
-                continue
-            text = Path(f"{process}/mountinfo").read_bytes()
-        except OSError:
-            continue
-        seen.add(namespace)
-        found.update(identity.decode(errors="replace") for identity in _MARK.findall(text))
-    return found

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import InvalidError, UnreachableError
+from pagepool.node.alive import mounts_alive
 from pagepool.node.filling import missing
 from pagepool.node.images import Resolved
-from pagepool.node.mounts import MountWish, mounts_alive
+from pagepool.node.mounts import MountWish
 from pagepool.node.records import SourceRecord
 from pagepool.oci import Platform
 from pagepool.pool import Scrubber
@@ -80,36 +81,29 @@ class Operations:
 
     def mount(self, channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
         """Make a mount, hand it over, and write it down once it is in its place."""
-        worker = self._worker
-        source, metadata, offline = self._open_source(request)
+        mounts, source = self._worker.mounts, None
         try:
-            if request.get("mounted"):
-                return self._take_over(request, source, offline=offline)
-            return self._mount(channel, request, source, metadata, offline=offline)
+            with mounts.expecting():
+                source, metadata, offline = self._open_source(request)
+                if request.get("mounted"):
+                    return self._take_over(request, source, offline=offline)
+                _check_seen(request)
+                config = self._config(source) if request.get("config") else None
+                if request.get("eager"):
+                    self._fill(channel, source)
+                record, descriptor = mounts.make(source, metadata, _wish(request))
+            self._hand_over(channel, record, descriptor, source, metadata, offline=offline)
+            return self._mounted(record, source, config, fill=bool(request.get("fill", True)), offline=offline)
         except BaseException:
-            worker.mounts.drop(source.record.tree)
+            if source is not None:
+                mounts.drop(source.record.tree)
             raise
 
-    def _mount(
-        self, channel: Channel, request: dict[str, Any], source: Source, metadata: Path, *, offline: bool
-    ) -> dict[str, Any]:
+    def _hand_over(
+        self, channel: Channel, record: MountRecord, descriptor: int, source: Source, metadata: Path, *, offline: bool
+    ) -> None:
+        """Give a mount to whoever asked, and wait until it is in its place. The descriptor is closed here."""
         worker = self._worker
-        _check_seen(request)
-        config = self._config(source) if request.get("config") else None
-        if request.get("eager"):
-            self._fill(channel, source)
-        wish = MountWish(
-            path=str(request["path"]),
-            image=str(request["image"]),
-            upper=Path(request["upper"]) if request.get("upper") else None,
-            temporary=bool(request.get("temporary")),
-            read_only=bool(request.get("read_only")),
-            nosuid=bool(request.get("nosuid")),
-            nodev=bool(request.get("nodev", True)),
-            quota=int(request.get("quota", 0)),
-            owner=str(request.get("owner", "")),
-        )
-        record, descriptor = worker.mounts.make(source, metadata, wish)
         try:
             try:
                 if worker.options.profiles and not offline:
@@ -127,7 +121,6 @@ class Operations:
             # Whoever asked died between putting it into its place and saying so.
             worker.mounts.attached(record)
             raise
-        return self._mounted(record, source, config, fill=bool(request.get("fill", True)), offline=offline)
 
     def _take_over(self, request: dict[str, Any], source: Source, *, offline: bool) -> dict[str, Any]:
         """A mount that is in its place already: the worker that made it has died just then."""
@@ -188,7 +181,7 @@ class Operations:
         worker.mounts.prune()
         local: dict[str, dict[str, Any]] = {}
         found = []
-        for record in worker.mounts.all():
+        for record in worker.mounts.made():
             source = worker.sources.get(record.tree)
             if source is None:
                 found.append({**asdict(record), "known": False, "local": False})
@@ -274,6 +267,20 @@ class Operations:
         mounted = len(self._worker.mounts.all())
         threading.Timer(0.05, self._worker.stop).start()
         return {"mounts": mounted}
+
+
+def _wish(request: dict[str, Any]) -> MountWish:
+    return MountWish(
+        path=str(request["path"]),
+        image=str(request["image"]),
+        upper=Path(request["upper"]) if request.get("upper") else None,
+        temporary=bool(request.get("temporary")),
+        read_only=bool(request.get("read_only")),
+        nosuid=bool(request.get("nosuid")),
+        nodev=bool(request.get("nodev", True)),
+        quota=int(request.get("quota", 0)),
+        owner=str(request.get("owner", "")),
+    )
 
 
 def _check_seen(request: dict[str, Any]) -> None:

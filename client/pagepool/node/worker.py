@@ -157,6 +157,9 @@ class Worker:
                 self.pool.stats()  # which counts what lost its names and is not used any more
                 if tick % _PRUNE_TICKS == 0:
                     self.mounts.prune()
+                    for source in self.sources.all():
+                        if not source.record.released:
+                            self.mounts.drop(source.record.tree)
                     self.sources.forget_released(time.time())
                     self.sessions.close_idle()
             except Exception:
