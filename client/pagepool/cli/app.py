@@ -115,6 +115,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _usage(error: click.ClickException) -> str:
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
+    if context is not None and type(error).__name__ == "NoArgsIsHelpError":  # its message is all of the help
+        names = context.command.list_commands(context) if isinstance(context.command, click.Group) else []
+        message = "Missing command" + (f": {', '.join(names)}" if context.parent is not None else "")
     return f"{message} (see {context.command_path} --help)" if context else message
 
 

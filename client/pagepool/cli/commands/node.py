@@ -39,7 +39,12 @@ def command(context: click.Context) -> None:
 
 
 @command.command(name="start")
-@click.option("--budget", type=SizeType(), metavar="SIZE", help="Most bytes of the pool [as it was; at first 10 GiB].")
+@click.option(
+    "--budget",
+    type=SizeType(),
+    metavar="SIZE",
+    help="Most bytes of the pool [as it was; at first 10 GiB, or half of a pool image].",
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -62,7 +67,7 @@ def command(context: click.Context) -> None:
     "--pool-image",
     type=SizeType(),
     metavar="SIZE",
-    help="Keep the pool on an XFS file system of this size in a file: copies of large files share their bytes.",
+    help="Keep all on an XFS of this size, in a file beside --node-state: copies of large files share their bytes.",
 )
 @output_options
 @node_options
@@ -79,7 +84,7 @@ def start(budget: int | None, timeout_s: float, large: int, fill: bool, profiles
     from pagepool.node.worker import WorkerOptions
 
     client = node_client()
-    options = WorkerOptions(budget, timeout_s, large, fill, profiles, pool_image)
+    options = WorkerOptions(budget, timeout_s, large, fill, profiles, pool_image=pool_image)
     started = ensure_node(client.places, options)
     if output.current().json:
         output.print_json({"started": started, **client.status()})
@@ -93,7 +98,8 @@ def start(budget: int | None, timeout_s: float, large: int, fill: bool, profiles
 @output_options
 @node_options
 def stop() -> None:
-    """End the node. What is mounted stays mounted, and goes on reading what is here.
+    """End the node. What is mounted stays mounted, and goes on reading what is here. If nothing is, nothing that the
+    node has mounted for itself stays either, also after its processes were all killed.
 
     What is not here is an error for containers from then on, until they are mounted anew: start the node again
     before anything needs it, or use `pagepool node restart`, which loses nothing.
@@ -102,13 +108,16 @@ def stop() -> None:
     Examples:
       pagepool node stop
     """
-    mounted = node_client().stop()
+    client = node_client()
+    ended = client.stop()
+    if not (ended.was_running or ended.cleared):
+        raise UnreachableError(str(client.places.run), "the node is not running")
     if output.current().json:
-        output.print_json({"stopped": True, "mounts": mounted})
-    elif mounted:
-        output.warn(f"ended; {mounted} mounts go on with what is here, and cannot fetch anything")
+        output.print_json({"stopped": ended.was_running, "mounts": ended.mounts, "cleared": ended.cleared})
+    elif ended.mounts:
+        output.warn(f"ended; {ended.mounts} mounts go on with what is here, and cannot fetch anything")
     else:
-        output.note("ended")
+        output.note("ended" if ended.was_running else "it was not running; what was left of it is unmounted")
 
 
 @command.command(name="restart")
