@@ -109,10 +109,9 @@ def _all(*finds: Callable[[Module], Iterator[Use]]) -> Callable[[Module], Iterat
 def _environment(module: Module) -> Iterator[Use]:
     # A node's processes hand descriptors to each other in a variable that is no setting: nobody else sets it. And a
     # node is started with little of the environment of whoever needed it first.
-    node = ("pagepool.node.handover", "pagepool.node.start")
-    # The demo's node is started without the settings of whoever looks at it.
-    demo = "pagepool_service.demo.kernelmount"
-    allowed = ("pagepool_service.settings", "pagepool.cli", "pagepool_service.commands", demo, *node)
+    # So is the one that the demo starts.
+    node = ("pagepool.node.handover", "pagepool.node.start", "pagepool_service.demo.kernelmount")
+    allowed = ("pagepool_service.settings", "pagepool.cli", "pagepool_service.commands", *node)
     if not _below(module.name, *allowed):
         yield from (use for use in module.chains if use.name in _ENVIRONMENT)
         yield from (use for use in module.imports if use.name in _ENVIRONMENT)
@@ -230,7 +229,8 @@ RULES = (
     Rule(
         "a node is asked through its client",
         "whoever worked on its pool or records beside it would be a second owner, and a container's start waits for "
-        "these imports. The commands that start a node and measure its memory have what they need beside",
+        "these imports. The commands that start a node and measure its memory have what they need beside; what is left "
+        "of one that does not answer is shown from its records",
         _through(
             ("client", "places", "alive"),
             "pagepool.node",
@@ -242,7 +242,7 @@ RULES = (
         "a node's client knows the conversation, not the work",
         "it is loaded for each mount; what works is loaded by `start` alone, in a process of its own, when none runs",
         _only(
-            *("pagepool.node.client", "pagepool.node.control", "pagepool.node.handover", "pagepool.node.places"),
+            *("pagepool.node.client", "pagepool.node.control", "pagepool.node.ending", "pagepool.node.places"),
             *("pagepool.node.start", "pagepool.mount", "pagepool.transport", "pagepool.oci", "pagepool.errors"),
             "pagepool.node.ending",  # by `stop` alone, when it is called
         ),

@@ -16,7 +16,7 @@ from pagepool.node.records import MountRecord, read_records
 if TYPE_CHECKING:
     from pagepool.node.places import NodePlaces
 
-_MARK: Final = re.compile(f" - overlay {kernel.PREFIX}([^: ]+)".encode())
+_MARK: Final = re.compile(f" - overlay {PREFIX}([^: ]+)".encode())
 
 
 def noted_mounts(places: NodePlaces) -> list[MountRecord]:
