@@ -47,6 +47,12 @@ _COMMANDS = {
 }
 
 
+# What click (8.2 and newer) raises for a group without a command: it carries the help, and that is what to show.
+_HELP_INSTEAD: tuple[type[click.ClickException], ...] = tuple(
+    filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
+)
+
+
 def _epilog() -> str:
     codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in exits.MEANINGS.items())
     return f"""\b
@@ -104,8 +110,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail(state, "Interrupted", "interrupted", exits.INTERRUPTED)
     except click.ClickException as error:
-        if _lacks_command(error) and getattr(getattr(error, "ctx", None), "parent", None) is None:
-            click.echo(error.format_message(), err=True)  # of the program itself: all of the help, as it is
+        if isinstance(error, _HELP_INSTEAD):
+            click.echo(error.format_message(), err=True)
             return exits.USAGE
         return _fail(state, type(error).__name__, _usage(error), exits.USAGE)
     except PagepoolError as error:
@@ -118,16 +124,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _usage(error: click.ClickException) -> str:
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
-    if _lacks_command(error) and context is not None:  # its own message is all of the help, in one line
-        group_ = context.command
-        names = group_.list_commands(context) if isinstance(group_, click.Group) else []
-        message = f"Missing command: {', '.join(names)}"
     return f"{message} (see {context.command_path} --help)" if context else message
-
-
-def _lacks_command(error: click.ClickException) -> bool:
-    """Whether a group was named without a command. Click has a class for that since 8.2."""
-    return type(error).__name__ == "NoArgsIsHelpError"
 
 
 def _os_error(state: output.State, error: OSError) -> int:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pagepool.mount.kernel import PREFIX
 from pagepool.node.records import MountRecord, read_records
 
 if TYPE_CHECKING:
