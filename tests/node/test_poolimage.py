@@ -24,7 +24,7 @@ _SIZE = 320 << 20
 
 def test_options_arrive_as_they_were_given(tmp_path: Path) -> None:
     places = NodePlaces(tmp_path / "state", tmp_path / "run")
-    options = WorkerOptions(1 << 30, 5.0, 1 << 20, fill=False, profiles=False, pool_image=_SIZE)
+    options = WorkerOptions(1 << 30, 5.0, 1 << 20, fill=False, profiles=False, reserve=1 << 30)
     assert parse(["start", *arguments(places, options)]) == ("start", places, options)
     assert parse(["start", *arguments(places, WorkerOptions())]) == ("start", places, WorkerOptions())
 
@@ -48,7 +48,7 @@ def test_it_is_made_mounted_and_taken_up_again(tmp_path: Path) -> None:
         assert node.places.objects.is_dir()
         (state / "kept").touch()
     assert mounted_at(state) is None
-    with pytest.raises(InvalidError, match="used without the option"):
+    with pytest.raises(InvalidError, match="does not change its size"):
         ensure_node(node.places, WorkerOptions(pool_image=2 * _SIZE))
     assert not (state / "kept").exists()
     with running_node(tmp_path) as node:
@@ -60,7 +60,7 @@ def test_a_pool_that_is_there_is_not_hidden(tmp_path: Path) -> None:
     with running_node(tmp_path) as node:
         places = node.places
     again = NodePlaces(places.state, tmp_path / "run")
-    with pytest.raises(InvalidError, match="take another --node-state"):
+    with pytest.raises(InvalidError, match="which a pool image would hide"):
         ensure_node(again, WorkerOptions(pool_image=_SIZE))
     assert not NodeClient(again).is_running()
     assert not places.pool_image.exists()
