@@ -2,7 +2,8 @@
 
 Read-only over the store, and the one place that brings catalogue, blobs and layers together. Everything blocks.
 
-An image is *unmountable* once any of its layers is, or if its parts contradict each other; else *pending* while a
+An image is *unmountable* once any of its layers is, if its parts contradict each other, or if its layers turned out not
+to merge (which is found out when they are, soon after they were read); else *pending* while a
 layer is still being read; else *ready*. An index is resolved to the image for one platform.
 """
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import BlobUnknownError, ImageInvalidError, LimitError, NotFoundError
 from pagepool.oci import Config, Index, Manifest, Platform, parse_config, parse_manifest, select_platform
 from pagepool_service.store.schema import LayerState
+from pagepool_service.treecache import TreeCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,7 +170,10 @@ def view_image(store: Store, digest: Digest, manifest: Manifest, index: Digest |
         config = parse_config(read_config(store, manifest))
     except (ImageInvalidError, BlobUnknownError, LimitError) as error:
         return ImageView(digest, index, manifest, None, f"its configuration cannot be used: {error}", layers)
-    return ImageView(digest, index, manifest, config, _contradiction(config, layers), layers)
+    view = ImageView(digest, index, manifest, config, _contradiction(config, layers), layers)
+    if view.state == READY and (problem := TreeCache(store.data / "trees").problem_of(digest)):
+        return replace(view, problem=problem)
+    return view
 
 
 def read_config(store: Store, manifest: Manifest) -> bytes:

@@ -1,7 +1,7 @@
 """Files about trees in a directory that all workers share: tree files, and what leads to them.
 
     HEX                    tree file, by the digest of the tree
-    images/HEX             of a manifest, the tree that its layers became
+    images/HEX             of a manifest, the tree that its layers became; or why they become none
     links/HEX-HEX          of a tree and a repository (its name hashed), the manifests it came from, one a line
 
 All of it is a cache: tree files as `TreeStore` keeps them, read whole and not mapped, so that what happens to a file
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MOST_NOTES = 8192  # files each of images and links
+_PROBLEM = "unmountable 1: "  # a version that merges more counts on
+_LONGEST_PROBLEM = 1000
 _MOST_MANIFESTS = 32  # of a repository, for one tree
 
 
@@ -43,6 +45,20 @@ class TreeCache(TreeStore):
         """Remember which tree an image has."""
         path = self._image_path(manifest)
         if replace_file(path, tree.hex().encode()):
+            _drop_oldest(path.parent)
+
+    def problem_of(self, manifest: Digest) -> str:
+        """Why an image's layers cannot be merged, as this version merges them; "" if that is not known."""
+        try:
+            text = self._image_path(manifest).read_text()
+        except (OSError, ValueError):
+            return ""
+        return text.removeprefix(_PROBLEM) if text.startswith(_PROBLEM) else ""
+
+    def note_problem(self, manifest: Digest, reason: str) -> None:
+        """Remember that an image's layers cannot be merged, and why."""
+        path = self._image_path(manifest)
+        if replace_file(path, f"{_PROBLEM}{reason[:_LONGEST_PROBLEM]}".encode(errors="replace")):
             _drop_oldest(path.parent)
 
     def manifests(self, name: str, tree: bytes) -> list[Digest]:

@@ -86,7 +86,12 @@ class TreeFiles:
         found = self.known(name, view)
         if found is not None:
             return found
-        raw = encode_tree(self._trees.tree(view), self._runs)
+        try:
+            raw = encode_tree(self._trees.tree(view), self._runs)
+        except (LayerInvalidError, LimitError) as error:
+            if self._cache is not None and view.state == READY:
+                self._cache.note_problem(view.digest, str(error))
+            raise
         digest = blake3_raw(raw)
         found = self._find(digest)
         if found is None:

@@ -54,9 +54,11 @@ def descriptor(media_type: str, data: bytes, algorithm: str = "sha256") -> dict[
     return {"mediaType": media_type, "digest": str(Digest.of(data, algorithm)), "size": len(data)}
 
 
-def image_parts(files: Mapping[str, bytes] | None = None, **extra: Any) -> tuple[bytes, bytes, bytes]:
+def image_parts(
+    files: Mapping[str, bytes] | None = None, tar: bytes | None = None, **extra: Any
+) -> tuple[bytes, bytes, bytes]:
     """The manifest, configuration and only layer of an image; `extra` are more fields of the manifest."""
-    tar = tar_layer(files or {"etc/hello": b"hello\n"})
+    tar = tar_layer(files or {"etc/hello": b"hello\n"}) if tar is None else tar
     layer = gzip.compress(tar, mtime=0)
     rootfs = {"type": "layers", "diff_ids": [str(Digest.of(tar))]}
     config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}).encode()

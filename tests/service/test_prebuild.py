@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import time
 from typing import TYPE_CHECKING
 
@@ -59,6 +61,25 @@ def test_service_makes_what_was_pushed(http: httpx.Client, service: Service) -> 
     said = http.get("/v1/prebuild/app/images/latest/tree").json()
     assert made(service.data) == [said["tree"].removeprefix("blake3:")]
     assert http.get(f"/v1/prebuild/app/trees/{said['tree']}/erofs").status_code == 200
+
+
+def test_layers_that_do_not_merge_make_no_image(http: httpx.Client) -> None:
+    """Each of them is fine; that a link leads nowhere is found out when they are merged, and shown from then on."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.LNKTYPE, "nowhere"
+        archive.addfile(link)
+    push_image(http, "prebuild/linked", "latest", tar=buffer.getvalue())
+    deadline = time.monotonic() + 60
+    while (said := http.get("/v1/prebuild/linked/images/latest").json())["state"] != "unmountable":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "nowhere" in said["reason"]
+    assert [layer["state"] for layer in said["layers"]] == ["ready"]
+    listed = http.get("/v1/images").json()["images"]
+    assert [one["state"] for one in listed if one["name"] == "prebuild/linked"] == ["unmountable"]
+    assert http.get("/v1/prebuild/linked/images/latest/tree").status_code == 422
 
 
 def test_notes_wait_until_the_image_is_ready(store: Store, tmp_path: Path) -> None:
