@@ -100,6 +100,14 @@ def test_unwritable_place_is_one_line(run: Run, tmp_path: Path, layout: tuple[Pa
     assert tmp_path.exists()
 
 
+def test_pull_does_not_take_a_dash_for_a_name(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes that means standard output."""
+    monkeypatch.chdir(tmp_path)
+    result = run("pull", "127.0.0.1:1/a:1", "-")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert not list(tmp_path.glob("-*"))
+
+
 @pytest.mark.parametrize("direction", ["push", "pull"])
 def test_interrupt_is_clean_and_prompt(tmp_path: Path, layout: tuple[Path, Sample], direction: str) -> None:
     reached, leave = threading.Event(), threading.Event()

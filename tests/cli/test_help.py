@@ -46,6 +46,15 @@ def test_group_help_shows_everything(run: Run) -> None:
     assert "Exit codes:" in result.out
 
 
+@pytest.mark.parametrize("arguments", [[], ["tree"], ["bench"]])
+def test_a_group_without_a_command_shows_its_help(run: Run, arguments: list[str]) -> None:
+    """As it is, on several lines: not as an error of one."""
+    result = run(*arguments)
+    shown = result.out + result.err  # click before 8.2 prints it on standard output, and calls that a success
+    assert shown == run(*arguments, "--help").out
+    assert result.code == (2 if result.err else 0)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(run: Run, name: str) -> None:
     result = run(name, "--help")

@@ -1,13 +1,18 @@
-"""What kernel mounts survive: a service that is gone, wrong bytes, a pool that is too small, mounting without end."""
+"""What kernel mounts survive: a service that is gone, wrong bytes, a pool that is too small, mounting without end.
+
+`PAGEPOOL_MOUNT_ROUNDS` says how often it is mounted and unmounted.
+"""
 
 from __future__ import annotations
 
 import errno
 import mmap
+import os
 import random
 import shutil
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
 
 QUICK = WorkerOptions(timeout_s=3.0, fill=False, profiles=False, large=1 << 20)
 LAZILY = KernelMountOptions(fill=False)
-ROUNDS = 300
+ROUNDS = int(os.environ.get("PAGEPOOL_MOUNT_ROUNDS", "100"))
 
 
 def contents(seed: int, count: int = 40, size: int = 20_000) -> dict[str, bytes]:
@@ -127,7 +132,7 @@ def _outcome(path: Path, expected: bytes) -> int:
         return error.errno or -1
 
 
-def test_three_hundred_mounts_have_the_right_contents(service: Service, node: NodeClient, tmp_path: Path) -> None:
+def test_many_mounts_have_the_right_contents(service: Service, node: NodeClient, tmp_path: Path) -> None:
     shared = contents(4, 6)
     images = [contents(100 + number, 4) | shared for number in range(6)]
     references = [push(service, f"many{number}", files) for number, files in enumerate(images)]
@@ -169,11 +174,17 @@ def test_a_failed_mount_leaves_nothing(service: Service, node: NodeClient, tmp_p
     (upper / "something").touch()
     with pytest.raises(Exception, match="neither empty nor"):
         node.mount(service.url, reference, at, KernelMountOptions(upper=upper))
+    assert _left(node) == []
     _die_in_the_middle(service, node, at)
-    assert node.mounts() == []
+    deadline = time.monotonic() + 60
+    while _left(node):  # the node notices when it next looks at the conversation
+        assert time.monotonic() < deadline, _left(node)
+        time.sleep(0.01)
     assert [path.name for path in upper.iterdir()] == ["something"]
-    assert list(node.places.tree_mounts.iterdir()) == []
-    assert list(node.places.containers.iterdir()) == []
+
+
+def _left(node: NodeClient) -> list[object]:
+    return [*node.mounts(), *node.places.tree_mounts.iterdir(), *node.places.containers.iterdir()]
 
 
 def _die_in_the_middle(service: Service, node: NodeClient, at: Path) -> None:

@@ -53,9 +53,10 @@ copy_file_range = 3
 """
 
 
-def _program(name: str) -> str:
+def _program(crate: str) -> str:
+    name = crate.partition("@")[0]
     places = f"{os.environ.get('PATH', '')}:{Path.home() / '.cargo/bin'}"
-    return shutil.which(name, path=places) or pytest.skip(f"needs cargo: cargo install {name}")
+    return shutil.which(name, path=places) or pytest.skip(f"needs cargo: cargo install {crate}")
 
 
 def _run(*command: str | Path) -> str:
@@ -76,7 +77,7 @@ def mounted(point: Path, records: Path, tmp_path: Path) -> Iterator[Path]:
 
 def test_pjdfstest(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Not one test of POSIX calls fails."""
-    program = _program("pjdfstest")
+    program = _program("pjdfstest@0.2.2")
     configuration = tmp_path / "pjdfstest.toml"
     configuration.write_text(_POSIX)
     output = _run(program, "-c", configuration, "-p", request.getfixturevalue("mounted"))
@@ -90,7 +91,7 @@ def test_pjdfstest(request: pytest.FixtureRequest, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_fsx(request: pytest.FixtureRequest, tmp_path: Path, seed: int) -> None:
     """Reads, writes, mappings, holes and truncations of a file, checked against a copy in memory."""
-    program = _program("fsx")
+    program = _program("fsx@0.3.2")
     configuration = tmp_path / "fsx.toml"
     configuration.write_text(_EXERCISE)
     file = request.getfixturevalue("mounted") / "fsx"

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pagepool import linux
 from pagepool.errors import InvalidError, StoreFullError
 from pagepool.extents import EXTENT_SIZE
-from pagepool.pool import Custody, Pool, custody, linux
+from pagepool.pool import Custody, Pool, custody
 from pagepool.pool.handles import HandleDoor
 from pagepool.pool.secondnames import LINKED_S
 from tests.faults import filled, small_file_system

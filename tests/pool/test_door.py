@@ -76,7 +76,6 @@ def test_what_was_handed_out_outlives_its_owner(pool_path: Path) -> None:
         "door = Door(Path(sys.argv[1])); print('open', flush=True); door.serve()"
     )
     command = [sys.executable, "-c", program, str(pool_path)]
-    mounts = Path("/proc/self/mountinfo").read_text()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "open\n"
@@ -84,7 +83,8 @@ def test_what_was_handed_out_outlives_its_owner(pool_path: Path) -> None:
         owner.send_signal(signal.SIGKILL)
         owner.wait()
     try:
-        assert Path("/proc/self/mountinfo").read_text() == mounts
+        # Not the whole of it: other mounts of the machine come and go meanwhile.
+        assert "/".join(pool_path.parts[-3:]) not in Path("/proc/self/mountinfo").read_text()
         with pytest.raises(ConnectionRefusedError):
             knock(pool_path)
         name = NAME.hex()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pagepool.pool import Pool, linux, verify_suspects
+from pagepool import linux
+from pagepool.pool import Pool, verify_suspects
 from tests.pool.helpers import PAGE, check_account, object_path, thing
 
 if TYPE_CHECKING:

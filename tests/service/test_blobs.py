@@ -112,6 +112,19 @@ def test_blob_the_client_has_is_not_sent(http: httpx.Client, known: str) -> None
     assert http.get(f"/v2/etag/blobs/{digest}", headers={"If-None-Match": '"other"'}).status_code == 200
 
 
+def test_range_of_something_else_is_not_sent(http: httpx.Client) -> None:
+    """RFC 9110, section 13.1.5: a client whose part is of other bytes gets all of these."""
+    digest = push_blob(http, "ifrange", b"content")
+    for tag, status, body in (
+        (f'"{digest}"', 206, b"co"),
+        ('"other"', 200, b"content"),
+        (f'W/"{digest}"', 200, b"content"),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 200, b"content"),
+    ):
+        answer = http.get(f"/v2/ifrange/blobs/{digest}", headers={"Range": "bytes=0-1", "If-Range": tag})
+        assert (answer.status_code, answer.content) == (status, body)
+
+
 def test_mount_from_anywhere(http: httpx.Client) -> None:
     """Without `from`, any repository will do."""
     digest = push_blob(http, "mount/source", b"mount me")

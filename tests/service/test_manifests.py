@@ -82,6 +82,22 @@ def test_missing_blob_is_named(http: httpx.Client) -> None:
     assert answer.json()["errors"][0]["detail"] == {"digest": str(missing)}
 
 
+@pytest.mark.parametrize("part", ["config", "layer"])
+@pytest.mark.parametrize("difference", [-1, 1])
+def test_size_that_a_blob_has_not(http: httpx.Client, part: str, difference: int) -> None:
+    """400 SIZE_INVALID, and nothing is stored: nobody could pull it."""
+    manifest, *blobs = image_parts()
+    for blob in blobs:
+        push_blob(http, "sizes", blob)
+    document = json.loads(manifest)
+    described = document["config"] if part == "config" else document["layers"][0]
+    described["size"] += difference
+    answer = put(http, "/v2/sizes/manifests/x", json.dumps(document).encode())
+    assert (answer.status_code, code_of(answer)) == (400, "SIZE_INVALID")
+    assert described["digest"] in answer.json()["errors"][0]["message"]
+    assert http.head("/v2/sizes/manifests/x").status_code == 404
+
+
 def test_layer_that_may_not_be_distributed(http: httpx.Client) -> None:
     """Need not be there if it says where it is."""
     config = image_parts()[1]

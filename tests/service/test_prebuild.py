@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.support.server import Service
 
-FILES = {"etc/one": b"the content of a small file\n" * 5}
+FILES = {"etc/one": b"the content of a small file\n" * 2}  # which is part of the image
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ import pytest
 from pagepool.errors import PagepoolError
 from pagepool.mount import kernel
 from pagepool.node.client import NodeClient
+from pagepool.node.handover import SUPERVISOR, WORKER, Post, mark_stopped
 from pagepool.node.places import NodePlaces
 from pagepool.node.start import ensure_node
 from pagepool.node.worker import WorkerOptions
@@ -58,8 +61,21 @@ def end_node(client: NodeClient) -> None:
                 kernel.unmount_kernel(Path(mount["path"]), force=True)
         client.prune()
         client.stop()
+    _kill_what_is_left(client.places.run)
     _unmount_below(client.places.run)
     _unmount_below(client.places.state)
+
+
+def _kill_what_is_left(run: Path) -> None:
+    """A node that did not answer, or not end: it would outlive the test, and its directories."""
+    if run.is_dir():
+        mark_stopped(run)
+        for name in (SUPERVISOR, WORKER):
+            post = Post(run, name)
+            while (lock := post.take()) is None:
+                post.send(signal.SIGKILL)
+                time.sleep(0.01)
+            os.close(lock)
 
 
 def _unmount_below(top: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pagepool.errors import (
     ManifestUnknownError,
+    PagepoolError,
     PathUnknownError,
     PendingError,
     ResponseError,
@@ -140,6 +141,24 @@ def test_files() -> None:
 def test_files_that_cannot_be_listed(reply: Reply, error: type[Exception]) -> None:
     with scripted_server(lambda _: reply) as server, session(server.url) as link, pytest.raises(error):
         list(ServiceClient(link).files("a", "1", "/"))
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (Reply(404, b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}'), "manifest a:1 is unknown"),
+        (Reply(404, b'{"errors":[{"code":"PATH_UNKNOWN"}]}'), "path /x is unknown"),
+        (
+            Reply(422, b'{"errors":[{"code":"LAYER_INVALID","message":"invalid layer \'l\': is a link to nothing"}]}'),
+            "invalid layer 'a:1': 'l': is a link to nothing",
+        ),
+    ],
+)
+def test_errors_name_what_they_are_about(reply: Reply, words: str) -> None:
+    """The image, where it is the image that is missing or cannot be used, and not the path in it."""
+    with scripted_server(lambda _: reply) as server, session(server.url) as link, pytest.raises(PagepoolError) as info:
+        list(ServiceClient(link).files("a", "1", "/x"))
+    assert str(info.value) == words
 
 
 def _links(script: Script) -> int:

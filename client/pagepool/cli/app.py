@@ -47,6 +47,12 @@ _COMMANDS = {
 }
 
 
+# What click (8.2 and newer) raises for a group without a command: it carries the help, and that is what to show.
+_HELP_INSTEAD: tuple[type[click.ClickException], ...] = tuple(
+    filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
+)
+
+
 def _epilog() -> str:
     codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in exits.MEANINGS.items())
     return f"""\b
@@ -104,6 +110,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail(state, "Interrupted", "interrupted", exits.INTERRUPTED)
     except click.ClickException as error:
+        if isinstance(error, _HELP_INSTEAD):
+            click.echo(error.format_message(), err=True)
+            return exits.USAGE
         return _fail(state, type(error).__name__, _usage(error), exits.USAGE)
     except PagepoolError as error:
         return _fail(state, type(error).__name__, str(error), _code(state, error))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.cli import output
 from pagepool.cli.connect import ServerOptions, credentials_for, server_url
 from pagepool.cli.nodes import node_client
 from pagepool.cli.progress import counting, spinner
-from pagepool.errors import UnreachableError, UnsupportedError
-from pagepool.mount import kernel
+from pagepool.errors import BusyError, PagepoolError, UnreachableError, UnsupportedError
+from pagepool.mount import default_directory, kernel, list_mounts
+from pagepool.node.alive import mounts_alive, noted_mounts
+from pagepool.overlay import OverlayUnknownError, read_info
 from pagepool.upper import find_upper
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pagepool.node.client import KernelMount, KernelMountOptions
     from pagepool.oci import Platform, Reference
 
@@ -57,13 +59,32 @@ def choose(wanted: str, state: Path, upper: Path | None, *, needs_fuse: bool = F
 
 
 def upper_backend(upper: Path) -> str | None:
-    """Which backend has made the directory of an upper; None if it is new."""
+    """Which backend has made the directory of an upper; None if it is new, or something else."""
     if find_upper(upper) is not None:
         return "kernel"
     try:
-        return "fuse" if any(upper.iterdir()) else None
-    except OSError:
+        read_info(upper)
+    except OverlayUnknownError:
         return None
+    except (PagepoolError, OSError):
+        pass  # it is one; opening it will say what is wrong
+    return "fuse"
+
+
+def check_free(path: Path) -> None:
+    """See that nothing of ours is mounted at a directory: it would be hidden, and come back when the new one goes.
+
+    Raises:
+        BusyError: something is.
+    """
+    target = Path(os.path.realpath(path))
+    for one in kernel.list_kernel_mounts():
+        if one.path == target:
+            image = one.source.partition(":")[2]
+            raise BusyError(f"{target} is mounted already: {image}; pagepool umount {path}")
+    for state in list_mounts(default_directory()):
+        if Path(state.path) == target and not state.dead:
+            raise BusyError(f"{target} is mounted already: {state.source}; pagepool umount {path}")
 
 
 def mount_kernel(
@@ -93,12 +114,21 @@ def mount_kernel(
         )
 
 
+def kernel_paths() -> list[Path]:
+    """Where this node's mounts are, but for those of containers of `pagepool run`; also while it is not running."""
+    ours = {record.id for record in noted_mounts(node_client().places) if not record.owner}
+    return [one.path for one in kernel.list_kernel_mounts() if one.source.partition(":")[0] in ours]
+
+
 def kernel_rows() -> list[dict[str, Any]]:
-    """The mounts of the node, as the commands show them; none if it is not running."""
+    """The mounts of the node, as the commands show them; if it is not running, those it has noted that are there."""
+    node = node_client()
     try:
-        return [kernel_row(fields) for fields in node_client().mounts()]
+        return [kernel_row(fields) for fields in node.mounts()]
     except UnreachableError:
-        return []
+        alive = mounts_alive()
+        records = [record for record in noted_mounts(node.places) if record.id in alive]
+        return [kernel_row({**asdict(record), "served": False, "local": False}) for record in records]
 
 
 def kernel_row(fields: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +148,12 @@ def kernel_row(fields: dict[str, Any]) -> dict[str, Any]:
 def state_of(row: dict[str, Any]) -> str:
     """How a mount is, in a few words."""
     kind = "dead" if row["dead"] else "read-only" if row["read_only"] else "writable"
+    return _how_local(kind, row) + (f"; {output.printable(row['last_error'])}" if row.get("last_error") else "")
+
+
+def _how_local(kind: str, row: dict[str, Any]) -> str:
+    if not row.get("served", True):
+        return f"{kind}, the node is not running"
     if row.get("local"):
         return f"{kind}, fully local"
     if row.get("lazily_read"):

@@ -166,10 +166,14 @@ class FuseRoots:
             mount_in_background(plan_mount(image, upper), root, MountOptions(str(reference), allow_other=True))
             yield Root(root, image.config, secrets.token_hex(16), str(reference))
 
-    def discard(self, container_id: str, path: Path) -> None:  # noqa: ARG002 - others know roots by it
+    def discard(self, container_id: str, path: Path) -> None:
         """See `RootProvider`."""
         if path.parent.parent == _WORK and path.parent.name.startswith(_PREFIX):
             self._remove(path.parent)
+            return
+        node = node_client()
+        if path.parent == node.places.run / "roots":
+            NodeRoots(node).discard(container_id, path)
 
     def _remove(self, work: Path) -> None:
         from pagepool.mount import MountUnknownError, unmount

@@ -165,5 +165,8 @@ def _assign(descriptor: int, project: int, *, inherit: bool) -> None:
 
 def _explain(error: OSError, directory: Path) -> Exception:
     if error.errno in _NO_QUOTA:
-        return UnsupportedError(f"the file system of {directory} has no project quotas: XFS or ext4 with prjquota has")
+        return UnsupportedError(
+            f"the file system of {directory} has no project quotas: it takes XFS or ext4, mounted with prjquota, and a "
+            "kernel that has them for it"
+        )
     return OSError(error.errno, error.strerror, str(directory))

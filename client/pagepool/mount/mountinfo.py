@@ -12,6 +12,8 @@ FUSE_TYPE: Final = "fuse.pagepool"
 """The file system type of mounts of ours."""
 
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+_SHOWN: Final = re.compile(rb"[ \t\n\\]")
+"""What is shown as an escape."""
 _DEAD: Final = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN)
 
 
@@ -57,7 +59,10 @@ def mounted_at(path: Path) -> MountPoint | None:
     Args:
         path: absolute, without symlinks.
     """
-    return next((point for point in reversed(mount_points()) if point.path == path), None)
+    # Of hundreds of mounts only those that may be there are looked at.
+    shown = b" %b " % _SHOWN.sub(lambda found: b"\\%03o" % found[0][0], os.fsencode(path))
+    lines = [line for line in Path("/proc/self/mountinfo").read_bytes().splitlines() if shown in line]
+    return next((point for point in reversed(parse_mountinfo(b"\n".join(lines))) if point.path == path), None)
 
 
 def is_dead(path: Path) -> bool:

@@ -10,22 +10,22 @@ Blocks; thread-safe: each call is a conversation of its own. Root only.
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from pagepool.errors import BusyError, UnreachableError
+from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableError
 from pagepool.mount import kernel
-from pagepool.node.control import converse
-from pagepool.node.handover import SUPERVISOR, WORKER, Post
+from pagepool.mount.mountinfo import mounted_at
+from pagepool.node.control import NodeGoneError, converse
 from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pagepool.node.control import Channel
+    from pagepool.node.ending import Ended
     from pagepool.oci import Platform, Reference
     from pagepool.transport import Credentials
 
@@ -128,7 +128,15 @@ class NodeClient:
 
     def status(self) -> dict[str, Any]:
         """Which node it is, and how it is."""
-        return dict(converse(self.places.control, {"op": "status"}))
+        return dict(self._ask("status"))
+
+    def _ask(self, operation: str, **fields: object) -> Any:
+        """Ask for something that can be asked for twice; once more if the worker dies just then: there is another."""
+        request = {"op": operation, **fields}
+        try:
+            return converse(self.places.control, request)
+        except NodeGoneError:
+            return converse(self.places.control, request)
 
     def mount(
         self,
@@ -159,14 +167,21 @@ class NodeClient:
 
         Raises:
             UnreachableError: no node, or no service, and the image is not here.
-            BusyError: the upper is in use.
+            BusyError: the upper is in use, or an image is mounted there already.
+            InvalidError: upper and directory are in each other, or the node sees another directory by that name.
             PagepoolError, OSError: it cannot be mounted. Nothing is left of it.
         """
         options = options or KernelMountOptions()
         target = Path(os.path.realpath(path))
         os.scandir(target).close()
+        _check_target(target)
+        if options.upper is not None:
+            options = replace(options, upper=Path(os.path.realpath(options.upper)))
+            _check_upper(options.upper, target)
         request = self._request(url, reference, target, options, platform, credentials)
         request |= {"verify": verify, "wait_s": wait_s}
+
+        attached: list[str] = []
 
         def take(channel: Channel, message: dict[str, Any]) -> None:
             if "total" in message:
@@ -175,12 +190,36 @@ class NodeClient:
                 descriptor = channel.descriptors.pop()
                 try:
                     kernel.attach(descriptor, target)
+                    attached.append(str(message["mount"]))
+                    request["mounted"] = str(message["mount"])
                 finally:
                     os.close(descriptor)
                 channel.send({"attached": True})
 
-        fields = converse(self.places.control, request, on_bytes, take)
+        try:
+            fields = self._converse_twice(request, on_bytes, take)
+        except BaseException:
+            if attached:
+                with suppress(OSError, PagepoolError):
+                    kernel.unmount_kernel(target, force=True)
+                self.prune()
+            raise
         return KernelMount(self, target, str(fields["id"]), fields)
+
+    def _converse_twice(
+        self,
+        request: dict[str, Any],
+        on_bytes: Callable[[int], object],
+        take: Callable[[Channel, dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        """Have a conversation; once more with the next worker, if the one that it was begun with has died."""
+        try:
+            return dict(converse(self.places.control, request, on_bytes, take))
+        except NodeGoneError:
+            if not self.is_running():
+                raise
+            # If it was put into its place already, that is all there is to say.
+            return dict(converse(self.places.control, request, on_bytes, take))
 
     def _request(
         self,
@@ -198,7 +237,8 @@ class NodeClient:
             "target": reference.target,
             "image": str(reference),
             "path": str(target),
-            "upper": None if options.upper is None else str(options.upper.absolute()),
+            "upper": None if options.upper is None else str(options.upper),
+            "upper_seen": None if options.upper is None else seen_place(options.upper),
             "temporary": options.temporary,
             "read_only": options.read_only,
             "nosuid": options.nosuid,
@@ -231,24 +271,24 @@ class NodeClient:
         """
         target = Path(os.path.realpath(path))
         with suppress(UnreachableError):
-            converse(self.places.control, {"op": "closing", "name": str(target)})
+            self._ask("closing", name=str(target))
         kernel.unmount_kernel(target, force=force)
         self.prune()
 
     def prune(self) -> None:
         """Have the node clean up after mounts that are gone. Does nothing if it is not running: it does so later."""
         try:
-            converse(self.places.control, {"op": "prune"})
+            self._ask("prune")
         except UnreachableError:
             return
 
     def mounts(self) -> list[dict[str, Any]]:
         """What is mounted, and how much of each image is here."""
-        return list(converse(self.places.control, {"op": "mounts"}))
+        return list(self._ask("mounts"))
 
     def lazy_objects(self) -> list[bytes]:
         """The objects that are read through the lazy mount."""
-        return [bytes.fromhex(text) for text in converse(self.places.control, {"op": "lazy"})]
+        return [bytes.fromhex(text) for text in self._ask("lazy")]
 
     def fill(
         self,
@@ -268,18 +308,35 @@ class NodeClient:
         """Compare every object of the pool with its name. Blocks for as long as reading them takes."""
         return dict(converse(self.places.control, {"op": "scrub"}))
 
-    def stop(self) -> int:
-        """End the node; mounts stay. Returns how many there are, when its processes are gone.
+    def stop(self) -> Ended:
+        """End the node; mounts stay. If there are none, nothing of the node stays mounted. Blocks until it has ended.
 
         Raises:
-            BusyError: they take too long to end.
+            BusyError: it does not end.
         """
-        mounted = int(converse(self.places.control, {"op": "stop"})["mounts"])
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
-        for name in (WORKER, SUPERVISOR):
-            while (lock := Post(self.places.run, name).take()) is None:
-                if time.monotonic() > deadline:
-                    raise BusyError(f"the node's {name} has not ended after {_STOP_TIMEOUT_S:.0f} s")
-                time.sleep(_LOOK_S)
-            os.close(lock)
-        return mounted
+        from pagepool.node.ending import stop_node
+
+        return stop_node(self.places)
+
+
+def seen_place(path: Path) -> list[Any]:
+    """What there is of a path: its nearest existing directory, and device and inode of that."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            status = place.stat()
+            return [str(place), status.st_dev, status.st_ino]
+    raise InvalidError(str(path), "is nowhere")
+
+
+def _check_target(target: Path) -> None:
+    if not os.path.ismount(target):
+        return
+    point = mounted_at(target)
+    if point is not None and point.type == kernel.KIND and point.source.startswith(kernel.PREFIX):
+        image = point.source.removeprefix(kernel.PREFIX).partition(":")[2]
+        raise BusyError(f"{target} is in use: {image} is mounted there; pagepool umount {target}")
+
+
+def _check_upper(upper: Path | None, target: Path) -> None:
+    if upper is not None and (upper.is_relative_to(target) or target.is_relative_to(upper)):
+        raise InvalidError(str(upper), f"and {target}, where the image is to be mounted, are in each other")

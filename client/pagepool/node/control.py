@@ -9,11 +9,13 @@ Errors keep their class over the socket as far as pagepool has it: see `encode_e
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,8 +28,14 @@ if TYPE_CHECKING:
 _LIMIT: Final = 16 << 20
 _CHUNK: Final = 64 << 10
 _MOST_DESCRIPTORS: Final = 8
+_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EINTR)
+_AGAIN_S: Final = 0.1
 
 log = logging.getLogger("pagepool.node")
+
+
+class NodeGoneError(UnreachableError):
+    """The node itself does not answer, or has ended in the middle. What it says of others is no such error."""
 
 
 class Channel:
@@ -110,9 +118,17 @@ class ControlServer:
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
-                log.info("no more commands are taken: %s", error)
-                return
-            threading.Thread(target=self._converse, args=(Channel(connection),), daemon=True).start()
+                if error.errno not in _PASSING:
+                    log.info("no more commands are taken: %s", error)
+                    return
+                log.warning("a command has to wait: %s", error)
+                time.sleep(_AGAIN_S)
+                continue
+            try:
+                threading.Thread(target=self._converse, args=(Channel(connection),), daemon=True).start()
+            except RuntimeError as error:
+                log.warning("a command is refused: %s", error)
+                connection.close()
 
     def _converse(self, channel: Channel) -> None:
         try:
@@ -178,7 +194,7 @@ def converse(
         what it answered.
 
     Raises:
-        UnreachableError: nobody answers there, or the node ended in the middle: it may have done what was asked.
+        NodeGoneError: nobody answers there, or the node ended in the middle: it may have done what was asked.
         PagepoolError, OSError: what it says went wrong.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -186,7 +202,7 @@ def converse(
         connection.connect(os.fspath(path))
     except OSError as error:
         connection.close()
-        raise UnreachableError(os.fspath(path), error.strerror or "no node") from error
+        raise NodeGoneError(os.fspath(path), error.strerror or "no node") from error
     channel = Channel(connection)
     try:
         channel.send(request)
@@ -200,7 +216,7 @@ def converse(
             elif take is not None:
                 take(channel, answer)
     except ConnectionError as error:
-        raise UnreachableError(os.fspath(path), error.strerror or "the node ended") from error
+        raise NodeGoneError(os.fspath(path), error.strerror or "the node ended") from error
     finally:
         channel.close()
-    raise UnreachableError(os.fspath(path), "the node ended in the middle")
+    raise NodeGoneError(os.fspath(path), "the node ended in the middle")

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import PagepoolError
@@ -27,6 +28,7 @@ _STEP_BYTES: Final = 4 << 20
 _STEP_OBJECTS: Final = 512
 _BEGIN_S: Final = 2.0  # that a container has to itself before the rest of its image is fetched
 _STAND_BACK_S: Final = 0.2
+_CLOSE_S: Final = 3.0
 
 log = logging.getLogger("pagepool.node")
 
@@ -57,8 +59,12 @@ class Filler:
         self._rest: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._filling: set[str] = set()
-        for name, tasks in (("urgent", self._urgent), ("rest", self._rest)):
-            threading.Thread(target=self._work, args=(tasks,), name=f"node-fill-{name}", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._work, args=(tasks,), name=f"node-fill-{name}", daemon=True)
+            for name, tasks in (("urgent", self._urgent), ("rest", self._rest))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def complete(self, source: Source) -> None:
         """Bring in all of a tree, when there is time. Does nothing if that is under way."""
@@ -77,10 +83,13 @@ class Filler:
         return tree in self._filling
 
     def close(self) -> None:
-        """Stop after the present step."""
+        """Stop after the present step, and wait for that, a few seconds at most: it may wait for the network."""
         self._stopped.set()
         self._urgent.put(None)
         self._rest.put(None)
+        deadline = time.monotonic() + _CLOSE_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self, tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
         while (task := tasks.get()) is not None and not self._stopped.is_set():
@@ -100,7 +109,8 @@ class Filler:
                     pass
                 if self._stopped.is_set() or source.record.released:
                     return
-                source.content.prefetch(step)
+                with source.noting():
+                    source.content.prefetch(step)
             self._sync()
         finally:
             with self._lock:
@@ -112,7 +122,8 @@ class Filler:
         if path.exists():
             self._on_whole(info.digest)
             return
-        source.content.prefetch([index])
+        with source.noting():
+            source.content.prefetch([index])
         if not path.exists():
             return  # the pool does not take it
         self._on_whole(info.digest)

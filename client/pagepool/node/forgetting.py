@@ -21,7 +21,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pagepool.pool.linux import call
+from pagepool.linux import call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

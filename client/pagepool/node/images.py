@@ -59,6 +59,8 @@ class Images:
         self._trees = places.tree_files
         self._notes = places.state / "images"
         self._lock = threading.Lock()
+        self._noted: dict[Path, bytes] = {}
+        self._verified: dict[Path, tuple[int, ...]] = {}
         self._locks: dict[str, threading.Lock] = {}
 
     def resolve(
@@ -78,37 +80,43 @@ class Images:
                 return Resolved(Digest.parse(found["tree"]), str(found["manifest"]), offline=True)
             raise
         resolved = Resolved(state.tree, str(state.image))
-        with contextlib.suppress(OSError):
-            self._notes.mkdir(mode=0o700, exist_ok=True)
-            _replace(note, json.dumps({"tree": str(state.tree), "manifest": str(state.image)}).encode())
+        data = json.dumps({"tree": str(state.tree), "manifest": str(state.image)}).encode()
+        if self._noted.get(note) != data:
+            with contextlib.suppress(OSError):
+                self._notes.mkdir(mode=0o700, exist_ok=True)
+                _replace(note, data)
+                self._noted[note] = data
         return resolved
 
-    def tree(self, session: Session, repository: str, tree: Digest) -> TreeFile:
-        """A tree file, in its place. The caller closes it.
+    def tree(self, session: Session, repository: str, tree: Digest) -> None:
+        """See that a tree file is in its place, and what it should be. It is read whole once by this process.
 
         Raises:
             PagepoolError: it is not here, and cannot be fetched.
         """
         path = self._trees / tree.hex
         with self._alone(path.name):
+            if self._is_verified(path):
+                return
             try:
-                return TreeFile.open(path, tree.raw)
+                TreeFile.open(path, tree.raw).close()
             except FileNotFoundError:
-                pass
+                _replace(path, TreeClient(session).fetch(repository, tree))
             except (CorruptError, DigestMismatchError) as error:
                 log.warning("the tree file %s is fetched again: %s", path.name, error)
-            _replace(path, TreeClient(session).fetch(repository, tree))
-            return TreeFile.open(path, tree.raw)
+                _replace(path, TreeClient(session).fetch(repository, tree))
+            self._verified[path] = _identity(path)
 
     def metadata(self, session: Session, repository: str, tree: Digest) -> Path:
-        """The metadata image of a tree, verified.
+        """The metadata image of a tree, verified. It is read whole once by this process.
 
         Raises:
             PagepoolError: it is not here, and cannot be fetched.
         """
         with self._alone(f"{tree.hex}.erofs"):
             for path in sorted(self._trees.glob(f"{tree.hex}.*.erofs")):
-                if blake3_raw(path.read_bytes()).hex() == path.name.split(".")[1]:
+                if self._is_verified(path) or blake3_raw(path.read_bytes()).hex() == path.name.split(".")[1]:
+                    self._verified[path] = _identity(path)
                     return path
                 log.warning("the metadata image %s is damaged, and fetched again", path.name)
                 path.unlink(missing_ok=True)
@@ -147,6 +155,13 @@ class Images:
             _replace(path, data)
         return data.decode()
 
+    def _is_verified(self, path: Path) -> bool:
+        """Whether a file is the one that was verified."""
+        before = self._verified.get(path)
+        with contextlib.suppress(OSError):
+            return before is not None and before == _identity(path)
+        return False
+
     def _note(self, where: str, repository: str, target: str, platform: Platform | None) -> Path:
         key = "\n".join((where, repository, target, str(platform or "")))
         return self._notes / f"{blake3_raw(key.encode()).hex()[:32]}.json"
@@ -158,6 +173,11 @@ class Images:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
             yield
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _replace(path: Path, data: bytes) -> None:

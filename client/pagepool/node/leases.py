@@ -39,9 +39,11 @@ class LeaseKeeper:
         threading.Thread(target=self._work, name="node-leases", daemon=True).start()
 
     def want(self, tree: str) -> None:
-        """See that a tree is held, soon."""
-        self._held.pop(tree, None)
-        self._wake.set()
+        """See that a tree is held, soon. Nothing is asked if it is."""
+        source = self._sources.get(tree)
+        if source is None or not source.record.lease or self._is_due(tree):
+            self._held.pop(tree, None)
+            self._wake.set()
 
     def release(self, tree: str) -> None:
         """Let go of a tree's lease. What cannot be told to the service ends by itself."""
@@ -62,7 +64,10 @@ class LeaseKeeper:
             self._wake.clear()
             for source in self._sources.all():
                 if not self._ended and not source.record.released and self._is_due(source.record.tree):
-                    self._hold(source)
+                    try:
+                        self._hold(source)
+                    except Exception:  # without this thread every lease would run out
+                        log.exception("no lease on %s", source.record.image)
 
     def _is_due(self, tree: str) -> bool:
         return self._held.get(tree, 0.0) < time.monotonic()

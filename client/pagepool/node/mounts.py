@@ -20,7 +20,7 @@ import secrets
 import shutil
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -28,12 +28,13 @@ from pagepool.digest import Digest
 from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedError
 from pagepool.linux.mounts import clone_mount
 from pagepool.mount import kernel
+from pagepool.node.alive import mounts_alive
 from pagepool.node.records import MountRecord, read_records, write_record
 from pagepool.upper import UpperInfo, check_upper, find_upper, make_upper, make_work, read_upper_info
 from pagepool.upper.info import NAME, UPPER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pagepool.node.places import NodePlaces
     from pagepool.node.sources import Source
@@ -42,7 +43,6 @@ _ID_BYTES: Final = 6
 _FIRST_PROJECT: Final = 1 << 30
 _TEMPORARY: Final = "temporary"
 """Marks a directory that goes with its mount."""
-_MARK: Final = f" - overlay {kernel.PREFIX}"
 
 log = logging.getLogger("pagepool.node")
 
@@ -95,6 +95,7 @@ class NodeMounts:
         self._lock = threading.RLock()
         self._trees = threading.Lock()
         self._making: set[str] = set()
+        self._taken: set[tuple[int, int]] = set()  # directories of uppers that are about to be mounted: device, inode
         self._records = {record.id: record for record in read_records(places.mounts, MountRecord)}
 
     # -- making ------------------------------------------------------------------------------------------------
@@ -120,14 +121,14 @@ class NodeMounts:
             self._making.add(identity)
         try:
             self._mount_tree(source.record.tree, metadata)
-            upper = self._prepare_upper(identity, source, wish)
-            fd = self._open(identity, source.record.tree, upper, wish)
-            try:
-                record = self._new_record(identity, source, upper, wish, os.fstat(fd).st_dev)
-                self._write(record)
-            except BaseException:
-                os.close(fd)
-                raise
+            with self._upper(identity, source, wish) as upper:
+                fd = self._open(identity, source.record.tree, upper, wish)
+                try:
+                    record = self._new_record(identity, source, upper, wish, os.fstat(fd).st_dev)
+                    self._write(record)
+                except BaseException:
+                    os.close(fd)
+                    raise
         except BaseException:
             self._remove_temporary(identity)
             with self._lock:
@@ -150,6 +151,26 @@ class NodeMounts:
             self._making.discard(record.id)
         self._forget(record)
         self._drop_unused()
+
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """No tree is taken for unused meanwhile: one of them is about to be mounted."""
+        token = f"expected {secrets.token_hex(_ID_BYTES)}"
+        with self._lock:
+            self._making.add(token)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._making.discard(token)
+
+    def drop(self, tree: str) -> None:
+        """Tell that a tree is not used, if it is not: perhaps nothing came of its mount."""
+        self._drop_unused()
+        with self._lock:
+            is_used = bool(self._making) or tree in self.trees_in_use()
+        if not is_used:
+            self._on_unused(tree)
 
     def _open(self, identity: str, tree: str, upper: Path | None, wish: MountWish) -> int:
         places = self._places
@@ -179,12 +200,48 @@ class NodeMounts:
         finally:
             at.rmdir()
 
-    def _prepare_upper(self, identity: str, source: Source, wish: MountWish) -> Path | None:
+    @contextlib.contextmanager
+    def _upper(self, identity: str, source: Source, wish: MountWish) -> Iterator[Path | None]:
+        """The directory of an upper, ours alone until the mount is written down. If that fails nothing is left that was
+        not there before."""
         if wish.upper is None and not wish.temporary:
-            return None
+            yield None
+            return
         directory = self._places.containers / identity if wish.upper is None else wish.upper
-        self._check_free(directory)
+        made = [path for path in (directory, *directory.parents) if not path.exists()]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+        key = (status.st_dev, status.st_ino)
+        was_empty = not any(directory.iterdir())
+        if wish.upper is not None:
+            self._take_upper(directory, key)
+        try:
+            self._prepare_upper(directory, source, wish)
+            yield directory
+        except BaseException:
+            if was_empty:
+                _empty(directory)
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise
+        finally:
+            with self._lock:
+                self._taken.discard(key)
+
+    def _take_upper(self, directory: Path, key: tuple[int, int]) -> None:
+        with self._lock:
+            if key in self._taken:
+                raise BusyError(f"{directory} is in use: it is being mounted")
+            self._taken.add(key)
+        try:
+            self._check_free(directory)
+        except BaseException:
+            with self._lock:
+                self._taken.discard(key)
+            raise
+
+    def _prepare_upper(self, directory: Path, source: Source, wish: MountWish) -> None:
         self._note_image(directory, source, wish)
         if wish.quota:
             # A number that a directory has been given stays with what is in it.
@@ -195,14 +252,16 @@ class NodeMounts:
             check_upper(directory / UPPER, source.tree, devices=wish.nodev)
         else:
             make_upper(directory / UPPER, source.tree)
-        return directory
 
     def _check_free(self, upper: Path) -> None:
-        for record in self.all():
-            if record.upper == str(upper):
-                self.prune()
-                if any(other.upper == str(upper) for other in self.all()):
-                    raise BusyError(f"{upper} is in use: it is mounted at {record.path}")
+        for pruned in (False, True):
+            kept = [record for record in self.all() if record.upper and not record.temporary]
+            users = [record for record in kept if _is_same(Path(record.upper), upper)]
+            if not users:
+                return
+            if pruned:
+                raise BusyError(f"{upper} is in use: it is mounted at {users[0].path}")
+            self.prune()
 
     def _note_image(self, directory: Path, source: Source, wish: MountWish) -> None:
         """Note of which image an upper is; that is also how one that was used before is known.
@@ -258,6 +317,11 @@ class NodeMounts:
         with self._lock:
             return sorted(self._records.values(), key=lambda record: record.since)
 
+    def made(self) -> list[MountRecord]:
+        """The records of those that are not just being made, oldest first."""
+        with self._lock:
+            return [record for record in self.all() if record.id not in self._making]
+
     def find(self, name: str) -> MountRecord:
         """The mount at a path, or of an id.
 
@@ -277,21 +341,22 @@ class NodeMounts:
         """Clean up after mounts that are gone from every mount namespace."""
         with self._lock:
             candidates = [one for one in self._records.values() if one.id not in self._making]
-            if not candidates:
-                gone = []
-            else:
-                alive = mounts_alive()
-                gone = [one for one in candidates if one.id not in alive]
-            for record in gone:
-                self._forget(record)
+        # Looked for after that, and without the lock: what a container has written may take long to remove.
+        alive = mounts_alive() if candidates else set()
+        gone = [one for one in candidates if one.id not in alive]
+        for record in gone:
+            self._forget(record)
         self._drop_unused()
         return gone
 
     def remove_orphans(self) -> None:
         """At the start of a node: remove what mounts of an earlier one have left, after a crash or a boot."""
         self.prune()
-        known = {record.id for record in self.all()}
-        for directory in self._places.containers.iterdir():
+        # In this order: one that is being made now is noted before its directory is there.
+        found = list(self._places.containers.iterdir())
+        with self._lock:
+            known = self._records.keys() | self._making
+        for directory in found:
             if directory.name not in known and (directory / _TEMPORARY).exists():
                 shutil.rmtree(directory, ignore_errors=True)
 
@@ -323,25 +388,18 @@ class NodeMounts:
         with self._lock:
             self._records[record.id] = record
 
-    def describe(self, record: MountRecord) -> dict[str, object]:
-        """A record as commands show it."""
-        return asdict(record)
+
+def _is_same(one: Path, other: Path) -> bool:
+    if one == other:
+        return True
+    with contextlib.suppress(OSError):
+        return one.samefile(other)
+    return False
 
 
-def mounts_alive() -> set[str]:
-    """The ids of the kernel mounts that some mount namespace of the machine has."""
-    seen: set[str] = set()
-    found: set[str] = set()
-    for process in (Path("/proc/self"), *(path for path in Path("/proc").iterdir() if path.name.isdecimal())):
-        try:
-            namespace = str((process / "ns/mnt").readlink())
-            if namespace in seen:
-                continue
-            text = (process / "mountinfo").read_text(errors="surrogateescape")
-        except OSError:
-            continue
-        seen.add(namespace)
-        for line in text.splitlines():
-            if _MARK in line:
-                found.add(line.partition(_MARK)[2].split(" ")[0].partition(":")[0])
-    return found
+def _empty(directory: Path) -> None:
+    for path in list(directory.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

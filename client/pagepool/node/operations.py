@@ -10,16 +10,17 @@ import logging
 import os
 import threading
 import time
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import InvalidError, UnreachableError
+from pagepool.node.alive import mounts_alive
 from pagepool.node.filling import missing
 from pagepool.node.images import Resolved
 from pagepool.node.mounts import MountWish
 from pagepool.node.records import SourceRecord
-from pagepool.node.sources import open_session
 from pagepool.oci import Platform
 from pagepool.pool import Scrubber
 from pagepool.version import __version__
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pagepool.node.control import Channel
+    from pagepool.node.records import MountRecord
     from pagepool.node.sources import Source
     from pagepool.node.worker import Worker
 
@@ -79,23 +81,29 @@ class Operations:
 
     def mount(self, channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
         """Make a mount, hand it over, and write it down once it is in its place."""
+        mounts, source = self._worker.mounts, None
+        try:
+            with mounts.expecting():
+                source, metadata, offline = self._open_source(request)
+                if request.get("mounted"):
+                    return self._take_over(request, source, offline=offline)
+                _check_seen(request)
+                config = self._config(source) if request.get("config") else None
+                if request.get("eager"):
+                    self._fill(channel, source)
+                record, descriptor = mounts.make(source, metadata, _wish(request))
+            self._hand_over(channel, record, descriptor, source, metadata, offline=offline)
+            return self._mounted(record, source, config, fill=bool(request.get("fill", True)), offline=offline)
+        except BaseException:
+            if source is not None:
+                mounts.drop(source.record.tree)
+            raise
+
+    def _hand_over(
+        self, channel: Channel, record: MountRecord, descriptor: int, source: Source, metadata: Path, *, offline: bool
+    ) -> None:
+        """Give a mount to whoever asked, and wait until it is in its place. The descriptor is closed here."""
         worker = self._worker
-        source, metadata, offline = self._open_source(request)
-        config = self._config(source) if request.get("config") else None
-        if request.get("eager"):
-            self._fill(channel, source)
-        wish = MountWish(
-            path=str(request["path"]),
-            image=str(request["image"]),
-            upper=Path(request["upper"]) if request.get("upper") else None,
-            temporary=bool(request.get("temporary")),
-            read_only=bool(request.get("read_only")),
-            nosuid=bool(request.get("nosuid")),
-            nodev=bool(request.get("nodev", True)),
-            quota=int(request.get("quota", 0)),
-            owner=str(request.get("owner", "")),
-        )
-        record, descriptor = worker.mounts.make(source, metadata, wish)
         try:
             try:
                 if worker.options.profiles and not offline:
@@ -107,12 +115,27 @@ class Operations:
             if answer is None or not answer.get("attached"):
                 raise ConnectionAbortedError("who asked for the mount has gone")
         except BaseException:
-            worker.mounts.abandon(record)
+            if record.id not in mounts_alive():
+                worker.mounts.abandon(record)
+                raise
+            # Whoever asked died between putting it into its place and saying so.
+            worker.mounts.attached(record)
             raise
+
+    def _take_over(self, request: dict[str, Any], source: Source, *, offline: bool) -> dict[str, Any]:
+        """A mount that is in its place already: the worker that made it has died just then."""
+        record = self._worker.mounts.find(str(request["mounted"]))
+        config = self._config(source) if request.get("config") else None
+        return self._mounted(record, source, config, fill=bool(request.get("fill", True)), offline=offline)
+
+    def _mounted(
+        self, record: MountRecord, source: Source, config: str | None, *, fill: bool, offline: bool
+    ) -> dict[str, Any]:
+        worker = self._worker
         record = worker.mounts.attached(record)
         worker.sources.update(record.tree, released=0.0)
         worker.leases.want(record.tree)
-        if worker.options.fill and request.get("fill", True):
+        if worker.options.fill and fill:
             worker.filler.complete(source)
         return {**asdict(record), "offline": offline, "manifest": source.record.manifest, "config": config}
 
@@ -129,22 +152,16 @@ class Operations:
             identity_token=str(request.get("identity_token", "")),
             verify=bool(request.get("verify", True)),
         )
-        session = open_session(record, worker.options.timeout_s)
-        try:
-            resolved = self._resolve(session, record, request)
-            tree = resolved.tree
-            files = worker.images
-            opened, metadata = _both(
-                lambda: files.tree(session, record.repository, tree),
-                lambda: files.metadata(session, record.repository, tree),
-            )
-            opened.close()
-        finally:
-            session.close()
-        known = worker.sources.get(tree.hex)
-        lease = known.record.lease if known is not None else ""
-        fields = {**asdict(record), "tree": tree.hex, "manifest": resolved.manifest, "lease": lease}
-        return worker.sources.add(SourceRecord(**fields)), metadata, resolved.offline
+        session = worker.sessions.get(record)
+        resolved = self._resolve(session, record, request)
+        tree = resolved.tree
+        files = worker.images
+        _, metadata = _both(
+            lambda: files.tree(session, record.repository, tree),
+            lambda: files.metadata(session, record.repository, tree),
+        )
+        record = replace(record, tree=tree.hex, manifest=resolved.manifest)
+        return worker.sources.add(record), metadata, resolved.offline
 
     def _config(self, source: Source) -> str:
         """The image's configuration, as it is stored."""
@@ -164,7 +181,7 @@ class Operations:
         worker.mounts.prune()
         local: dict[str, dict[str, Any]] = {}
         found = []
-        for record in worker.mounts.all():
+        for record in worker.mounts.made():
             source = worker.sources.get(record.tree)
             if source is None:
                 found.append({**asdict(record), "known": False, "local": False})
@@ -187,6 +204,8 @@ class Operations:
             "filling": self._worker.filler.is_filling(source.record.tree),
             "server": source.record.url,
             "lease": bool(source.record.lease),
+            "last_error": None if source.failure is None else source.failure[1],
+            "last_error_at": None if source.failure is None else source.failure[0],
         }
 
     def lazy(self, _channel: Channel, _request: dict[str, Any]) -> list[str]:
@@ -234,8 +253,7 @@ class Operations:
     def scrub(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
         """Compare all of the pool's objects with their names, as fast as they can be read."""
         worker = self._worker
-        scrubber = Scrubber(worker.pool, worker.scrubbing.repair)
-        report = scrubber.run()
+        report = Scrubber(worker.pool, worker.scrubbing.repair).run(everything=True)
         if report.damaged:
             worker.scrubbing.release()
         damaged = [
@@ -245,9 +263,37 @@ class Operations:
 
     def stop(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
         """End the node. What is mounted stays, and reads what is here."""
+        self._worker.mounts.prune()
         mounted = len(self._worker.mounts.all())
         threading.Timer(0.05, self._worker.stop).start()
         return {"mounts": mounted}
+
+
+def _wish(request: dict[str, Any]) -> MountWish:
+    return MountWish(
+        path=str(request["path"]),
+        image=str(request["image"]),
+        upper=Path(request["upper"]) if request.get("upper") else None,
+        temporary=bool(request.get("temporary")),
+        read_only=bool(request.get("read_only")),
+        nosuid=bool(request.get("nosuid")),
+        nodev=bool(request.get("nodev", True)),
+        quota=int(request.get("quota", 0)),
+        owner=str(request.get("owner", "")),
+    )
+
+
+def _check_seen(request: dict[str, Any]) -> None:
+    """Whoever asks may be in another mount namespace: his directory is not ours then, though it is called the same."""
+    if not request.get("upper") or not request.get("upper_seen"):
+        return
+    place, *identity = request["upper_seen"]
+    found: list[int] = []
+    with suppress(OSError):
+        status = Path(place).stat()
+        found = [status.st_dev, status.st_ino]
+    if found != identity:
+        raise InvalidError(str(request["upper"]), "is another directory to the node, or none: see mount namespaces")
 
 
 class _Progress:
@@ -269,7 +315,8 @@ class _Progress:
 
 
 def _both(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
-    """Do two things at the same time; an error of either is raised when both are done."""
+    """Do two things at the same time; an error of either is raised when both are done. It is the second one's that
+    takes the longer, if anything has to be fetched."""
     result: list[Any] = []
     error: list[Exception] = []
 

@@ -1,9 +1,11 @@
 """Where a node keeps what it has. Owns the names of files and directories, nothing in them.
 
+    STATE.xfs                 a file system for all of STATE, if there is one (`pagepool node start --pool-image`)
     STATE/pool/               objects: a pool (docs/format/pool.md), the node's own
     STATE/fetched/ab/cdef…    second names of objects that were just fetched, for a minute
     STATE/trees/HEX           tree files; HEX.erofs metadata images
     STATE/containers/ID/      upper, work, info.json: what one mount has written
+    STATE.xfs                 with --pool-image: the file system that is mounted at STATE
     RUN/control.sock          where commands ask
     RUN/sources/HEX.json      which service a tree comes from, and with which credentials
     RUN/mounts/ID.json        what is mounted
@@ -23,10 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pagepool.errors import DeniedError
+from pagepool.errors import DeniedError, InvalidError
 
 DEFAULT_STATE: Final = Path("/var/lib/pagepool/node")
 DEFAULT_RUN: Final = Path("/run/pagepool/node")
+_MOST_SOCKET_NAME: Final = 107
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,16 @@ class NodePlaces:
     def pool(self) -> Path:
         """The pool."""
         return self.state / "pool"
+
+    @property
+    def pool_image(self) -> Path:
+        """A file with a file system that is mounted at STATE, if it is there."""
+        return self.state.with_name(f"{self.state.name}.xfs")
+
+    @property
+    def start_lock(self) -> Path:
+        """Locked by who starts the node, or takes away what is left of it."""
+        return self.run / "start.lock"
 
     @property
     def objects(self) -> Path:
@@ -101,19 +114,26 @@ class NodePlaces:
         """What the node has to say."""
         return self.run / "log"
 
-    def make(self) -> None:
-        """Make the directories.
-
-        Raises:
-            DeniedError: one of them belongs to somebody else.
-            OSError: they cannot be made.
-        """
+    def make_tops(self) -> None:
+        """Make STATE and RUN, and nothing in them. Raises what `make` does."""
         for top in (self.state, self.run):
             top.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = top.lstat()
             if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
                 raise DeniedError(f"{top} belongs to somebody else")
             top.chmod(0o700)
+        if len(os.fsencode(self.control)) > _MOST_SOCKET_NAME:
+            raise InvalidError(str(self.run), f"is too long: a socket's name has {_MOST_SOCKET_NAME} bytes at most")
+
+    def make(self) -> None:
+        """Make the directories.
+
+        Raises:
+            DeniedError: one of them belongs to somebody else.
+            InvalidError: RUN is too long a name.
+            OSError: they cannot be made.
+        """
+        self.make_tops()
         made = (self.fetched, self.tree_files, self.containers, self.sources, self.mounts, self.tree_mounts)
         for directory in (*made, self.lazy, self.serving):
             if directory != self.lazy or not directory.is_mount():

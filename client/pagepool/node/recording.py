@@ -9,8 +9,11 @@ goes wrong is logged, and the mount does without.
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import threading
+import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import Digest
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from pagepool.node.sources import Source, Sources
 
 SECONDS: Final = 10.0
+_MOST_OF_A_TREE: Final = 4
+"""Recordings at a time. Many containers that start together open the same."""
+_AHEAD_S: Final = 60.0
+"""A profile that was fetched is good for so long."""
 
 log = logging.getLogger("pagepool.node")
 
@@ -41,6 +48,8 @@ class Profiles:
         self._sources = sources
         self._lock = threading.Lock()
         self._recorders: dict[str, Recorder] = {}
+        self._under_way: Counter[str] = Counter()
+        self._ahead: dict[str, float] = {}  # tree -> when its profile was fetched, on the clock of time.monotonic
 
     def begin(self, identity: str, mount: int, source: Source, metadata: Path) -> None:
         """A mount is about to be used: fetch what others opened first, and record what this one opens.
@@ -51,13 +60,22 @@ class Profiles:
             source: its tree.
             metadata: the metadata image of the tree.
         """
-        threading.Thread(target=self._prefetch, args=(source,), name="node-profile", daemon=True).start()
+        tree, now = source.record.tree, time.monotonic()
+        with self._lock:
+            is_ahead = self._ahead.get(tree, -math.inf) > now - _AHEAD_S
+            self._ahead = {one: since for one, since in self._ahead.items() if since > now - _AHEAD_S} | {tree: now}
+            is_enough = self._under_way[tree] >= _MOST_OF_A_TREE
+        if not is_ahead:
+            threading.Thread(target=self._prefetch, args=(source,), name="node-profile", daemon=True).start()
+        if is_enough:
+            return
         recorder = try_record(mount, tree_resolver(source.tree, node_finder(metadata)), seconds=SECONDS)
         if recorder is None:
             log.info("nothing is recorded of starts: this kernel has no fanotify for it")
             return
         with self._lock:
             self._recorders[identity] = recorder
+            self._under_way[tree] += 1
         threading.Thread(
             target=self._finish, args=(identity, recorder, source), name="node-record", daemon=True
         ).start()
@@ -84,6 +102,8 @@ class Profiles:
         recording = recorder.stop()
         with self._lock:
             self._recorders.pop(identity, None)
+            self._under_way[source.record.tree] -= 1
+            self._under_way += Counter()  # leaves out what is 0
         opened = recording.objects
         if not opened or not recording.complete:
             return

@@ -50,6 +50,12 @@ class SourceRecord:
     lease: str = ""
     released: float = 0.0
 
+    @property
+    def access(self) -> tuple[object, ...]:
+        """What requests depend on."""
+        who = (self.username, self.password, self.identity_token)
+        return (self.url, self.repository, self.verify, *who)
+
 
 @dataclass(frozen=True, slots=True)
 class MountRecord:

@@ -28,6 +28,7 @@ BEGIN_S: Final = 60.0
 PAUSE_S: Final = 6 * 3600.0
 """Between two rounds."""
 _STEP: Final = 4096  # objects of one run
+_CLOSE_S: Final = 3.0
 
 log = logging.getLogger("pagepool.node")
 
@@ -71,10 +72,11 @@ class NodeScrub:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the present piece of an object, and wait for that. The pool is closed after this."""
+        """Stop after the present piece of an object, and wait for that, a few seconds at most: it may be fetching one
+        anew from a service that does not answer. The pool is closed after this."""
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_CLOSE_S)
 
     def run(self) -> ScrubReport:
         """Look at some objects, from where the last run has ended. Blocks.

@@ -31,6 +31,7 @@ from pagepool.content import TreeContent
 from pagepool.digest import Digest
 from pagepool.errors import ObjectUnknownError, PagepoolError, UnreachableError
 from pagepool.image.treefile import TreeFile
+from pagepool.node.inuse import ObjectsInUse
 from pagepool.node.records import SourceRecord, read_records, write_record
 from pagepool.pool.layout import object_name
 from pagepool.transport import Credentials, Session
@@ -69,8 +70,20 @@ class Source:
         self.record = record
         self.tree = tree
         self.session = open_session(record, timeout_s)
+        self.failure: tuple[float, str] | None = None
+        """What went wrong when something was last asked for, and when (seconds since 1970); None if nothing did."""
         fetch = ExtentClient(self.session, record.repository, Digest("blake3", bytes.fromhex(record.tree)))
         self.content = TreeContent(cache, tree, fetch)
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note how what is done meanwhile ends."""
+        try:
+            yield
+        except (PagepoolError, OSError) as error:
+            self.failure = time.time(), str(error)
+            raise
+        self.failure = None
 
     def close(self) -> None:
         """End the connections."""
@@ -104,6 +117,9 @@ class Sources:
         self._on_large = on_large
         self._lock = threading.Lock()
         self._sources: OrderedDict[str, Source] = OrderedDict()
+        self._adding = threading.Lock()
+        self._replaced: list[tuple[float, Source]] = []
+        self._in_use = ObjectsInUse()
         self._lazy: dict[bytes, float] = {}
         self._coming: dict[bytes, threading.Event] = {}
         self._waiting = 0
@@ -122,18 +138,45 @@ class Sources:
     def add(self, record: SourceRecord) -> Source:
         """Know a tree from now on; written down first. One that is known gets the new credentials.
 
+        What is being fetched with the old ones goes on: a container may wait for it.
+
         Raises:
             OSError, CorruptError: its tree file is not in its place.
         """
+        with self._adding:
+            return self._take_up(record) or self._add(record)
+
+    def _add(self, record: SourceRecord) -> Source:
+        former = self._sources.get(record.tree)
+        if former is not None and (former.record.url, former.record.repository) == (record.url, record.repository):
+            record = replace(record, lease=former.record.lease)
         tree = TreeFile.open(self._places.tree_files / record.tree)
         source = Source(record, tree, self._cache, self._timeout_s)
+        self._index(source)
         write_record(self._record(record.tree), record)
         with self._lock:
             before = self._sources.pop(record.tree, None)
             self._sources[record.tree] = source
-        if before is not None:
-            before.session.close()
+            if before is not None:
+                self._replaced.append((time.monotonic(), before))
         return source
+
+    def _take_up(self, record: SourceRecord) -> Source | None:
+        """The source that is known of a tree, if it comes from the same place with the same credentials."""
+        with self._lock:
+            known = self._sources.get(record.tree)
+            if known is None or known.record.access != record.access:
+                return None
+            self._sources.move_to_end(record.tree)
+        self._index(known)
+        self.update(record.tree, image=record.image, manifest=record.manifest, released=record.released)
+        return known
+
+    def _index(self, source: Source) -> None:
+        if not source.record.released:
+            tree = source.tree
+            keys = (tree.object_key(index)[0] for index in range(tree.object_count))
+            self._in_use.add(source.record.tree, keys)
 
     def update(self, tree: str, **changes: object) -> None:
         """Change fields of a record; does nothing if the tree is not known."""
@@ -141,8 +184,15 @@ class Sources:
             source = self._sources.get(tree)
             if source is None:
                 return
-            source.record = replace(source.record, **changes)  # type: ignore[arg-type]
-            write_record(self._record(tree), source.record)
+            changed = replace(source.record, **changes)  # type: ignore[arg-type]
+            if changed == source.record:
+                return
+            source.record = changed
+            write_record(self._record(tree), changed)
+        if changed.released:
+            self._in_use.remove(tree)
+        else:
+            self._index(source)
 
     def get(self, tree: str) -> Source | None:
         """A tree that is known."""
@@ -155,7 +205,10 @@ class Sources:
 
     def forget_released(self, now: float) -> list[Source]:
         """Forget the trees whose last mount went long ago; they are closed."""
+        self._in_use.settle()
         with self._lock:
+            old = [one for since, one in self._replaced if since < time.monotonic() - _REMEMBERED_S]
+            self._replaced = [pair for pair in self._replaced if pair[1] not in old]
             gone = [
                 one
                 for one in self._sources.values()
@@ -165,6 +218,7 @@ class Sources:
                 del self._sources[one.record.tree]
         for one in gone:
             self._record(one.record.tree).unlink(missing_ok=True)
+        for one in (*gone, *old):
             one.close()
         return gone
 
@@ -193,7 +247,8 @@ class Sources:
         with self._lock:
             self._coming |= dict.fromkeys(found, event)
         try:
-            source.content.prefetch(found.values())
+            with source.noting():
+                source.content.prefetch(found.values())
         finally:
             with self._lock:
                 for digest in found:
@@ -223,12 +278,16 @@ class Sources:
         with self._waits():
             for source, index in self._find(digest):
                 try:
-                    return self._patience.ask(source.record.url, partial(self._bring, source, index, digest))
+                    return self._ask(source, partial(self._bring, source, index, digest))
                 except (PagepoolError, OSError) as caught:
                     error = error or caught
         if error is not None:
             raise error
         return False
+
+    def _ask(self, source: Source, question: Callable[[], _Answer]) -> _Answer:
+        with source.noting():
+            return self._patience.ask(source.record.url, question)
 
     def _bring(self, source: Source, index: int, digest: bytes) -> bool:
         coming = self._coming.get(digest)
@@ -266,7 +325,7 @@ class Sources:
         error: Exception = ObjectUnknownError(digest.hex())
         for source, index in self._find(digest):
             try:
-                return self._patience.ask(source.record.url, partial(source.content.view, index, start, end))
+                return self._ask(source, partial(source.content.view, index, start, end))
             except (PagepoolError, OSError) as caught:
                 error = caught
         raise error
@@ -291,10 +350,8 @@ class Sources:
                 self._lazy[digest] = time.time()
 
     def has(self, digest: bytes) -> bool:
-        """Whether a tree that is mounted has an object. Takes microseconds, and no lock."""
-        return any(
-            not one.record.released and one.tree.find_object(digest) >= 0 for one in tuple(self._sources.values())
-        )
+        """Whether a tree that is mounted, or was a moment ago, has an object. Takes no time, and no lock."""
+        return digest in self._in_use
 
     def forget(self, digest: bytes) -> None:
         """Let go of an object that is open here: it was damaged."""

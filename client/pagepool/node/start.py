@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -23,10 +25,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pagepool.errors import BusyError, PagepoolError, UnreachableError, UnsupportedError
+from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableError, UnsupportedError
 from pagepool.linux import boot_id
+from pagepool.mount import kernel
 from pagepool.mount.device import unmount_device
-from pagepool.node.control import converse
+from pagepool.node.control import converse, decode_error, encode_error
 from pagepool.node.guard import Guard
 from pagepool.node.handover import SUPERVISOR, Post
 from pagepool.node.lazy import mount_lazy
@@ -35,10 +38,11 @@ from pagepool.node.supervisor import start_node
 from pagepool.node.worker import Worker, WorkerOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _START_TIMEOUT_S: Final = 60.0
 _LOOK_S: Final = 0.02
+_MOST_OPEN: Final = 8192
 _CGROUP: Final = "pagepool-node"
 _ENVIRONMENT: Final = (
     "PATH",
@@ -72,14 +76,17 @@ def ensure_node(places: NodePlaces, options: WorkerOptions | None = None) -> boo
 
     Raises:
         UnsupportedError: this user or kernel cannot have one.
+        InvalidError: it cannot have such a pool image.
         UnreachableError: it did not start; the error has what it said.
     """
     if is_running(places):
         return False
     if os.geteuid():
         raise UnsupportedError("a node needs root: it mounts file systems for containers")
-    places.make()
-    words = [sys.executable, "-m", "pagepool.node", "start", *arguments(places, options or WorkerOptions())]
+    places.make_tops()
+    options = options or WorkerOptions()
+    words = [sys.executable, "-m", "pagepool.node", "start", *arguments(places, options)]
+    words += [] if options.pool_image is None else ["--pool-image", str(options.pool_image)]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     path = [str(Path(entry).absolute()) for entry in sys.path if entry]
     done = subprocess.run(
@@ -94,16 +101,26 @@ def ensure_node(places: NodePlaces, options: WorkerOptions | None = None) -> boo
         check=False,
     )
     if done.returncode:
-        said = done.stdout.strip().splitlines()
-        raise UnreachableError(str(places.run), said[-1] if said else f"the node ended with {done.returncode}")
+        raise _error_said(places, done.stdout, done.returncode)
     return True
 
 
+def _error_said(places: NodePlaces, said: str, code: int) -> Exception:
+    """What kept a node from starting: the last line that the process has said, if it is how errors are handed on."""
+    last = (said.strip().splitlines() or [f"the node ended with {code}"])[-1]
+    with contextlib.suppress(ValueError):
+        found = json.loads(last)
+        if isinstance(found, dict):
+            return decode_error(found)
+    return UnreachableError(str(places.run), last)
+
+
 def arguments(places: NodePlaces, options: WorkerOptions) -> list[str]:
-    """Words that say the same to `parse`."""
+    """Words that say the same to `parse`. How big a pool image is to be is no business of the worker's."""
     words = ["--state", str(places.state), "--run", str(places.run), "--timeout", str(options.timeout_s)]
     words += ["--large", str(options.large)]
     words += [] if options.budget is None else ["--budget", str(options.budget)]
+    words += [] if options.reserve is None else ["--reserve", str(options.reserve)]
     return words + ["--no-fill"] * (not options.fill) + ["--no-profiles"] * (not options.profiles)
 
 
@@ -116,10 +133,20 @@ def parse(words: Sequence[str]) -> tuple[str, NodePlaces, WorkerOptions]:
     parser.add_argument("--timeout", type=float, default=30.0)
     parser.add_argument("--large", type=int, default=WorkerOptions().large)
     parser.add_argument("--budget", type=int)
+    parser.add_argument("--reserve", type=int)
+    parser.add_argument("--pool-image", type=int)
     parser.add_argument("--no-fill", action="store_true")
     parser.add_argument("--no-profiles", action="store_true")
     found = parser.parse_args(words)
-    options = WorkerOptions(found.budget, found.timeout, found.large, not found.no_fill, not found.no_profiles)
+    options = WorkerOptions(
+        budget=found.budget,
+        timeout_s=found.timeout,
+        large=found.large,
+        fill=not found.no_fill,
+        profiles=not found.no_profiles,
+        reserve=found.reserve,
+        pool_image=found.pool_image,
+    )
     return found.action, NodePlaces(found.state, found.run), options
 
 
@@ -130,12 +157,13 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         BusyError: another process starts one, and does not come to an end.
         PagepoolError, OSError: it cannot be started.
     """
-    places.make()
-    with (places.run / "start.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    places.make_tops()
+    with locked(places.start_lock):
         if is_running(places):
             return
         os.umask(0o022)
+        mount_pool_image(places, options.pool_image)
+        places.make()
         _forget_other_boot(places)
         _leave_cgroup()
         _clear(places)
@@ -146,6 +174,39 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         os.close(device)
         listener.close()
     _wait(places)
+
+
+def mount_pool_image(places: NodePlaces, size: int | None) -> None:
+    """Mount the file system that the node keeps everything in, if there is one; make it, if that was asked for.
+
+    Args:
+        size: bytes of a new one; None: none is made.
+
+    Raises:
+        InvalidError: there is a pool already, which it would hide; or one of another size.
+        UnsupportedError: there is no XFS here, or nothing that makes one.
+        StoreFullError, BusyError, OSError: it cannot be made, or mounted.
+    """
+    image = kernel.PoolImage(places.pool_image)
+    if not image.file.exists():
+        if size is None:
+            return
+        if places.pool.exists():
+            raise InvalidError(str(places.state), "has a pool already, which a pool image would hide: move it away")
+        kernel.PoolImage.create(image.file, size)
+    elif size is not None and image.file.stat().st_size != kernel.PoolImage.rounded(size):
+        is_size = image.file.stat().st_size
+        raise InvalidError(str(image.file), f"is a pool image of {is_size} bytes already, and does not change its size")
+    image.mount(places.state)
+    places.state.chmod(0o700)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def upgrade_node(places: NodePlaces) -> int:
@@ -194,24 +255,26 @@ def _forget_other_boot(places: NodePlaces) -> None:
             return
     for directory in (places.sources, places.mounts, places.serving, places.tree_mounts):
         shutil.rmtree(directory, ignore_errors=True)
-    for directory in places.containers.iterdir():
-        if _is_temporary(directory):
-            shutil.rmtree(directory, ignore_errors=True)
+    # What belonged to mounts is the worker's to remove: it knows of none.
     places.make()
     note.write_bytes(boot_id())
-
-
-def _is_temporary(directory: Path) -> bool:
-    return (directory / "temporary").exists()
 
 
 def _clear(places: NodePlaces) -> None:
     """Take away what a node that died altogether has left: its lazy mount serves nobody any more."""
     places.control.unlink(missing_ok=True)
-    while os.path.ismount(places.lazy) or _is_dead(places.lazy):
-        unmount_device(places.lazy, detach=True)
+    unmount_lazy(places)
     shutil.rmtree(places.serving, ignore_errors=True)
     places.make()
+
+
+def unmount_lazy(places: NodePlaces) -> bool:
+    """Unmount the lazy mount of a node that has ended, however often it is there. Returns whether it was."""
+    found = False
+    while os.path.ismount(places.lazy) or _is_dead(places.lazy):
+        unmount_device(places.lazy, detach=True)
+        found = True
+    return found
 
 
 def _is_dead(path: Path) -> bool:
@@ -236,18 +299,31 @@ def _leave_cgroup() -> None:
     """Move into a cgroup of the node's own, where that can be done: else it stays in that of who asked."""
     if Path("/run/systemd/system").exists():
         return  # systemd owns the hierarchy: the unit in deploy/ puts the node where it belongs
+    for own in own_cgroups():
+        with contextlib.suppress(OSError):
+            own.mkdir(exist_ok=True)
+            (own / "cgroup.procs").write_text(str(os.getpid()))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("-900")
+
+
+def own_cgroups() -> Iterator[Path]:
+    """The directories of a node's own cgroups, whether they are there or not."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, _ = line.split(":", 2)
         top = Path("/sys/fs/cgroup") / controllers.removeprefix("name=")
         if not controllers:
             top = Path("/sys/fs/cgroup/unified")
             top = top if top.is_dir() else Path("/sys/fs/cgroup")
-        with contextlib.suppress(OSError):
-            own = top / _CGROUP
-            own.mkdir(exist_ok=True)
-            (own / "cgroup.procs").write_text(str(os.getpid()))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("-900")
+        yield top / _CGROUP
+
+
+def _raise_limit() -> None:
+    """A shell's limit of open files is small for hundreds of mounts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_OPEN if hard == resource.RLIM_INFINITY else min(_MOST_OPEN, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def main(words: Sequence[str]) -> Any:
@@ -259,8 +335,10 @@ def main(words: Sequence[str]) -> Any:
         if action == "start":
             start(places, options)
         else:
+            _raise_limit()
             Worker(places, options, Guard(places.run)).run()
     except (PagepoolError, OSError) as error:
-        print(error, file=sys.stderr)
+        # `ensure_node` reads it; in the log it says as much.
+        print(json.dumps(encode_error(error)), file=sys.stderr)
         return 1
     return 0

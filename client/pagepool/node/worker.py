@@ -30,6 +30,7 @@ from pagepool.node.mounts import NodeMounts
 from pagepool.node.operations import Operations
 from pagepool.node.recording import Profiles
 from pagepool.node.scrubbing import NodeScrub
+from pagepool.node.sessions import Sessions
 from pagepool.node.sources import Sources
 from pagepool.pool import Custody, Pool, verify_suspects
 
@@ -78,15 +79,17 @@ class Worker:
         self.places, self.options = places, options
         self._guard = guard
         self._stopped = threading.Event()
+        self._is_set_up = False
         descriptors = guard.descriptors()
         self.custody = Custody(places.run, places.fetched, self._in_use, release=self._forget_unused)
-        initial = default_budget(places.state)
+        initial = _initial_budget(places)
         self.pool = Pool.open(
             places.pool, budget=options.budget, initial=initial, reserve=options.reserve, custody=self.custody
         )
         self.cache = ObjectCache(self.pool, self.pool.budget)
         self._ticker = Ticker(self.cache)
         self.sources = Sources(places, self.cache, options.timeout_s, self.custody.link, self._on_large)
+        self.sessions = Sessions(options.timeout_s)
         self.scrubbing = NodeScrub(self.pool, self.sources.bring, self.sources.forget, self._forget_unused)
         self.lazy = LazyServer(descriptors["fuse"], self.sources, state=places.serving, large=options.large)
         self.filler = Filler(places.objects, self.sources.busy, self.pool.sync, self.sources.note_whole)
@@ -110,6 +113,7 @@ class Worker:
                 len(suspects.removed),
             )
         self.sources.load()
+        self._is_set_up = True
         self.sources.take_up_lazy(self.lazy.large_objects())
         self.lazy.start()
         settle(self.places.lazy)
@@ -132,33 +136,46 @@ class Worker:
         """Let go of everything; nothing is unmounted."""
         # What is asked for from here on is left to the next worker.
         self.lazy.retire()
-        self.scrubbing.close()
-        self.filler.close()
         self.leases.close()
+        self.filler.close()
+        self.scrubbing.close()
         self._ticker.close()
         self.pool.sync()
         self.cache.close()
 
     def _tend(self) -> None:
         """What is to be done now and then."""
-        self.mounts.remove_orphans()
-        for record in self.mounts.all():
-            source = self.sources.get(record.tree)
-            if source is not None and self.options.fill:
-                self.filler.complete(source)
+        try:
+            self._take_up_mounts()
+        except Exception:
+            log.exception("what an earlier process has left is not cleaned up")
         tick = 0
         while not self._stopped.wait(_TICK_S):
             tick += 1
             try:
                 self.custody.unlink_old()
+                self.pool.stats()  # which counts what lost its names and is not used any more
                 if tick % _PRUNE_TICKS == 0:
                     self.mounts.prune()
+                    for source in self.sources.all():
+                        if not source.record.released:
+                            self.mounts.drop(source.record.tree)
                     self.sources.forget_released(time.time())
+                    self.sessions.close_idle()
             except Exception:
                 log.exception("tending the node failed")
 
+    def _take_up_mounts(self) -> None:
+        """Go on with the mounts that an earlier process has made."""
+        self.mounts.remove_orphans()
+        for record in self.mounts.all():
+            source = self.sources.get(record.tree)
+            if source is not None and self.options.fill:
+                self.filler.complete(source)
+
     def _in_use(self, digest: bytes) -> bool:
-        return self.sources.has(digest)
+        # The pool asks while it is being opened, too, before anything is known of trees: all may be in use then.
+        return not self._is_set_up or self.sources.has(digest)
 
     def _forget_unused(self) -> None:
         forget_unused()
@@ -169,3 +186,11 @@ class Worker:
     def _on_unused(self, tree: str) -> None:
         self.leases.release(tree)
         self.sources.update(tree, released=time.time(), lease="")
+
+
+def _initial_budget(places: NodePlaces) -> int:
+    """Most bytes of a pool when nothing else was said. A pool image is for nothing but pool and uppers."""
+    if not places.pool_image.exists():
+        return default_budget(places.state)
+    status = os.statvfs(places.state)
+    return status.f_blocks * status.f_frsize // 2

@@ -36,7 +36,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pagepool.pool import linux
+from pagepool import linux
 from pagepool.pool.handles import MOST_BYTES, Handle, HandleDoor
 from pagepool.pool.secondnames import SecondNames
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pagepool.pool.linux import call
+from pagepool.linux import call
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -95,11 +95,12 @@ class Scrubber:
         self._bytes = 0
         self._began = 0.0
 
-    def run(self, most: int | None = None) -> ScrubReport:
+    def run(self, most: int | None = None, *, everything: bool = False) -> ScrubReport:
         """Go on where the last run has stopped. Blocks for as long as it takes.
 
         Args:
             most: objects to look at, at most.
+            everything: begin at the first object, wherever the last run has stopped.
 
         Raises:
             BusyError: another process is at it.
@@ -112,14 +113,14 @@ class Scrubber:
             os.close(descriptor)
             raise BusyError(f"{self._pool.path} is being scrubbed by another process") from error
         try:
-            return self._run(most)
+            return self._run(most, everything)
         finally:
             os.close(descriptor)
 
-    def _run(self, most: int | None) -> ScrubReport:
+    def _run(self, most: int | None, everything: bool) -> ScrubReport:
         self._began, self._bytes, self._stopped = time.monotonic(), 0, False
         damaged: list[Damage] = []
-        last, count, finished = self._read_place(), 0, True
+        last, count, finished = b"" if everything else self._read_place(), 0, True
         for digest in self._after(last):
             if self._stopped or count == most:
                 finished = False

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from pagepool.pool import linux
+from pagepool import linux
 from pagepool.pool.layout import OBJECTS, cost, object_name
 
 if TYPE_CHECKING:

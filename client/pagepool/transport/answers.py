@@ -50,6 +50,7 @@ from pagepool.errors import (
 from pagepool.oci.fields import Object, load_object
 
 _MAX_SHOWN = 500
+_OF_IMAGES = frozenset(("LAYER_INVALID", "MANIFEST_UNKNOWN"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,19 @@ class Subject:
         missing: the error for 404 without a code.
         name: the digest, tag, path or repository asked for.
         repository: the repository it should be in, if `name` is not that.
+        image: the image it should be in, if `name` is something in one.
     """
 
     missing: type[NotFoundError]
     name: str
     repository: str = ""
+    image: str = ""
+
+    def of(self, code: str) -> str:
+        """What an error of this code is about: a path can be asked for in an image that is not there."""
+        if code.startswith("NAME_"):
+            return self.repository or self.name
+        return self.image or self.name if code in _OF_IMAGES else self.name
 
 
 _Maker = Callable[[str, str], PagepoolError]  # (name of what was asked for, the service's own words)
@@ -152,8 +161,7 @@ def error_of(response: httpx.Response, body: bytes, about: Subject) -> PagepoolE
     if maker is None and response.status_code == 404:
         maker = _missing(about.missing)
     maker = maker or _BY_STATUS.get(response.status_code)
-    name = about.repository if code.startswith("NAME_") and about.repository else about.name
-    return maker(name, words) if maker else ResponseError(response.status_code, code, words)
+    return maker(about.of(code), words) if maker else ResponseError(response.status_code, code, words)
 
 
 def parse_error_body(body: bytes) -> tuple[str, str]:

@@ -196,7 +196,8 @@ class ServiceClient:
             PendingError: its layers are still being read.
         """
         params = (("path", path), ("recursive", "true" if recursive else "false"))
-        url, about = f"{image_url(name, reference)}/files", Subject(PathUnknownError, path, name)
+        url = f"{image_url(name, reference)}/files"
+        about = Subject(PathUnknownError, path, name, _image_name(name, reference))
         for entry in self._list(url, about, params, "entries", _after_entry):
             yield _file_entry(Object(entry, "entries", answer_error))
 
@@ -283,8 +284,12 @@ def image_url(name: str, reference: str) -> str:
     return f"/v1/{name}/images/{quote(reference, safe=':')}"
 
 
+def _image_name(name: str, reference: str) -> str:
+    return f"{name}{'@' if ':' in reference else ':'}{reference}"
+
+
 def _image_call(name: str, reference: str) -> Call:
-    about = Subject(ManifestUnknownError, f"{name}{'@' if ':' in reference else ':'}{reference}", name)
+    about = Subject(ManifestUnknownError, _image_name(name, reference), name)
     return Call("GET", image_url(name, reference), about, expect=(200, 202))
 
 

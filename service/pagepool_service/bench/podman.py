@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pagepool.pool.linux import call
+from pagepool.linux import call
 from pagepool_service.bench.origins import HOST
 from pagepool_service.bench.subjects import BenchError, first_output_s, run
 

@@ -67,8 +67,8 @@ def demo(layouts: tuple[str, ...], keep: Path | None, size: int) -> None:
     Makes two overlapping images out of files of this machine (only what all users may read, below /usr and in
     the Python installation), starts a service with its store in a temporary directory, pushes both over HTTP,
     waits until every layer was read, pulls them back, and compares every digest. Then it reads every file by
-    the library, changes one in an overlay, and mounts it where FUSE is. Needs no root and no network. Given
-    OCI layouts or archives instead, it takes those.
+    the library, changes one in an overlay, and mounts it: as root by the kernel where that can be done, else by
+    FUSE where that is. Needs no root and no network. Given OCI layouts or archives instead, it takes those.
 
     When it ends, also by Ctrl-C, a signal or a failure, nothing is left behind: no process, and no file
     unless --keep is given. $TMPDIR says where the temporary directory is. The exit code is 5 if anything
@@ -92,7 +92,7 @@ def demo(layouts: tuple[str, ...], keep: Path | None, size: int) -> None:
         made = _make(directory, size, narrator)
         layout = directory / "images"
         subjects = [Subject(layout, tag, Reference(REPOSITORY, tag)) for tag in (FIRST, SECOND)]
-    report = _go_round(directory, subjects, narrator, begin)
+    report = _go_round(directory, subjects, narrator, begin, own=made is not None)
     if state.json:
         output.print_json(to_json(report))
     else:
@@ -119,7 +119,7 @@ def _make(directory: Path, size: int, narrator: Narrator) -> tuple[Made, Made]:
     return made
 
 
-def _go_round(directory: Path, subjects: Sequence[Subject], narrator: Narrator, begin: float) -> Report:
+def _go_round(directory: Path, subjects: Sequence[Subject], narrator: Narrator, begin: float, *, own: bool) -> Report:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PAGEPOOL_")}
     with ExitStack() as stack:
         with narrator.step("start the service"):
@@ -132,7 +132,7 @@ def _go_round(directory: Path, subjects: Sequence[Subject], narrator: Narrator, 
         for number, visit in enumerate(visits, 1):
             tour.check(visit, directory / f"pulled-{number}")
         ready = [visit.subject.reference for visit in visits if visit.state == READY]
-        reading = read_images(url, directory, ready, narrator)
+        reading = read_images(url, directory, ready, narrator, run=own)
     return build_report(visits, stats, narrator.steps, time.perf_counter() - begin, reading)
 
 

@@ -21,6 +21,8 @@ MAX_FILE_SIZE = 24 << 20
 _BYTES_PER_FILE = 4096
 """Counted for each file beside its content, so that a tree of tiny files does not take for ever to pack."""
 _LEAST_SIZE = 1 << 20
+PROGRAMS = ("true", "uname", "id")
+_PROGRAM_SIZE = 256 << 10
 _SKIPPED = frozenset({"site-packages", "dist-packages", "lost+found"})
 
 
@@ -80,13 +82,29 @@ def collect(size: int) -> Material:
     taken: set[Path] = set()
     runtime = _take(_runtime_roots(), size // 4, taken)
     data = _take(_data_roots(), size // 4, taken)
-    system = _take(_system_roots(), size - _size(runtime) - _size(data), taken)
+    programs = _programs(taken)
+    system = programs + _take(_system_roots(), size - _size(runtime) - _size(data) - _size(programs), taken)
     missing = size - _size(runtime) - _size(data) - _size(system)
     if missing > size // 20:
         data += _take(_data_roots(), missing, taken)
     found = Material(tuple(system), tuple(runtime), tuple(data))
     if found.size < _LEAST_SIZE:
         raise UnsupportedError("found no readable files below /usr to make images of; give OCI layouts instead")
+    return found
+
+
+def _programs(taken: set[Path]) -> list[Member]:
+    """A few small programs that most machines have: one of them is run where the image is mounted."""
+    found = []
+    for name in PROGRAMS:
+        path = Path("/usr/bin", name)
+        try:
+            status = path.lstat()
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH and status.st_size <= _PROGRAM_SIZE:
+            taken.add(path)
+            found.append(Member(f"usr/bin/{name}", path, status))
     return found
 
 

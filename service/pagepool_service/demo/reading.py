@@ -1,7 +1,8 @@
-"""The demo's second half: read the images by the library, change one in an overlay, and mount it if that can be done.
+"""The demo's second half: read the images by the library, change one in an overlay, and mount it if that can be done:
+by the kernel (`kernelmount`), else by FUSE.
 
 Everything is below the demo's directory: the client's own pool, the overlay, the mount point. Each file that is read is
-compared with the digest that the image has of it. The mount is served by this process and gone before the service is.
+compared with the digest that the image has of it. A FUSE mount is served by this process, and gone before the service.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from pagepool.content import Sharing, measure_sharing
 from pagepool.digest import Digest, blake3_raw
-from pagepool.errors import DigestMismatchError, PagepoolError, StoreFullError
+from pagepool.errors import DigestMismatchError, PagepoolError, StoreFullError, UnsupportedError
 from pagepool.image import Kind
 from pagepool.library import Client
 from pagepool.vfs import ROOT
+from pagepool_service.demo.kernelmount import KernelMounted, mount_by_kernel, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,6 +47,9 @@ class Reading:
         committed: the image that the overlay was pushed as; "" if none was.
         mounted: whether an image was mounted.
         not_mounted: why not.
+        backend: ``kernel`` or ``fuse``; "" if it was not mounted.
+        not_kernel: why it was not mounted by the kernel; "" if it was.
+        kernel: what the kernel's mount has shown; None if there was none.
     """
 
     images: int
@@ -55,18 +60,24 @@ class Reading:
     committed: str
     mounted: bool
     not_mounted: str
+    backend: str
+    not_kernel: str
+    kernel: KernelMounted | None
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         return asdict(self)
 
 
-def read_images(url: str, directory: Path, references: Sequence[Reference], narrator: Narrator) -> Reading | None:
+def read_images(
+    url: str, directory: Path, references: Sequence[Reference], narrator: Narrator, *, run: bool = False
+) -> Reading | None:
     """Read images, change the last one, mount it.
 
     Args:
         directory: for everything that is kept meanwhile.
         references: images that are ready.
+        run: whether a program of theirs may be run on this machine: they are of its own files.
 
     Returns:
         what was seen; None if there is no image.
@@ -86,7 +97,9 @@ def read_images(url: str, directory: Path, references: Sequence[Reference], narr
                 files += count
         sharing = _sharing(images)
         overlay_bytes, committed = _change(images[-1], references[-1], directory / "overlay", narrator)
-        reason = _mount(images[-1], directory / "mount", narrator)
+        found, not_kernel = _mount_by_kernel(url, references[-1], directory / "node", narrator, run=run)
+        reason = "" if found else _mount(images[-1], directory / "mount", narrator)
+    backend = "kernel" if found else "" if reason else "fuse"
     return Reading(
         len(images),
         files,
@@ -96,6 +109,9 @@ def read_images(url: str, directory: Path, references: Sequence[Reference], narr
         committed,
         not reason,
         reason,
+        backend,
+        not_kernel,
+        found,
     )
 
 
@@ -163,10 +179,25 @@ def _files_of(image: Image) -> list[tuple[int, int]]:
         return [(ino, fs.node(ino).size) for ino in _files(fs)] or [(ROOT, 0)]
 
 
+def _mount_by_kernel(
+    url: str, reference: Reference, state: Path, narrator: Narrator, *, run: bool
+) -> tuple[KernelMounted | None, str]:
+    """Mount an image by the kernel and read all of it; or why that cannot be done."""
+    if reason := why_not(state):
+        return None, reason
+    with narrator.step("mount it by the kernel, and read every file") as step:
+        try:
+            found = mount_by_kernel(url, reference, state, run=run)
+        except UnsupportedError as error:
+            return None, str(error)
+        step.size, step.what = found.bytes, "compared with their digests"
+    return found, ""
+
+
 def _mount(image: Image, directory: Path, narrator: Narrator) -> str:
     """Mount an image and list it; why that cannot be done, or ""."""
     directory.mkdir()
-    with narrator.step("mount it, and list all of it by the kernel"):
+    with narrator.step("mount it by FUSE, and list all of it"):
         try:
             with image.mount(directory) as mounted:
                 found = sum(len(names) + len(others) for _, names, others in os.walk(mounted.path))

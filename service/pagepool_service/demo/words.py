@@ -55,11 +55,22 @@ def _two_versions(report: Report, made: tuple[Made, Made]) -> str:
 def _reading(found: Reading) -> str:
     logical, unique = human_size(found.logical_bytes), human_size(found.unique_bytes)
     many = "the image" if found.images == 1 else f"{found.images} images"
-    mounted = "It was mounted, too, and listed by the kernel." if found.mounted else f"Not mounted: {found.not_mounted}"
     return (
         f"Read by the library, the {found.files} files of {many} are {logical}, and {unique} in the pool that all\n"
         f"programs map: each content is in memory once. An overlay with one changed block takes "
-        f"{human_size(found.overlay_bytes)};\npushed, it is {found.committed}. {mounted}"
+        f"{human_size(found.overlay_bytes)};\npushed, it is {found.committed}.\n\n{_mounted(found)}"
+    )
+
+
+def _mounted(found: Reading) -> str:
+    if found.kernel is None:
+        how = "It was mounted by FUSE, too, and listed." if found.mounted else f"Not mounted: {found.not_mounted}"
+        return f"{how}\nNot mounted by the kernel: {found.not_kernel}"
+    shown, size = found.kernel, human_size(found.kernel.bytes)
+    ran = f"\n{shown.program} ran from it: {shown.said[:60]}." if shown.program else ""
+    return (
+        f"Mounted by the kernel ({shown.backend}), in {1000 * shown.mount_s:.0f} ms. All {shown.files} files,\n"
+        f"{size}, were read there as any program reads them, and have their digests.{ran}"
     )
 
 

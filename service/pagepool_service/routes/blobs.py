@@ -32,6 +32,7 @@ _HEADERS = {"Docker-Content-Digest": DIGEST, "Content-Length": LENGTH, "ETag": h
 _CONDITIONS = {
     "parameters": [
         header_parameter("Range", "One range of bytes; several are answered by all of the content."),
+        header_parameter("If-Range", "Heed `Range` only if this is the ETag."),
         header_parameter("If-None-Match", "Answer 304 if the digest is among these."),
     ]
 }
@@ -54,8 +55,9 @@ async def get_blob(request: Request, service: Service, name: Repository, digest:
     headers = _headers(digest)
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
+    asked = request.headers.get("if-range", headers["ETag"]).strip() == headers["ETag"]
     try:
-        wanted = byte_range(request.headers.get("range"), record.size)
+        wanted = byte_range(request.headers.get("range") if asked else None, record.size)
     except RangeInvalidError as error:
         return render(error, **{"Content-Range": f"bytes */{record.size}"})
     if wanted is None:

@@ -68,6 +68,10 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.UnsupportedError: (405, "UNSUPPORTED"),
     errors.UnreachableError: (502, "UNAVAILABLE"),
     errors.ResponseError: (502, "UNAVAILABLE"),
+    # Containers run on nodes; the service never raises these.
+    errors.ContainerError: (400, "UNSUPPORTED"),
+    errors.CommandRefusedError: (400, "UNSUPPORTED"),
+    errors.CommandUnknownError: (400, "UNSUPPORTED"),
     errors.CorruptError: (500, "CORRUPT"),
 }
 _OURS: dict[type[Exception], tuple[int, str]] = {TooManyUploadsError: (429, "TOOMANYREQUESTS")}

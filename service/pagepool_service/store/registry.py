@@ -26,6 +26,7 @@ from pagepool.errors import (
     ManifestUnknownError,
     NameUnknownError,
     NotFoundError,
+    SizeInvalidError,
 )
 from pagepool.oci import Descriptor, Index
 from pagepool.oci.mediatypes import is_foreign_layer
@@ -46,6 +47,7 @@ from pagepool_service.store.catalogue import (
     tag_key,
 )
 from pagepool_service.store.environment import Table
+from pagepool_service.store.schema import BlobRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
     from pagepool.oci import Manifest
     from pagepool_service.store.blobs import BlobStore
     from pagepool_service.store.environment import Environment, Reader, Writer
-    from pagepool_service.store.schema import BlobRecord
 
 # Descriptors of one answer of the referrers API: an index that any client takes (manifests may have 4 MiB).
 REFERRERS_BYTES = 3 << 20
@@ -167,6 +168,7 @@ class Registry:
 
         Raises:
             ManifestBlobUnknownError: it refers to a blob or manifest that the repository lacks.
+            SizeInvalidError: it says another size of a blob than that has.
             StoreFullError, ReadOnlyError: nothing was kept.
         """
         now = time.time_ns()
@@ -348,9 +350,17 @@ def _check_parts(txn: Reader, repository: str, document: Manifest | Index) -> No
         return
     for entry in document.blobs:
         if txn.has(Table.LINKS, link_key(repository, entry.digest)):
-            continue
-        if not (is_foreign_layer(entry.media_type) and entry.urls):
+            _check_size(txn, entry)
+        elif not (is_foreign_layer(entry.media_type) and entry.urls):
             raise ManifestBlobUnknownError(str(entry.digest), f"{repository} has no such blob")
+
+
+def _check_size(txn: Reader, entry: Descriptor) -> None:
+    """Clients refuse to pull a blob of another size than its manifest says: better refuse the push."""
+    payload = txn.get(Table.BLOBS, entry.digest.key)
+    size = entry.size if payload is None else BlobRecord.decode(payload, str(entry.digest)).size
+    if size != entry.size:
+        raise SizeInvalidError(entry.size, f"blob {entry.digest} has {size} bytes")
 
 
 def _referrer(digest: Digest, document: Manifest | Index) -> bytes:

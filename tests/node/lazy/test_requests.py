@@ -15,7 +15,7 @@ from pagepool.errors import UnreachableError, UnsupportedError
 from pagepool.mount.fuse import protocol
 from pagepool.mount.fuse.protocol import InitFlag, Opcode
 from pagepool.node.lazy import LazyServer, nodes, wire
-from pagepool.node.lazy.operations import Request
+from pagepool.node.lazy.operations import BROUGHT_S, Operations, Request
 
 _SMALL, _LARGE, _BROKEN, _UNKNOWN, _KEPT, _ODD = (bytes((number,)) * 32 for number in range(6))
 _SIZES = {_SMALL: 10, _LARGE: 5000, _BROKEN: 20, _KEPT: 30, _ODD: 6000}
@@ -28,13 +28,14 @@ class _Source:
         self.large: list[bytes] = []
         self.given: list[tuple[bytes, int, int]] = []
         self.is_whole = False
+        self.is_down = False
 
     def size(self, digest: bytes) -> int | None:
         return _SIZES.get(digest)
 
     def bring(self, digest: bytes) -> bool:
         self.brought.append(digest)
-        if digest == _BROKEN:
+        if digest == _BROKEN or self.is_down:
             raise UnreachableError("http://service", "gone")
         return digest == _SMALL
 
@@ -144,11 +145,48 @@ def test_init_of_an_old_kernel(asking: _Asking) -> None:
 
 def test_small_objects(asking: _Asking, source: _Source) -> None:
     """Brought, and then not there; whatever cannot be had is not there either, until fail/ is asked."""
-    for digest in (_SMALL, _BROKEN, _UNKNOWN):
+    assert asking.lookup(_SMALL) == (errno.ENOENT, 0)
+    for digest in (_BROKEN, _UNKNOWN):
         assert asking.lookup(digest) == (errno.ENOENT, 0)
         assert asking.lookup(digest, nodes.FAIL_CHILDREN) == (errno.EIO, 0)
     assert source.brought == [_SMALL, _BROKEN, _UNKNOWN]
     assert source.large == []
+
+
+def test_what_was_brought_and_has_gone_again(asking: _Asking, source: _Source) -> None:
+    """Whoever was too late to find it under its second name gets a file."""
+    assert asking.lookup(_SMALL, nodes.FAIL_CHILDREN) == (errno.EIO, 0)
+    assert asking.lookup(_SMALL) == (errno.ENOENT, 0)
+    error, node = asking.lookup(_SMALL, nodes.FAIL_CHILDREN)
+    assert (error, source.large) == (0, [_SMALL])
+    assert asking.ask(Opcode.READ, node, protocol.READ_IN.pack(0, 0, 4096, 0, 0, 0, 0)) == (0, bytes(10))
+    assert asking.lookup(_SMALL) == (0, node)
+
+
+def test_what_was_brought_long_ago(tmp_path: Path, source: _Source) -> None:
+    """It has gone for some other reason; and so has what could not be brought the last time."""
+    now = 0.0
+    table = nodes.NodeTable(tmp_path / "nodes")
+    operations = Operations(source, table, 1000, lambda: now)
+    request = Request()
+    request.body = memoryview(_SMALL.hex()[2:].encode() + b"\0")
+
+    def look(layer: int) -> int:
+        request.node = layer + _SMALL[0]
+        with pytest.raises(OSError, match=r"\w") as caught:
+            operations.lookup(request)
+        return caught.value.errno or 0
+
+    try:
+        assert look(nodes.FETCH_CHILDREN) == errno.ENOENT
+        now += BROUGHT_S + 1
+        assert look(nodes.FAIL_CHILDREN) == errno.EIO
+        assert look(nodes.FETCH_CHILDREN) == errno.ENOENT
+        source.is_down = True
+        assert look(nodes.FETCH_CHILDREN) == errno.ENOENT
+        assert look(nodes.FAIL_CHILDREN) == errno.EIO
+    finally:
+        table.close()
 
 
 def test_large_objects(asking: _Asking, source: _Source) -> None:

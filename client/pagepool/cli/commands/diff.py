@@ -45,7 +45,8 @@ def command(target: Target, other: Target | None, tar: str | None, **options: Un
       pagepool diff app:1 app:2
     """
     if other is None and target.directory is None:
-        raise click.UsageError(f"{target} is an image: name a second one to compare it with.")
+        hint = f" The directory is ./{target}." if Path(str(target)).is_dir() else ""
+        raise click.UsageError(f"{target} is an image: name a second one to compare it with.{hint}")
     for one in (target, other):
         if one is not None and one.given:
             raise click.UsageError(f"{one} has a path: diff compares all of a file system.")

@@ -84,7 +84,11 @@ class NodeMemory:
         for mount in self._node.mounts():
             tree = self._trees.get(mount["tree"])
             if tree is None:
-                tree = self._trees[mount["tree"]] = TreeFile.open(places.tree_files / mount["tree"])
+                try:
+                    tree = self._trees[mount["tree"]] = TreeFile.open(places.tree_files / mount["tree"])
+                except FileNotFoundError:
+                    output.warn(f"{mount['path']} is left out: the tree file of {mount['image']} is gone")
+                    continue
             upper = Path(mount["upper"]) / "upper" if mount["upper"] else None
             identity = mount["owner"] or mount["id"]
             containers.append(MountedImage(identity, mount["image"], tree, upper, Path(mount["path"])))

@@ -12,7 +12,15 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.connect import on_server
-from pagepool.cli.kernelmounts import choose, kernel_row, kernel_rows, mount_kernel, state_of
+from pagepool.cli.kernelmounts import (
+    check_free,
+    choose,
+    kernel_row,
+    kernel_rows,
+    mount_kernel,
+    state_of,
+    upper_backend,
+)
 from pagepool.cli.nodes import SizeType, node_client, node_options
 from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
 from pagepool.cli.progress import counting
@@ -115,8 +123,10 @@ def command(
         return
     if path is None:
         raise click.UsageError("Missing argument 'DIR': where to mount the image.")
+    _check_wishes(upper, temporary, read_only, quota)
     if not path.is_dir():
         raise InvalidError(str(path), "is no directory to mount upon; make one")
+    check_free(path)
     reference = on_server(reference)
     others = os.geteuid() == 0 if allow_other is None else allow_other
     choice = choose(backend, node_client().places.state, upper, needs_fuse=foreground or options["pool"] is not None)
@@ -124,8 +134,11 @@ def command(
         wish = KernelMountOptions(upper, temporary, read_only, nosuid, dev, eager, not no_fill, quota or 0)
         _report_kernel(mount_kernel(options, reference, path, wish, platform), choice.reason)
         return
+    why = "" if backend == "fuse" else f": {choice.reason}"
     if temporary or quota or no_fill:
-        raise UnsupportedError(f"--rw, --quota and --no-fill need the backend kernel: {choice.reason}")
+        raise UnsupportedError(f"--rw, --quota and --no-fill need the backend kernel{why}")
+    if upper is not None and upper_backend(upper) == "kernel":
+        raise UnsupportedError(f"{upper} was written by a kernel mount, and needs the backend kernel{why}")
     if backend == "auto":
         output.note(f"backend fuse: {choice.reason}")
     mode = MountOptions(str(reference), read_only or upper is None, others, not nosuid, dev)
@@ -139,6 +152,16 @@ def command(
             return
         record = mount_in_background(plan_mount(image, upper), path, mode)
     _report(record)
+
+
+def _check_wishes(upper: Path | None, temporary: bool, read_only: bool, quota: int | None) -> None:
+    """Refuse wishes of which one would be forgotten."""
+    if temporary and upper is not None:
+        raise click.UsageError("--rw and --upper exclude each other: what is written is kept, or it is not.")
+    if temporary and read_only:
+        raise click.UsageError("--rw and --ro exclude each other.")
+    if quota and not temporary and upper is None:
+        raise click.UsageError("--quota is for --rw and --upper: nothing can be written without.")
 
 
 def _resolve(client: Client, reference: Reference, platform: Platform | None, upper: Path | None) -> Image:

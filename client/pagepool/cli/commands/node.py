@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,9 @@ from pagepool.cli.options import output_options
 from pagepool.errors import UnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from pagepool.node.client import NodeClient
 
 
 @click.group(name="node", invoke_without_command=True, short_help="Run the node, which mounts images by the kernel.")
@@ -39,7 +42,12 @@ def command(context: click.Context) -> None:
 
 
 @command.command(name="start")
-@click.option("--budget", type=SizeType(), metavar="SIZE", help="Most bytes of the pool [as it was; at first 10 GiB].")
+@click.option(
+    "--budget",
+    type=SizeType(),
+    metavar="SIZE",
+    help="Most bytes of the pool [as it was; at first 10 GiB, or half of a pool image].",
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -62,7 +70,7 @@ def command(context: click.Context) -> None:
     "--pool-image",
     type=SizeType(),
     metavar="SIZE",
-    help="Keep the pool on an XFS file system of this size in a file: copies of large files share their bytes.",
+    help="Keep all on an XFS of this size, in a file beside --node-state: copies of large files share their bytes.",
 )
 @output_options
 @node_options
@@ -79,7 +87,7 @@ def start(budget: int | None, timeout_s: float, large: int, fill: bool, profiles
     from pagepool.node.worker import WorkerOptions
 
     client = node_client()
-    options = WorkerOptions(budget, timeout_s, large, fill, profiles, pool_image)
+    options = WorkerOptions(budget, timeout_s, large, fill, profiles, pool_image=pool_image)
     started = ensure_node(client.places, options)
     if output.current().json:
         output.print_json({"started": started, **client.status()})
@@ -93,7 +101,8 @@ def start(budget: int | None, timeout_s: float, large: int, fill: bool, profiles
 @output_options
 @node_options
 def stop() -> None:
-    """End the node. What is mounted stays mounted, and goes on reading what is here.
+    """End the node. What is mounted stays mounted, and goes on reading what is here. If nothing is, nothing that the
+    node has mounted for itself stays either, also after its processes were all killed.
 
     What is not here is an error for containers from then on, until they are mounted anew: start the node again
     before anything needs it, or use `pagepool node restart`, which loses nothing.
@@ -102,13 +111,16 @@ def stop() -> None:
     Examples:
       pagepool node stop
     """
-    mounted = node_client().stop()
+    client = node_client()
+    ended = client.stop()
+    if not (ended.was_running or ended.cleared):
+        raise UnreachableError(str(client.places.run), "the node is not running")
     if output.current().json:
-        output.print_json({"stopped": True, "mounts": mounted})
-    elif mounted:
-        output.warn(f"ended; {mounted} mounts go on with what is here, and cannot fetch anything")
+        output.print_json({"stopped": ended.was_running, "mounts": ended.mounts, "cleared": ended.cleared})
+    elif ended.mounts:
+        output.warn(f"ended; {ended.mounts} mounts go on with what is here, and cannot fetch anything")
     else:
-        output.note("ended")
+        output.note("ended" if ended.was_running else "it was not running; what was left of it is unmounted")
 
 
 @command.command(name="restart")
@@ -123,8 +135,9 @@ def restart() -> None:
     """
     from pagepool.node.start import upgrade_node
 
-    before = node_client().status()["pid"]
-    after = upgrade_node(node_client().places)
+    with _told(node_client()) as client:
+        before = client.status()["pid"]
+    after = upgrade_node(client.places)
     if output.current().json:
         output.print_json({"before": before, "after": after})
     else:
@@ -154,19 +167,28 @@ def scrub() -> None:
     Examples:
       pagepool node scrub
     """
-    found = node_client().scrub()
+    with _told(node_client()) as client:
+        found = client.scrub()
     if output.current().json:
         output.print_json(found)
     else:
         output.print_line(f"{found['objects']} objects, {len(found['damaged'])} damaged")
 
 
-def _print_status() -> None:
-    client = node_client()
+@contextmanager
+def _told(client: NodeClient) -> Iterator[NodeClient]:
+    """Say that a node is not running, instead of why its socket does not answer."""
     try:
-        found = client.status()
+        yield client
     except UnreachableError as error:
+        if client.is_running():
+            raise
         raise UnreachableError(str(client.places.run), "the node is not running; pagepool node start") from error
+
+
+def _print_status() -> None:
+    with _told(node_client()) as client:
+        found = client.status()
     if output.current().json:
         output.print_json(found)
         return

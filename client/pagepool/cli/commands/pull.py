@@ -13,6 +13,7 @@ from pagepool.cli.connect import ServerOptions, connect, on_server
 from pagepool.cli.options import ReferenceType, jobs_option, output_options, platform_option, server_options
 from pagepool.cli.progress import Counter, transfer
 from pagepool.layout import FORMATS, Format, Plan, choose_format, open_sink, plan_copy, run_copy, split_path
+from pagepool.layout.formats import STANDARD_INPUT
 from pagepool.oci import Platform, Reference
 from pagepool.transport import RegistrySource
 
@@ -56,6 +57,8 @@ def command(
       pagepool pull --platform linux/arm64 app:1 app.tar
       pagepool pull --format docker-archive app:1 app.tar && docker load -i app.tar
     """
+    if path == STANDARD_INPUT:
+        raise click.UsageError("pull does not write to standard output: PATH - can be pushed only.")
     place, name = split_path(path)
     form = form or choose_format(place)
     if platform is None and form == "docker-archive":

@@ -26,6 +26,7 @@ ERRNOS: Final[dict[type[BaseException], int]] = {
     errors.StoreFormatError: errno.EIO,
     errors.UnsupportedError: errno.EIO,
     errors.ResponseError: errno.EIO,
+    errors.ContainerError: errno.EIO,
     MemoryError: errno.ENOMEM,
 }
 """A class stands for its subclasses too, unless they have a line of their own. What is not here is EIO."""

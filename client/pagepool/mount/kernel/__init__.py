@@ -3,9 +3,10 @@
 from pagepool.linux.quota import QuotaUsage, project_of, quota_usage, set_quota
 from pagepool.mount.kernel.erofs import ErofsWay, mount_erofs
 from pagepool.mount.kernel.listing import KernelMount, list_kernel_mounts, unmount_kernel
+from pagepool.mount.kernel.poolimage import MIN_SIZE as POOL_IMAGE_MIN_SIZE
 from pagepool.mount.kernel.poolimage import PoolImage
 from pagepool.mount.kernel.probe import Support, probe
-from pagepool.mount.kernel.stack import PREFIX, Layers, Way, attach, mount_overlay, open_overlay
+from pagepool.mount.kernel.stack import KIND, PREFIX, Layers, Way, attach, mount_overlay, open_overlay
 from pagepool.upper import check_upper, make_upper, make_work
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "mount_erofs",
     "Layers",
     "PREFIX",
+    "KIND",
     "Way",
     "open_overlay",
     "attach",
@@ -25,6 +27,7 @@ __all__ = [
     "KernelMount",
     "list_kernel_mounts",
     "unmount_kernel",
+    "POOL_IMAGE_MIN_SIZE",
     "PoolImage",
     "QuotaUsage",
     "set_quota",

@@ -63,13 +63,18 @@ class PoolImage:
             raise FileExistsError(f"{file} is there already")
         new = file.with_name(f".{file.name}.new")
         try:
-            _allocate(new, size - size % BLOCK_SIZE, sparse)
+            _allocate(new, cls.rounded(size), sparse)
             _format(program, new)
             new.rename(file)
         finally:
             new.unlink(missing_ok=True)
         _sync(file.parent)
         return cls(file)
+
+    @staticmethod
+    def rounded(size: int) -> int:
+        """Bytes of the file, if so many are asked for."""
+        return size - size % BLOCK_SIZE
 
     def mount(self, at: Path) -> None:
         """Mount it, with project quotas if the kernel has them for XFS. Does nothing if it is mounted there.

@@ -90,7 +90,7 @@ def _why_not() -> str:
 
 def _describe(release: tuple[int, int], reflink: bool, quota: bool, escapes: bool) -> str:
     words = [f"Linux {release[0]}.{release[1]}", "EROFS and overlayfs"]
-    words.append("reflinks" if reflink else "no reflinks: copy-up copies")
+    words.append("reflinks" if reflink else "no reflinks")
     words += ["project quotas"] * quota + ["no trusted.overlay.* attributes of images"] * (not escapes)
     return ", ".join(words)
 

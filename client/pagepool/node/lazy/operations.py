@@ -3,7 +3,8 @@
     fetch/ab/cdef…   an object that is small is brought into the pool, and then there is no such file: overlayfs goes on
                      to ``fetched/``, where it is now. So it does when bringing failed, and comes to fail/ in the end.
                      An object that is large, or cannot be kept, is a file.
-    fail/ab/cdef…    EIO, whatever it is called
+    fail/ab/cdef…    EIO, whatever it is called; but an object that was brought not long ago, and has lost its name in
+                     ``fetched/`` before overlayfs came there, is a file
 
 "No such file" is never remembered by the kernel: it is sent as an error, not as a node with a time. What is there is
 remembered for ever, since overlayfs checks its remembered layers again and would answer ESTALE if one had changed. So
@@ -17,6 +18,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
+from collections import OrderedDict
+from threading import Lock
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from pagepool.errors import PagepoolError
@@ -36,6 +40,11 @@ if TYPE_CHECKING:
     from pagepool.node.lazy.source import ObjectSource
 
     Handler = Callable[["Request"], Buffer | None]
+
+BROUGHT_S: Final = 60.0
+"""For so long an object that was brought is not believed to be missing. Overlayfs looks for it a moment later, unless
+the machine stood still meanwhile."""
+_MOST_BROUGHT: Final = 65536
 
 _log = logging.getLogger(__name__)
 
@@ -67,13 +76,19 @@ class Operations:
         source: where objects come from.
         table: the numbers of large ones.
         large: an object of more bytes is served, not brought.
+        clock: seconds that only go forward.
     """
 
-    def __init__(self, source: ObjectSource, table: NodeTable, large: int) -> None:
+    def __init__(
+        self, source: ObjectSource, table: NodeTable, large: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._source = source
         self._table = table
         self._large = large
+        self._clock = clock
         self._flights = SingleFlight()
+        self._lock = Lock()
+        self._brought: OrderedDict[bytes, float] = OrderedDict()  # object -> when; in that order
 
     def handlers(self) -> dict[int, Handler]:
         """What handles which request; the kernel is to do without all others."""
@@ -98,15 +113,45 @@ class Operations:
         if (parent, name) == (nodes.ROOT, b"probe"):
             return protocol.encode_entry(wire.object_attributes(nodes.PROBE, 0))
         if nodes.FAIL_CHILDREN <= parent < nodes.FAIL_CHILDREN + 256:
-            fail(errno.EIO)
+            return self._last_resort(parent, name)
         digest = nodes.digest_of(parent, name)
         if digest is None:
             fail(errno.ENOENT)
-        node = self._table.number(digest) or self._find(digest)
+        return self._entry(self._table.number(digest) or self._find(digest), errno.ENOENT)
+
+    def _entry(self, node: int | None, otherwise: int) -> Buffer:
+        """A large object; an errno if it is none."""
         known = None if node is None else self._table.object(node)
         if node is None or known is None:
-            fail(errno.ENOENT)
+            fail(otherwise)
         return protocol.encode_entry(wire.object_attributes(node, known.size))
+
+    def _last_resort(self, parent: int, name: bytes) -> Buffer:
+        """A name in fail/: whoever gets here has found the object nowhere."""
+        digest = nodes.digest_of(parent - nodes.FAIL_CHILDREN + nodes.FETCH_CHILDREN, name)
+        if digest is None or not self._was_brought(digest):
+            fail(errno.EIO)
+        size = self._source.size(digest)
+        if size is None:
+            fail(errno.EIO)
+        _log.warning("object %s had gone again before it was found; it is read through the node", digest.hex())
+        node = self._table.add(digest, size)
+        self._tell(digest)
+        return self._entry(node, errno.EIO)
+
+    def _note_brought(self, digest: bytes) -> None:
+        now = self._clock()
+        with self._lock:
+            self._brought[digest] = now
+            self._brought.move_to_end(digest)
+            while self._brought and (
+                len(self._brought) > _MOST_BROUGHT or next(iter(self._brought.values())) < now - BROUGHT_S
+            ):
+                self._brought.popitem(last=False)
+
+    def _was_brought(self, digest: bytes) -> bool:
+        with self._lock:
+            return self._brought.get(digest, -BROUGHT_S) >= self._clock() - BROUGHT_S
 
     def _find(self, digest: bytes) -> int | None:
         """Bring an object, or number it. Whatever goes wrong is logged here: overlayfs goes on to ``fail/`` and EIO."""
@@ -115,25 +160,33 @@ class Operations:
         except Exception as error:  # noqa: BLE001 - see above
             bug = not isinstance(error, (OSError, PagepoolError))
             _log.error("object %s cannot be fetched: %s", digest.hex(), error, exc_info=bug)
+            with self._lock:
+                self._brought.pop(digest, None)
             return None
 
     def _bring_or_number(self, digest: bytes) -> int | None:
         size = self._source.size(digest)
         if size is None or size <= self._large:
             if self._flights.do(digest, self._source.bring):
+                self._note_brought(digest)
                 return None
             if size is None:
                 _log.error("object %s is of no tree that is mounted here", digest.hex())
                 return None
             return self._table.add(digest, size)
         if isinstance(self._source, Whole) and self._source.whole(digest):
+            self._note_brought(digest)
             return None
         node = self._table.add(digest, size)
+        self._tell(digest)
+        return node
+
+    def _tell(self, digest: bytes) -> None:
+        """An object is a file now."""
         try:
             self._source.opened_large(digest)
         except Exception as error:  # noqa: BLE001 - it can be read without
             _log.error("object %s is not filled in the background: %s", digest.hex(), error)
-        return node
 
     def getattr(self, request: Request) -> Buffer:
         """What stat(2) shows."""

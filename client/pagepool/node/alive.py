@@ -1,0 +1,43 @@
+"""Which kernel mounts there are, and which of them a node has noted: what can be told while no node runs.
+
+A mount is alive as long as a mount namespace that some process is in has it. One that only a descriptor or a bind
+mount holds is not seen.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pagepool.mount.kernel import PREFIX
+from pagepool.node.records import MountRecord, read_records
+
+if TYPE_CHECKING:
+    from pagepool.node.places import NodePlaces
+
+_MARK: Final = re.compile(f" - overlay {PREFIX}([^: ]+)".encode())
+
+
+def noted_mounts(places: NodePlaces) -> list[MountRecord]:
+    """The mounts that a node has noted, whether they are there or not."""
+    return list(read_records(places.mounts, MountRecord))
+
+
+def mounts_alive() -> set[str]:
+    """The ids of the kernel mounts that some mount namespace of the machine has."""
+    seen: set[str] = set()
+    found: set[str] = set()
+    for name in ("self", *(name for name in os.listdir("/proc") if name.isdecimal())):  # noqa: PTH208 - much faster
+        process = f"/proc/{name}"
+        try:
+            namespace = os.readlink(f"{process}/ns/mnt")  # noqa: PTH115 - likewise
+            if namespace in seen:
+                continue
+            text = Path(f"{process}/mountinfo").read_bytes()
+        except OSError:
+            continue
+        seen.add(namespace)
+        found.update(identity.decode(errors="replace") for identity in _MARK.findall(text))
+    return found

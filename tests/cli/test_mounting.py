@@ -1,0 +1,122 @@
+"""Kernel mounts by command: what is refused, what is left alone, and what is said of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pagepool.mount.kernel import list_kernel_mounts
+from pagepool.node.client import KernelMountOptions
+from pagepool.oci import Reference
+from tests.support.nodeserver import running_node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pagepool.node.client import NodeClient
+    from tests.cli.conftest import Run
+    from tests.oci.samples import Sample
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeClient]:
+    """The node that commands use."""
+    with running_node(tmp_path) as running:
+        monkeypatch.setenv("PAGEPOOL_NODE_STATE", str(running.places.state))
+        monkeypatch.setenv("PAGEPOOL_NODE_RUN", str(running.places.run))
+        yield running
+
+
+@pytest.fixture
+def image(run: Run, service: str, layout: tuple[Path, Sample], monkeypatch: pytest.MonkeyPatch) -> str:
+    """An image that is ready."""
+    monkeypatch.setenv("PAGEPOOL_SERVER", f"http://{service}")
+    assert run("push", "-q", layout[0], "mounting:1").code == 0
+    return "mounting:1"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--rw", "--upper", "w"), "--rw and --upper exclude each other"),
+        (("--rw", "--ro"), "--rw and --ro exclude each other"),
+        (("--quota", "1MB"), "--quota is for --rw and --upper"),
+    ],
+)
+def test_a_wish_that_would_be_forgotten_is_refused(
+    run: Run, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    refused = run("mount", "app:1", tmp_path, *options)
+    assert refused.code == 2
+    assert said in refused.err
+
+
+def test_a_directory_that_looks_like_an_image(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "The directory is ./work" in run("diff", "work").err
+    assert "The directory" not in run("diff", "other").err
+
+
+def test_mounting(run: Run, node: NodeClient, image: str, tmp_path: Path) -> None:
+    point, upper = tmp_path / "mnt", tmp_path / "w"
+    point.mkdir()
+    mounted = run("mount", image, point, "--upper", upper)
+    assert (mounted.code, mounted.out) == (0, f"{point}\n")
+    assert f"mounted {image} (kernel: Linux " in mounted.err
+    for backend in ("kernel", "fuse"):
+        again = run("mount", image, point, "--backend", backend)
+        assert again.code == 9
+        assert f"{point} is mounted already: {image}" in again.err
+    assert [row["path"] for row in run("mounts", "--json").json["mounts"]] == [str(point)]
+    assert run("umount", point).code == 0
+    assert run("umount", point).code == 3
+    wrong = run("mount", image, point, "--upper", upper, "--backend", "fuse")
+    assert wrong.code == 1
+    assert "was written by a kernel mount" in wrong.err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    strange = run("mount", image, point, "--upper", tmp_path / "other")
+    assert strange.code == 4
+    assert "neither empty nor what a kernel mount has written" in strange.err
+    assert "fuse" not in strange.err
+    assert node.mounts() == []
+
+
+def test_unmounting_all_leaves_containers_and_other_nodes_alone(
+    run: Run, node: NodeClient, image: str, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # FUSE mounts of whoever else is at work on this machine are not ours to end.
+    monkeypatch.setattr("pagepool.cli.commands.umount.default_directory", lambda: tmp_path / "records")
+
+    first, container, foreign = (tmp_path / name for name in ("first", "container", "foreign"))
+    for directory in (first, container, foreign):
+        directory.mkdir()
+    reference = Reference.parse(image)
+    (tmp_path / "other").mkdir()
+    with running_node(tmp_path / "other") as other:
+        node.mount(f"http://{service}", reference, container, KernelMountOptions(temporary=True, owner="container"))
+        other.mount(f"http://{service}", reference, foreign)
+        assert run("mount", image, first).code == 0
+        unmounted = run("umount", "--all", "--json")
+        assert unmounted.json == {"unmounted": [str(first)]}
+        left = {one.path for one in list_kernel_mounts()}
+        assert {container, foreign} <= left
+        assert first not in left
+
+
+@pytest.mark.parametrize("action", ["stop", "restart", "scrub", "status"])
+def test_a_node_that_is_not_running(run: Run, tmp_path: Path, action: str) -> None:
+    refused = run("node", action, "--node-run", tmp_path / "run", "--node-state", tmp_path / "state")
+    assert refused.code == 6
+    assert "the node is not running" in refused.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_node_that_was_stopped_leaves_nothing_mounted(run: Run, node: NodeClient) -> None:
+    assert node.places.lazy.is_mount()
+    assert run("node", "stop").code == 0
+    assert not node.places.lazy.is_mount()
+    assert "the node is not running" in run("node", "stop").err

@@ -1,0 +1,233 @@
+"""What a node leaves behind: stopped, killed, begun anew; and credentials that do not count any more."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pagepool.errors import InvalidError, UnreachableError
+from pagepool.linux import mounts
+from pagepool.mount import kernel
+from pagepool.mount.mountinfo import mount_points
+from pagepool.node.client import KernelMountOptions, NodeClient
+from pagepool.node.handover import SUPERVISOR, WORKER, Post
+from pagepool.node.start import ensure_node, own_cgroups
+from tests.fault.test_node import LAZILY, QUICK, contents, point, push
+from tests.support.nodeserver import running_node
+from tests.support.server import Service, running_service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_IMAGE_SIZE = 320 << 20
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with running_service(tmp_path / "data", "--workers", "1") as running:
+        yield running
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[NodeClient]:
+    with running_node(tmp_path, QUICK) as running:
+        yield running
+
+
+def mounted_below(top: Path) -> list[Path]:
+    """What is mounted there."""
+    return [one.path for one in mount_points() if one.path.is_relative_to(top)]
+
+
+def none_left(node: NodeClient) -> bool:
+    """Whether no mount is left; skips where somebody has made a copy of this mount namespace meanwhile."""
+    left = node.mounts()
+    here = {one.source.partition(":")[0] for one in kernel.list_kernel_mounts()}
+    if left and not any(mount["id"] in here for mount in left):
+        pytest.skip("another mount namespace has a copy of what was mounted here")
+    return not left
+
+
+def kill_all(node: NodeClient) -> None:
+    """All processes of a node at the same moment."""
+    found = [Post(node.places.run, name).holder() for name in (SUPERVISOR, WORKER)]
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # or one could be quicker than the second signal
+        for process in found:
+            assert process
+            os.kill(process, number)
+    for name in (SUPERVISOR, WORKER):
+        os.close(Post(node.places.run, name).wait())
+
+
+def test_stopped_with_nothing_mounted(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    at = point(tmp_path)
+    with node.mount(service.url, push(service, "stopped", contents(1, 3)), at, KernelMountOptions(temporary=True)):
+        pass
+    assert none_left(node)
+    ended = node.stop()
+    assert (ended.was_running, ended.mounts, ended.cleared) == (True, 0, True)
+    assert mounted_below(node.places.run) == []
+    assert not node.places.sources.exists()
+    for cgroup in own_cgroups():
+        if cgroup.exists():  # of another node of this machine
+            assert (cgroup / "cgroup.procs").read_text()
+    assert not node.stop().was_running
+    with pytest.raises(UnreachableError):
+        node.status()
+    assert ensure_node(node.places, QUICK)
+
+
+def test_stopped_with_something_mounted(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    """It stays, and another node takes it over."""
+    at, files = point(tmp_path), contents(2, 3)
+    node.mount(service.url, push(service, "mounted", files), at, KernelMountOptions(eager=True))
+    assert node.stop().mounts == 1
+    assert {name: (at / name).read_bytes() for name in files} == files
+    assert mounted_below(node.places.run)
+    assert ensure_node(node.places, QUICK)
+    assert [mount["path"] for mount in node.mounts()] == [str(at)]
+    node.unmount(at)
+    assert none_left(node)
+    assert node.stop().cleared
+    assert mounted_below(node.places.run) == []
+
+
+def test_all_processes_killed(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    """Everything can be taken away by commands, and a new node goes on with what is there."""
+    at, files = point(tmp_path), contents(3, 3)
+    reference = push(service, "killed", files)
+    node.mount(service.url, reference, at, KernelMountOptions(temporary=True, fill=False))
+    kill_all(node)
+    assert node.stop().mounts == 1
+    node.unmount(at)
+    assert node.stop().cleared
+    assert mounted_below(node.places.run) == []
+    assert ensure_node(node.places, QUICK)
+    with node.mount(service.url, reference, at):
+        assert {name: (at / name).read_bytes() for name in files} == files
+    # What belonged to the mount that the dead node had made is removed by the one after it.
+    assert none_left(node)
+
+
+def test_a_new_node_after_all_were_killed(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    at, again, files = point(tmp_path), point(tmp_path, "again"), contents(4, 3)
+    reference = push(service, "anew", files)
+    node.mount(service.url, reference, at, LAZILY)
+    kill_all(node)
+    assert ensure_node(node.places, QUICK)
+    assert [mount["path"] for mount in node.mounts()] == [str(at)]
+    with node.mount(service.url, reference, again, LAZILY):
+        assert {name: (again / name).read_bytes() for name in files} == files
+    node.unmount(at)
+    assert none_left(node)
+
+
+def test_a_worker_that_dies_while_a_mount_is_put_into_its_place(
+    service: Service, node: NodeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked for it does not notice."""
+    at, files = point(tmp_path), contents(5, 3)
+    reference = push(service, "dying", files)
+    attach, deaths = kernel.attach, [0, 1]
+
+    def die_after(descriptor: int, path: Path) -> None:
+        attach(descriptor, path)
+        if deaths.pop():
+            os.kill(int(node.status()["pid"]), signal.SIGKILL)
+
+    monkeypatch.setattr(kernel, "attach", die_after)
+    with node.mount(service.url, reference, at, KernelMountOptions(temporary=True)) as mounted:
+        assert [mount["id"] for mount in node.mounts()] == [mounted.id]
+        assert [mount["attached"] for mount in node.mounts()] == [True]
+        assert {name: (at / name).read_bytes() for name in files} == files
+    assert deaths == [0]
+    assert none_left(node)
+
+
+def test_a_tree_file_that_is_gone(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    """The next worker cannot take the tree up again; mounting the image once more repairs that."""
+    at, again, files = point(tmp_path), point(tmp_path, "again"), contents(6, 3)
+    reference = push(service, "lost", files)
+    mounted = node.mount(service.url, reference, at, LAZILY)
+    (node.places.tree_files / mounted.fields["tree"]).unlink()
+    before = node.status()["pid"]
+    os.kill(before, signal.SIGKILL)
+    assert [mount["known"] for mount in node.mounts()] == [False]
+    assert _outcome(at / "d0/f0") == errno.EIO
+    with node.mount(service.url, reference, again, LAZILY):
+        assert (at / "d1/f1").read_bytes() == files["d1/f1"]
+        assert [mount["known"] for mount in node.mounts()] == [True, True]
+    node.unmount(at)
+
+
+def _outcome(path: Path) -> int:
+    try:
+        path.read_bytes()
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def test_a_boot(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    """RUN on a disk: nothing of what it says of mounts is so any more."""
+    at = point(tmp_path)
+    reference = push(service, "booted", contents(7, 3))
+    mounted = node.mount(service.url, reference, at, KernelMountOptions(temporary=True, fill=False))
+    kill_all(node)
+    kernel.unmount_kernel(at, force=True)
+    for path in reversed(mounted_below(node.places.run)):
+        mounts.unmount(path, mounts.MNT_DETACH)
+    (node.places.run / "boot").write_bytes(b"another one")
+    assert (node.places.containers / mounted.id).exists()
+    assert ensure_node(node.places, QUICK)
+    assert none_left(node)
+    with node.mount(service.url, reference, at):
+        pass
+    assert none_left(node)
+    assert not list(node.places.sources.glob("*.json")) or node.status()["trees"] == 1
+    assert node.stop().cleared
+
+
+@pytest.mark.skipif("\txfs\n" not in Path("/proc/filesystems").read_text(), reason="needs XFS")
+def test_a_pool_image(service: Service, tmp_path: Path) -> None:
+    """All of STATE is on it; it is mounted again as long as its file is there; copies of large files share blocks."""
+    large = contents(8, 1, 24 << 20)["d0/f0"]
+    reference = push(service, "large", {"large": large})
+    at = point(tmp_path)
+    with running_node(tmp_path, replace(QUICK, pool_image=_IMAGE_SIZE, large=64 << 20)) as node:
+        places = node.places
+        assert places.pool_image.stat().st_size == _IMAGE_SIZE
+        assert [one.type for one in mount_points() if one.path == places.state] == ["xfs"]
+        with node.mount(service.url, reference, at, KernelMountOptions(temporary=True, eager=True)):
+            os.sync()
+            before = os.statvfs(places.state)
+            with (at / "large").open("r+b") as file:
+                file.write(b"changed")
+                file.flush()
+                os.fsync(file.fileno())
+            after = os.statvfs(places.state)
+            assert (before.f_bfree - after.f_bfree) * after.f_frsize < len(large) // 4
+        assert none_left(node)
+        assert node.stop().mounts == 0
+        assert mounted_below(places.state) == []
+        assert list(places.state.iterdir()) == []
+        with pytest.raises(InvalidError, match="does not change its size"):
+            ensure_node(places, replace(QUICK, pool_image=2 * _IMAGE_SIZE))
+        assert ensure_node(places, QUICK)
+        assert places.objects.is_dir()
+        assert [one.type for one in mount_points() if one.path == places.state] == ["xfs"]
+
+
+def test_a_pool_image_hides_no_pool(node: NodeClient) -> None:
+    node.stop()
+    with pytest.raises(InvalidError, match="has a pool already"):
+        ensure_node(node.places, replace(QUICK, pool_image=_IMAGE_SIZE))
+    assert not node.places.pool_image.exists()
+    with pytest.raises(InvalidError, match="at least"):
+        ensure_node(replace(node.places, state=node.places.state / "other"), replace(QUICK, pool_image=1 << 20))

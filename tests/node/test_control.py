@@ -1,0 +1,61 @@
+"""The control socket: what a node does when it is short of everything, and how errors travel."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pagepool.errors import BusyError, UnreachableError
+from pagepool.node.control import ControlServer, NodeGoneError, converse, decode_error, encode_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class _Listener(socket.socket):
+    """That cannot accept at first."""
+
+    failures = 2
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EMFILE, "too many open files")
+        return super().accept()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """Where a server answers."""
+    path = tmp_path / "socket"
+    with _Listener(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def refuse(*_: object) -> None:
+            raise BusyError("it is in use")
+
+        ControlServer(listener, {"say": lambda _, request: request["word"], "refuse": refuse}).start()
+        yield path
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_short_of_descriptors(path: Path) -> None:
+    """Commands wait, and are answered."""
+    assert converse(path, {"op": "say", "word": "hello"}) == "hello"
+    assert converse(path, {"op": "say", "word": "again"}) == "again"
+
+
+def test_errors(path: Path, tmp_path: Path) -> None:
+    """What the node says keeps its class; that there is none is told from that a service is not there."""
+    with pytest.raises(BusyError, match="it is in use"):
+        converse(path, {"op": "refuse"})
+    with pytest.raises(NodeGoneError):
+        converse(tmp_path / "nobody", {"op": "say"})
+    said = decode_error(encode_error(UnreachableError("http://service", "gone")))
+    assert isinstance(said, UnreachableError)
+    assert not isinstance(said, NodeGoneError)

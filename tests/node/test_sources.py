@@ -1,0 +1,126 @@
+"""Where trees come from: what is kept when an image is mounted again, and what is noted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pagepool.content import ObjectCache
+from pagepool.errors import PagepoolError
+from pagepool.node.places import NodePlaces
+from pagepool.node.records import SourceRecord
+from pagepool.node.sessions import Sessions
+from pagepool.node.sources import Sources
+from tests.support.trees import TreeBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_URL = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> NodePlaces:
+    """Of a node that does not run."""
+    places = NodePlaces(tmp_path / "state", tmp_path / "run")
+    places.make()
+    return places
+
+
+@pytest.fixture
+def sources(places: NodePlaces) -> Iterator[Sources]:
+    """Without a pool: nothing is kept."""
+    sources = Sources(places, ObjectCache(None), 0.1, lambda _digest: False)
+    yield sources
+    sources.close()
+
+
+@pytest.fixture
+def record(places: NodePlaces) -> SourceRecord:
+    """Of a tree with a file, of a service that nobody answers for."""
+    builder = TreeBuilder()
+    builder.file("file", b"content" * 1000)
+    tree = builder.file_system().tree
+    (places.tree_files / tree.digest.hex()).write_bytes(tree._data)
+    return SourceRecord(tree.digest.hex(), _URL, "repository", "image:1")
+
+
+def _digest(sources: Sources, record: SourceRecord) -> bytes:
+    source = sources.get(record.tree)
+    assert source is not None
+    return source.tree.object_key(0)[0]
+
+
+def test_mounted_again_with_the_same_credentials(sources: Sources, record: SourceRecord) -> None:
+    """Its connections, and its lease, stay."""
+    first = sources.add(record)
+    sources.update(record.tree, lease="lease")
+    again = sources.add(replace(record, image="image:2"))
+    assert again is first
+    assert (again.record.image, again.record.lease) == ("image:2", "lease")
+
+
+def test_mounted_again_with_other_credentials(sources: Sources, record: SourceRecord) -> None:
+    """What is being fetched with the old ones goes on."""
+    first = sources.add(record)
+    sources.update(record.tree, lease="lease")
+    other = sources.add(replace(record, username="user", password="new"))
+    assert other is not first
+    assert other.record.lease == "lease"
+    assert not first.session._client.is_closed
+    sources.forget_released(0)
+    assert not first.session._client.is_closed
+
+
+def test_what_went_wrong_is_noted_until_something_goes_right(sources: Sources, record: SourceRecord) -> None:
+    source = sources.add(record)
+    assert source.failure is None
+    with pytest.raises(PagepoolError):
+        sources.bring(_digest(sources, record))
+    assert source.failure is not None
+    assert "127.0.0.1:9" in source.failure[1]
+    with source.noting():
+        pass
+    assert source.failure is None
+
+
+def test_objects_in_use(sources: Sources, record: SourceRecord) -> None:
+    """Those of trees that are mounted, or were a moment ago."""
+    sources.add(record)
+    digest = _digest(sources, record)
+    assert sources.has(digest)
+    sources.update(record.tree, released=1e12)
+    assert sources.has(digest)
+    sources.forget_released(0)
+    assert not sources.has(digest)
+    sources.update(record.tree, released=0.0)
+    assert sources.has(digest)
+
+
+def test_a_tree_whose_file_is_gone_is_left_out(sources: Sources, record: SourceRecord, places: NodePlaces) -> None:
+    """And taken up again when it has come back."""
+    sources.add(record)
+    path = places.tree_files / record.tree
+    data = path.read_bytes()
+    path.unlink()
+    later = Sources(places, ObjectCache(None), 0.1, lambda _digest: False)
+    later.load()
+    assert later.all() == []
+    path.write_bytes(data)
+    assert later.add(record).record == record
+    later.close()
+
+
+def test_sessions_are_shared_and_closed_when_idle(record: SourceRecord) -> None:
+    sessions = Sessions(0.1)
+    first = sessions.get(record)
+    assert sessions.get(replace(record, image="other")) is first
+    assert sessions.get(replace(record, password="other")) is not first
+    assert sessions.close_idle() == 2
+    assert sessions.close_idle(0.0) == 0
+    assert first._client.is_closed
+    sessions.get(record)
+    assert sessions.close_idle(0.0) == 0
