@@ -107,11 +107,13 @@ def _all(*finds: Callable[[Module], Iterator[Use]]) -> Callable[[Module], Iterat
 
 
 def _environment(module: Module) -> Iterator[Use]:
+    # prometheus_client is told in a variable where figures are kept, and in no other way.
     # A node's processes hand descriptors to each other in a variable that is no setting: nobody else sets it. And a
     # node is started with little of the environment of whoever needed it first.
     # So is the one that the demo starts.
     node = ("pagepool.node.handover", "pagepool.node.start", "pagepool_service.demo.kernelmount")
-    allowed = ("pagepool_service.settings", "pagepool.cli", "pagepool_service.commands", *node)
+    told = ("pagepool_service.metrics.recording",)
+    allowed = ("pagepool_service.settings", "pagepool.cli", "pagepool_service.commands", *told, *node)
     if not _below(module.name, *allowed):
         yield from (use for use in module.chains if use.name in _ENVIRONMENT)
         yield from (use for use in module.imports if use.name in _ENVIRONMENT)
@@ -425,6 +427,12 @@ RULES = (
             *(f"pagepool_service.{name}" for name in ("routes", "app", "worker", "supervisor", "uploads", "commands")),
         ),
         ("pagepool_service.store.answers", "from pagepool_service.routes.errors import render\n"),
+    ),
+    Rule(
+        "figures are loaded only where they are kept",
+        "a service without metrics loads no prometheus_client: its processes import these modules when they need them",
+        _nobody_but(("pagepool_service.metrics",), "prometheus_client"),
+        ("pagepool_service.app", "from prometheus_client import Counter\n"),
     ),
     Rule(
         "ingest does not know HTTP",

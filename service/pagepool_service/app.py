@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from pagepool.version import __version__
 from pagepool_service.cache import ExtentCache
 from pagepool_service.erofsimages import ErofsImages
+from pagepool_service.observing import Observer
 from pagepool_service.pools import open_pool
 from pagepool_service.prebuild import WantedImages
 from pagepool_service.profiles import Profiles
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from pagepool_service.metrics.recording import RequestMetrics
+    from pagepool_service.roster import Roster
     from pagepool_service.routes.context import TreeFiles
     from pagepool_service.settings import Settings
     from pagepool_service.store.store import Store
@@ -63,13 +66,21 @@ _TICK_S = 5.0
 
 
 def create_app(
-    settings: Settings, store: Store, *, treefiles: TreeFiles | None = None, cache: ExtentCache | None = None
-) -> ASGIApp:
+    settings: Settings,
+    store: Store,
+    *,
+    treefiles: TreeFiles | None = None,
+    cache: ExtentCache | None = None,
+    roster: Roster | None = None,
+    metrics: RequestMetrics | None = None,
+) -> Observer:
     """The application over an open store, which the caller closes after the application has ended.
 
     Args:
         treefiles: where trees come from; None for the service's own.
         cache: of objects; None for the service's own. It is closed with the application.
+        roster: of the service's processes; None where there are no others.
+        metrics: where requests are counted; None to count none.
     """
     merged = Trees(store)
     if treefiles is None:
@@ -83,9 +94,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        ticking = asyncio.create_task(_tick(cache))
+        ticking = asyncio.create_task(_tick(cache, observer))
         yield
         ticking.cancel()
+        observer.flush()
         for name, executor in executors.items():
             executor.shutdown(cancel_futures=name in ("listings", "merging", "counting"))
         cache.close()
@@ -119,6 +131,7 @@ def create_app(
         pool,
         Statistics(store),
         **threads,
+        roster=roster,
     )
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
@@ -126,13 +139,15 @@ def create_app(
     for module in (*registry, images, trees, erofs, objects, extents, fill, leases, profiles, cache_routes):
         app.include_router(module.router)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
-    return objects.ObjectFront(VersionHeader(app), app.state.context)
+    observer = Observer(objects.ObjectFront(VersionHeader(app), app.state.context), metrics)
+    return observer
 
 
-async def _tick(cache: ExtentCache) -> None:
+async def _tick(cache: ExtentCache, observer: Observer) -> None:
     while True:
         await asyncio.sleep(_TICK_S)
         await asyncio.to_thread(cache.tick)
+        observer.flush()
 
 
 class VersionHeader:

@@ -9,19 +9,28 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from pagepool_service import requestids
 from pagepool_service.routes.streaming import BrokenOffError
 
 if TYPE_CHECKING:
     from pagepool_service.settings import Settings
 
+_PROBES = ("/healthz", "/readyz")
+
 
 class TextFormatter(logging.Formatter):
-    """Time (UTC), level, logger, process, message."""
+    """Time (UTC), level, logger, process, message, and the id of the request if there is one."""
 
     def __init__(self) -> None:
         super().__init__(
             "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s[%(process)d] %(message)s", "%Y-%m-%dT%H:%M:%S"
         )
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the base's name)
+        """The line, before what follows of an exception."""
+        line = super().formatMessage(record)
+        request = requestids.current.get()
+        return f"{line} request_id={request}" if request else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -36,6 +45,8 @@ class JsonFormatter(logging.Formatter):
             "pid": os.getpid(),
             "message": record.getMessage(),
         }
+        if request := requestids.current.get():
+            fields["request_id"] = request
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields)
@@ -60,9 +71,16 @@ def _is_news(record: logging.LogRecord) -> bool:
     """Leave out what was logged where it happened, and what is usual.
 
     A body that broke off is raised on to close its connection; a request that is cut off at the end was. Clients that
-    do not know yet whether the service speaks TLS try it first.
+    do not know yet whether the service speaks TLS try it first. Probes that find all well come every few seconds.
     """
     error = record.exc_info[1] if record.exc_info else None
-    if record.msg == "Invalid HTTP request received.":
+    if record.msg == "Invalid HTTP request received." or _is_probe(record):
         return logging.getLogger().level <= logging.DEBUG
     return not isinstance(error, (BrokenOffError, asyncio.CancelledError))
+
+
+def _is_probe(record: logging.LogRecord) -> bool:
+    """Whether this is the server's line on a probe that was answered with 200."""
+    if record.name != "uvicorn.access" or not isinstance(record.args, tuple):
+        return False
+    return len(record.args) == 5 and record.args[2] in _PROBES and record.args[4] == 200

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import select
@@ -47,6 +48,9 @@ from pagepool_service.store.store import Store
 from pagepool_service.verifying import HereVerifier, VerifierProcess
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from pagepool.digest import Digest
     from pagepool_service.ingest import Ingested
     from pagepool_service.settings import Settings
@@ -67,13 +71,14 @@ _OPAQUE_EXTENTS = 4
 _SETTLE_BATCH = 64  # extents moved in one transaction: 8 MiB
 
 
-def run(settings: Settings, wake_fd: int, slot: int = 0) -> None:
+def run(settings: Settings, wake_fd: int, slot: int = 0, figures: Path | None = None) -> None:
     """Work until the process is ended. Blocks.
 
     Args:
         settings: of the service.
         wake_fd: becomes readable when a job was added.
         slot: number of this process; no other that runs has it.
+        figures: directory for metrics; None to keep none.
     """
     tune()
     with (
@@ -89,7 +94,22 @@ def run(settings: Settings, wake_fd: int, slot: int = 0) -> None:
             rebuild_compressed=settings.rebuild_compressed,
             limits=Limits(max_member_size=min(largest, 64 << 30), max_layer_size=largest),
             inflate_limits=InflateLimits(plain_size=largest, ratio=settings.max_layer_ratio),
+            observe=_open_metrics(figures, slot),
         ).run_forever(wake_fd, Prebuilder(store, settings.data) if slot == 0 else None)
+
+
+def _open_metrics(figures: Path | None, slot: int) -> Callable[[str, float], None]:
+    if figures is None:
+        return _observe_nothing
+    recording = importlib.import_module("pagepool_service.metrics.recording")
+    observe: Callable[[str, float], None] = recording.ingest_observer(
+        recording.keep_in(figures, f"maintenance-{slot + 1}")
+    )
+    return observe
+
+
+def _observe_nothing(_result: str, _seconds: float) -> None:
+    """What nobody asked for is not counted."""
 
 
 def tune() -> None:
@@ -112,6 +132,7 @@ class Maintenance:
         rebuild_compressed: drop compressed blobs that `encoders` can make again.
         limits: of what a tar may claim.
         inflate_limits: of what a compressed stream may grow to.
+        observe: called for each layer that was read: how that ended, and the seconds it took.
     """
 
     def __init__(
@@ -123,6 +144,7 @@ class Maintenance:
         rebuild_compressed: bool = False,
         limits: Limits | None = None,
         inflate_limits: InflateLimits | None = None,
+        observe: Callable[[str, float], None] = _observe_nothing,
     ) -> None:
         self._store = store
         self._slot = slot
@@ -132,6 +154,8 @@ class Maintenance:
         self._inflate_limits = inflate_limits or InflateLimits()
         self._healed: Counter[Digest] = Counter()
         self._leases_due = 0.0
+        self._observe = observe
+        self._began_s = 0.0
 
     def run_forever(self, wake_fd: int, prebuilder: Prebuilder | None = None) -> None:
         """Run jobs as they come.
@@ -214,6 +238,7 @@ class Maintenance:
     # -- ingest ----------------------------------------------------------------------------------------------
 
     def _ingest(self, job: Job) -> None:
+        self._began_s = time.monotonic()
         if job.attempts > _MOST_ATTEMPTS or job.ends > _MOST_ENDS:
             ended = max(job.attempts - 1, job.ends)
             self._give_up(job, f"reading it as a layer ended the process that did it, {ended} times")
@@ -256,6 +281,7 @@ class Maintenance:
             self._store.jobs.finish(txn, job)
         if plain:
             self._store.blobs.forget_file(job.blob)
+        self._observe("ready", time.monotonic() - self._began_s)
         log.info("layer %s ready: diff_id %s, %d members", job.blob, result.diff_id, result.layer.members)
 
     def _give_up(self, job: Job, reason: str) -> None:
@@ -266,6 +292,7 @@ class Maintenance:
             if record is not None:
                 self._update(txn, job, replace(record, state=LayerState.UNMOUNTABLE, reason=reason))
             self._end(txn, job)
+        self._observe("unmountable", time.monotonic() - self._began_s)
 
     def _current(self, txn: Reader, job: Job) -> BlobRecord | None:
         """The blob's record as it is now, unless it is gone, or of a later push than the job."""

@@ -57,6 +57,7 @@ class Settings:
         log_format: ``text`` or ``json``, one line for each event.
         access_log: log every request.
         read_only: serve what is there, and refuse every write.
+        metrics_listen: address and port for Prometheus; None to keep no figures. Port 0 lets the system choose.
     """
 
     data: Path
@@ -82,6 +83,7 @@ class Settings:
     log_format: str = "text"
     access_log: bool = False
     read_only: bool = False
+    metrics_listen: tuple[str, int] | None = None
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **chosen: Any) -> Settings:
@@ -203,4 +205,5 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_LOG_FORMAT": ("log_format", str),
     "PAGEPOOL_ACCESS_LOG": ("access_log", parse_flag),
     "PAGEPOOL_READ_ONLY": ("read_only", parse_flag),
+    "PAGEPOOL_METRICS_LISTEN": ("metrics_listen", parse_listen),
 }

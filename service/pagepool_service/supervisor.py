@@ -3,6 +3,7 @@
     supervisor --+-- worker 1..N      serve HTTP on the shared socket
                  +-- maintenance      reads layers, settles blobs; woken by the workers through an eventfd
                  +-- recompression    compresses what is stored once more, while there is nothing else to do
+                 +-- metrics          answers Prometheus, where that was asked for
 
 Everything is imported before the fork, so that the processes share those pages; the store is opened after it, by each
 for itself. The supervisor holds the lock of the data directory and never has the store open while others run.
@@ -31,6 +32,8 @@ from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
 from pagepool_service import logs, poolkeeper, recompressing
+from pagepool_service.metrics.directory import make_directory, remove_directory
+from pagepool_service.roster import Roster
 from pagepool_service.store.store import Store
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.worker import run_worker
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pagepool_service.settings import Settings
+
+    Maintain = Callable[[Settings, int, int, Path | None], None]
 
 log = logging.getLogger("pagepool.supervisor")
 
@@ -70,6 +75,40 @@ class Child:
     pause_s: float = field(default=_SHORTEST_PAUSE_S)
 
 
+@dataclass(frozen=True, slots=True)
+class _Metrics:
+    """What metrics take: a socket that listens for Prometheus, and the directory of this run's figures."""
+
+    listener: socket.socket
+    directory: Path
+
+    def close(self) -> None:
+        """Let go of both."""
+        self.listener.close()
+        remove_directory(self.directory)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What the supervisor has open, and its children inherit."""
+
+    listener: socket.socket
+    wake_fd: int
+    ready_fd: int
+    metrics: _Metrics | None
+
+    @property
+    def figures(self) -> Path | None:
+        """The directory of figures."""
+        return None if self.metrics is None else self.metrics.directory
+
+    def close_listeners(self) -> None:
+        """In a process that answers nobody."""
+        self.listener.close()
+        if self.metrics is not None:
+            self.metrics.listener.close()
+
+
 class Supervisor:
     """Runs a service. Make one in the main thread of a process that does nothing else, and `run` it.
 
@@ -82,6 +121,7 @@ class Supervisor:
         self._settings = replace(settings, read_only=settings.read_only or is_read_only(settings.data))
         self._announce = announce
         self._children: list[Child] = []
+        self._roster = Roster(())
         self._stopping = False
         self._swept = 0.0
 
@@ -97,25 +137,15 @@ class Supervisor:
         lock_fd = lock_data(settings.data, read_only=settings.read_only)
         listener = listen(settings.host, settings.port)
         prepare(settings)
+        metrics = _open_metrics(settings, alone=lock_fd is not None)
         wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may have had it ignored, and so no zombies
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         gc.collect()
         gc.freeze()
-        self._children = [
-            Child(f"worker {number}", lambda: run_worker(settings, listener, wake_fd, ready_write))
-            for number in range(1, settings.workers + 1)
-        ]
-        if not settings.read_only and (maintain := _maintenance()) is not None:
-            self._children += [
-                Child(f"maintenance {slot + 1}", partial(_maintain, maintain, listener, settings, wake_fd, slot))
-                for slot in range(settings.ingest_processes)
-            ]
-        if settings.cache_bytes != 0:
-            self._children.append(Child("pool keeper", partial(_keep_pool, listener, settings)))
-        if not settings.read_only and settings.recompress:
-            self._children.append(Child("recompression", partial(_recompress, listener, settings)))
+        self._children = self._make_children(_Shared(listener, wake_fd, ready_write, metrics))
+        self._roster = Roster([child.name for child in self._children])
         try:
             self._start_due()
             if self._wait_ready(ready_read):
@@ -125,10 +155,50 @@ class Supervisor:
             # First, so that nobody's connection waits for an answer until the last process has ended.
             listener.close()
             self._end()
+            if metrics is not None:
+                metrics.close()
             for fd in (wake_fd, ready_read, ready_write):
                 os.close(fd)
             if lock_fd is not None:
                 os.close(lock_fd)
+
+    def _make_children(self, shared: _Shared) -> list[Child]:
+        """The processes of the service."""
+        settings, metrics = self._settings, shared.metrics
+        children = [
+            Child(f"worker {number}", partial(self._work, shared, number)) for number in range(1, settings.workers + 1)
+        ]
+        if not settings.read_only and (maintain := _maintenance()) is not None:
+            children += [
+                Child(f"maintenance {slot + 1}", partial(_maintain, maintain, shared, settings, slot))
+                for slot in range(settings.ingest_processes)
+            ]
+        if settings.cache_bytes != 0:
+            children.append(Child("pool keeper", partial(_keep_pool, shared, settings)))
+        if not settings.read_only and settings.recompress:
+            children.append(Child("recompression", partial(_recompress, shared, settings)))
+        if metrics is not None:
+            children.append(Child("metrics", partial(self._export, shared, metrics)))
+        return children
+
+    def _work(self, shared: _Shared, number: int) -> None:
+        if shared.metrics is not None:
+            shared.metrics.listener.close()
+        run_worker(
+            self._settings,
+            shared.listener,
+            shared.wake_fd,
+            shared.ready_fd,
+            place=number,
+            roster=self._roster,
+            figures=shared.figures,
+        )
+
+    def _export(self, shared: _Shared, metrics: _Metrics) -> None:
+        shared.listener.close()
+        importlib.import_module("pagepool_service.metrics.exporting").run(
+            self._settings, metrics.listener, metrics.directory, self._roster
+        )
 
     def _wait_ready(self, ready_fd: int) -> bool:
         """Wait until every worker serves. Returns False if the service is told to end before."""
@@ -156,13 +226,14 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Note the processes that ended, and when they are to start again."""
-        for child in self._children:
+        for place, child in enumerate(self._children):
             if not child.pid:
                 continue
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if not pid:
                 continue
             child.pid = 0
+            self._roster.note(place, 0)
             if self._stopping:
                 continue
             now = time.monotonic()
@@ -172,10 +243,11 @@ class Supervisor:
             log.error("%s ended (%s); it starts again in %.1f s", child.name, _how(status), child.pause_s)
 
     def _start_due(self) -> None:
-        for child in self._children:
+        for place, child in enumerate(self._children):
             if not child.pid and not self._stopping and child.due <= time.monotonic():
                 child.pid = _fork(child.run, self._settings)
                 child.started = time.monotonic()
+                self._roster.note(place, child.pid)
                 log.debug("%s runs as process %d", child.name, child.pid)
 
     def _sweep(self, now: float) -> None:
@@ -283,29 +355,42 @@ def prepare(settings: Settings) -> None:
         log.info("removed %d files that an earlier run left", removed)
 
 
-def _maintenance() -> Callable[[Settings, int, int], None] | None:
+def _maintenance() -> Maintain | None:
     try:
-        run: Callable[[Settings, int, int], None] = importlib.import_module("pagepool_service.maintenance").run
+        run: Maintain = importlib.import_module("pagepool_service.maintenance").run
     except ModuleNotFoundError as error:
         log.warning("layers are not read: %s", error)
         return None
     return run
 
 
-def _maintain(
-    maintain: Callable[[Settings, int, int], None], listener: socket.socket, settings: Settings, wake_fd: int, slot: int
-) -> None:
-    listener.close()
-    maintain(settings, wake_fd, slot)
+def _open_metrics(settings: Settings, *, alone: bool) -> _Metrics | None:
+    """Listen for Prometheus, if that is wanted.
+
+    Raises:
+        UnreachableError: the address cannot be listened on.
+    """
+    if settings.metrics_listen is None:
+        return None
+    listener = listen(*settings.metrics_listen)
+    # Before the fork, as everything else: the processes share its pages.
+    importlib.import_module("pagepool_service.metrics.exporting")
+    log.info("metrics on %s/metrics", address_of(listener))
+    return _Metrics(listener, make_directory(settings, alone=alone))
 
 
-def _keep_pool(listener: socket.socket, settings: Settings) -> None:
-    listener.close()
+def _maintain(maintain: Maintain, shared: _Shared, settings: Settings, slot: int) -> None:
+    shared.close_listeners()
+    maintain(settings, shared.wake_fd, slot, shared.figures)
+
+
+def _keep_pool(shared: _Shared, settings: Settings) -> None:
+    shared.close_listeners()
     poolkeeper.run(settings)
 
 
-def _recompress(listener: socket.socket, settings: Settings) -> None:
-    listener.close()
+def _recompress(shared: _Shared, settings: Settings) -> None:
+    shared.close_listeners()
     recompressing.run(settings)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import re
@@ -19,15 +20,19 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from pagepool_service.app import create_app
+from pagepool_service.observing import Observer
 from pagepool_service.panic import end_at_once
-from pagepool_service.routes.objects import ObjectFront
+from pagepool_service.requestids import HEADER
 from pagepool_service.store.store import Store
 
 if TYPE_CHECKING:
     import socket
+    from pathlib import Path
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+    from pagepool_service.metrics.recording import RequestMetrics
+    from pagepool_service.roster import Roster
     from pagepool_service.settings import Settings
 
 log = logging.getLogger("pagepool.worker")
@@ -35,7 +40,8 @@ log = logging.getLogger("pagepool.worker")
 _LONGEST_HEAD = 64 << 10
 _OBJECTS = b"/objects/"
 _PLAIN_URL = re.compile(rb"/v1/[a-z0-9:/._-]+")
-_NOT_PLAIN = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"connection"))
+# A request that brings an id is to be answered with it, which the page reads that bring none should not pay for.
+_NOT_PLAIN = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"connection", HEADER))
 _SMALL = 64 << 10  # bytes that are worth copying, so that head and body are one call of the system
 _MOST_FILES = 65536
 _TOO_LARGE = (
@@ -97,7 +103,7 @@ class PageProtocol(BoundedProtocol):
     def _answer_page(self) -> bool:
         front, cycle, parser = self.config.app, self.cycle, self.parser
         if (
-            not isinstance(front, ObjectFront)
+            not isinstance(front, Observer)
             or self.access_log
             or self.flow.write_paused
             or not (cycle is None or cycle.response_complete)
@@ -118,7 +124,10 @@ class PageProtocol(BoundedProtocol):
             fields,
             b"\r\n",
         ]
-        if len(body) <= _SMALL:
+        size = len(body)
+        front.page_reads += 1
+        front.page_bytes += size
+        if size <= _SMALL:
             self.transport.write(b"".join([*head, body]))
         else:
             self.transport.write(b"".join(head))
@@ -143,20 +152,32 @@ class Worker(uvicorn.Server):
             os.write(self._ready_fd, b".")
 
 
-def run_worker(settings: Settings, listener: socket.socket, wake_fd: int, ready_fd: int) -> None:
+def run_worker(
+    settings: Settings,
+    listener: socket.socket,
+    wake_fd: int,
+    ready_fd: int,
+    *,
+    place: int = 1,
+    roster: Roster | None = None,
+    figures: Path | None = None,
+) -> None:
     """Serve until told to end. Blocks.
 
     Args:
         listener: the bound socket, shared with the other workers.
         wake_fd: an eventfd that wakes the maintenance process.
         ready_fd: gets one byte when this worker serves.
+        place: number of this worker; no other that runs has it.
+        roster: of the service's processes.
+        figures: directory for metrics; None to keep none.
     """
     _raise_open_files()
     with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
         store.blobs.on_job = lambda: _wake(wake_fd)
         store.env.on_panic = end_at_once
         config = uvicorn.Config(
-            create_app(settings, store),
+            create_app(settings, store, roster=roster, metrics=_open_metrics(figures, place)),
             http=PageProtocol,
             loop="uvloop",
             lifespan="on",
@@ -169,6 +190,14 @@ def run_worker(settings: Settings, listener: socket.socket, wake_fd: int, ready_
         )
         gc.freeze()
         _serve(Worker(config, ready_fd), listener)
+
+
+def _open_metrics(figures: Path | None, place: int) -> RequestMetrics | None:
+    if figures is None:
+        return None
+    recording = importlib.import_module("pagepool_service.metrics.recording")
+    found: RequestMetrics = recording.RequestMetrics(recording.keep_in(figures, f"worker-{place}"))
+    return found
 
 
 def _raise_open_files() -> None:

@@ -70,7 +70,8 @@ def measure_reads(host: str, port: int, pid: int, requests: list[bytes], seconds
         ResponseError: an answer is neither 200 nor 206.
     """
     with _connections(host, port) as opened:
-        size = _first_answer(opened[0], requests[0])
+        # The first may take the long way through a service, which gives it an id: that answer is longer.
+        size = min(_first_answer(opened[0], requests[0]) for _ in range(2))
         _drive(opened, requests, size, min(0.3, seconds))
         begun, cpu = time.monotonic(), cpu_seconds(pid)
         count = _drive(opened, requests, size, seconds)

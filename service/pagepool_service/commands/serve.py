@@ -98,6 +98,12 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="[text]")
 @click.option("--access-log/--no-access-log", default=None, help="Log every request. [no]")
+@click.option(
+    "--metrics-listen",
+    metavar="HOST:PORT",
+    callback=_parsed(parse_listen),
+    help="Address and port that answer Prometheus, GET /metrics. [none: no figures are kept]",
+)
 @click.option("--read-only/--no-read-only", default=None, help="Serve what is there, refuse every write. [no]")
 def serve(listen: tuple[str, int] | None, **options: Any) -> None:
     """Run the registry and store, until SIGTERM or Ctrl-C.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pagepool_service.images import ImageView
     from pagepool_service.prebuild import WantedImages
     from pagepool_service.profiles import Profiles
+    from pagepool_service.roster import Roster
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.settings import Settings
     from pagepool_service.statistics import Statistics
@@ -88,6 +89,7 @@ class Context:
         listings: for pages of images.
         merging: for trees and their images.
         counting: for statistics.
+        roster: of the processes of the service; None where this is the only one.
     """
 
     settings: Settings
@@ -107,6 +109,7 @@ class Context:
     listings: Threads
     merging: Threads
     counting: Threads
+    roster: Roster | None = None
 
     @property
     def registry(self) -> Registry:

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from pagepool import errors
+from pagepool_service import requestids
 from pagepool_service.uploadfiles import TooManyUploadsError
 
 if TYPE_CHECKING:
@@ -98,12 +99,14 @@ def render(error: Exception, **headers: str) -> JSONResponse:
 
 
 def error_response(
-    status: int, code: str, message: str, detail: Any = None, headers: dict[str, str] | None = None
+    status: int, code: str, message: str, detail: dict[str, Any] | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """An answer in the specification's form."""
     # What a client sent may hold lone surrogates, which no answer can.
     text = message.encode(errors="replace").decode()
     body: dict[str, Any] = {"code": code, "message": text}
+    if status >= 500 and (request := requestids.current.get()):  # the log says more, under this
+        detail = {**(detail or {}), "request_id": request}
     if detail is not None:
         body["detail"] = detail
     return JSONResponse({"errors": [body]}, status, headers)

@@ -1,16 +1,29 @@
-"""Whether the service lives, and whether it can serve."""
+"""Whether the service lives, and whether it can serve: for probes, which bring no credentials.
+
+Neither is in the access log unless it fails: see `pagepool_service.logs`.
+"""
 
 from __future__ import annotations
+
+import os
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from pagepool.errors import PagepoolError
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import failures, json_object, success
 
 router = APIRouter()
 
 _STATUS = json_object(status={"type": "string"})
+_READY = json_object(status={"type": "string"}, read_only={"type": "boolean"})
+_NOT_READY = json_object(
+    ("status", "read_only", "reasons"),
+    status={"type": "string"},
+    read_only={"type": "boolean"},
+    reasons={"type": "array", "items": {"type": "string"}, "minItems": 1},
+)
 
 
 @router.head("/healthz", include_in_schema=False)
@@ -20,12 +33,35 @@ async def get_health() -> JSONResponse:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/readyz", responses={200: success("The store can be read.", content=_STATUS), **failures()})
+@router.head("/readyz", include_in_schema=False)
+@router.get(
+    "/readyz",
+    responses={
+        200: success("The service can serve.", content=_READY),
+        **failures(),
+        503: success("The service cannot do all that it should.", content=_NOT_READY),
+    },
+)
 async def get_ready(service: Service) -> JSONResponse:
-    """Read from the store, and say whether it takes writes."""
-    await service.threads.run(_look, service)
-    return JSONResponse({"status": "ok", "read_only": service.store.env.readonly})
+    """Look whether the store can be read, uploads can be taken, and somebody reads layers."""
+    reasons = await service.threads.run(_find_reasons, service)
+    read_only = service.store.env.readonly
+    if reasons:
+        return JSONResponse({"status": "unavailable", "read_only": read_only, "reasons": reasons}, 503)
+    return JSONResponse({"status": "ok", "read_only": read_only})
 
 
-def _look(service: Context) -> None:
-    service.registry.list_repositories(1)
+def _find_reasons(service: Context) -> list[str]:
+    """Why the service is not ready; empty if it is."""
+    reasons = []
+    try:
+        service.registry.list_repositories(1)
+    except PagepoolError as error:
+        reasons.append(f"the store cannot be read: {error}")
+    if service.store.env.readonly:
+        return reasons
+    if not os.access(service.store.uploads, os.W_OK | os.X_OK):
+        reasons.append("the directory of uploads cannot be written to")
+    if service.roster is not None and not service.roster.has("maintenance"):
+        reasons.append("no process runs that reads layers")
+    return reasons

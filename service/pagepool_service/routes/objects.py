@@ -18,6 +18,7 @@ from fastapi import APIRouter, Path, Request, Response
 
 from pagepool.digest import Digest
 from pagepool.errors import DigestInvalidError, ObjectUnknownError, PagepoolError, RangeInvalidError
+from pagepool_service.observing import TEMPLATE
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import (
     BINARY,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 router = APIRouter()
 
 _PATH = "/v1/{name:repository}/trees/{tree}/objects/{object}"
+_TEMPLATE = _PATH.replace(":repository", "")
 _MEDIA_TYPE = "application/octet-stream"
 _MULTIPART = "multipart/byteranges"
 _OBJECT_PATTERN = r"^(blake3:)?[0-9a-f]{64}$"
@@ -154,6 +156,7 @@ class ObjectFront:
             answer = self._answer(scope["path"], scope["method"], scope["headers"])
             if answer is not None:
                 status, fields, body = answer
+                scope[TEMPLATE] = _TEMPLATE
                 await send({"type": "http.response.start", "status": status, "headers": fields})
                 await send({"type": "http.response.body", "body": body})
                 return

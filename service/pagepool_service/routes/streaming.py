@@ -9,6 +9,7 @@ client sees fewer bytes than announced. A client that leaves is noticed at the n
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from typing import TYPE_CHECKING
 
@@ -33,18 +34,19 @@ PIECE_SIZE = 1 << 20
 
 
 class Threads:
-    """Where blocking work runs."""
+    """Where blocking work runs. What it logs has the id of the request that it is done for."""
 
     def __init__(self, executor: ThreadPoolExecutor) -> None:
         self._executor = executor
 
     async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Call a blocking function in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        return await self.start(function, *arguments)
 
     def start(self, function: Callable[..., Result], *arguments: object) -> asyncio.Future[Result]:
         """Begin a call; the future has its result."""
-        return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        call = contextvars.copy_context().run
+        return asyncio.get_running_loop().run_in_executor(self._executor, call, function, *arguments)
 
 
 class PieceReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,15 @@ class JobQueue:
     def finish(self, txn: Writer, job: Job) -> None:
         """Take a job off the queue."""
         txn.delete(Table.JOBS, job.key)
+
+    def count_states(self) -> Counter[tuple[JobKind, bool]]:
+        """How many there are of each kind that nobody works on (False), and that somebody does (True)."""
+        counted: Counter[tuple[JobKind, bool]] = Counter(
+            {(kind, busy): 0 for kind in JobKind for busy in (False, True)}
+        )
+        with self._env.read() as txn:
+            counted.update((job.kind, bool(job.owner)) for job in self._readable(txn))
+        return counted
 
     def count(self, txn: Reader) -> int:
         """How many wait."""

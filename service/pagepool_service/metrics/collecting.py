@@ -1,0 +1,169 @@
+"""The figures that are looked up when somebody asks: the store, its queue, the pool, and the service's processes.
+
+What cannot be read is left out, and `pagepool_collect_success` says so: the rest of the figures are wanted most when
+something is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from pagepool.errors import PagepoolError
+from pagepool.version import __version__
+from pagepool_service.store.statistics import collect_totals, directory_bytes
+from pagepool_service.uploadfiles import count_sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from pagepool.pool import Pool
+    from pagepool_service.roster import Roster
+    from pagepool_service.settings import Settings
+    from pagepool_service.store.store import Store
+
+log = logging.getLogger("pagepool.metrics")
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_FRESH_S = 60.0
+_STORE = {
+    "disk_bytes": "Bytes that the data directory takes on disk.",
+    "unique_bytes": "Bytes of distinct file content.",
+    "plain_bytes": "Bytes of distinct layers as plain tars.",
+    "dead_bytes": "Bytes of content that was stored and has been replaced.",
+    "blobs": "Blobs stored.",
+    "layers": "Distinct layers that were read.",
+    "manifests": "Manifests stored.",
+    "tags": "Tags.",
+    "frames_waiting": "Frames that were not compressed once more yet.",
+}
+_POOL_GAUGES = {
+    "objects": ("objects", "Whole objects in the extent cache."),
+    "bytes": ("bytes", "Bytes of whole objects in the extent cache."),
+    "used_bytes": ("used", "Bytes that count against the budget of the extent cache."),
+    "budget_bytes": ("budget", "Most bytes of the extent cache."),
+    "partial_bytes": ("partial_bytes", "Bytes of objects in the extent cache that are being filled."),
+}
+_POOL_COUNTERS = {
+    "hits": ("hits", "Openings that found the object in the extent cache, since the machine booted."),
+    "misses": ("misses", "Openings that did not find the object in the extent cache, since the machine booted."),
+    "evictions": ("evictions", "Objects evicted from the extent cache, since the machine booted."),
+    "evicted_bytes": ("evicted_bytes", "Bytes evicted from the extent cache, since the machine booted."),
+}
+
+
+class ServiceCollector(Collector):
+    """Looks everything up. Thread-safe: one look at a time.
+
+    Args:
+        store: opened for reading.
+        pool: None if the service keeps none.
+    """
+
+    def __init__(self, settings: Settings, store: Store, pool: Pool | None, roster: Roster) -> None:
+        self._settings = settings
+        self._store = store
+        self._pool = pool
+        self._roster = roster
+        self._lock = threading.Lock()
+        self._totals: dict[str, Any] = {}
+        self._version = -1
+        self._looked_s = 0.0
+
+    def collect(self) -> Iterator[Metric]:
+        """Every figure, as it is now. Scans the records of blobs and layers if the store has changed."""
+        build = GaugeMetricFamily("pagepool_build_info", "Always 1; the version of pagepool.", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+        success = GaugeMetricFamily("pagepool_collect_success", "Whether these figures could be read.", labels=["part"])
+        parts: dict[str, Callable[[], list[Metric]]] = {
+            "store": self._read_store,
+            "jobs": self._read_jobs,
+            "cache": self._read_pool,
+            "processes": self._read_processes,
+        }
+        with self._lock:
+            for part, read in parts.items():
+                try:
+                    found = read()
+                except (PagepoolError, OSError) as error:
+                    log.error("the figures of the %s cannot be read: %s", part, error)
+                    found = []
+                success.add_metric([part], float(bool(found)))
+                yield from found
+        yield success
+
+    def _read_store(self) -> list[Metric]:
+        version, now = self._store.env.version(), time.monotonic()
+        if version != self._version or now - self._looked_s > _FRESH_S:
+            self._totals = collect_totals(self._store)
+            self._version, self._looked_s = version, now
+        files = {"spool": self._store.data / "spool", "uploads": self._store.uploads}  # no transaction tells of them
+        kinds = self._totals["stored"] | {kind: directory_bytes(path) for kind, path in files.items()}
+        stored = GaugeMetricFamily("pagepool_store_bytes", "Bytes stored, by kind.", labels=["kind"])
+        for kind, size in kinds.items():
+            stored.add_metric([kind], size)
+        return [
+            stored,
+            *(GaugeMetricFamily(f"pagepool_store_{name}", text, self._totals[name]) for name, text in _STORE.items()),
+            GaugeMetricFamily(
+                "pagepool_store_quota_bytes", "Most bytes that may be stored; 0: no limit.", self._settings.quota_bytes
+            ),
+            GaugeMetricFamily("pagepool_uploads_open", "Open uploads.", count_sessions(self._store.uploads)),
+            GaugeMetricFamily("pagepool_uploads_limit", "Most open uploads; 0: no limit.", self._settings.max_uploads),
+        ]
+
+    def _read_jobs(self) -> list[Metric]:
+        jobs = GaugeMetricFamily("pagepool_jobs", "Work on blobs that is not done.", labels=["kind", "state"])
+        for (kind, running), count in self._store.jobs.count_states().items():
+            jobs.add_metric([kind.name.lower(), "running" if running else "waiting"], count)
+        return [jobs]
+
+    def _read_pool(self) -> list[Metric]:
+        if self._pool is None:
+            return [GaugeMetricFamily("pagepool_cache_budget_bytes", _POOL_GAUGES["budget_bytes"][1], 0)]
+        stats = self._pool.stats()
+        gauges = [
+            GaugeMetricFamily(f"pagepool_cache_{name}", text, getattr(stats, field))
+            for name, (field, text) in _POOL_GAUGES.items()
+        ]
+        return gauges + [
+            CounterMetricFamily(f"pagepool_cache_{name}", text, getattr(stats, field))
+            for name, (field, text) in _POOL_COUNTERS.items()
+        ]
+
+    def _read_processes(self) -> list[Metric]:
+        labels = ["process"]
+        up = GaugeMetricFamily("pagepool_process_up", "Whether the process runs.", labels=labels)
+        shared = "Resident memory; pages that processes share count in each of them."
+        measured: tuple[GaugeMetricFamily | CounterMetricFamily, ...] = (
+            GaugeMetricFamily("pagepool_process_resident_memory_bytes", shared, labels=labels),
+            GaugeMetricFamily("pagepool_process_open_fds", "Open file descriptors.", labels=labels),
+            CounterMetricFamily("pagepool_process_cpu_seconds", "Processor time.", labels=labels),
+        )
+        for name, pid in self._roster.processes().items():
+            figures = _look(Path("/proc", str(pid))) if pid else None
+            up.add_metric([name], float(figures is not None))
+            for family, value in zip(measured, figures or (), strict=False):
+                family.add_metric([name], value)
+        return [up, *measured]
+
+
+def _look(process: Path) -> tuple[float, float, float] | None:
+    """Resident bytes, open files and processor seconds of a process; None if it has just ended."""
+    try:
+        resident = int((process / "statm").read_text().split()[1]) * _PAGE
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        return resident, sum(1 for _ in (process / "fd").iterdir()), (int(fields[11]) + int(fields[12])) / _TICKS
+    except (FileNotFoundError, ProcessLookupError):
+        return None
