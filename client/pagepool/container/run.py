@@ -86,6 +86,10 @@ def run_container(
         held = hold(directory, container.id, options.name)
         undo.callback(held.close)
         config = plan_runtime(container, gather_facts(container, held.bundle))
+        if direct:
+            # Else runc gives the terminal its size only when the program runs already.
+            columns, rows = os.get_terminal_size(0)
+            config["process"]["consoleSize"] = {"height": rows, "width": columns}
         (held.bundle / "config.json").write_text(json.dumps(config))
         record = _record(container, config, "runc" if program else "own")
         held.write(record)
