@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _STEP_BYTES: Final = 4 << 20
 _STEP_OBJECTS: Final = 512
-_BEGIN_S: Final = 2.0  # that a container has to itself before the rest of its image is fetched
+_BEGIN_S: Final = 10.0  # that a container has to itself before the rest of its image is fetched
+_OBJECT_S: Final = 3.0  # the same before the rest of a large object is fetched
 _STAND_BACK_S: Final = 0.2
 _CLOSE_S: Final = 3.0
 
@@ -75,8 +76,9 @@ class Filler:
         self._rest.put(lambda: self._complete(source))
 
     def bring_object(self, source: Source, index: int) -> None:
-        """Bring in one object soon."""
-        self._urgent.put(lambda: self._bring_object(source, index))
+        """Bring in one object soon: who reads a little of it first does not have to share the link with the rest."""
+        due = time.monotonic() + _OBJECT_S
+        self._urgent.put(lambda: self._bring_object(source, index, due))
 
     def is_filling(self, tree: str) -> bool:
         """Whether the rest of a tree is being brought in, or will be."""
@@ -116,7 +118,9 @@ class Filler:
             with self._lock:
                 self._filling.discard(source.record.tree)
 
-    def _bring_object(self, source: Source, index: int) -> None:
+    def _bring_object(self, source: Source, index: int, due: float) -> None:
+        if self._stopped.wait(max(0.0, due - time.monotonic())):
+            return
         info = source.tree.object(index)
         path = self._objects / object_name(info.digest)
         if path.exists():

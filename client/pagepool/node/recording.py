@@ -42,10 +42,12 @@ class Profiles:
 
     Args:
         sources: the trees.
+        large: objects of more bytes are not fetched ahead.
     """
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, large: int) -> None:
         self._sources = sources
+        self._large = large
         self._lock = threading.Lock()
         self._recorders: dict[str, Recorder] = {}
         self._under_way: Counter[str] = Counter()
@@ -92,7 +94,7 @@ class Profiles:
         try:
             profile = ProfileClient(source.session).get(record.repository, _tree(record.tree))
             if profile is not None:
-                count = self._sources.prefetch(source, profile.objects)
+                count = self._sources.prefetch(source, profile.objects, self._large)
                 log.info("%s: the %d objects of its start-up profile are here", record.image, count)
         except (PagepoolError, OSError) as error:
             log.info("the start-up profile of %s is not used: %s", record.image, error)

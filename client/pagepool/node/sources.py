@@ -231,18 +231,23 @@ class Sources:
         """Whether somebody waits for an object just now."""
         return self._waiting > 0
 
-    def prefetch(self, source: Source, digests: Iterable[bytes]) -> int:
+    def prefetch(self, source: Source, digests: Iterable[bytes], largest: int) -> int:
         """Fetch objects in one streamed request, before or while they are asked for. Blocks.
 
         Whoever asks for one of them meanwhile waits for the stream instead of asking a second time.
 
+        Args:
+            largest: leave out objects of more bytes: of those programs often read a little.
+
         Returns:
-            how many of them the tree has.
+            how many were fetched, or were here.
 
         Raises:
             PagepoolError, OSError: not all of them could be had.
         """
-        found = {digest: index for digest in digests if (index := source.tree.find_object(digest)) >= 0}
+        tree = source.tree
+        found = {digest: index for digest in digests if (index := tree.find_object(digest)) >= 0}
+        found = {digest: index for digest, index in found.items() if tree.object_key(index)[1] <= largest}
         event = threading.Event()
         with self._lock:
             self._coming |= dict.fromkeys(found, event)

@@ -24,7 +24,7 @@ from pagepool.node.filling import Filler
 from pagepool.node.forgetting import forget_unused
 from pagepool.node.guard import Guard
 from pagepool.node.images import Images
-from pagepool.node.lazy import LazyServer, settle
+from pagepool.node.lazy import LARGE, LazyServer, settle
 from pagepool.node.leases import LeaseKeeper
 from pagepool.node.mounts import NodeMounts
 from pagepool.node.operations import Operations
@@ -59,7 +59,7 @@ class WorkerOptions:
 
     budget: int | None = None
     timeout_s: float = 30.0
-    large: int = 32 << 20
+    large: int = LARGE
     fill: bool = True
     profiles: bool = True
     reserve: int | None = None
@@ -93,7 +93,7 @@ class Worker:
         self.scrubbing = NodeScrub(self.pool, self.sources.bring, self.sources.forget, self._forget_unused)
         self.lazy = LazyServer(descriptors["fuse"], self.sources, state=places.serving, large=options.large)
         self.filler = Filler(places.objects, self.sources.busy, self.pool.sync, self.sources.note_whole)
-        self.profiles = Profiles(self.sources)
+        self.profiles = Profiles(self.sources, options.large)
         self.leases = LeaseKeeper(self.sources)
         self.images = Images(places)
         self.mounts = NodeMounts(places, self._on_unused)

@@ -60,9 +60,9 @@ def command(context: click.Context) -> None:
 @click.option(
     "--large",
     type=SizeType(),
-    default=32 << 20,
+    default=8 << 20,
     metavar="SIZE",
-    help="Files of more bytes are read piece by piece while they are fetched [32MiB].",
+    help="Files of more bytes are read piece by piece while they are fetched [8MiB].",
 )
 @click.option("--fill/--no-fill", default=True, show_default=True, help="Fetch the rest of what is mounted.")
 @click.option("--profiles/--no-profiles", default=True, show_default=True, help="Learn what containers open first.")

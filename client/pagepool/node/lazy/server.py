@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pagepool.node.lazy.operations import Handler
     from pagepool.node.lazy.source import ObjectSource
 
-LARGE: Final = 32 << 20
+LARGE: Final = 8 << 20
 MAX_THREADS: Final = 512
 """Most of them wait for the network, if there are so many; a thread takes some 100 KiB."""
 
