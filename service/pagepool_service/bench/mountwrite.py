@@ -50,7 +50,7 @@ def measure_write(lab: Lab) -> Iterator[Row]:
         layout = Path(name) / _NAME
         write_large_layout(layout, lab.big_size)
         for kind in lab.kinds:
-            options = ("--pool-image", str(4 * lab.big_size + (1 << 30))) if kind == PAGEPOOL else ()
+            options = ("--pool-image", str(10 * lab.big_size + (1 << 30))) if kind == PAGEPOOL else ()
             with lab.bench(kind, [layout], options=options) as bench:
                 figures[kind] = _measure(lab, bench)
     size = f"{lab.big_size >> 20} MiB"
