@@ -16,7 +16,7 @@ from pagepool.node.client import KernelMountOptions
 from pagepool.oci import Reference
 from tests.support import umoci
 from tests.support.cli import pagepool as program
-from tests.support.nodeserver import running_node
+from tests.support.nodeserver import left_over, running_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,7 +75,7 @@ def test_every_file_is_what_umoci_unpacks(
             found = umoci.describe(point, time.time_ns())
         assert equal(unpacked(name), found) == {}, name
         assert not list(point.iterdir())
-    assert node.mounts() == []
+    assert left_over(node) == []
 
 
 def test_what_is_written_is_the_containers_own(
@@ -99,7 +99,7 @@ def test_what_is_written_is_the_containers_own(
     with node.mount(service.url, reference("debian-new"), first, keep):
         assert (first / "etc/passwd").read_bytes() == b"changed"
         assert (first / "new").read_bytes() == b"x" * 10000
-    assert not any((node.places.containers).iterdir())
+    assert left_over(node) == []
 
 
 def test_a_user_namespace_sees_the_same(

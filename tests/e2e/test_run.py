@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.cli import environment
 from tests.support.cli import pagepool as program
-from tests.support.nodeserver import running_node
+from tests.support.nodeserver import left_over, running_node
 from tests.support.tools import require, run
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def test_a_shell_and_python_with_numpy(images: dict[str, Path], service: Service
     multiply = "import numpy; a = numpy.ones((20, 20)); print(int((a @ a).sum()))"
     assert start("numpy", "python3", "-c", multiply) == "8000\n"
     assert start("numpy", "python3", "-c", multiply, options=("--runtime", "own")) == "8000\n"
-    assert node.mounts() == []
-    assert list(node.places.containers.iterdir()) == []
+    assert left_over(node) == []
 
 
 def test_a_database(postgres: Path, service: Service, start: Run) -> None:

@@ -24,7 +24,7 @@ from pagepool.oci import Reference
 from pagepool_service.store.environment import Table
 from tests.faults import flip_record, records
 from tests.service.pushes import push_image
-from tests.support.nodeserver import running_node
+from tests.support.nodeserver import left_over, running_node
 from tests.support.server import Service, running_service
 
 if TYPE_CHECKING:
@@ -143,9 +143,7 @@ def test_many_mounts_have_the_right_contents(service: Service, node: NodeClient,
         with node.mount(service.url, references[turn % len(images)], at, wish):
             found = {str(path.relative_to(at)): path.read_bytes() for path in at.rglob("*") if path.is_file()}
             assert found == files, turn
-    assert node.mounts() == []
-    assert list(node.places.tree_mounts.iterdir()) == []
-    assert list(node.places.containers.iterdir()) == []
+    assert left_over(node) == []
 
 
 def test_a_pool_that_is_too_small_breaks_nothing_in_use(service: Service, tmp_path: Path) -> None:

@@ -201,7 +201,11 @@ for line in sys.stdin:
         said = process.stderr.read()
         process.stderr.close()
         assert process.wait(timeout=120) == 0, said
-    assert [mount for mount in node.mounts() if mount["path"] in map(str, points)] == []
+    # A mount namespace that something else on the machine makes just now has copies of all mounts, for a while.
+    deadline = time.monotonic() + 60
+    while [mount for mount in node.mounts() if mount["path"] in map(str, points)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert list(node.places.containers.iterdir()) == []
 
 
@@ -252,7 +256,7 @@ sys.stdin.read()
         assert process.stdout
         assert process.stdin
         assert process.stdout.readline() == "refused\n"
-        assert [mount["path"] for mount in node.mounts()] == [str(at)]
+        assert [mount["path"] for mount in node.mounts() if mount["path"].startswith(str(tmp_path))] == [str(at)]
         assert not any(one.path == at for one in mount_points())
         process.stdin.close()
         assert process.wait() == 0

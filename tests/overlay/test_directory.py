@@ -123,10 +123,12 @@ def test_a_forked_child_lets_go(opened: Callable[..., OverlayFileSystem]) -> Non
     overlay = opened()
     overlay.write(3, 0, b"before")
     reading, writing = os.pipe()
+    running, runs = os.pipe()
     child = os.fork()
     if not child:
         try:
             os.close(writing)
+            os.write(runs, b"r")
             refused = 0
             for attempt in (
                 lambda: overlay.write(3, 0, b"child"),
@@ -144,6 +146,7 @@ def test_a_forked_child_lets_go(opened: Callable[..., OverlayFileSystem]) -> Non
         finally:
             os._exit(255)
     os.close(reading)
+    os.read(running, 1)  # before it runs it has let go of nothing
     overlay.write(3, 0, b"parent")
     overlay.close()
     overlay = opened()

@@ -35,6 +35,20 @@ def require_kernel_mounts() -> None:
         pytest.skip(f"needs kernel mounts: {support.reason}")
 
 
+def left_over(node: NodeClient, timeout_s: float = 60.0) -> list[object]:
+    """What a node has of mounts, once all are unmounted: mounts, metadata images, what was written. Waits for it to go.
+
+    Whoever makes a mount namespace on this machine just then, another test for example, has copies of all mounts in it,
+    and a node rightly says that they are there.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = [*node.mounts(), *node.places.tree_mounts.iterdir(), *node.places.containers.iterdir()]
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
 @contextmanager
 def running_node(directory: Path, options: WorkerOptions | None = None) -> Iterator[NodeClient]:
     """A node below a directory; in the end its mounts, its processes and its lazy mount are gone."""
