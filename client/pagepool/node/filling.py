@@ -73,7 +73,8 @@ class Filler:
             if source.record.tree in self._filling:
                 return
             self._filling.add(source.record.tree)
-        self._rest.put(lambda: self._complete(source))
+        due = time.monotonic() + _BEGIN_S
+        self._rest.put(lambda: self._complete(source, due))
 
     def bring_object(self, source: Source, index: int) -> None:
         """Bring in one object soon: who reads a little of it first does not have to share the link with the rest."""
@@ -102,9 +103,9 @@ class Filler:
             except Exception:
                 log.exception("filling failed")
 
-    def _complete(self, source: Source) -> None:
+    def _complete(self, source: Source, due: float) -> None:
         try:
-            if self._stopped.wait(_BEGIN_S):
+            if self._stopped.wait(max(0.0, due - time.monotonic())):
                 return
             for step in steps(source.tree, missing(source.tree, self._objects)):
                 while self._busy() and not self._stopped.wait(_STAND_BACK_S):
