@@ -120,21 +120,22 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def root(unpacked: Path, tmp_path: Path) -> Iterator[Path]:
     """A root of the test's own."""
-    for name in ("upper", "work", "root"):
-        (tmp_path / name).mkdir()
+    memory = tmp_path / "memory"
+    for directory in (memory, tmp_path / "root"):
+        directory.mkdir()
     # In memory, as the upper of an overlay cannot be on an overlay, which /tmp of a container is.
-    run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "work"])
+    run(["mount", "-t", "tmpfs", "tmpfs", memory])
     try:
-        (tmp_path / "work" / "upper").mkdir()
-        (tmp_path / "work" / "work").mkdir()
-        layers = f"lowerdir={unpacked},upperdir={tmp_path}/work/upper,workdir={tmp_path}/work/work"
+        (memory / "upper").mkdir()
+        (memory / "working").mkdir()
+        layers = f"lowerdir={unpacked},upperdir={memory}/upper,workdir={memory}/working"
         run(["mount", "-t", "overlay", "overlay", "-o", layers, tmp_path / "root"])
         try:
             yield tmp_path / "root"
         finally:
             run(["umount", "--lazy", tmp_path / "root"])
     finally:
-        run(["umount", "--lazy", tmp_path / "work"])
+        run(["umount", "--lazy", memory])
 
 
 @pytest.fixture(params=["runc", "own"])

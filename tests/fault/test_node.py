@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from pagepool.errors import StoreFullError
 from pagepool.node.client import KernelMountOptions
 from pagepool.node.worker import WorkerOptions
 from pagepool.oci import Reference
@@ -160,6 +161,15 @@ def test_a_pool_that_is_too_small_breaks_nothing_in_use(service: Service, tmp_pa
                 assert bytes(mapped) == first["d0/f0"]
             # How much of it stays, and why, is tests/pool/test_custody.py's business.
             assert node.status()["pool"]["evictions"] > 0
+
+
+def test_an_image_that_the_pool_does_not_take_is_told(service: Service, tmp_path: Path) -> None:
+    reference = push(service, "large", {"file": random.Random(8).randbytes(3 << 20)})
+    with running_node(tmp_path, WorkerOptions(budget=4 << 20, profiles=False)) as node:
+        at = point(tmp_path)
+        with pytest.raises(StoreFullError, match="does not take 1 of the image's objects, 3145728 bytes"):
+            node.mount(service.url, reference, at, KernelMountOptions(eager=True))
+        assert left_over(node) == []
 
 
 def test_a_failed_mount_leaves_nothing(service: Service, node: NodeClient, tmp_path: Path) -> None:

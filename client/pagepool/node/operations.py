@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagepool.errors import InvalidError, UnreachableError
+from pagepool.errors import InvalidError, StoreFullError
 from pagepool.node.alive import mounts_alive
 from pagepool.node.filling import missing
 from pagepool.node.images import Resolved
@@ -54,7 +54,6 @@ class Operations:
             "mount": self.mount,
             "mounts": self.mounts,
             "lazy": self.lazy,
-            "find": self.find,
             "closing": self.closing,
             "prune": self.prune,
             "fill": self.fill,
@@ -212,10 +211,6 @@ class Operations:
         """The objects that are read through the lazy mount."""
         return [digest.hex() for digest in self._worker.sources.lazy_objects()]
 
-    def find(self, _channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
-        """The mount at a path, or of an id."""
-        return asdict(self._worker.mounts.find(str(request["name"])))
-
     def closing(self, _channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
         """A mount is about to be unmounted: let go of it."""
         for record in self._worker.mounts.all():
@@ -244,8 +239,9 @@ class Operations:
         progress.flush()
         left = missing(source.tree, self._worker.places.objects)
         if left:
-            raise UnreachableError(
-                source.record.url, f"{len(left)} objects did not come, or the pool does not take them: see its budget"
+            size = sum(source.tree.object_key(index)[1] for index in left)
+            raise StoreFullError(
+                f"the pool does not take {len(left)} of the image's objects, {size} bytes: see its budget"
             )
         self._worker.pool.sync()
         return size
