@@ -335,7 +335,7 @@ RULES = (
     Rule(
         "container runs programs on a root, wherever that comes from",
         "who mounts or unpacks it, and takes it away, is above; our own init must load little, and nothing installed",
-        _only("pagepool.container", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
+        _only("pagepool.container", "pagepool.oci", "pagepool.linux", "pagepool.digest", "pagepool.errors"),
         ("pagepool.container.mounting", "from pagepool.mount import mount_fuse\n"),
     ),
     Rule(

@@ -18,24 +18,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container import linux
 from pagepool.container.rootfiles import make_directory, make_file
+from pagepool.linux import mounts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _FLAGS: Final = {
-    "ro": linux.MS_RDONLY,
-    "nosuid": linux.MS_NOSUID,
-    "nodev": linux.MS_NODEV,
-    "noexec": linux.MS_NOEXEC,
-    "relatime": linux.MS_RELATIME,
-    "strictatime": linux.MS_STRICTATIME,
+    "ro": mounts.MS_RDONLY,
+    "nosuid": mounts.MS_NOSUID,
+    "nodev": mounts.MS_NODEV,
+    "noexec": mounts.MS_NOEXEC,
+    "relatime": mounts.MS_RELATIME,
+    "strictatime": mounts.MS_STRICTATIME,
 }
 _ATTRIBUTES: Final = {
-    "ro": linux.MOUNT_ATTR_RDONLY,
-    "rro": linux.MOUNT_ATTR_RDONLY,
-    "nosuid": linux.MOUNT_ATTR_NOSUID,
-    "nodev": linux.MOUNT_ATTR_NODEV,
-    "noexec": linux.MOUNT_ATTR_NOEXEC,
+    "ro": mounts.ATTR_RDONLY,
+    "rro": mounts.ATTR_RDONLY,
+    "nosuid": mounts.ATTR_NOSUID,
+    "nodev": mounts.ATTR_NODEV,
+    "noexec": mounts.ATTR_NOEXEC,
 }
 _NODES: Final = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _LINKS: Final = {
@@ -61,7 +62,7 @@ def enter_namespaces(config: Mapping[str, Any]) -> None:
     for namespace in config["linux"]["namespaces"]:
         flags |= _NAMESPACES.get(namespace["type"], 0)
     linux.unshare(flags)
-    linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
+    mounts.mount("none", "/", flags=mounts.MS_REC | mounts.MS_PRIVATE)
     linux.sethostname(config["hostname"])
     if flags & linux.CLONE_NEWNET:
         _raise_loopback()
@@ -74,10 +75,10 @@ def make_root(config: Mapping[str, Any]) -> int | None:
         the side of its terminal that is not one, if it is to have a terminal.
     """
     path = config["root"]["path"]
-    linux.mount(path, path, flags=linux.MS_BIND | linux.MS_REC)
+    mounts.mount(path, path, flags=mounts.MS_BIND | mounts.MS_REC)
     root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     # Nothing else keeps an image's device nodes from being the host's devices: there is no device controller here.
-    linux.set_mount_attributes(root, linux.MOUNT_ATTR_NODEV, recursive=True)
+    mounts.restrict_mount(root, mounts.ATTR_NODEV, recursive=True)
     for mount in config["mounts"]:
         _mount(root, mount)
     _make_devices(root)
@@ -88,7 +89,7 @@ def make_root(config: Mapping[str, Any]) -> int | None:
     for path in config["linux"]["maskedPaths"]:
         _restrict(root, path, mask=True)
     if config["root"]["readonly"]:
-        linux.set_mount_attributes(root, linux.MOUNT_ATTR_RDONLY)
+        mounts.restrict_mount(root, mounts.ATTR_RDONLY)
     _change_root(root)
     return master
 
@@ -102,7 +103,7 @@ def _change_root(root: int) -> None:
         if error.errno != errno.EINVAL:
             raise
         # The host's own root is an initramfs, which cannot be left so.
-        linux.mount(".", "/", flags=linux.MS_MOVE)
+        mounts.mount(".", "/", flags=mounts.MS_MOVE)
         os.chroot(".")
         os.chdir("/")
 
@@ -119,7 +120,7 @@ def _mount(root: int, mount: Mapping[str, Any]) -> None:
     data = ",".join(option for option in options if option not in _FLAGS)
     place = make_directory(root, mount["destination"])
     try:
-        linux.mount(mount["source"], _proc(place), mount["type"], flags, data)
+        mounts.mount(mount["source"], _proc(place), mount["type"], flags, data)
     except OSError as error:
         raise OSError(error.errno, f"mounting {mount['type']}: {error.strerror}", mount["destination"]) from error
     finally:
@@ -129,21 +130,21 @@ def _mount(root: int, mount: Mapping[str, Any]) -> None:
 def _mount_cgroups(root: int, destination: str) -> None:
     """Show the host's control groups, where they are all of version 2; those of version 1 are left out."""
     if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):  # noqa: PTH110 - pathlib is not loaded for this alone
-        flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+        flags = mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
         place = make_directory(root, destination)
-        linux.mount("cgroup", _proc(place), "cgroup2", flags)
+        mounts.mount("cgroup", _proc(place), "cgroup2", flags)
         os.close(place)
 
 
 def _bind(root: int, source: str, destination: str, options: Sequence[str]) -> None:
     make = make_directory if os.path.isdir(source) else make_file  # noqa: PTH112
     place = make(root, destination)
-    linux.mount(source, _proc(place), flags=linux.MS_BIND | linux.MS_REC)
+    mounts.mount(source, _proc(place), flags=mounts.MS_BIND | mounts.MS_REC)
     os.close(place)
     mounted = linux.open_in_root(root, destination, os.O_PATH)
-    linux.set_mount_attributes(mounted, linux.MOUNT_ATTR_NODEV, recursive=True)
+    mounts.restrict_mount(mounted, mounts.ATTR_NODEV, recursive=True)
     if attributes := sum({_ATTRIBUTES.get(option, 0) for option in options}):
-        linux.set_mount_attributes(mounted, attributes, recursive="rro" in options)
+        mounts.restrict_mount(mounted, attributes, recursive="rro" in options)
     os.close(mounted)
 
 
@@ -170,7 +171,7 @@ def _make_terminal(root: int) -> int:
     (number,) = struct.unpack("i", fcntl.ioctl(master, 0x80045430, bytes(4)))  # TIOCGPTN: which one it is
     terminal = linux.open_in_root(root, f"/dev/pts/{number}", os.O_PATH)
     console = make_file(root, "/dev/console")
-    linux.mount(_proc(terminal), _proc(console), flags=linux.MS_BIND)
+    mounts.mount(_proc(terminal), _proc(console), flags=mounts.MS_BIND)
     os.close(terminal)
     os.close(console)
     return master
@@ -185,14 +186,14 @@ def _restrict(root: int, path: str, *, mask: bool) -> None:
             return
         raise
     if not mask:
-        linux.mount(_proc(place), _proc(place), flags=linux.MS_BIND | linux.MS_REC)
+        mounts.mount(_proc(place), _proc(place), flags=mounts.MS_BIND | mounts.MS_REC)
         mounted = linux.open_in_root(root, path, os.O_PATH)
-        linux.set_mount_attributes(mounted, linux.MOUNT_ATTR_RDONLY, recursive=True)
+        mounts.restrict_mount(mounted, mounts.ATTR_RDONLY, recursive=True)
         os.close(mounted)
     elif stat.S_ISDIR(os.fstat(place).st_mode):
-        linux.mount("tmpfs", _proc(place), "tmpfs", linux.MS_RDONLY, "size=0,nr_inodes=1")
+        mounts.mount("tmpfs", _proc(place), "tmpfs", mounts.MS_RDONLY, "size=0,nr_inodes=1")
     else:
-        linux.mount("/dev/null", _proc(place), flags=linux.MS_BIND)
+        mounts.mount("/dev/null", _proc(place), flags=mounts.MS_BIND)
     os.close(place)
 
 

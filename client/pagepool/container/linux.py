@@ -1,7 +1,7 @@
-"""System calls of mounts, namespaces and processes that Python does not wrap. Each raises OSError when it fails.
+"""System calls of namespaces and processes that Python does not wrap. Each raises OSError when it fails.
 
 Numbers are those of x86-64, arm64 and riscv64, which agree on all that is used here but for pivot_root and capset.
-Nothing here knows about containers.
+Nothing here knows about containers. Mounting is `pagepool.linux.mounts`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import ctypes
 import errno
 import os
 import platform
-from functools import cache
 from typing import Final
+
+from pagepool.linux import mounts
+from pagepool.linux.calls import call
 
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWCGROUP: Final = 0x02000000
@@ -19,27 +21,6 @@ CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
-
-MS_RDONLY: Final = 1
-MS_NOSUID: Final = 2
-MS_NODEV: Final = 4
-MS_NOEXEC: Final = 8
-MS_BIND: Final = 4096
-MS_MOVE: Final = 8192
-MS_REC: Final = 16384
-MS_PRIVATE: Final = 1 << 18
-MS_SLAVE: Final = 1 << 19
-MS_RELATIME: Final = 1 << 21
-MS_STRICTATIME: Final = 1 << 24
-
-MNT_DETACH: Final = 2
-UMOUNT_NOFOLLOW: Final = 8
-
-MOUNT_ATTR_RDONLY: Final = 1
-MOUNT_ATTR_NOSUID: Final = 2
-MOUNT_ATTR_NODEV: Final = 4
-MOUNT_ATTR_NOEXEC: Final = 8
-AT_RECURSIVE: Final = 0x8000
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
@@ -52,35 +33,15 @@ PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_IN_ROOT: Final = 0x10
 
-_AT_EMPTY_PATH: Final = 0x1000
 _OPENAT2: Final = 437
-_MOUNT_SETATTR: Final = 442
 _OTHERS: Final = {"pivot_root": 41, "capset": 91}
 _X86_64: Final = {"pivot_root": 155, "capset": 126}
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def call(name: str, *arguments: object, path: object = None) -> int:
-    """Call a function of libc that returns -1 and sets errno when it fails. Releases the GIL.
-
-    Args:
-        path: what the error names.
-    """
-    result = int(getattr(_libc(), name)(*arguments))
-    if result == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(path or name))
-    return result
-
-
 def load() -> None:
     """Have everything loaded that the calls need, so that none is looked for after a change of root."""
-    _libc()
+    call("getpid")
     _number("pivot_root")
 
 
@@ -89,47 +50,11 @@ def unshare(flags: int) -> None:
     call("unshare", ctypes.c_int(flags))
 
 
-def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
-    """Mount; see mount(2)."""
-    call(
-        "mount",
-        *(os.fsencode(source), os.fsencode(target), kind.encode() or None, ctypes.c_ulong(flags)),
-        os.fsencode(data) or None,
-        path=target,
-    )
-
-
-def umount(target: str, flags: int = 0) -> None:
-    """Unmount; see umount2(2)."""
-    call("umount2", os.fsencode(target), ctypes.c_int(flags), path=target)
-
-
 def pivot_root() -> None:
     """Make the working directory, which is a mount, the root, and let go of the old one."""
     call("syscall", ctypes.c_long(_number("pivot_root")), b".", b".", path="pivot_root")
-    umount(".", MNT_DETACH)
+    mounts.unmount(".", mounts.MNT_DETACH)
     os.chdir("/")
-
-
-class _MountAttributes(ctypes.Structure):
-    _fields_ = (
-        ("set", ctypes.c_uint64),
-        ("clear", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns", ctypes.c_uint64),
-    )
-
-
-def set_mount_attributes(descriptor: int, attributes: int, *, recursive: bool = False) -> None:
-    """Restrict the mount that a descriptor is the root of; see mount_setattr(2), Linux 5.12."""
-    wanted = _MountAttributes(set=attributes)
-    flags = _AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    call(
-        "syscall",
-        *(ctypes.c_long(_MOUNT_SETATTR), ctypes.c_int(descriptor), b"", ctypes.c_uint(flags)),
-        *(ctypes.byref(wanted), ctypes.c_size_t(ctypes.sizeof(wanted))),
-        path="mount_setattr",
-    )
 
 
 class _OpenHow(ctypes.Structure):

@@ -27,12 +27,16 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def call(name: str, *arguments: object) -> int:
-    """Call a function of libc that returns -1 and sets errno when it fails. Releases the GIL."""
+def call(name: str, *arguments: object, path: object = None) -> int:
+    """Call a function of libc that returns -1 and sets errno when it fails. Releases the GIL.
+
+    Args:
+        path: what the error names; None: the function.
+    """
     result = int(getattr(_libc(), name)(*arguments))
     if result == -1:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), name)
+        raise OSError(number, os.strerror(number), str(path or name))
     return result
 
 

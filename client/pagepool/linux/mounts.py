@@ -28,7 +28,11 @@ MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
 MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
+MS_MOVE: Final = 8192
+MS_REC: Final = 16384
 MS_PRIVATE: Final = 1 << 18
+MS_RELATIME: Final = 1 << 21
+MS_STRICTATIME: Final = 1 << 24
 # By umount2(2).
 MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
@@ -49,6 +53,7 @@ _CLOEXEC: Final = 1
 _OPEN_TREE_CLONE: Final = 1
 _FROM_EMPTY_PATH: Final = 4
 _AT_EMPTY_PATH: Final = 0x1000
+_AT_RECURSIVE: Final = 0x8000
 _AT_FDCWD: Final = -100
 _MOST_LOG: Final = 4096
 
@@ -63,7 +68,11 @@ class _MountAttributes(ctypes.Structure):
 
 
 def mount(
-    source: str | Path | None, target: Path, kind: str | None, flags: int, data: str | bytes | None = None
+    source: str | Path | None,
+    target: str | Path,
+    kind: str | None = None,
+    flags: int = 0,
+    data: str | bytes | None = None,
 ) -> None:
     """Mount as mount(2) does.
 
@@ -76,12 +85,13 @@ def mount(
     """
     origin = None if source is None else os.fsencode(source)
     name = None if kind is None else kind.encode()
-    call("mount", origin, os.fsencode(target), name, ctypes.c_ulong(flags), os.fsencode(data) if data else None)
+    options = os.fsencode(data) if data else None
+    call("mount", origin, os.fsencode(target), name, ctypes.c_ulong(flags), options, path=target)
 
 
-def unmount(target: Path, flags: int = 0) -> None:
+def unmount(target: str | Path, flags: int = 0) -> None:
     """Unmount what is seen at a path; a symlink there is not followed. `flags`: ``MNT_…``."""
-    call("umount2", os.fsencode(target), flags | UMOUNT_NOFOLLOW)
+    call("umount2", os.fsencode(target), flags | UMOUNT_NOFOLLOW, path=target)
 
 
 def clone_mount(path: Path) -> int:
@@ -90,11 +100,16 @@ def clone_mount(path: Path) -> int:
     return _syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
 
 
-def restrict_mount(descriptor: int, attributes: int) -> None:
-    """Set attributes (``ATTR_…``) of a mount. Linux 5.12."""
+def restrict_mount(descriptor: int, attributes: int, *, recursive: bool = False) -> None:
+    """Set attributes (``ATTR_…``) of the mount that a descriptor is the root of. Linux 5.12.
+
+    Args:
+        recursive: also of the mounts below it.
+    """
     wanted = _MountAttributes(set=attributes)
     size = ctypes.c_size_t(ctypes.sizeof(wanted))
-    _syscall(_MOUNT_SETATTR, descriptor, b"", ctypes.c_uint(_AT_EMPTY_PATH), ctypes.byref(wanted), size)
+    flags = ctypes.c_uint(_AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0))
+    _syscall(_MOUNT_SETATTR, descriptor, b"", flags, ctypes.byref(wanted), size)
 
 
 def move_mount(descriptor: int, target: Path) -> None:

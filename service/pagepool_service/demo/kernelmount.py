@@ -28,6 +28,7 @@ from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import DigestMismatchError, PagepoolError, UnsupportedError
 from pagepool.image import Kind
 from pagepool.image.treefile import ROOT, TreeFile
+from pagepool.linux import mounts
 from pagepool.mount import kernel
 from pagepool.node.client import NodeClient
 from pagepool.node.places import NodePlaces
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PLACES: Final = ("/mnt", "/media", "/srv", "/opt")
-_PLAIN: Final = linux.MS_NOSUID | linux.MS_NODEV
+_PLAIN: Final = mounts.MS_NOSUID | mounts.MS_NODEV
 _TIMEOUT_S: Final = 60.0
 _PROGRAM_TIMEOUT_S: Final = 10.0
 
@@ -164,14 +165,14 @@ def _go(url: str, reference: Reference, state: Path, *, run: bool) -> KernelMoun
 
 def _private_place() -> Path:
     """A file system in memory that only these namespaces have. Its path is short: a socket will be in it."""
-    linux.mount("none", "/", flags=linux.MS_PRIVATE | linux.MS_REC)
-    linux.mount("proc", "/proc", "proc", _PLAIN)
+    mounts.mount("none", "/", flags=mounts.MS_PRIVATE | mounts.MS_REC)
+    mounts.mount("proc", "/proc", "proc", _PLAIN)
     if Path("/sys/fs/cgroup").is_dir():
-        linux.mount("none", "/sys/fs/cgroup", "tmpfs", _PLAIN)  # or the node's control group would stay
+        mounts.mount("none", "/sys/fs/cgroup", "tmpfs", _PLAIN)  # or the node's control group would stay
     used = [*sys.path, sys.executable, sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(Path.cwd())]
     for place in _PLACES:
         if Path(place).is_dir() and not any(entry == place or entry.startswith(f"{place}/") for entry in used):
-            linux.mount("none", place, "tmpfs", _PLAIN)
+            mounts.mount("none", place, "tmpfs", _PLAIN)
             return Path(place)
     raise UnsupportedError(f"none of {', '.join(_PLACES)} is there and free")
 
