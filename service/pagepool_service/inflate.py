@@ -15,7 +15,7 @@ from enum import Enum
 from typing import IO, TYPE_CHECKING, cast
 
 import zstandard
-from isal import igzip, igzip_lib
+from isal import igzip_lib
 
 from pagepool.errors import LayerInvalidError
 from pagepool_service.zstdframes import FrameWalker
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CHUNK_SIZE = 2 << 20
 _IsalError = cast("type[Exception]", igzip_lib.IsalError)
+_GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_WINDOW = 128 << 20  # what zstd's own command line accepts without being told to
 
 
@@ -57,7 +58,7 @@ def detect(head: bytes) -> Compression:
     Raises:
         LayerInvalidError: in a way that layers may not be (bzip2, xz).
     """
-    if head[:2] == b"\x1f\x8b":
+    if head[:2] == _GZIP_MAGIC:
         return Compression.GZIP
     if head[:4] == b"\x28\xb5\x2f\xfd" or (head[1:4] == b"\x2a\x4d\x18" and head[:1] and 0x50 <= head[0] <= 0x5F):
         return Compression.ZSTD
@@ -79,6 +80,12 @@ class BlobFile(io.RawIOBase):
     def readable(self) -> bool:
         """Always."""
         return True
+
+    def take(self) -> bytes:
+        """The next piece, as it came; empty at the end. Not to be mixed with reads."""
+        piece = next(self._pieces, b"")
+        self.consumed += len(piece)
+        return piece
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """Fill as much of `buffer` as the next piece has."""
@@ -112,8 +119,7 @@ def inflate(pieces: Iterator[bytes], limits: InflateLimits) -> tuple[Compression
     if compression is Compression.NONE:
         chunks = _read_chunks(file)
     elif compression is Compression.GZIP:
-        opened = igzip.IGzipFile(fileobj=file, mode="rb")  # type: ignore[no-untyped-call]
-        chunks = _read_chunks(opened)
+        chunks = _gunzip(file)
     else:
         file.walker = FrameWalker()
         context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
@@ -129,10 +135,33 @@ def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-def _read_chunks(file: io.RawIOBase | igzip.IGzipFile | zstandard.ZstdDecompressionReader) -> Iterator[bytes]:
+def _read_chunks(file: io.RawIOBase | zstandard.ZstdDecompressionReader) -> Iterator[bytes]:
     read = getattr(file, "read1", file.read)
     while chunk := read(CHUNK_SIZE):
         yield chunk
+
+
+def _gunzip(file: BlobFile) -> Iterator[bytes]:
+    """The plain bytes of a gzip stream: members, and zeros between and after them.
+
+    The decompressor gets the pieces of the blob as they are; a file object would copy each byte twice more.
+    """
+    data = file.take()
+    while data:
+        member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)  # checks the CRC and the size
+        while True:
+            if chunk := member.decompress(data, CHUNK_SIZE):
+                yield chunk
+            if member.eof:
+                break
+            data = b""
+            if member.needs_input and not (data := file.take()):
+                raise EOFError("it is cut short")
+        data = member.unused_data.lstrip(b"\0")
+        while not data and (data := file.take()):
+            data = bytes(data).lstrip(b"\0")
+        if data and data[0] != _GZIP_MAGIC[0]:
+            raise ValueError("after its last member come bytes that are not zeros, and no member")
 
 
 def _guarded(

@@ -171,7 +171,7 @@ class Splitting:
         self._pool = pool
         self._lookup = Lookup(store)
         self._recipe = RecipeWriter(level=_RECIPE_LEVEL)
-        self._splitter = LayerSplitter(self, limits)
+        self._splitter = LayerSplitter(self, limits, on_file=self.file, small=EXTENT_SIZE)
         self._slots = threading.Semaphore(_FRAMES_AHEAD)
         self._batch = Batch()
         self._seen: list[tuple[bytes, bytes | memoryview]] = []
@@ -235,6 +235,15 @@ class Splitting:
     def literal(self, data: memoryview) -> None:
         """Bytes of the tar that are no file's."""
         self._recipe.append_literal(data)
+
+    def file(self, literal: memoryview, data: memoryview) -> None:
+        """An ordinary file of one extent, and the bytes before it: most files of most layers."""
+        digest = blake3(data).digest()
+        if digest not in self._batch.fresh:
+            self._seen.append((digest, data))
+        size = len(data)
+        self.file_bytes += size
+        self._recipe.append_file(literal, digest, size)
 
     def begin(self, member: Member) -> None:
         """A regular file's data begins."""

@@ -58,6 +58,13 @@ class Ingest:
         self.current = member
         self.stored.clear()
 
+    def begin_unannounced(self, member: Member, /) -> None:
+        """As `begin`, where nobody is told of members."""
+        assert self.current is None
+        assert member.size > 0
+        self.current = member
+        self.stored.clear()
+
     def data(self, view: memoryview, /) -> None:
         assert self.current is not None
         assert len(view) > 0
@@ -136,7 +143,42 @@ def ingest(tar: bytes, sizes: Iterable[int] = (1 << 20,), limits: Limits = LIMIT
     assert sink.problem or found == list(iter_members(sink.decoded))
     for member, ops in found:
         check_data(sink, member, ops)
+    check_quick_way(sink, splitter, tar, sizes, limits)
     return sink
+
+
+def check_quick_way(
+    sink: Ingest, splitter: LayerSplitter, tar: bytes, sizes: Iterable[int], limits: Limits, small: int = 4096
+) -> None:
+    """What `on_file` takes is what the sink would have taken, and the recipe is the same."""
+    quick = Ingest()
+
+    def on_file(literal: memoryview, data: memoryview) -> None:
+        assert quick.current is None
+        assert 512 <= len(literal) <= 1 << 20
+        assert 0 < len(data) <= small
+        quick.stream += literal
+        quick.stream += data
+        quick.writer.append_file(literal, quick.keep(bytes(data)), len(data))
+        quick.drain()
+
+    quick.begin = quick.begin_unannounced  # type: ignore[method-assign]
+    other = LayerSplitter(quick, limits, on_file=on_file, small=small)
+    position = 0
+    for size in itertools.cycle(sizes):
+        if position >= len(tar):
+            break
+        other.feed(tar[position : position + size])
+        position += size
+    other.close()
+    quick.writer.finish()
+    quick.drain()
+    assert bytes(quick.stream) == tar
+    assert quick.objects == sink.objects
+    assert [op for ops in quick.decoded for op in ops] == [op for ops in sink.decoded for op in ops]
+    assert [chunk.plain_start for chunk in quick.chunks] == [chunk.plain_start for chunk in sink.chunks]
+    assert other.problem == splitter.problem
+    assert (other.members, other.logical_size) == (splitter.members, splitter.logical_size)
 
 
 def rebuild(sink: Ingest) -> bytes:

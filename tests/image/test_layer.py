@@ -207,6 +207,51 @@ def test_splitting_goes_on_after_a_bad_member() -> None:
     assert sink.files == {b"b": b"2"}
 
 
+def respelled(header: bytes, checksum: bytes) -> bytes:
+    """A header with its checksum, right as it is, written in another way."""
+    value = int(header[148:154], 8)
+    return header[:148] + checksum % value + header[148 + len(checksum % value) :]
+
+
+@pytest.mark.parametrize(
+    "header",
+    {
+        "an owner out of range": make_header(b"a", 5, uid=b"\x80\0\0\0\xff\xff\xff\xff"),
+        "a group below zero": make_header(b"a", 5, gid=b"\xff" * 8),
+        "a prefix that leads out": make_header(b"a", 5, tail=b"../b"),
+        "no mode": make_header(b"a", 5, mode=b"zzz"),
+        "no time": make_header(b"a", 5, mtime=b"9"),
+        "twelve digits of size": make_header(b"a", b"000000000050"),
+        "few digits of size": make_header(b"a", b"5"),
+        "spaces before the size": make_header(b"a", b"          5\0"),
+        "a digit that is not octal": make_header(b"a", b"00000000008\0"),
+        "a large number's size": make_header(b"a", b"\x80" + bytes(10) + b"\x05"),
+        "a checksum with spaces": respelled(make_header(b"a", 5), b"%6o\0 "),
+        "a checksum of seven digits": respelled(make_header(b"a", 5), b"%07o\0"),
+        "a checksum of NUL last": respelled(make_header(b"a", 5), b"%06o \0"),
+        "a wrong checksum": make_header(b"a", 5)[:148] + b"000000\0 " + make_header(b"a", 5)[156:],
+        "no name": make_header(b"", 5),
+        "the root's name": make_header(b"./", 5),
+        "a slash last": make_header(b"a/", 5),
+        "an old directory": make_header(b"a/", 5, b"\0"),
+        "a file of version seven": make_header(b"a", 5, b"\0", magic=b""),
+        "two slashes": make_header(b"a//b", 5),
+        "bytes after the name's end": make_header(b"a\0b", 5),
+        "a whiteout": make_header(b"d/.wh.a", 5),
+        "a link's target": make_header(b"a", 5, link=b"b"),
+    }.values(),
+)  # fmt: skip
+def test_headers_that_are_not_quite_ordinary(header: bytes) -> None:
+    """`ingest` compares the quick way with the other, which they must not take, or come to the same by."""
+    ingest(make_file(b"before", b"1") + header + pad(b"12345") + make_file(b"after", b"2") + END)
+
+
+def test_limits_hold_on_the_quick_way() -> None:
+    tar = make_file(b"a", b"1" * 4096) + make_file(b"b", b"2" * 4097) + make_file(b"c", b"3" * 600) + END
+    for limits in (Limits(max_member_size=599), Limits(max_members=2), Limits(max_layer_size=8192)):
+        assert ingest(tar, limits=limits).problem
+
+
 def test_nothing_is_split_after_what_cannot_be_followed() -> None:
     sink = ingest(make_file(b"a", b"1") + make_header(b"b", b"zzz") + make_file(b"c", b"3") + END)
     assert sink.files == {b"a": b"1"}

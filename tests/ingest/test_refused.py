@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "gzip cut in its header": (gzipped(TAR)[:5], "gzip"),
     "gzip with a wrong checksum": (flipped(gzipped(TAR), -6), "gzip"),
     "gzip with a flipped byte": (flipped(gzipped(TAR), 100_000), "gzip"),
-    "gzip with garbage behind": (gzipped(TAR) + b"garbage", "gzip"),
+    "gzip with garbage behind": (gzipped(TAR) + b"garbage", "after its last member"),
     "gzip members, the last cut": (members(TAR)[:-3], "gzip"),
     "zstd cut short": (zstd(TAR)[:-1], "zstd"),
     "zstd cut in its middle": (zstd(TAR)[: len(zstd(TAR)) // 2], "zstd"),

@@ -100,6 +100,31 @@ class Columns:
         else:
             self.references.append(count - index)
 
+    def add_file(self, literal: bytes | memoryview, digest: bytes, size: int) -> None:
+        """Add a literal and an object after it: `add_literal`, `fold_header`, `refer` and `add` in one.
+
+        Args:
+            literal: ends in the header of the object, whose size and checksum are as `fold_header` wants them.
+        """
+        literals, kinds, sizes = self.literals, self.kinds, self.sizes
+        literals += literal
+        start = len(literals) - BLOCK
+        literals[start + _SIZE_START : start + _SIZE_END] = _NO_SIZE
+        literals[start + _SUM_START : start + _SUM_END] = _NO_SUM
+        length = len(literal)
+        if kinds and kinds[-1] == LITERAL:
+            sizes[-1] += length
+            kinds[-1] = _FOLDED
+            self.cost += OP_COST
+        else:
+            sizes.append(length)
+            kinds.append(_FOLDED)
+            self.cost += 2 * OP_COST
+        self.refer(digest)
+        sizes.append(size)
+        kinds.append(OBJECT)
+        self.plain_size += length + size
+
     def fold_header(self, size: int) -> None:
         """Blank what the last block of the literals says twice, if it is the header of `size` bytes of data.
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pagepool.errors import CorruptError
+from pagepool.image.header import BLOCK
 from pagepool.image.limits import Limits
 from pagepool.image.member import Kind, Member
 from pagepool.image.tar import TarMachine
@@ -58,14 +59,26 @@ class LayerSplitter:
         sink: takes the parts.
         limits: what counts as a bomb.
         on_member: called with every good member of any kind, in order, before its data if it has any.
+        on_file: given, it takes small ordinary files that lie whole in a chunk of bytes, in place of `Sink.literal`,
+            `begin`, `data` and `end`: the literal run before its data, at most `MAX_LITERAL` bytes and ending in
+            its header, whose size and checksum are zero-padded octal; and its data, 1 to `small` bytes. `on_member` is
+            not called for those.
+        small: see `on_file`.
     """
 
     def __init__(
-        self, sink: Sink, limits: Limits | None = None, on_member: Callable[[Member], None] | None = None
+        self,
+        sink: Sink,
+        limits: Limits | None = None,
+        on_member: Callable[[Member], None] | None = None,
+        on_file: Callable[[memoryview, memoryview], None] | None = None,
+        small: int = 128 << 10,
     ) -> None:
         self._sink = sink
         self._machine = TarMachine(limits or Limits())
         self._on_member = on_member
+        self._on_file = on_file
+        self._small = small
         self._data = 0
         self._skip = 0
         self._in_member = False
@@ -96,6 +109,7 @@ class LayerSplitter:
         view = memoryview(chunk).cast("B")
         size = len(view)
         machine = self._machine
+        quick = self._on_file if isinstance(chunk, bytes) else None
         position = start = 0  # [start, position) is a literal run that is not handed on yet
         while position < size:
             if self._data:
@@ -110,6 +124,8 @@ class LayerSplitter:
                 self._skip -= taken
                 position += taken
             else:
+                if quick and not self._partial and machine.at_header:
+                    start, position = self._pass_files(quick, view, start, position)
                 end = position + machine.need
                 if end <= size and not self._partial:
                     unit = view[position:end].tobytes()
@@ -147,6 +163,25 @@ class LayerSplitter:
         self._data -= size
         if size and not self._data:
             self._end()
+
+    def _pass_files(
+        self, quick: Callable[[memoryview, memoryview], None], view: memoryview, start: int, position: int
+    ) -> tuple[int, int]:
+        """Hand on what is ordinary. Returns where the literal run after it starts, and where the next unit is."""
+        pass_file, small = self._machine.pass_file, self._small
+        chunk: bytes = view.obj  # type: ignore[assignment]
+        last = len(chunk) - BLOCK
+        while position <= last and (size := pass_file(chunk, position, small)) >= 0:
+            position += BLOCK
+            if size:
+                if position - start > MAX_LITERAL:
+                    self._literal(view[start : position - BLOCK])
+                    start = position - BLOCK
+                end = position + size
+                quick(view[start:position], view[position:end])
+                start = end
+                position = end + -size % BLOCK
+        return start, position
 
     def _gather(self, view: memoryview, position: int) -> int:
         """Keep what there is of a unit that does not lie in one chunk. Returns the position after it."""

@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 from pagepool.errors import LayerInvalidError
 from pagepool.image import sparse
-from pagepool.image.header import BLOCK, ZERO_BLOCK, Header, parse_header
+from pagepool.image.header import BLOCK, ZERO_BLOCK, Header, parse_header, read_ordinary
 from pagepool.image.limits import Limits
 from pagepool.image.member import NO_XATTRS, Kind, Member, check_member, normalise_path, show_name
 from pagepool.image.pax import apply_records, parse_integer, parse_records, parse_xattrs
@@ -105,6 +105,36 @@ class TarMachine:
             self._report("the stream ends within a block (truncated)" if is_tar else _NOT_A_TAR)
 
     # -- header blocks
+
+    @property
+    def at_header(self) -> bool:
+        """Whether the next unit is a header block that nothing before it says anything about."""
+        return self.step == self._read_header and not self._extended
+
+    def pass_file(self, chunk: bytes, position: int, most: int) -> int:
+        """Pass over a whole ordinary file; `step` would do the same in twice the time. Only where `at_header`.
+
+        Args:
+            chunk: bytes of the stream.
+            position: of the next unit in it, which is there.
+            most: bytes of the largest file that is wanted.
+
+        Returns:
+            bytes of the file, whose data and padding are in the chunk, too. Or -1, and nothing was done.
+        """
+        found = read_ordinary(chunk, position)
+        if found is None:
+            return -1
+        name, size = found
+        limits = self._limits
+        if size > most or position + BLOCK + size + -size % BLOCK > len(chunk) or size > limits.max_member_size:
+            return -1
+        if self.members >= limits.max_members or self.logical_size + size > limits.max_layer_size:
+            return -1
+        self._last = name
+        self.members += 1
+        self.logical_size += size
+        return size
 
     def _read_header(self, block: bytes) -> Member | None:
         self.data = self.skip = self.pad = 0
