@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
@@ -14,8 +14,11 @@ from pagepool.cli import output
 from pagepool.cli.credentials import find_credentials
 from pagepool.errors import NotFoundError, UnsupportedError
 from pagepool.oci import Reference
-from pagepool.transport import Credentials, RegistryClient, ServiceClient, Session, is_loopback
-from pagepool.transport.http import parse_base
+from pagepool.transport.addresses import is_loopback, plain_host
+from pagepool.transport.credentials import Credentials
+
+if TYPE_CHECKING:
+    from pagepool.transport import RegistryClient, ServiceClient, Session
 
 _DOCKER_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
@@ -59,6 +62,8 @@ def connect(options: ServerOptions, reference: Reference | None = None) -> Itera
         PagepoolError: an address or credentials that cannot be used. The server itself is not asked yet.
     """
     url, host = server_url(options, reference)
+    from pagepool.transport import RegistryClient, ServiceClient, Session
+
     credentials = credentials_for(options, host, reference.repository if reference else "")
     session = Session(url, credentials=credentials, verify=not options["insecure"], on_warning=output.note)
     try:
@@ -83,13 +88,27 @@ def server_url(options: ServerOptions, reference: Reference | None) -> tuple[str
     host = reference.host if reference else None
     given = host or options["server"]
     if host is None and "://" in given:
-        base = parse_base(given)
-        return given.rstrip("/"), base.netloc.decode("ascii")
+        return given.rstrip("/"), host_of(given)[1]
     name = given.rstrip("/")
     address = _DOCKER_HUB.get(name, name)
-    bare = parse_base(f"http://{address}").host
+    bare, _ = host_of(f"http://{address}")
     scheme = "http" if options["plain_http"] or is_loopback(bare) else "https"
     return f"{scheme}://{address}", name
+
+
+def host_of(url: str) -> tuple[str, str]:
+    """The host of an address, and the host with its port.
+
+    Raises:
+        InvalidError: not an address of a server.
+    """
+    plain = plain_host(url.rstrip("/"))
+    if plain is not None:
+        return plain
+    from pagepool.transport.http import parse_base
+
+    base = parse_base(url)
+    return base.host, base.netloc.decode("ascii")
 
 
 def credentials_for(options: ServerOptions, host: str, repository: str) -> Credentials:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pagepool.errors import PagepoolError, UnauthorizedError
 from pagepool.oci.fields import Object, load_object
-from pagepool.transport.auth import Credentials
+from pagepool.transport.credentials import Credentials
 
 _HELPER_TIMEOUT_S = 30
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")

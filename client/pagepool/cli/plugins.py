@@ -7,13 +7,15 @@ need.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import Never
+from typing import TYPE_CHECKING, Never
 
 import click
 
 from pagepool.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
 
 GROUP = "pagepool.commands"
 NEEDS = "needs pagepool[service]"
@@ -36,7 +38,7 @@ def service_installed() -> bool:
 
 def names() -> dict[str, str]:
     """The commands of the service and of other plug-ins, with one line about each."""
-    found = {point.name: f"{point.name} (a plug-in)." for point in entry_points(group=GROUP)}
+    found = {point.name: f"{point.name} (a plug-in)." for point in _entry_points()}
     lines = KNOWN | {name: text for name, text in found.items() if name not in KNOWN}
     if not service_installed():
         lines |= {name: f"{text} ({NEEDS})" for name, text in KNOWN.items()}
@@ -48,7 +50,7 @@ def load(name: str) -> click.Command | None:
 
     A command whose packages are missing becomes one that says so.
     """
-    point = next(iter(entry_points(group=GROUP, name=name)), None)
+    point = next(iter(_entry_points().select(name=name)), None)
     if point is None and name not in KNOWN:
         return None
     try:
@@ -60,6 +62,12 @@ def load(name: str) -> click.Command | None:
     if not isinstance(command, click.Command):
         raise UnsupportedError(f"the command {name} is not a click command")
     return command
+
+
+def _entry_points() -> EntryPoints:
+    from importlib.metadata import entry_points  # 20 ms, which most commands can do without
+
+    return entry_points(group=GROUP)
 
 
 def _import(point: EntryPoint | None, name: str) -> object:

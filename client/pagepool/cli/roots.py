@@ -93,6 +93,8 @@ def default_provider(backend: str = "auto") -> RootProvider:
         UnsupportedError: the kernel was asked for, and cannot.
     """
     node = node_client()
+    if backend != "fuse" and node.has_mounts():
+        return NodeRoots(node)
     choice = choose(backend, node.places.state, None)
     if choice.backend == "kernel":
         return NodeRoots(node)

@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from pagepool.cli.connect import ServerOptions, credentials_for, on_server, server_url
+from pagepool.cli.connect import ServerOptions, credentials_for, host_of, on_server, server_url
 from pagepool.errors import NotFoundError, PathUnknownError, UnsupportedError
-from pagepool.library import Changed, Client, Image, Overlay
 from pagepool.oci import Reference
 from pagepool.overlay import read_info
-from pagepool.transport.http import parse_base
 from pagepool.upper import find_upper, read_upper_info
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pagepool.library import Changed, Client, Image, Overlay
     from pagepool.vfs import Rootfs
 
 
@@ -103,8 +102,10 @@ def open_client(options: PoolOptions, reference: Reference | None = None, url: s
     """A client of the service that a reference names, or else of the one at `url`, or else of the default one."""
     chosen, host = server_url(options, reference)
     if url is not None:
-        chosen, host = url.rstrip("/"), parse_base(url).netloc.decode("ascii")
+        chosen, host = url.rstrip("/"), host_of(url)[1]
     credentials = credentials_for(options, host, reference.repository if reference else "")
+    from pagepool.library import Client
+
     with Client(chosen, directory=options["pool"], credentials=credentials, verify=not options["insecure"]) as client:
         yield client
 

@@ -1,10 +1,26 @@
 """Runs containers on a root that somebody has mounted or unpacked: by runc, or by namespaces of our own."""
 
-from pagepool.container.options import Container, OptionInvalidError, RunOptions, Volume
-from pagepool.container.plan import Facts, plan_runtime
-from pagepool.container.records import DEFAULT_DIRECTORY, Record, list_containers
-from pagepool.container.run import cleanup_stale, run_container
-from pagepool.container.users import UserInvalidError
+from typing import TYPE_CHECKING
+
+from pagepool.lazily import attach
+
+if TYPE_CHECKING:
+    from pagepool.container.options import Container, OptionInvalidError, RunOptions, Volume
+    from pagepool.container.plan import Facts, plan_runtime
+    from pagepool.container.records import DEFAULT_DIRECTORY, Record, list_containers
+    from pagepool.container.run import cleanup_stale, run_container
+    from pagepool.container.users import UserInvalidError
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            "options": "Container OptionInvalidError RunOptions Volume",
+            "plan": "Facts plan_runtime",
+            "records": "DEFAULT_DIRECTORY Record list_containers",
+            "run": "cleanup_stale run_container",
+            "users": "UserInvalidError",
+        },
+    )
 
 __all__ = [
     "Container",

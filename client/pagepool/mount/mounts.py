@@ -22,10 +22,11 @@ from pathlib import Path
 from threading import Lock, current_thread, main_thread
 from typing import TYPE_CHECKING, Final
 
-from pagepool.errors import BusyError, NotFoundError, UnreachableError
+from pagepool.errors import BusyError, UnreachableError
 from pagepool.mount import records
 from pagepool.mount.device import MountOptions, flush_device, is_root, mount_device, unmount_device
 from pagepool.mount.fuse.server import MAX_THREADS, FuseServer
+from pagepool.mount.holders import MountUnknownError, find_holders
 from pagepool.mount.mountinfo import FUSE_TYPE, is_dead, mounted_at, resolve
 
 if TYPE_CHECKING:
@@ -39,19 +40,12 @@ _END_TIMEOUT_S: Final = 60.0
 _DETACHED_TIMEOUT_S: Final = 2.0
 _QUIET_TIMEOUT_S: Final = 10.0
 _READ_AHEAD_KIB: Final = 1024
-_HOLDERS_SHOWN: Final = 5
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
 _log = logging.getLogger(__name__)
 
 _mounts: dict[Path, Mount] = {}
 """What this process serves, by where it is."""
-
-
-class MountUnknownError(NotFoundError):
-    """Nothing of ours is mounted there."""
-
-    what = "mount"
 
 
 class Mount:
@@ -298,30 +292,6 @@ def _unmount(path: Path) -> None:
     except BusyError:
         holders = find_holders(path)
         raise BusyError(f"{path} is in use" + (f" by {', '.join(holders)}" if holders else "")) from None
-
-
-def find_holders(path: Path) -> list[str]:
-    """Processes that use something below a path, as far as this user can see: names with numbers, a few of them."""
-    holders: list[str] = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and any(target.is_relative_to(path) for target in _used(process)):
-            with suppress(OSError):
-                name = (process / "comm").read_text(errors="replace").strip()
-                holders.append(f"{name} ({process.name})")
-        if len(holders) == _HOLDERS_SHOWN:
-            break
-    return holders
-
-
-def _used(process: Path) -> list[Path]:
-    found: list[Path] = []
-    links = [process / name for name in ("cwd", "root", "exe")]
-    with suppress(OSError):
-        links += (process / "fd").iterdir()
-    for link in links:
-        with suppress(OSError):
-            found.append(link.readlink())
-    return found
 
 
 def _raise_read_ahead(path: Path) -> None:

@@ -114,6 +114,8 @@ class NodeClient:
         Raises:
             UnsupportedError, UnreachableError: it cannot be.
         """
+        if self.is_running():
+            return False
         from pagepool.node.start import ensure_node
 
         return ensure_node(self.places)
@@ -125,6 +127,13 @@ class NodeClient:
         except UnreachableError:
             return False
         return True
+
+    def has_mounts(self) -> bool:
+        """Whether it runs, and has something mounted: then this machine can do that, and need not be tried."""
+        try:
+            return bool(self.status()["mounts"])
+        except UnreachableError:
+            return False
 
     def status(self) -> dict[str, Any]:
         """Which node it is, and how it is."""

@@ -8,17 +8,17 @@ https registry to a token server without https.
 
 from __future__ import annotations
 
-import base64
 import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httpx
 
 from pagepool.errors import PagepoolError, UnauthorizedError
 from pagepool.oci.fields import load_object
+from pagepool.transport.credentials import Credentials
 
 _DEFAULT_LIFE_S = 60
 _EARLY_S = 10
@@ -31,29 +31,6 @@ _ITEM = re.compile(
     )""",
     re.VERBOSE | re.ASCII,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Who we are to a registry. All empty: nobody.
-
-    Args:
-        username: user name.
-        password: password, or a token that serves as one.
-        identity_token: a refresh token, as ``docker login`` stores for some registries; goes before the
-            password.
-    """
-
-    username: str = ""
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
-
-    @property
-    def basic(self) -> str:
-        """The ``Authorization`` header of basic authentication; "" if there is no user name."""
-        if not self.username:
-            return ""
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
 @dataclass(frozen=True, slots=True)

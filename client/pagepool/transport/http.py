@@ -13,7 +13,6 @@ Credentials are sent to the server's own origin only, whatever it redirects to o
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import ssl
 import threading
@@ -28,8 +27,10 @@ from typing import Self
 import httpx
 
 from pagepool.errors import InvalidError, LimitError, UnauthorizedError, UnreachableError
+from pagepool.transport.addresses import is_loopback
 from pagepool.transport.answers import Subject, error_of
-from pagepool.transport.auth import Authorizer, Credentials, add_params
+from pagepool.transport.auth import Authorizer, add_params
+from pagepool.transport.credentials import Credentials
 from pagepool.transport.retry import RETRY_STATUSES, RetryPolicy
 
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
@@ -334,17 +335,6 @@ def parse_base(url: str) -> httpx.URL:
     if base.query or base.fragment or base.userinfo:
         raise InvalidError(base.host, "a server's address has no user, query or fragment")
     return base
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host name or address is this machine's own."""
-    host = host.strip("[]").rstrip(".").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

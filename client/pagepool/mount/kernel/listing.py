@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError
 from pagepool.linux import mounts
+from pagepool.mount.holders import MountUnknownError, find_holders
 from pagepool.mount.kernel import erofs, stack
 from pagepool.mount.mountinfo import MountPoint, mount_points, mounted_at, resolve
-from pagepool.mount.mounts import MountUnknownError, find_holders
 
 if TYPE_CHECKING:
     from pathlib import Path

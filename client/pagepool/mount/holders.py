@@ -1,0 +1,41 @@
+"""Who uses a mount, and that there is none."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from pagepool.errors import NotFoundError
+
+_HOLDERS_SHOWN: Final = 5
+
+
+class MountUnknownError(NotFoundError):
+    """Nothing of ours is mounted there."""
+
+    what = "mount"
+
+
+def find_holders(path: Path) -> list[str]:
+    """Processes that use something below a path, as far as this user can see: names with numbers, a few of them."""
+    holders: list[str] = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal() and any(target.is_relative_to(path) for target in _used(process)):
+            with suppress(OSError):
+                name = (process / "comm").read_text(errors="replace").strip()
+                holders.append(f"{name} ({process.name})")
+        if len(holders) == _HOLDERS_SHOWN:
+            break
+    return holders
+
+
+def _used(process: Path) -> list[Path]:
+    found: list[Path] = []
+    links = [process / name for name in ("cwd", "root", "exe")]
+    with suppress(OSError):
+        links += (process / "fd").iterdir()
+    for link in links:
+        with suppress(OSError):
+            found.append(link.readlink())
+    return found
