@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from pagepool.version import __version__
+from pagepool_service.auth import open_authority
 from pagepool_service.cache import ExtentCache
 from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.observing import Observer
@@ -33,12 +34,14 @@ from pagepool_service.routes import (
     manifests,
     objects,
     profiles,
+    tokens,
     trees,
     uploads,
 )
 from pagepool_service.routes import (
     cache as cache_routes,
 )
+from pagepool_service.routes.access import authorize
 from pagepool_service.routes.context import Context
 from pagepool_service.routes.streaming import Threads
 from pagepool_service.statistics import Statistics
@@ -53,16 +56,19 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from pagepool_service.auth.authority import Authority
     from pagepool_service.metrics.recording import RequestMetrics
     from pagepool_service.roster import Roster
     from pagepool_service.routes.context import TreeFiles
     from pagepool_service.settings import Settings
     from pagepool_service.store.store import Store
+    from pagepool_service.tls import Certificate
 
 # Threads that block for requests, by what for: see `Context`. No work of one kind waits for work of another. What takes
 # seconds has few, so that its requests queue up behind each other and not before those for blobs.
 _THREADS = {"threads": 32, "writers": 8, "listings": 2, "merging": 1, "counting": 1}
 _TICK_S = 5.0
+_REREAD_S = 1.0
 
 
 def create_app(
@@ -71,6 +77,8 @@ def create_app(
     *,
     treefiles: TreeFiles | None = None,
     cache: ExtentCache | None = None,
+    authority: Authority | None = None,
+    certificate: Certificate | None = None,
     roster: Roster | None = None,
     metrics: RequestMetrics | None = None,
 ) -> Observer:
@@ -79,9 +87,12 @@ def create_app(
     Args:
         treefiles: where trees come from; None for the service's own.
         cache: of objects; None for the service's own. It is closed with the application.
+        authority: says who asks and what he may do; None to make one as the settings say.
+        certificate: looked at again while the application runs; None where there is none.
         roster: of the service's processes; None where there are no others.
         metrics: where requests are counted; None to count none.
     """
+    authority = authority or open_authority(settings)
     merged = Trees(store)
     if treefiles is None:
         treefiles = TreeFilesOfStore(store, merged, None if settings.read_only else TreeCache(settings.data / "trees"))
@@ -94,9 +105,12 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        ticking = asyncio.create_task(_tick(cache, observer))
+        ticking = [asyncio.create_task(_tick(cache, observer)), asyncio.create_task(_reread(authority, certificate))]
         yield
-        ticking.cancel()
+        for task in ticking:
+            task.cancel()
+        if authority is not None:
+            authority.close()
         observer.flush()
         for name, executor in executors.items():
             executor.shutdown(cancel_futures=name in ("listings", "merging", "counting"))
@@ -107,6 +121,7 @@ def create_app(
         summary="A container image registry with a deduplicated store.",
         version=__version__,
         openapi_url="/v1/openapi.json",
+        dependencies=[Depends(authorize)],
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -132,10 +147,11 @@ def create_app(
         Statistics(store),
         **threads,
         roster=roster,
+        authority=authority,
     )
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
-    registry = (health, listings, uploads, manifests, blobs)
+    registry = (health, tokens, listings, uploads, manifests, blobs)
     for module in (*registry, images, trees, erofs, objects, extents, fill, leases, profiles, cache_routes):
         app.include_router(module.router)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
@@ -148,6 +164,16 @@ async def _tick(cache: ExtentCache, observer: Observer) -> None:
         await asyncio.sleep(_TICK_S)
         await asyncio.to_thread(cache.tick)
         observer.flush()
+
+
+async def _reread(authority: Authority | None, certificate: Certificate | None) -> None:
+    """Look again and again whether files have changed: at once, too, since a worker may be started long after them."""
+    while authority is not None or certificate is not None:
+        if authority is not None and await asyncio.to_thread(authority.refresh):
+            authority.renew()
+        if certificate is not None:
+            await asyncio.to_thread(certificate.refresh)
+        await asyncio.sleep(_REREAD_S)
 
 
 class VersionHeader:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pagepool.errors import BusyError, PagepoolError
 from pagepool.image.treefile import ObjectInfo
 from pagepool.pool import Scrubber
-from pagepool.pool.door import Door
+from pagepool.pool.door import Door, door_path
 from pagepool_service.cache import ExtentCache
 from pagepool_service.pools import open_pool
 from pagepool_service.store.store import Store
@@ -37,7 +37,10 @@ def run(settings: Settings) -> None:
     """Work until the process is ended. Blocks."""
     pool = open_pool(settings)
     if pool is not None:
-        _open_door(pool)
+        if settings.shares_pool:
+            _open_door(pool)
+        else:
+            door_path(pool.path).unlink(missing_ok=True)  # of an earlier run; nobody is behind it
         if pool.durable:
             _scrub(pool, settings)
     threading.Event().wait()

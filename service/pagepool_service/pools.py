@@ -56,7 +56,18 @@ def open_pool(settings: Settings) -> Pool | None:
     if not budget:
         return None
     try:
-        return Pool.open(directory, budget=budget)
+        pool = Pool.open(directory, budget=budget)
+        _protect(directory, shared=settings.shares_pool)
+        return pool
     except (OSError, PagepoolError) as error:
         log.warning("no cache in %s: %s", directory, error)
         return None
+
+
+def _protect(directory: Path, *, shared: bool) -> None:
+    """Let others look into the pool, or nobody: whoever may enter the directory can read all that is in it."""
+    mode = directory.stat().st_mode & 0o777
+    if not shared and mode & 0o077:
+        directory.chmod(0o700)
+    elif shared and mode == 0o700:
+        directory.chmod(0o755)

@@ -58,6 +58,21 @@ class Settings:
         access_log: log every request.
         read_only: serve what is there, and refuse every write.
         metrics_listen: address and port for Prometheus; None to keep no figures. Port 0 lets the system choose.
+        tls_certificate: file of the certificate and its chain, PEM; None to serve without TLS.
+        tls_key: file of its key; None if that is in the same file.
+        htpasswd: file of users (`auth.htpasswd`).
+        tokens: file of static tokens (`auth.tokens`).
+        rights: file of rights (`auth.rights`); None to let everybody who has credentials do everything.
+        anonymous_pull: whether everybody may pull everything. Not with `rights`, which say so themselves.
+        challenge: ``bearer`` or ``basic``: how clients are asked for credentials. Both are always taken.
+        external_url: where clients reach the service, without a slash at the end; None for what they say.
+        token_service: what this service is called in tokens.
+        token_realm: address of another server that makes the tokens; None to make them here.
+        token_keys: file of its public keys.
+        token_issuer: what its tokens say of their maker.
+        max_uploads_per_user: most upload sessions that one user may have open; 0 for any number.
+        repository_quota_bytes: most bytes that a repository may hold, unless `rights` say otherwise; 0 for no limit.
+        share_pool: whether other users of this machine may read the pool; None for only where nobody authenticates.
     """
 
     data: Path
@@ -84,6 +99,31 @@ class Settings:
     access_log: bool = False
     read_only: bool = False
     metrics_listen: tuple[str, int] | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    htpasswd: Path | None = None
+    tokens: Path | None = None
+    rights: Path | None = None
+    anonymous_pull: bool = False
+    challenge: str = "bearer"
+    external_url: str | None = None
+    token_service: str = "pagepool"
+    token_realm: str | None = None
+    token_keys: Path | None = None
+    token_issuer: str = ""
+    max_uploads_per_user: int = 0
+    repository_quota_bytes: int = 0
+    share_pool: bool | None = None
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether requests need credentials at all."""
+        return any(path is not None for path in (self.htpasswd, self.tokens, self.token_keys))
+
+    @property
+    def shares_pool(self) -> bool:
+        """Whether other users of this machine may read the pool: all that is in it, whatever they may pull."""
+        return not self.authenticates if self.share_pool is None else self.share_pool
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **chosen: Any) -> Settings:
@@ -123,7 +163,35 @@ class Settings:
             raise SettingInvalidError(f"log_level={self.log_level}", "is debug, info, warning or error")
         if self.log_format not in ("text", "json"):
             raise SettingInvalidError(f"log_format={self.log_format}", "is text or json")
+        self._check_access()
         return self
+
+    def _check_access(self) -> None:
+        """See that what is said of TLS and credentials goes together."""
+        if self.challenge not in ("bearer", "basic"):
+            raise SettingInvalidError(f"challenge={self.challenge}", "is bearer or basic")
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise SettingInvalidError(f"tls_key={self.tls_key}", "needs a certificate, too")
+        if not re.fullmatch(r"[!#-\[\]-~]+", self.token_service):
+            raise SettingInvalidError(f"token_service={self.token_service}", "has blanks or quotes")
+        if not self.authenticates:
+            for name in ("rights", "anonymous_pull"):
+                if getattr(self, name):
+                    raise SettingInvalidError(
+                        f"{name}={getattr(self, name)}",
+                        "says who may do what, and nobody can log in: add htpasswd or tokens",
+                    )
+        if self.anonymous_pull and self.rights is not None:
+            raise SettingInvalidError(
+                "anonymous_pull=True",
+                f'is for services without a file of rights: say so in {self.rights}, who = ["anonymous"]',
+            )
+        theirs = (self.token_realm is not None, self.token_keys is not None, bool(self.token_issuer))
+        if len(set(theirs)) > 1:
+            raise SettingInvalidError(
+                f"token_realm={self.token_realm}",
+                "another server of tokens needs token_realm, token_keys and token_issuer",
+            )
 
 
 def default_data(environment: Mapping[str, str]) -> Path:
@@ -172,6 +240,17 @@ def parse_flag(text: str) -> bool:
     raise SettingInvalidError(text, "is neither yes nor no")
 
 
+def parse_url(text: str) -> str:
+    """An address that clients are told, without a slash at its end.
+
+    Raises:
+        SettingInvalidError: it is none, or has a user, a query or a fragment.
+    """
+    if not re.fullmatch(r"https?://[A-Za-z0-9._\[\]:-]+(/[A-Za-z0-9._~/-]*)?", text):
+        raise SettingInvalidError(text, "is no address, as https://registry.example is")
+    return text.rstrip("/")
+
+
 def _parsed(variable: str, name: str, parse: Callable[[str], Any], text: str) -> dict[str, Any]:
     try:
         value = parse(text)
@@ -206,4 +285,19 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_ACCESS_LOG": ("access_log", parse_flag),
     "PAGEPOOL_READ_ONLY": ("read_only", parse_flag),
     "PAGEPOOL_METRICS_LISTEN": ("metrics_listen", parse_listen),
+    "PAGEPOOL_TLS_CERTIFICATE": ("tls_certificate", Path),
+    "PAGEPOOL_TLS_KEY": ("tls_key", Path),
+    "PAGEPOOL_HTPASSWD": ("htpasswd", Path),
+    "PAGEPOOL_TOKENS": ("tokens", Path),
+    "PAGEPOOL_RIGHTS": ("rights", Path),
+    "PAGEPOOL_ANONYMOUS_PULL": ("anonymous_pull", parse_flag),
+    "PAGEPOOL_CHALLENGE": ("challenge", str),
+    "PAGEPOOL_EXTERNAL_URL": ("external_url", parse_url),
+    "PAGEPOOL_TOKEN_SERVICE": ("token_service", str),
+    "PAGEPOOL_TOKEN_REALM": ("token_realm", parse_url),
+    "PAGEPOOL_TOKEN_KEYS": ("token_keys", Path),
+    "PAGEPOOL_TOKEN_ISSUER": ("token_issuer", str),
+    "PAGEPOOL_MAX_UPLOADS_PER_USER": ("max_uploads_per_user", int),
+    "PAGEPOOL_REPOSITORY_QUOTA": ("repository_quota_bytes", parse_size),
+    "PAGEPOOL_SHARE_POOL": ("share_pool", parse_flag),
 }

@@ -32,9 +32,11 @@ from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
 from pagepool_service import logs, poolkeeper, recompressing
+from pagepool_service.auth import open_authority
 from pagepool_service.metrics.directory import make_directory, remove_directory
 from pagepool_service.roster import Roster
 from pagepool_service.store.store import Store
+from pagepool_service.tls import Certificate
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.worker import run_worker
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from pagepool_service.auth.authority import Authority
     from pagepool_service.settings import Settings
 
     Maintain = Callable[[Settings, int, int, Path | None], None]
@@ -96,6 +99,8 @@ class _Shared:
     wake_fd: int
     ready_fd: int
     metrics: _Metrics | None
+    authority: Authority | None = None
+    certificate: Certificate | None = None
 
     @property
     def figures(self) -> Path | None:
@@ -132,11 +137,14 @@ class Supervisor:
             BusyError: another service has the data directory.
             UnreachableError: the address cannot be listened on.
             ReadOnlyError, StoreFormatError: the store cannot be opened.
+            FileInvalidError, SettingInvalidError: a file of users, rights or certificates cannot be used.
         """
         settings = self._settings
+        certificate = Certificate.of(settings)
         lock_fd = lock_data(settings.data, read_only=settings.read_only)
         listener = listen(settings.host, settings.port)
         prepare(settings)
+        authority = open_authority(settings)
         metrics = _open_metrics(settings, alone=lock_fd is not None)
         wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -144,12 +152,12 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         gc.collect()
         gc.freeze()
-        self._children = self._make_children(_Shared(listener, wake_fd, ready_write, metrics))
+        self._children = self._make_children(_Shared(listener, wake_fd, ready_write, metrics, authority, certificate))
         self._roster = Roster([child.name for child in self._children])
         try:
             self._start_due()
             if self._wait_ready(ready_read):
-                self._announce(settings, address_of(listener))
+                self._announce(settings, address_of(listener, secure=certificate is not None))
                 self._supervise()
         finally:
             # First, so that nobody's connection waits for an answer until the last process has ended.
@@ -192,6 +200,8 @@ class Supervisor:
             place=number,
             roster=self._roster,
             figures=shared.figures,
+            authority=shared.authority,
+            certificate=shared.certificate,
         )
 
     def _export(self, shared: _Shared, metrics: _Metrics) -> None:
@@ -333,10 +343,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def address_of(listener: socket.socket) -> str:
+def address_of(listener: socket.socket, *, secure: bool = False) -> str:
     """The URL of a listening socket, with the port it really has."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def prepare(settings: Settings) -> None:

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+    from pagepool_service.auth.authority import Authority
     from pagepool_service.metrics.recording import RequestMetrics
     from pagepool_service.roster import Roster
     from pagepool_service.settings import Settings
+    from pagepool_service.tls import Certificate
 
 log = logging.getLogger("pagepool.worker")
 
@@ -161,6 +163,8 @@ def run_worker(
     place: int = 1,
     roster: Roster | None = None,
     figures: Path | None = None,
+    authority: Authority | None = None,
+    certificate: Certificate | None = None,
 ) -> None:
     """Serve until told to end. Blocks.
 
@@ -171,13 +175,22 @@ def run_worker(
         place: number of this worker; no other that runs has it.
         roster: of the service's processes.
         figures: directory for metrics; None to keep none.
+        authority: says who asks and what he may do; None where everybody may do everything.
+        certificate: to serve with TLS; None to serve without.
     """
     _raise_open_files()
     with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
         store.blobs.on_job = lambda: _wake(wake_fd)
         store.env.on_panic = end_at_once
         config = uvicorn.Config(
-            create_app(settings, store, roster=roster, metrics=_open_metrics(figures, place)),
+            create_app(
+                settings,
+                store,
+                authority=authority,
+                certificate=certificate,
+                roster=roster,
+                metrics=_open_metrics(figures, place),
+            ),
             http=PageProtocol,
             loop="uvloop",
             lifespan="on",
@@ -188,6 +201,8 @@ def run_worker(
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, round(settings.graceful_s)),
         )
+        config.load()
+        config.ssl = None if certificate is None else certificate.context
         gc.freeze()
         _serve(Worker(config, ready_fd), listener)
 

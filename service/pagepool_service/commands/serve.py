@@ -5,16 +5,14 @@ from __future__ import annotations
 import ipaddress
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pagepool_service import logs
-from pagepool_service.settings import SettingInvalidError, Settings, parse_listen, parse_size
+from pagepool_service.commands.accessoptions import access_options, parsed
+from pagepool_service.settings import Settings, parse_listen, parse_size
 from pagepool_service.supervisor import Supervisor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 log = logging.getLogger("pagepool.supervisor")
 
@@ -24,19 +22,8 @@ Examples:
   pagepool serve
   pagepool serve --listen 127.0.0.1:5000 --data /var/lib/pagepool --workers 4
   pagepool serve --listen 127.0.0.1:0 --data ./data --quota 100GB
+  pagepool serve --listen 0.0.0.0:5000 --tls-certificate site.pem --tls-key site.key --htpasswd users
 """
-
-
-def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """An option's callback that parses its text."""
-
-    def callback(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-        try:
-            return None if text is None else parse(text)
-        except SettingInvalidError as error:
-            raise click.BadParameter(f"{text!r} {error.reason}", ctx, param) from error
-
-    return callback
 
 
 @click.command(epilog=_EPILOG)
@@ -44,7 +31,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    callback=_parsed(parse_listen),
+    callback=parsed(parse_listen),
     help="Address and port; port 0 lets the system choose. [127.0.0.1:5000]",
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="HTTP worker processes. [1]")
@@ -58,28 +45,28 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
     "--cache-size",
     "cache_bytes",
     metavar="SIZE",
-    callback=_parsed(parse_size),
+    callback=parsed(parse_size),
     help="Most bytes of that cache; 0: none. [a quarter of the memory, at most 4GiB]",
 )
 @click.option(
     "--quota",
     "quota_bytes",
     metavar="SIZE",
-    callback=_parsed(parse_size),
+    callback=parsed(parse_size),
     help="Most bytes the store may take. [no limit]",
 )
 @click.option(
     "--max-blob-size",
     "max_blob_bytes",
     metavar="SIZE",
-    callback=_parsed(parse_size),
+    callback=parsed(parse_size),
     help="Largest blob taken in. [512GiB]",
 )
 @click.option(
     "--max-layer-size",
     "max_layer_bytes",
     metavar="SIZE",
-    callback=_parsed(parse_size),
+    callback=parsed(parse_size),
     help="Most plain bytes of a layer that can be mounted. [256GiB]",
 )
 @click.option(
@@ -101,10 +88,11 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
 @click.option(
     "--metrics-listen",
     metavar="HOST:PORT",
-    callback=_parsed(parse_listen),
+    callback=parsed(parse_listen),
     help="Address and port that answer Prometheus, GET /metrics. [none: no figures are kept]",
 )
 @click.option("--read-only/--no-read-only", default=None, help="Serve what is there, refuse every write. [no]")
+@access_options
 def serve(listen: tuple[str, int] | None, **options: Any) -> None:
     """Run the registry and store, until SIGTERM or Ctrl-C.
 
@@ -119,7 +107,15 @@ def serve(listen: tuple[str, int] | None, **options: Any) -> None:
 def announce(settings: Settings, address: str) -> None:
     """Say on standard output, in one line, that the service takes requests, and where."""
     if not _is_loopback(settings.host):
-        log.warning("listening on %s without authentication: everyone who reaches it can read and write", settings.host)
+        if not settings.authenticates:
+            log.warning(
+                "listening on %s without authentication: everyone who reaches it can read and write", settings.host
+            )
+        elif settings.tls_certificate is None:
+            log.warning(
+                "listening on %s without TLS: passwords can be read on their way, unless a proxy with TLS is before it",
+                settings.host,
+            )
     mode = ", read-only" if settings.read_only else ""
     click.echo(f"pagepool serving on {address} data {settings.data} workers {settings.workers}{mode}")
 

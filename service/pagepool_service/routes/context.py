@@ -13,10 +13,11 @@ from fastapi import Depends, Request
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from pagepool.content import Sharing
+    from pagepool.content import SharedPool, Sharing
     from pagepool.digest import Digest
     from pagepool.image.treefile import TreeFile
     from pagepool.pool import Pool
+    from pagepool_service.auth.authority import Authority
     from pagepool_service.cache import ExtentCache
     from pagepool_service.erofsimages import ErofsImages
     from pagepool_service.images import ImageView
@@ -90,6 +91,7 @@ class Context:
         merging: for trees and their images.
         counting: for statistics.
         roster: of the processes of the service; None where this is the only one.
+        authority: says who asks and what he may do; None where everybody may do everything.
     """
 
     settings: Settings
@@ -110,6 +112,12 @@ class Context:
     merging: Threads
     counting: Threads
     roster: Roster | None = None
+    authority: Authority | None = None
+
+    @property
+    def shared_pool(self) -> SharedPool | None:
+        """The pool that clients on this machine may read; None if they may not, or there is none."""
+        return self.cache.pool if self.settings.shares_pool else None
 
     @property
     def registry(self) -> Registry:

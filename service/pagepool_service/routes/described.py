@@ -30,17 +30,20 @@ _ERROR_SCHEMA: dict[str, Any] = {
 _MEANING = {
     202: "Not ready yet.",
     400: "The request cannot be understood, or contradicts itself.",
+    401: "Credentials are needed, or those that came are wrong.",
+    403: "Not allowed, whether it is there or not.",
     404: "Not there.",
     405: "Not allowed here: the store is read-only, or the method is unknown.",
     409: "Another request is writing to the same upload.",
     413: "Larger than the configured limit.",
     416: "The range is not within the content, or out of order.",
     422: "Stored, and not an image that can be mounted.",
-    429: "Too many uploads are open; try again later.",
+    429: "Too many uploads are open, or too many others are logging in; try again later.",
     500: "Stored bytes are damaged, or the service failed.",
     503: "Busy; try again later.",
     507: "The store is full; nothing was kept.",
 }
+_ANYWHERE = (400, 401, 403, 404, 429, 500, 503)
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
@@ -60,13 +63,13 @@ def failures(*statuses: int) -> Responses:
     """Answers that are errors. Those that any route can give are always among them."""
     return {
         status: {"description": _MEANING[status], "content": {"application/json": {"schema": _ERROR_SCHEMA}}}
-        for status in sorted({*statuses, 400, 404, 500, 503})
+        for status in sorted({*statuses, *_ANYWHERE})
     }
 
 
 def head_failures(*statuses: int) -> Responses:
     """The same for HEAD, which has no bodies."""
-    return {status: {"description": _MEANING[status]} for status in sorted({*statuses, 400, 404, 500, 503})}
+    return {status: {"description": _MEANING[status]} for status in sorted({*statuses, *_ANYWHERE})}
 
 
 def success(

@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from pagepool import errors
 from pagepool_service import requestids
+from pagepool_service.auth import TooManyLoginsError
 from pagepool_service.uploadfiles import TooManyUploadsError
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.CommandUnknownError: (400, "UNSUPPORTED"),
     errors.CorruptError: (500, "CORRUPT"),
 }
-_OURS: dict[type[Exception], tuple[int, str]] = {TooManyUploadsError: (429, "TOOMANYREQUESTS")}
+_OURS: dict[type[Exception], tuple[int, str]] = {
+    TooManyUploadsError: (429, "TOOMANYREQUESTS"),
+    TooManyLoginsError: (429, "TOOMANYREQUESTS"),
+}
 
 # Answers that HTTP wants another header with.
 _HEADERS = {
@@ -95,7 +99,8 @@ def status_and_code(error: Exception) -> tuple[int, str]:
 def render(error: Exception, **headers: str) -> JSONResponse:
     """The answer to a request that failed."""
     status, code = status_and_code(error)
-    return error_response(status, code, str(error), _detail(error), {**_HEADERS.get(status, {}), **headers})
+    own = getattr(error, "headers", {})  # of a challenge
+    return error_response(status, code, str(error), _detail(error), {**_HEADERS.get(status, {}), **own, **headers})
 
 
 def error_response(

@@ -98,9 +98,9 @@ async def post_fill(request: Request, service: Service, name: Repository, tree: 
             present += 1
         return present
 
-    pool = service.cache.pool
+    pool = service.shared_pool
     if pool is None:
-        raise UnsupportedError("this service keeps no pool")
+        raise UnsupportedError("this service keeps no pool that others may read")
     return JSONResponse({"id": pool.id, "path": str(pool.path), "present": await service.threads.run(fill)})
 
 

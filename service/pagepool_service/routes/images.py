@@ -14,6 +14,7 @@ from pagepool.digest import Digest
 from pagepool.errors import InvalidError, NotFoundError, PendingError
 from pagepool.oci import Platform, validate_repository, validate_tag
 from pagepool_service.images import PENDING, describe_image, describe_tag, read_config, resolve_image
+from pagepool_service.routes.access import Caller
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import LINK, Responses, failures, header, json_object, success
 from pagepool_service.routes.parameters import Last, Limit, Reference, Repository, next_link
@@ -21,6 +22,7 @@ from pagepool_service.trees import list_files
 
 if TYPE_CHECKING:
     from pagepool.image import Tree, TreeFile
+    from pagepool_service.auth import Access
     from pagepool_service.images import ImageView
 
 router = APIRouter()
@@ -84,9 +86,9 @@ PlatformQuery = Annotated[
 
 
 @router.get("/v1/images", response_class=JSONResponse, responses=_IMAGES_ANSWERS)
-async def list_images(service: Service, n: Limit, last: Last) -> Response:
-    """List the tagged images of all repositories. A page may have fewer than `n`, and others behind it all the same."""
-    body, following = await service.listings.run(_list_images, service, n, _after(last))
+async def list_images(service: Service, caller: Caller, n: Limit, last: Last) -> Response:
+    """List the tagged images that the caller may pull. A page may have fewer than `n`, and others behind it."""
+    body, following = await service.listings.run(_list_images, service, n, _after(last), caller)
     headers = next_link("/v1/images", n=n, last=following) if following else {}
     return Response(body, headers=headers, media_type="application/json")
 
@@ -186,7 +188,7 @@ async def get_files(
 
 
 def _describe_tree(service: Context, view: ImageView, tree: TreeFile) -> dict[str, Any]:
-    pool = service.cache.pool
+    pool = service.shared_pool
     return {
         "image": str(view.digest),
         "tree": str(Digest("blake3", tree.digest)),
@@ -198,9 +200,9 @@ def _describe_tree(service: Context, view: ImageView, tree: TreeFile) -> dict[st
     }
 
 
-def _list_images(service: Context, limit: int, last: tuple[str, str] | None) -> tuple[bytes, str]:
+def _list_images(service: Context, limit: int, last: tuple[str, str] | None, caller: Access) -> tuple[bytes, str]:
     """A page as JSON, and behind which image the next one begins; "" at the end."""
-    found, more = service.registry.list_images(limit, last)
+    found, more = service.registry.list_images(limit, last, caller.lists_name)
     deadline = time.monotonic() + _LONGEST_PAGE_S
     entries: list[str] = []
     size = 0

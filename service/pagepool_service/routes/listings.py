@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from pagepool.digest import Digest
 from pagepool.oci.mediatypes import OCI_INDEX
+from pagepool_service.routes.access import Caller
 from pagepool_service.routes.context import Service
 from pagepool_service.routes.described import LINK, Responses, failures, header, json_object, success
 from pagepool_service.routes.parameters import DIGEST_PATTERN, BlobDigest, Last, Limit, Repository, next_link
@@ -48,9 +49,9 @@ async def get_support() -> JSONResponse:
 
 
 @router.get("/v2/_catalog", responses=_REPOSITORIES)
-async def list_repositories(service: Service, n: Limit, last: Last) -> JSONResponse:
-    """List the repositories that have a manifest."""
-    page = await service.threads.run(service.registry.list_repositories, n, last)
+async def list_repositories(service: Service, caller: Caller, n: Limit, last: Last) -> JSONResponse:
+    """List the repositories that have a manifest, as far as the caller may know of them."""
+    page = await service.threads.run(service.registry.list_repositories, n, last, caller.lists_name)
     link = next_link("/v2/_catalog", n=n, last=page.names[-1]) if page.more and page.names else {}
     return JSONResponse({"repositories": page.names}, headers=link)
 

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Path, Request, Response
 
 from pagepool.digest import Digest
 from pagepool.errors import DigestInvalidError, ObjectUnknownError, PagepoolError, RangeInvalidError
+from pagepool_service.auth.principals import PULL
 from pagepool_service.observing import TEMPLATE
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import (
@@ -136,6 +137,7 @@ class ObjectFront:
         self.app = app
         self._warm = service.treefiles.warm
         self._view = service.cache.view
+        self._authority = service.authority
         self._known: dict[str, _Known] = {}
 
     def page(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, bytes, memoryview | bytes] | None:
@@ -171,7 +173,7 @@ class ObjectFront:
             known = self._find(path)
         elif self._warm(known.name, known.tree) is None:
             return None
-        if known is None:
+        if known is None or (self._authority is not None and not self._may(headers, known.name)):
             return None
         info = known.subject.info
         start, end, fields = 0, info.size, known.whole
@@ -191,6 +193,11 @@ class ObjectFront:
             return 200, fields, b""
         body = self._view(info, start, end) if end - start <= _AT_ONCE else None
         return None if body is None else (206 if conditions else 200, fields, body)
+
+    def _may(self, headers: Iterable[tuple[bytes, bytes]], name: str) -> bool:
+        """Whether it is known at once that the request may be made. Else `routes.access` finds out."""
+        access = None if self._authority is None else self._authority.known(headers)
+        return access is not None and access.may(PULL, name)
 
     def _find(self, path: str) -> _Known | None:
         """What a path names, if its repository has the tree, and that is known without asking."""

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from pagepool.digest import Digest, new_hasher
 from pagepool.errors import PagepoolError, RangeInvalidError, SizeInvalidError, UploadBusyError
 from pagepool.oci import validate_repository
+from pagepool_service.routes.access import Caller
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import (
     DIGEST,
@@ -32,6 +33,7 @@ from pagepool_service.routes.parameters import DIGEST_PATTERN, Repository, conte
 from pagepool_service.routes.streaming import PIECE_SIZE, body_chunks
 
 if TYPE_CHECKING:
+    from pagepool_service.auth import Access
     from pagepool_service.uploads import OpenUpload
     from pagepool_service.uploads import Session as SessionRecord
 
@@ -70,6 +72,7 @@ Session = Annotated[
 async def begin_upload(
     request: Request,
     service: Service,
+    caller: Caller,
     name: Repository,
     digest: Annotated[
         str | None, Query(description="Digest of the blob in the body.", json_schema_extra=_DIGEST_SCHEMA)
@@ -85,7 +88,7 @@ async def begin_upload(
     ] = None,
 ) -> Response:
     """Begin an upload, push a blob in one request (`digest`), or mount one from another repository (`mount`)."""
-    if mount is not None and await _mount(service, name, Digest.parse(mount), source):
+    if mount is not None and await _mount(service, caller, name, Digest.parse(mount), source):
         return _created(name, Digest.parse(mount))
     claimed = None if digest is None else Digest.parse(digest)
     if algorithm is not None:
@@ -188,10 +191,11 @@ async def cancel_upload(service: Service, name: Repository, session: Session) ->
     return Response(status_code=204)
 
 
-async def _mount(service: Context, name: str, digest: Digest, source: str | None) -> bool:
+async def _mount(service: Context, caller: Access, name: str, digest: Digest, source: str | None) -> bool:
+    """Mount a blob from where the caller may pull it; from elsewhere it is as if it were not there."""
     if source is not None:
         validate_repository(source)
-    return await service.writers.run(service.registry.mount_blob, name, digest, source)
+    return await service.writers.run(service.registry.mount_blob, name, digest, source, caller.sees)
 
 
 def _begin(service: Context, name: str, algorithm: str) -> SessionRecord:

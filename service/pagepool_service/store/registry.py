@@ -119,17 +119,20 @@ class Registry:
 
         return link
 
-    def mount_blob(self, repository: str, digest: Digest, source: str | None) -> bool:
+    def mount_blob(
+        self, repository: str, digest: Digest, source: str | None, visible: Callable[[str], bool] = lambda _: True
+    ) -> bool:
         """Link a blob that another repository has. Returns whether it was found.
 
         Args:
             source: the repository to take it from; None for any.
+            visible: whether it may be taken from a repository; where not, it is not found there.
         """
         with self._env.read() as txn:
-            if not self._can_mount(txn, digest, source):
+            if not self._can_mount(txn, digest, source, visible):
                 return False
         with self._env.write() as txn:
-            if not self._can_mount(txn, digest, source):
+            if not self._can_mount(txn, digest, source, visible):
                 return False
             _link(txn, Table.LINKS, repository, digest)
         return True
@@ -149,12 +152,12 @@ class Registry:
         if orphaned:
             self._blobs.forget_file(digest)
 
-    def _can_mount(self, txn: Reader, digest: Digest, source: str | None) -> bool:
+    def _can_mount(self, txn: Reader, digest: Digest, source: str | None, visible: Callable[[str], bool]) -> bool:
         if not txn.has(Table.BLOBS, digest.key):
             return False
         if source is not None:
-            return txn.has(Table.LINKS, link_key(source, digest))
-        return _is_held(txn, Table.LINKS, digest)
+            return visible(source) and txn.has(Table.LINKS, link_key(source, digest))
+        return any(visible(holder_of(key, digest)) for key, _ in txn.scan(Table.LINKS, digest.key))
 
     # -- manifests -------------------------------------------------------------------------------------------
 
@@ -241,8 +244,8 @@ class Registry:
 
     # -- listings --------------------------------------------------------------------------------------------
 
-    def list_repositories(self, limit: int, last: str = "") -> Page:
-        """Repositories that have a manifest, in byte order, those after `last`."""
+    def list_repositories(self, limit: int, last: str = "", visible: Callable[[str], bool] = lambda _: True) -> Page:
+        """Repositories that have a manifest, in byte order, those after `last`; of these, those that are visible."""
         names: list[str] = []
         with self._env.read() as txn:
             start = after_repository(last)
@@ -250,8 +253,10 @@ class Registry:
                 record = next(txn.scan(Table.MANIFEST_LINKS, start=start), None)
                 if record is None:
                     break
-                names.append(repository_of(record[0]))
-                start = after_repository(names[-1])
+                name = repository_of(record[0])
+                if visible(name):
+                    names.append(name)
+                start = after_repository(name)
         return Page(names[:limit], len(names) > limit)
 
     def list_tags(self, repository: str, limit: int, last: str = "") -> Page:
@@ -268,19 +273,30 @@ class Registry:
                 raise NameUnknownError(repository)
         return Page(names[:limit], len(names) > limit)
 
-    def list_images(self, limit: int, last: tuple[str, str] | None = None) -> tuple[list[TaggedImage], bool]:
-        """Tags of all repositories, in byte order, those after `last`; and whether more follow.
+    def list_images(
+        self,
+        limit: int,
+        last: tuple[str, str] | None = None,
+        visible: Callable[[str], bool] = lambda _: True,
+    ) -> tuple[list[TaggedImage], bool]:
+        """Tags of all visible repositories, in byte order, those after `last`; and whether more follow.
 
         Only where they point: manifests have megabytes, and are for the caller to read one at a time.
         """
         images: list[TaggedImage] = []
-        start = FORWARD if last is None else after_tag(*last)
+        start: bytes | None = FORWARD if last is None else after_tag(*last)
         with self._env.read() as txn:
-            for key, payload in txn.scan(Table.TAGS, start=start):
-                if len(images) == limit:
-                    return images, True
-                tag = Tag.decode(key, payload)
-                images.append(TaggedImage(*split_tag_key(key), tag.updated_ns, tag.digest))
+            while start is not None:
+                records, start = txn.scan(Table.TAGS, start=start), None
+                for key, payload in records:
+                    repository, tag = split_tag_key(key)
+                    if not visible(repository):
+                        start = after_repository(repository)
+                        break
+                    if len(images) == limit:
+                        return images, True
+                    found = Tag.decode(key, payload)
+                    images.append(TaggedImage(repository, tag, found.updated_ns, found.digest))
         return images, False
 
     def list_referrers(
