@@ -21,6 +21,7 @@ from pagepool_service.observing import Observer
 from pagepool_service.pools import open_pool
 from pagepool_service.prebuild import WantedImages
 from pagepool_service.profiles import Profiles
+from pagepool_service.quotas import RepositoryQuotas
 from pagepool_service.routes import (
     blobs,
     erofs,
@@ -129,7 +130,8 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     sessions = Uploads(store, max_size=settings.max_blob_bytes, quota_bytes=settings.quota_bytes)
-    limit = SessionLimit(store.uploads, settings.max_uploads)
+    limit = SessionLimit(store.uploads, settings.max_uploads, settings.max_uploads_per_user)
+    quotas = RepositoryQuotas(store, settings.repository_quota_bytes, authority)
     learned = Profiles(settings.data / "profiles", readonly=settings.read_only)
     threads = {name: Threads(executor) for name, executor in executors.items()}
     app.state.context = Context(
@@ -148,6 +150,7 @@ def create_app(
         **threads,
         roster=roster,
         authority=authority,
+        quotas=quotas,
     )
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".

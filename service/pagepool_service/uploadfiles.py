@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError
@@ -16,14 +18,20 @@ if TYPE_CHECKING:
 
 _RECORD = ".json"
 _COUNT_EVERY_S = 1.0
+_MARK_SIZE = 4  # bytes of an id that say whose it is; the other twelve cannot be guessed
 
 
 class TooManyUploadsError(BusyError):
     """As many upload sessions are open as may be; one that ends makes room."""
 
 
+def owner_mark(owner: str) -> str:
+    """What the ids of a user's sessions begin with; "" if they are nobody's, and then not counted by user."""
+    return hashlib.blake2b(owner.encode(errors="surrogatepass"), digest_size=_MARK_SIZE).hexdigest() if owner else ""
+
+
 class SessionLimit:
-    """How many sessions may be open. Thread-safe.
+    """How many sessions may be open, in all and of each user. Thread-safe.
 
     The directory is counted at most once a second; in between, what this process begins and ends is added up. So
     several processes together may go beyond the limit by what they begin in a second.
@@ -31,44 +39,63 @@ class SessionLimit:
     Args:
         directory: of the sessions.
         most: how many there may be; 0 for any number.
+        most_of_user: how many of them one user may have; 0 for any number.
     """
 
-    def __init__(self, directory: Path, most: int) -> None:
+    def __init__(self, directory: Path, most: int, most_of_user: int = 0) -> None:
         self._directory = directory
         self._most = most
+        self._most_of_user = most_of_user
         self._lock = threading.Lock()
         self._count = 0
+        self._by_mark: Counter[str] = Counter()
         self._counted_s = float("-inf")
 
-    def take(self) -> None:
+    def take(self, owner: str = "") -> None:
         """Count a session that is about to begin.
+
+        Args:
+            owner: whose it is; "" if it is nobody's in particular.
 
         Raises:
             TooManyUploadsError: there is no room for it.
         """
-        if not self._most:
+        if not self._most and not self._most_of_user:
             return
+        mark = owner_mark(owner)
         with self._lock:
             now = time.monotonic()
             if now - self._counted_s >= _COUNT_EVERY_S:
-                self._count, self._counted_s = count_sessions(self._directory), now
-            if self._count >= self._most:
+                self._by_mark = count_by_mark(self._directory)
+                self._count, self._counted_s = self._by_mark.total(), now
+            if self._most and self._count >= self._most:
                 raise TooManyUploadsError(f"{self._count} uploads are open, and there may be {self._most}")
+            of_user = self._by_mark[mark]
+            if mark and self._most_of_user and of_user >= self._most_of_user:
+                raise TooManyUploadsError(f"{owner} has {of_user} uploads open, and may have {self._most_of_user}")
             self._count += 1
+            self._by_mark[mark] += 1
 
-    def give_back(self) -> None:
-        """Count one that has ended."""
+    def give_back(self, session: str = "") -> None:
+        """Count one that has ended, by its id or what that begins with."""
         with self._lock:
             self._count = max(0, self._count - 1)
+            mark = session[: 2 * _MARK_SIZE]
+            self._by_mark[mark] = max(0, self._by_mark[mark] - 1)
 
 
 def count_sessions(directory: Path) -> int:
     """How many sessions there are."""
+    return count_by_mark(directory).total()
+
+
+def count_by_mark(directory: Path) -> Counter[str]:
+    """How many sessions there are, by what their ids begin with."""
     try:
         with os.scandir(directory) as entries:
-            return sum(not entry.name.endswith(_RECORD) for entry in entries)
+            return Counter(entry.name[: 2 * _MARK_SIZE] for entry in entries if not entry.name.endswith(_RECORD))
     except FileNotFoundError:
-        return 0
+        return Counter()
 
 
 def sweep(directory: Path, idle_s: float) -> int:

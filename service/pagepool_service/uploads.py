@@ -37,7 +37,7 @@ from pagepool.errors import (
     UploadUnknownError,
 )
 from pagepool_service.store.sums import Summer, sum_file
-from pagepool_service.uploadfiles import directory_size
+from pagepool_service.uploadfiles import directory_size, owner_mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,14 +79,18 @@ class Uploads:
         self._lock = threading.Lock()
         self._hashers = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="hash")
 
-    def begin(self, repository: str, algorithm: str = "sha256") -> Session:
+    def begin(self, repository: str, algorithm: str = "sha256", owner: str = "") -> Session:
         """Make a session.
+
+        Args:
+            owner: whose it is, for counting them: `uploadfiles.owner_mark`.
 
         Raises:
             ReadOnlyError, StoreFullError: it cannot be made.
         """
         self._check_writable()
-        session = Session(str(uuid.uuid4()), repository, algorithm)
+        mark, random = owner_mark(owner), str(uuid.uuid4())
+        session = Session(mark + random[len(mark) :], repository, algorithm)
         text = json.dumps({"repository": repository, "algorithm": algorithm, "created": int(time.time())})
         try:
             self._record_path(session.id).write_text(text)

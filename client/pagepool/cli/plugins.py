@@ -23,6 +23,7 @@ NEEDS = "needs pagepool[service]"
 # One line for each command, because importing them to ask would make every --help slow.
 KNOWN = {
     "serve": "Run the registry and image service.",
+    "auth": "Make users and tokens for the service, and see who may do what.",
     "fsck": "Check everything a store holds.",
     "demo": "Show on this machine what sharing saves.",
     "bench": "Measure a store on real images.",

@@ -116,6 +116,10 @@ class Authority:
         """Those in force."""
         return self._files.rights
 
+    def users(self) -> frozenset[str]:
+        """Everybody who can log in."""
+        return frozenset(self._files.htpasswd.hashes) | {token.user for token in self._files.tokens.known.values()}
+
     @property
     def nobody(self) -> Access:
         """Of a request without credentials."""

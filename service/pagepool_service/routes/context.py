@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pagepool_service.images import ImageView
     from pagepool_service.prebuild import WantedImages
     from pagepool_service.profiles import Profiles
+    from pagepool_service.quotas import RepositoryQuotas
     from pagepool_service.roster import Roster
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.settings import Settings
@@ -92,6 +93,7 @@ class Context:
         counting: for statistics.
         roster: of the processes of the service; None where this is the only one.
         authority: says who asks and what he may do; None where everybody may do everything.
+        quotas: of the repositories.
     """
 
     settings: Settings
@@ -111,6 +113,7 @@ class Context:
     listings: Threads
     merging: Threads
     counting: Threads
+    quotas: RepositoryQuotas
     roster: Roster | None = None
     authority: Authority | None = None
 

@@ -117,7 +117,8 @@ async def put_manifest(
     if isinstance(reference, Digest) and digest != reference:
         raise DigestMismatchError(reference, digest, len(raw))
     document = await service.threads.run(parse_manifest, raw, request.headers.get("content-type"))
-    await service.writers.run(service.registry.put_manifest, name, digest, document, tags)
+    limit = service.quotas.limit(name)
+    await service.writers.run(service.registry.put_manifest, name, digest, document, tags, limit)
     if isinstance(document, Manifest):
         await service.threads.run(service.wanted.add, name, digest)
     return Response(status_code=201, headers=_put_headers(name, reference, digest, document, tag))

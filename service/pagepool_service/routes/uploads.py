@@ -31,9 +31,14 @@ from pagepool_service.routes.described import (
 from pagepool_service.routes.errors import render
 from pagepool_service.routes.parameters import DIGEST_PATTERN, Repository, content_length, upload_range
 from pagepool_service.routes.streaming import PIECE_SIZE, body_chunks
+from pagepool_service.store.room import RepositoryFullError
+from pagepool_service.uploadfiles import owner_mark
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pagepool_service.auth import Access
+    from pagepool_service.store.room import Room
     from pagepool_service.uploads import OpenUpload
     from pagepool_service.uploads import Session as SessionRecord
 
@@ -94,18 +99,18 @@ async def begin_upload(
     if algorithm is not None:
         new_hasher(algorithm)
     wanted = claimed.algorithm if claimed else algorithm or "sha256"
-    session = await service.threads.run(_begin, service, name, wanted)
+    session = await service.threads.run(_begin, service, caller, name, wanted)
     if claimed is None:
         return _accepted(service, name, session.id, 0)
     upload = await service.threads.run(service.uploads.open, name, session.id)
     try:
         await _take_body(request, service, upload)
-        await service.writers.run(upload.finish, claimed, service.registry.linker(name, claimed))
+        await service.writers.run(upload.finish, claimed, _linker(service, name, claimed))
     except BaseException:
         upload.remove()
         raise
     finally:
-        service.sessions.give_back()
+        service.sessions.give_back(session.id)
         upload.close()
     return _created(name, claimed)
 
@@ -134,6 +139,9 @@ async def write_upload(request: Request, service: Service, name: Repository, ses
     upload = await _open(service, name, session)
     try:
         await _take_body(request, service, upload)
+    except RepositoryFullError:
+        await _give_up(service, upload)
+        raise
     except RangeInvalidError as error:
         return render(error, **_session_headers(name, session, upload.size))
     finally:
@@ -161,8 +169,11 @@ async def finish_upload(
     before = upload.size
     try:
         await _take_body(request, service, upload)
-        await service.writers.run(upload.finish, claimed, service.registry.linker(name, claimed))
-        service.sessions.give_back()
+        await service.writers.run(upload.finish, claimed, _linker(service, name, claimed))
+        service.sessions.give_back(session)
+    except RepositoryFullError:
+        await _give_up(service, upload)
+        raise
     except RangeInvalidError as error:
         return render(error, **_session_headers(name, session, before))
     except PagepoolError:
@@ -184,26 +195,38 @@ async def cancel_upload(service: Service, name: Repository, session: Session) ->
     """Give an upload up."""
     upload = await _open(service, name, session)
     try:
-        await service.threads.run(upload.remove)
-        service.sessions.give_back()
+        await _give_up(service, upload)
     finally:
         upload.close()
     return Response(status_code=204)
+
+
+async def _give_up(service: Context, upload: OpenUpload) -> None:
+    """Remove an upload: one that would not fit the next time either would take room meanwhile."""
+    await service.threads.run(upload.remove)
+    service.sessions.give_back(upload.session.id)
 
 
 async def _mount(service: Context, caller: Access, name: str, digest: Digest, source: str | None) -> bool:
     """Mount a blob from where the caller may pull it; from elsewhere it is as if it were not there."""
     if source is not None:
         validate_repository(source)
-    return await service.writers.run(service.registry.mount_blob, name, digest, source, caller.sees)
+    limit = service.quotas.limit(name)
+    return await service.writers.run(service.registry.mount_blob, name, digest, source, caller.sees, limit)
 
 
-def _begin(service: Context, name: str, algorithm: str) -> SessionRecord:
-    service.sessions.take()
+def _linker(service: Context, name: str, digest: Digest) -> Callable[..., None]:
+    return service.registry.linker(name, digest, service.quotas.limit(name))
+
+
+def _begin(service: Context, caller: Access, name: str, algorithm: str) -> SessionRecord:
+    owner = "" if caller.unrestricted else str(caller.principal)
+    service.quotas.room(name, 1)
+    service.sessions.take(owner)
     try:
-        return service.uploads.begin(name, algorithm)
+        return service.uploads.begin(name, algorithm, owner)
     except BaseException:
-        service.sessions.give_back()
+        service.sessions.give_back(owner_mark(owner))
         raise
 
 
@@ -236,8 +259,11 @@ async def _take_body(request: Request, service: Context, upload: OpenUpload) -> 
     if expected:
         service.uploads.check_size(before + expected)
         await service.threads.run(service.uploads.check_room, expected)
+    name, room = upload.session.repository, None
+    if service.quotas.limit(name).most:
+        room = await service.threads.run(service.quotas.room, name, before + (expected or 0))
     try:
-        await _pump(request, service, upload)
+        await _pump(request, service, upload, room)
         if expected is not None and upload.size - before != expected:
             raise SizeInvalidError(upload.size - before, f"{expected} bytes were announced")
     except ClientDisconnect:
@@ -253,7 +279,7 @@ async def _take_body(request: Request, service: Context, upload: OpenUpload) -> 
         raise
 
 
-async def _pump(request: Request, service: Context, upload: OpenUpload) -> None:
+async def _pump(request: Request, service: Context, upload: OpenUpload, room: Room | None) -> None:
     parts: list[bytes] = []
     size = 0
     writing: asyncio.Future[None] | None = None
@@ -265,6 +291,8 @@ async def _pump(request: Request, service: Context, upload: OpenUpload) -> None:
                 continue
             if writing is not None:
                 await writing
+            if room is not None:
+                room.check(upload.size + size)
             writing = service.threads.start(upload.write, parts)
             parts, size = [], 0
     finally:

@@ -47,6 +47,7 @@ from pagepool_service.store.catalogue import (
     tag_key,
 )
 from pagepool_service.store.environment import Table
+from pagepool_service.store.room import NO_LIMIT, RoomLimit, check_room
 from pagepool_service.store.schema import BlobRecord
 
 if TYPE_CHECKING:
@@ -111,22 +112,39 @@ class Registry:
                 raise BlobUnknownError(digest)
             return self._blobs.record(txn, digest)
 
-    def linker(self, repository: str, digest: Digest) -> Callable[[Writer], None]:
-        """What links a blob to a repository, for the transaction that admits the blob."""
+    def linker(self, repository: str, digest: Digest, limit: RoomLimit = NO_LIMIT) -> Callable[[Writer], None]:
+        """What links a blob to a repository, for the transaction that admits the blob.
+
+        It raises RepositoryFullError, and so undoes the transaction, if the repository would hold too much.
+        """
 
         def link(txn: Writer) -> None:
-            _link(txn, Table.LINKS, repository, digest)
+            self._link_blob(txn, repository, digest, limit)
 
         return link
 
+    def _link_blob(self, txn: Writer, repository: str, digest: Digest, limit: RoomLimit) -> None:
+        if limit.most and not txn.has(Table.LINKS, link_key(repository, digest)):
+            check_room(txn, repository, limit, self._blobs.record(txn, digest).size)
+        _link(txn, Table.LINKS, repository, digest)
+
     def mount_blob(
-        self, repository: str, digest: Digest, source: str | None, visible: Callable[[str], bool] = lambda _: True
+        self,
+        repository: str,
+        digest: Digest,
+        source: str | None,
+        visible: Callable[[str], bool] = lambda _: True,
+        limit: RoomLimit = NO_LIMIT,
     ) -> bool:
         """Link a blob that another repository has. Returns whether it was found.
 
         Args:
             source: the repository to take it from; None for any.
             visible: whether it may be taken from a repository; where not, it is not found there.
+            limit: of the repository that it is linked to.
+
+        Raises:
+            RepositoryFullError: it would hold too much.
         """
         with self._env.read() as txn:
             if not self._can_mount(txn, digest, source, visible):
@@ -134,7 +152,7 @@ class Registry:
         with self._env.write() as txn:
             if not self._can_mount(txn, digest, source, visible):
                 return False
-            _link(txn, Table.LINKS, repository, digest)
+            self._link_blob(txn, repository, digest, limit)
         return True
 
     def delete_blob(self, repository: str, digest: Digest) -> None:
@@ -162,14 +180,21 @@ class Registry:
     # -- manifests -------------------------------------------------------------------------------------------
 
     def put_manifest(
-        self, repository: str, digest: Digest, document: Manifest | Index, tags: Iterable[str] = ()
+        self,
+        repository: str,
+        digest: Digest,
+        document: Manifest | Index,
+        tags: Iterable[str] = (),
+        limit: RoomLimit = NO_LIMIT,
     ) -> None:
         """Store a manifest under its digest, and point tags to it. On return all of it is durable.
 
         Args:
             digest: of `document.raw`, verified by the caller.
+            limit: of what the repository may hold.
 
         Raises:
+            RepositoryFullError: it would hold too much.
             ManifestBlobUnknownError: it refers to a blob or manifest that the repository lacks.
             SizeInvalidError: it says another size of a blob than that has.
             StoreFullError, ReadOnlyError: nothing was kept.
@@ -178,6 +203,8 @@ class Registry:
         stored = StoredManifest(digest, document.media_type, now, document.raw)
         with self._env.write(reserve=len(document.raw) + 8192) as txn:
             _check_parts(txn, repository, document)
+            if not txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)):
+                check_room(txn, repository, limit, len(document.raw))
             txn.put_new(Table.MANIFESTS, digest.key, stored.encode())
             _link(txn, Table.MANIFEST_LINKS, repository, digest)
             for tag in tags:

@@ -172,6 +172,14 @@ class BlobRecord:
             raise CorruptError("blob", name, f"its record cannot be read: {error}") from error
         return cls(kind, layer, size, created, digest, diff, reason, rest[reason_end:])
 
+    @staticmethod
+    def size_in(payload: bytes | memoryview) -> int:
+        """The size alone, of a record that need not be decoded."""
+        try:
+            return int(_BLOB_HEAD.unpack_from(payload)[3])
+        except struct.error as error:
+            raise CorruptError("blob", "", f"its record cannot be read: {error}") from error
+
     def settled_as(self, content: ContentKind, encoder: bytes = b"") -> BlobRecord:
         """The same blob with its bytes kept elsewhere."""
         return replace(self, content=content, encoder=encoder)
