@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pagepool_service import requestids
+from pagepool_service.redaction import RedactingHandler
 from pagepool_service.routes.streaming import BrokenOffError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class JsonFormatter(logging.Formatter):
 
 def configure(settings: Settings) -> None:
     """Set the process's logging up."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = RedactingHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     handler.addFilter(_is_news)
     root = logging.getLogger()

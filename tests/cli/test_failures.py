@@ -177,6 +177,7 @@ def test_progress_on_a_terminal_only(layout: tuple[Path, Sample], peer: str) -> 
 
 def _options(**changes: object) -> ServerOptions:
     options: dict[str, object] = {"server": "http://127.0.0.1:5000", "plain_http": False, "insecure": False}
+    options |= {"ca_certificate": None}
     options |= {"username": None, "password_stdin": False}
     return options | changes  # type: ignore[return-value]
 

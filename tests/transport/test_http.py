@@ -12,8 +12,9 @@ from pagepool.errors import InvalidError, LimitError, PagepoolError, ResponseErr
 from pagepool.transport import RegistryClient, is_loopback
 from pagepool.transport.answers import Subject
 from pagepool.transport.auth import add_params
-from pagepool.transport.http import Call, Session, _trusted, parse_base
+from pagepool.transport.http import Call, Session, parse_base
 from pagepool.transport.retry import RetryPolicy, parse_retry_after
+from pagepool.transport.trust import _system
 from tests.transport.scripted import Reply, Request, scripted_server, session
 
 ABOUT = Subject(errors.BlobUnknownError, "thing", "repo")
@@ -196,12 +197,12 @@ def test_waits_grow_and_are_bounded() -> None:
 
 def test_authorities_are_read_once() -> None:
     """A node opens a session for each mount; reading them takes 40 ms of processor time."""
-    _trusted.cache_clear()
+    _system.cache_clear()
     for host in ("one", "two", "three"):
         Session(f"https://{host}.example").close()
-    assert _trusted.cache_info().misses <= 2  # of two, if an hour ends just now
-    assert _trusted(True, 1) is _trusted(True, 1)
-    assert _trusted(True, 1) is not _trusted(True, 2)
+    assert _system.cache_info().misses <= 2  # of two, if an hour ends just now
+    assert _system(1) is _system(1)
+    assert _system(1) is not _system(2)
 
 
 def test_a_forked_child_has_connections_of_its_own() -> None:

@@ -42,6 +42,8 @@ _COMMANDS = {
     "stats": "Show sizes, and what sharing saves.",
     "profile": "Show or delete what was learned of containers' starts.",
     "rm": "Delete tags or manifests.",
+    "login": "Log in to a server, for docker and podman, too.",
+    "logout": "Forget the credentials of a server.",
     "completion": "Print a shell completion script.",
     "version": "Show the version.",
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import click
@@ -29,6 +31,7 @@ class ServerOptions(TypedDict):
     server: str
     plain_http: bool
     insecure: bool
+    ca_certificate: Path | None
     username: str | None
     password_stdin: bool
 
@@ -65,7 +68,7 @@ def connect(options: ServerOptions, reference: Reference | None = None) -> Itera
     from pagepool.transport import RegistryClient, ServiceClient, Session
 
     credentials = credentials_for(options, host, reference.repository if reference else "")
-    session = Session(url, credentials=credentials, verify=not options["insecure"], on_warning=output.note)
+    session = Session(url, credentials=credentials, verify=verify_of(options, host), on_warning=output.note)
     try:
         yield Connection(session, RegistryClient(session), ServiceClient(session))
     finally:
@@ -83,7 +86,7 @@ def server_url(options: ServerOptions, reference: Reference | None) -> tuple[str
     """The address to connect to, and the host as credentials name it.
 
     A host in the reference wins over the default server. Without a scheme, this machine is spoken to by http,
-    others by https, unless `--plain-http` says otherwise.
+    others by https, unless `--plain-http` says otherwise, or it is the default server and that has one.
     """
     host = reference.host if reference else None
     given = host or options["server"]
@@ -92,6 +95,8 @@ def server_url(options: ServerOptions, reference: Reference | None) -> tuple[str
     name = given.rstrip("/")
     address = _DOCKER_HUB.get(name, name)
     bare, _ = host_of(f"http://{address}")
+    if options["server"].rstrip("/") == f"https://{address}":
+        return f"https://{address}", name
     scheme = "http" if options["plain_http"] or is_loopback(bare) else "https"
     return f"{scheme}://{address}", name
 
@@ -109,6 +114,29 @@ def host_of(url: str) -> tuple[str, str]:
 
     base = parse_base(url)
     return base.host, base.netloc.decode("ascii")
+
+
+def verify_of(options: ServerOptions, host: str) -> bool | str:
+    """Who vouches for a server's certificate: the system's authorities, one that was named, and docker's and podman's.
+
+    Args:
+        host: ``host[:port]``, as it was named.
+    """
+    if options["insecure"]:
+        return False
+    named = options["ca_certificate"]
+    found = [] if named is None else [named]
+    for directory in _certificate_directories():
+        found += sorted((directory / host).glob("*.crt")) if "/" not in host else []
+    return "\n".join(map(str, found)) or True
+
+
+def _certificate_directories() -> Iterator[Path]:
+    """Where docker and podman keep authorities of registries: HOST[:PORT]/*.crt below these."""
+    configured = os.environ.get("XDG_CONFIG_HOME")
+    home = Path(configured) if configured else Path.home() / ".config"
+    for directory in (home / "containers", home / "docker", Path("/etc/containers"), Path("/etc/docker")):
+        yield directory / "certs.d"
 
 
 def credentials_for(options: ServerOptions, host: str, repository: str) -> Credentials:

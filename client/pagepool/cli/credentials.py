@@ -1,7 +1,7 @@
 """Credentials as docker and podman keep them: `docker login` and `podman login` are enough for pagepool too.
 
 Looked up in podman's files and then in docker's, the first entry that fits wins; credential helpers are asked
-as docker asks them. Nothing is ever written.
+as docker asks them. Nothing is written here: see `keeping`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def find_credentials(host: str, repository: str) -> Credentials:
     Raises:
         UnauthorizedError: a file or helper that should have them cannot be used.
     """
-    for path in _files():
+    for path in auth_files():
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -47,7 +47,7 @@ def find_credentials(host: str, repository: str) -> Credentials:
     return Credentials()
 
 
-def _files() -> Iterator[Path]:
+def auth_files() -> Iterator[Path]:
     """Where credentials may be, as containers-auth.json(5) and docker say."""
     if named := os.environ.get("REGISTRY_AUTH_FILE"):
         yield Path(named)
@@ -63,8 +63,12 @@ def _files() -> Iterator[Path]:
 def _keys(host: str, repository: str) -> list[str]:
     """The names an entry may have, the narrowest first."""
     parts = repository.split("/")
-    keys = [f"{host}/{'/'.join(parts[:count])}" for count in range(len(parts), 0, -1)]
-    keys += [host, f"https://{host}", f"http://{host}", f"https://{host}/v2/", f"https://{host}/v1/"]
+    return [*(f"{host}/{'/'.join(parts[:count])}" for count in range(len(parts), 0, -1)), *keys_of(host)]
+
+
+def keys_of(host: str) -> list[str]:
+    """The names that an entry of all of a server may have."""
+    keys = [host, f"https://{host}", f"http://{host}", f"https://{host}/v2/", f"https://{host}/v1/"]
     if host in _DOCKER_HUB:
         keys += ["docker.io", "index.docker.io", "https://index.docker.io/v1/"]
     return keys

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.cli import output
-from pagepool.cli.connect import ServerOptions, credentials_for, server_url
+from pagepool.cli.connect import ServerOptions, credentials_for, server_url, verify_of
 from pagepool.cli.nodes import node_client
 from pagepool.cli.progress import counting, spinner
 from pagepool.errors import BusyError, PagepoolError, UnreachableError, UnsupportedError
@@ -109,7 +109,7 @@ def mount_kernel(
             wish,
             platform=platform,
             credentials=credentials,
-            verify=not options["insecure"],
+            verify=verify_of(options, host),
             on_bytes=count,
         )
 

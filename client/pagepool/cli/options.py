@@ -76,6 +76,14 @@ def server_options(command: _Command) -> _Command:
             ),
             click.option("--plain-http", is_flag=True, help="http also for hosts other than this machine."),
             click.option("--insecure", is_flag=True, help="Do not check the server's certificate."),
+            click.option(
+                "--ca-certificate",
+                envvar="PAGEPOOL_CA_CERTIFICATE",
+                type=click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True),
+                metavar="FILE",
+                help="Who vouches for the server's certificate, beside the system's authorities "
+                "[$PAGEPOOL_CA_CERTIFICATE, and what docker and podman trust].",
+            ),
             click.option("--username", metavar="NAME", help="User name [from docker's or podman's login]."),
             click.option("--password-stdin", is_flag=True, help="Read the password from standard input."),
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from pagepool.cli.connect import ServerOptions, credentials_for, host_of, on_server, server_url
+from pagepool.cli.connect import ServerOptions, credentials_for, host_of, on_server, server_url, verify_of
 from pagepool.errors import NotFoundError, PathUnknownError, UnsupportedError
 from pagepool.oci import Reference
 from pagepool.overlay import read_info
@@ -106,7 +106,8 @@ def open_client(options: PoolOptions, reference: Reference | None = None, url: s
     credentials = credentials_for(options, host, reference.repository if reference else "")
     from pagepool.library import Client
 
-    with Client(chosen, directory=options["pool"], credentials=credentials, verify=not options["insecure"]) as client:
+    verify = verify_of(options, host)
+    with Client(chosen, directory=options["pool"], credentials=credentials, verify=verify) as client:
         yield client
 
 

@@ -109,8 +109,8 @@ def mount_by_kernel(
         raise UnsupportedError("the kernel's mount needs the image itself, not only its tree: open it by its name")
     node.ensure()
     client = image.client
-    if not isinstance(client.verify, bool):
-        raise UnsupportedError("a node checks certificates by the system's authorities, or not at all")
+    if not isinstance(client.verify, bool | str):
+        raise UnsupportedError("a node checks certificates by authorities in files, or not at all: give their paths")
     named = image.reference or Reference(image.repository)
     return node.mount(
         client.url,

@@ -156,7 +156,7 @@ class NodeClient:
         *,
         platform: Platform | None = None,
         credentials: Credentials | None = None,
-        verify: bool = True,
+        verify: bool | str = True,
         wait_s: float = 60.0,
         on_total: Callable[[int], object] = lambda _: None,
         on_bytes: Callable[[int], object] = lambda _: None,
@@ -170,7 +170,7 @@ class NodeClient:
             options: how.
             platform: of an index, which image.
             credentials: who we are to the service; the node keeps them as long as the tree is mounted.
-            verify: whether to check the service's certificate.
+            verify: whether, and by whom, the service's certificate is vouched for: see `pagepool.transport.trust`.
             wait_s: how long to wait while the service still reads the image's layers.
             on_total, on_bytes: told of the bytes to fetch, and those fetched, if `eager`.
 

@@ -149,7 +149,7 @@ class Operations:
             username=str(request.get("username", "")),
             password=str(request.get("password", "")),
             identity_token=str(request.get("identity_token", "")),
-            verify=bool(request.get("verify", True)),
+            verify=_verify(request.get("verify", True)),
         )
         session = worker.sessions.get(record)
         resolved = self._resolve(session, record, request)
@@ -263,6 +263,10 @@ class Operations:
         mounted = len(self._worker.mounts.all())
         threading.Timer(0.05, self._worker.stop).start()
         return {"mounts": mounted}
+
+
+def _verify(value: object) -> bool | str:
+    return value if isinstance(value, str) else bool(value)
 
 
 def _wish(request: dict[str, Any]) -> MountWish:

@@ -33,7 +33,7 @@ class SourceRecord:
         image: its name, for people.
         manifest: digest of its manifest, "" if it is not known.
         username, password, identity_token: who we are to the service; empty: nobody.
-        verify: whether its certificate is checked.
+        verify: whether its certificate is checked; or files of those who vouch for it (`pagepool.transport.trust`).
         lease: the lease that the node holds on the tree; "" if it has none.
         released: when the last mount of the tree went, seconds since 1970; 0 while there is one.
     """
@@ -46,7 +46,7 @@ class SourceRecord:
     username: str = ""
     password: str = ""
     identity_token: str = ""
-    verify: bool = True
+    verify: bool | str = True
     lease: str = ""
     released: float = 0.0
 

@@ -24,6 +24,9 @@ _DEFAULT_LIFE_S = 60
 _EARLY_S = 10
 _MAX_TOKEN_ANSWER = 1 << 20
 
+CATALOG_SCOPE = "registry:catalog:*"
+"""What a token must allow to list what there is."""
+
 _ITEM = re.compile(
     r"""[\s,]*(?:
         (?P<key>[!#$%&'*+.^_`|~\w-]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+))
@@ -39,6 +42,11 @@ class Challenge:
 
     scheme: str
     parameters: dict[str, str]
+
+
+def repository_scope(name: str, actions: str = "pull") -> str:
+    """What a token must allow for actions in a repository."""
+    return f"repository:{name}:{actions}"
 
 
 def parse_challenges(headers: Sequence[str]) -> list[Challenge]:

@@ -29,6 +29,7 @@ from pagepool.extents.wire import (
     encode_wanted,
 )
 from pagepool.transport.answers import Subject, error_of
+from pagepool.transport.auth import repository_scope
 from pagepool.transport.http import Call, Session
 from pagepool.transport.retry import RETRY_STATUSES, RetryPolicy
 
@@ -164,7 +165,7 @@ class _Target:
         digest = Digest("blake3", tree) if isinstance(tree, bytes) else tree
         self.path = f"/v1/{name}/trees/{digest}/extents"
         self.about = Subject(TreeUnknownError, str(digest), name)
-        self._scope = f"repository:{name}:pull"
+        self._scope = repository_scope(name)
 
     def call(self, body: bytes) -> Call:
         return Call("POST", self.path, self.about, headers=self.headers(body), body=lambda: (body,), scope=self._scope)

@@ -14,14 +14,12 @@ Credentials are sent to the server's own origin only, whatever it redirects to o
 from __future__ import annotations
 
 import os
-import ssl
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Self
 
 import httpx
@@ -32,15 +30,15 @@ from pagepool.transport.answers import Subject, error_of
 from pagepool.transport.auth import Authorizer, add_params
 from pagepool.transport.credentials import Credentials
 from pagepool.transport.retry import RETRY_STATUSES, RetryPolicy
+from pagepool.transport.trust import Verify, context_of, explain
 
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
-_TRUSTED_S = 3600.0
 _MAX_REDIRECTS = 5
 _MAX_ERROR_BODY = 64 << 10
 _MAX_CONNECTIONS = 64
 _BODILESS = ("GET", "HEAD")
 
-VerifyTypes = bool | ssl.SSLContext
+VerifyTypes = Verify
 
 Body = Callable[[], Iterable[bytes]]
 """Begins a request's body from its start; called once for each time the request is sent."""
@@ -81,7 +79,7 @@ class Session:
     Args:
         url: ``http://host[:port]`` or ``https://…``, a path prefix included if there is one.
         credentials: who we are.
-        verify: whether to check the server's certificate; or an `ssl.SSLContext` to check it with.
+        verify: whether, and by whom, the server's certificate is vouched for: see `trust`.
         timeout: of connecting, and of each read and write.
         retry: bounds of trying again.
         on_warning: called with the text of each new ``Warning`` header.
@@ -105,7 +103,7 @@ class Session:
         trust_env = not is_loopback(self.base.host)
         self._connect = partial(
             httpx.Client,
-            verify=_trusted(trust_env, int(time.monotonic() // _TRUSTED_S)) if verify is True else verify,
+            verify=context_of(verify),
             timeout=timeout,
             transport=transport,
             trust_env=trust_env,
@@ -178,7 +176,10 @@ class Session:
 
     def translate(self, error: httpx.HTTPError) -> UnreachableError:
         """The error to raise for one of httpx's."""
-        return UnreachableError(_where(error) or self.where, _reason(error))
+        reason = _reason(error)
+        if isinstance(error, httpx.RemoteProtocolError) and self.base.scheme == "http" and not self._met:
+            reason += "; if it speaks TLS, its address begins with https://"
+        return UnreachableError(_where(error) or self.where, reason)
 
     def same_origin(self, url: httpx.URL) -> bool:
         """Tell whether a URL is on this server."""
@@ -366,11 +367,5 @@ def _where(error: httpx.HTTPError) -> str:
 def _reason(error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "timed out"
-    text = str(error).split("] ", 1)[-1] if str(error).startswith("[Errno") else str(error)
+    text = str(error).split("] ", 1)[-1] if str(error).startswith("[Errno") else explain(str(error))
     return text.strip().rstrip(".") or type(error).__name__
-
-
-@lru_cache(maxsize=2)
-def _trusted(trust_env: bool, hour: int) -> ssl.SSLContext:  # noqa: ARG001 - so that new authorities are seen
-    """The authorities this machine trusts. Reading them takes longer than all else that a session needs to begin."""
-    return httpx.create_ssl_context(trust_env=trust_env)

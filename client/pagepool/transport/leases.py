@@ -12,6 +12,7 @@ from pagepool.digest import Digest
 from pagepool.errors import LeaseUnknownError, TreeUnknownError
 from pagepool.oci.fields import load_object
 from pagepool.transport.answers import Subject
+from pagepool.transport.auth import repository_scope
 from pagepool.transport.http import Call, Session
 from pagepool.transport.service import answer_error
 
@@ -63,7 +64,8 @@ class LeaseClient:
         path = f"/v1/{name}/trees/{tree}/lease"
         begun = self._clock()
         # Sent again after an answer was lost it takes another lease: the first one ends by itself.
-        call = Call("POST", path, about, expect=(200, 201), headers=headers, body=lambda: (body,))
+        scope = repository_scope(name)
+        call = Call("POST", path, about, expect=(200, 201), headers=headers, body=lambda: (body,), scope=scope)
         answer = load_object(self._session.request(call).content, "answer", answer_error)
         return Lease(answer.string("id"), begun + answer.integer("ttl_s"))
 
@@ -74,6 +76,8 @@ class LeaseClient:
             ReadOnlyError, StoreFullError: the service cannot end it now; it ends by itself.
         """
         about = Subject(LeaseUnknownError, lease, name)
-        call = Call("DELETE", f"/v1/{name}/trees/{tree}/lease/{lease}", about, expect=(204,))
+        call = Call(
+            "DELETE", f"/v1/{name}/trees/{tree}/lease/{lease}", about, expect=(204,), scope=repository_scope(name)
+        )
         with contextlib.suppress(LeaseUnknownError):
             self._session.request(call)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pagepool.digest import Digest
 from pagepool.errors import InvalidError, NameUnknownError, ProfileUnknownError, TreeUnknownError
 from pagepool.oci.fields import Object, load_object
 from pagepool.transport.answers import Subject
+from pagepool.transport.auth import repository_scope
 from pagepool.transport.http import Call, Session
 from pagepool.transport.service import answer_error
 
@@ -69,7 +70,8 @@ class ProfileClient:
             TreeUnknownError: the repository does not have the tree.
         """
         params = (("similar", "1"),) if similar else ()
-        call = Call("GET", _path(name, tree), Subject(TreeUnknownError, str(tree), name), params=params)
+        about = Subject(TreeUnknownError, str(tree), name)
+        call = Call("GET", _path(name, tree), about, params=params, scope=repository_scope(name))
         try:
             answer = load_object(self._session.request(call).content, "answer", answer_error)
         except ProfileUnknownError:
@@ -93,6 +95,7 @@ class ProfileClient:
         about = Subject(TreeUnknownError, str(tree), name)
         # Not sent again: what was counted already would be counted twice, and nobody misses one start.
         call = Call("POST", _path(name, tree), about, headers=headers, body=lambda: (body,), repeatable=False)
+        call = replace(call, scope=repository_scope(name))
         self._session.request(call)
 
     def delete(self, name: str, tree: Digest) -> None:
@@ -103,11 +106,13 @@ class ProfileClient:
             ReadOnlyError: the service is read-only.
         """
         about = Subject(ProfileUnknownError, str(tree), name)
-        self._session.request(Call("DELETE", _path(name, tree), about, expect=(204,)))
+        self._session.request(
+            Call("DELETE", _path(name, tree), about, expect=(204,), scope=repository_scope(name, "pull,delete"))
+        )
 
     def list(self, name: str) -> list[ListedProfile]:
         """The profiles of a repository, the one that was added to last first."""
-        call = Call("GET", f"/v1/{name}/profiles", Subject(NameUnknownError, name, name))
+        call = Call("GET", f"/v1/{name}/profiles", Subject(NameUnknownError, name, name), scope=repository_scope(name))
         answer = load_object(self._session.request(call).content, "answer", answer_error)
         return [
             ListedProfile(

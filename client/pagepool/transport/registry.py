@@ -29,6 +29,7 @@ from pagepool.oci import Descriptor, Index, Manifest, Readable, VerifyingReader,
 from pagepool.oci.fields import load_object
 from pagepool.transport import paging, referrers
 from pagepool.transport.answers import Subject
+from pagepool.transport.auth import CATALOG_SCOPE, repository_scope
 from pagepool.transport.download import ResumingReader
 from pagepool.transport.http import Call, Session
 from pagepool.transport.upload import BlobUpload, Progress, start_upload
@@ -77,7 +78,7 @@ class RegistryClient:
 
     def catalog(self) -> Iterator[str]:
         """All repositories, as far as the registry lists them, in its order."""
-        call = Call("GET", "/v2/_catalog", Subject(NameUnknownError, "repositories"), scope="registry:catalog:*")
+        call = Call("GET", "/v2/_catalog", Subject(NameUnknownError, "repositories"), scope=CATALOG_SCOPE)
         for page in paging.pages(self.session, call):
             yield from self._strings(page, "repositories")
 
@@ -88,7 +89,7 @@ class RegistryClient:
             NameUnknownError: no such repository.
         """
         about = Subject(NameUnknownError, repository)
-        call = Call("GET", f"/v2/{repository}/tags/list", about, scope=_scope(repository))
+        call = Call("GET", f"/v2/{repository}/tags/list", about, scope=repository_scope(repository))
         for page in paging.pages(self.session, call):
             yield from self._strings(page, "tags")
 
@@ -159,7 +160,7 @@ class RegistryClient:
                 expect=(201, 202, 200),
                 headers={"Content-Type": manifest.media_type, "Content-Length": str(len(manifest.raw))},
                 body=lambda: iter((manifest.raw,)),
-                scope=_scope(repository, "pull,push"),
+                scope=repository_scope(repository, "pull,push"),
             )
         )
         said = _said_digest(response)
@@ -188,7 +189,7 @@ class RegistryClient:
             Subject(ManifestUnknownError, str(subject), repository),
             params=(("artifactType", artifact_type),) if artifact_type else (),
             headers={"Accept": mediatypes.OCI_INDEX},
-            scope=_scope(repository),
+            scope=repository_scope(repository),
         )
         found: list[Descriptor] = []
         try:
@@ -205,7 +206,7 @@ class RegistryClient:
     def has_blob(self, repository: str, blob: Descriptor) -> bool:
         """Tell whether a repository has a blob, of the right size as far as the registry says."""
         about = Subject(BlobUnknownError, str(blob.digest), repository)
-        call = Call("HEAD", f"/v2/{repository}/blobs/{blob.digest}", about, scope=_scope(repository))
+        call = Call("HEAD", f"/v2/{repository}/blobs/{blob.digest}", about, scope=repository_scope(repository))
         try:
             response = self.session.request(call)
         except NotFoundError:
@@ -224,7 +225,7 @@ class RegistryClient:
     def open_raw_blob(self, repository: str, blob: Descriptor) -> Readable:
         """As `open_blob`, unchecked, for those who check themselves."""
         about = Subject(BlobUnknownError, str(blob.digest), repository)
-        call = Call("GET", f"/v2/{repository}/blobs/{blob.digest}", about, scope=_scope(repository))
+        call = Call("GET", f"/v2/{repository}/blobs/{blob.digest}", about, scope=repository_scope(repository))
         return ResumingReader(self.session, call, blob.size)
 
     def push_blob(
@@ -250,9 +251,9 @@ class RegistryClient:
         Raises:
             DigestMismatchError: the content is not what `blob` says.
         """
-        scope = _scope(repository, "pull,push")
+        scope = repository_scope(repository, "pull,push")
         if mount_from:
-            scope += f" {_scope(mount_from)}"
+            scope += f" {repository_scope(mount_from)}"
         for left in reversed(range(_NEW_UPLOADS)):
             if self.has_blob(repository, blob):
                 return False
@@ -285,12 +286,12 @@ class RegistryClient:
             f"/v2/{repository}/manifests/{reference}",
             Subject(ManifestUnknownError, _named(repository, reference), repository),
             headers={"Accept": _ACCEPT},
-            scope=_scope(repository),
+            scope=repository_scope(repository),
             limit=_MANIFEST_LIMIT,
         )
 
     def _delete(self, repository: str, kind: str, name: str, about: Subject) -> None:
-        scope = _scope(repository, "pull,push,delete")
+        scope = repository_scope(repository, "pull,push,delete")
         call = Call("DELETE", f"/v2/{repository}/{kind}/{name}", about, expect=(202, 200, 204), scope=scope)
         self.session.request(replace(call, repeatable=False))
 
@@ -311,10 +312,6 @@ class RegistryClient:
             return ResponseError(page.status_code, "", f"its list cannot be used: {path} {reason}")
 
         return load_object(page.content, "answer", complain).strings(name)
-
-
-def _scope(repository: str, actions: str = "pull") -> str:
-    return f"repository:{repository}:{actions}"
 
 
 def _named(repository: str, reference: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -26,6 +26,7 @@ from pagepool.errors import (
 )
 from pagepool.oci.fields import Object, load_object
 from pagepool.transport.answers import Subject
+from pagepool.transport.auth import CATALOG_SCOPE, repository_scope
 from pagepool.transport.http import Call, Session
 from pagepool.transport.paging import next_link
 from pagepool.transport.retry import parse_retry_after
@@ -124,7 +125,7 @@ class ServiceClient:
 
     def available(self) -> bool:
         """Tell whether the server is pagepool's service, rather than some other registry."""
-        call = Call("GET", "/v1/images", Subject(NameUnknownError, "images"), params=(("n", "1"),))
+        call = Call("GET", "/v1/images", Subject(NameUnknownError, "images"), params=(("n", "1"),), scope=CATALOG_SCOPE)
         try:
             answer = self._object(self._session.request(call))
         except (NotFoundError, ResponseError):
@@ -203,7 +204,7 @@ class ServiceClient:
 
     def stats(self) -> Mapping[str, Any]:
         """Sizes, as the service counts them: ``total``, and ``images`` one by one."""
-        call = Call("GET", "/v1/stats", Subject(NameUnknownError, "statistics"))
+        call = Call("GET", "/v1/stats", Subject(NameUnknownError, "statistics"), scope=CATALOG_SCOPE)
         return self._object(self._session.request(call)).fields
 
     def cache(self) -> Mapping[str, Any]:
@@ -212,7 +213,7 @@ class ServiceClient:
         Raises:
             UnsupportedError: it has none.
         """
-        call = Call("GET", "/v1/cache", Subject(NameUnknownError, "cache"))
+        call = Call("GET", "/v1/cache", Subject(NameUnknownError, "cache"), scope=CATALOG_SCOPE)
         return self._object(self._session.request(call)).fields
 
     def _image(self, response: httpx.Response) -> ImageState:
@@ -239,7 +240,8 @@ class ServiceClient:
         after: Callable[[Object], tuple[str, str] | None],
     ) -> Iterator[Mapping[str, Any]]:
         """Go through a list page by page: by ``Link``, or by what the page itself says comes next."""
-        call = Call("GET", url, about, expect=(200, 202), params=params)
+        scope = repository_scope(about.repository) if about.repository else CATALOG_SCOPE
+        call = Call("GET", url, about, expect=(200, 202), params=params, scope=scope)
         seen: set[str] = set()
         while True:
             response = self._session.request(call)
@@ -251,10 +253,10 @@ class ServiceClient:
             link, following = next_link(response), after(page)
             if link is not None:
                 target = self._session.resolve(response, link)
-                call = Call("GET", target, about, expect=(200, 202))
+                call = replace(call, url=target, params=())
                 mark = str(target)
             elif following is not None:
-                call = Call("GET", url, about, expect=(200, 202), params=(*params, following))
+                call = replace(call, url=url, params=(*params, following))
                 mark = following[1]
             else:
                 return
@@ -290,7 +292,7 @@ def _image_name(name: str, reference: str) -> str:
 
 def _image_call(name: str, reference: str) -> Call:
     about = Subject(ManifestUnknownError, _image_name(name, reference), name)
-    return Call("GET", image_url(name, reference), about, expect=(200, 202))
+    return Call("GET", image_url(name, reference), about, expect=(200, 202), scope=repository_scope(name))
 
 
 def _after_image(page: Object) -> tuple[str, str] | None:

@@ -17,12 +17,14 @@ from pagepool.errors import DigestMismatchError, ManifestUnknownError, PendingEr
 from pagepool.oci import Platform
 from pagepool.oci.fields import load_object
 from pagepool.transport.answers import Subject
+from pagepool.transport.auth import repository_scope
 from pagepool.transport.http import Call, Session
 from pagepool.transport.service import answer_error, image_url
 from pagepool.transport.verified import download_verified
 
 MOST_OBJECTS = 16384
 _PAUSE_S = 0.2
+_ZSTD = {"Accept-Encoding": "zstd"}
 _LARGEST_TREE = 1 << 31
 
 
@@ -87,7 +89,14 @@ class TreeClient:
         shown = f"{name}{'@' if ':' in reference else ':'}{reference}"
         about = Subject(ManifestUnknownError, shown, name)
         params = (("platform", str(platform)),) if platform else ()
-        call = Call("GET", f"{image_url(name, reference)}/tree", about, expect=(200, 202), params=params)
+        call = Call(
+            "GET",
+            f"{image_url(name, reference)}/tree",
+            about,
+            expect=(200, 202),
+            params=params,
+            scope=repository_scope(name),
+        )
         end = self._clock() + timeout_s
         while True:
             response = self._session.request(call)
@@ -109,7 +118,7 @@ class TreeClient:
             UnreachableError: the connection broke, again and again.
         """
         about = Subject(TreeUnknownError, str(tree), name)
-        call = Call("GET", f"/v1/{name}/trees/{tree}", about, headers={"Accept-Encoding": "zstd"})
+        call = Call("GET", f"/v1/{name}/trees/{tree}", about, headers=_ZSTD, scope=repository_scope(name))
         out = io.BytesIO()
         got = download_verified(self._session, call, out, limit=_LARGEST_TREE)
         if got != tree:
@@ -134,7 +143,7 @@ class TreeClient:
             OSError: it cannot be written.
         """
         about = Subject(TreeUnknownError, str(tree), name)
-        call = Call("GET", f"/v1/{name}/trees/{tree}/erofs", about, headers={"Accept-Encoding": "zstd"})
+        call = Call("GET", f"/v1/{name}/trees/{tree}/erofs", about, headers=_ZSTD, scope=repository_scope(name))
         if not isinstance(out, Path):
             return download_verified(self._session, call, out)
         temporary = out.with_name(f".{out.name}.{os.getpid()}.{threading.get_ident()}")
@@ -174,7 +183,14 @@ class TreeClient:
         body = json.dumps({"objects": wanted, **limit}).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         about = Subject(TreeUnknownError, str(tree), name)
-        call = Call("POST", f"/v1/{name}/trees/{tree}/fill", about, headers=headers, body=lambda: (body,))
+        call = Call(
+            "POST",
+            f"/v1/{name}/trees/{tree}/fill",
+            about,
+            headers=headers,
+            body=lambda: (body,),
+            scope=repository_scope(name),
+        )
         answer = load_object(self._session.request(call).content, "answer", answer_error)
         if pool_id is not None and answer.string("id") != pool_id:
             raise UnsupportedError(f"{self._session.where} has another pool by now")

@@ -217,6 +217,7 @@ def _pool_options(given: _Given) -> PoolOptions:
         "server": given["server"],
         "plain_http": given["plain_http"],
         "insecure": given["insecure"],
+        "ca_certificate": given["ca_certificate"],
         "username": given["username"],
         "password_stdin": given["password_stdin"],
         "pool": given["pool"],
