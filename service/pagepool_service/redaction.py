@@ -12,7 +12,7 @@ import logging
 import re
 
 HIDDEN = "[hidden]"
-_NAMES = "access_token|refresh_token|id_token|identitytoken|identity_token|client_secret|password|passwd|secret|auth"
+_NAMES = "access_token|refresh_token|id_token|identitytoken|identity_token|client_secret|password|passwd|secret"
 _SECRETS = (
     (re.compile(r"(?i)\b(basic|bearer)(\s+|%20|\+)[A-Za-z0-9._~+/=%-]{3,}"), rf"\1\2{HIDDEN}"),
     (re.compile(rf"""(?i)(?<![a-z])({_NAMES})(\\?["']?\s*[=:]\s*b?\\?["']?)[^\s&"'\\,;)}}]+"""), rf"\1\2{HIDDEN}"),

@@ -27,10 +27,10 @@ class Docker:
 
     socket: Path
 
-    def __call__(self, *argv: str | Path) -> str:
+    def __call__(self, *argv: str | Path, stdin: str | None = None) -> str:
         """Run docker, and return what it printed."""
         config = {"DOCKER_CONFIG": str(self.socket.parent / "config")}
-        return run(["docker", "-H", f"unix://{self.socket}", *argv], config)
+        return run(["docker", "-H", f"unix://{self.socket}", *argv], config, stdin=stdin)
 
 
 @contextmanager

@@ -36,9 +36,9 @@ class Podman:
     directory: Path
     driver: str
 
-    def podman(self, *argv: str | Path) -> str:
+    def podman(self, *argv: str | Path, stdin: str | None = None) -> str:
         """Run podman."""
-        return self._run("podman", (*self._storage(), "--tmpdir", str(self.directory / "tmp")), argv)
+        return self._run("podman", (*self._storage(), "--tmpdir", str(self.directory / "tmp")), argv, stdin)
 
     def buildah(self, *argv: str | Path) -> str:
         """Run buildah."""
@@ -48,9 +48,9 @@ class Podman:
         storage, run_dir = self.directory / "storage", self.directory / "run"
         return ("--root", str(storage), "--runroot", str(run_dir), "--storage-driver", self.driver)
 
-    def _run(self, tool: str, options: tuple[str, ...], argv: tuple[str | Path, ...]) -> str:
+    def _run(self, tool: str, options: tuple[str, ...], argv: tuple[str | Path, ...], stdin: str | None = None) -> str:
         environment = {"CONTAINERS_CONF": str(self.directory / "containers.conf"), "TMPDIR": str(self.directory)}
-        return run([*PRIVATELY, tool, *options, *argv], environment)
+        return run([*PRIVATELY, tool, *options, *argv], environment, stdin=stdin)
 
 
 @contextmanager

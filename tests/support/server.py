@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _ROOT = Path(__file__).parents[2]
-_READY = re.compile(r"serving on (http://(\S+))")
+_READY = re.compile(r"serving on (https?://(\S+))")
 START_TIMEOUT_S = 60.0
 
 

@@ -38,8 +38,16 @@ def require(*tools: str, root: bool = True) -> None:
         pytest.skip(f"needs {', '.join(missing)}")
 
 
-def run(argv: Sequence[str | Path], env: Mapping[str, str] | None = None, timeout_s: float = _TIMEOUT_S) -> str:
+def run(
+    argv: Sequence[str | Path],
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = _TIMEOUT_S,
+    stdin: str | None = None,
+) -> str:
     """Run a tool to its end and return what it printed.
+
+    Args:
+        stdin: what it reads from its standard input; nothing without it.
 
     Raises:
         ToolError: it failed; with the end of what it said.
@@ -48,7 +56,7 @@ def run(argv: Sequence[str | Path], env: Mapping[str, str] | None = None, timeou
     done = subprocess.run(
         command,
         env=None if env is None else {**os.environ, **env},
-        stdin=subprocess.DEVNULL,
+        input=stdin or "",
         capture_output=True,
         text=True,
         timeout=timeout_s,

@@ -87,6 +87,9 @@ TABLE: dict[tuple[str, str], Need] = {
 _ACTION = {Need.PULL: PULL, Need.REPORT: PULL, Need.PUSH: PUSH, Need.DELETE: DELETE}
 _ASKED = {Need.PULL: "pull", Need.REPORT: "pull", Need.PUSH: "pull,push", Need.DELETE: "delete"}
 _LISTING = "registry:catalog:*"
+# Not just "authentication required": docker takes an error with the very words of its own table, and no detail, for one
+# that is worth trying again, for 50 seconds.
+_NEEDED = "authentication is required: log in"
 
 
 class ChallengeError(UnauthorizedError):
@@ -159,7 +162,7 @@ def _refuse(request: Request, service: Context, need: Need, name: str, scope: st
     """
     who = access.principal
     if who.anonymous:
-        raise ChallengeError("authentication required", challenge(request, service, scope, ""))
+        raise ChallengeError(_NEEDED, challenge(request, service, scope, ""))
     action = _ACTION.get(need)
     more = access.would(action, name) if action is not None else not access.lists
     if more:

@@ -1,0 +1,203 @@
+"""docker, podman, skopeo and containerd's ctr log in, push, pull and delete as their users may, and are told why not.
+
+Over TLS, with an authority that the clients were told of. While they run, all command lines of the machine are looked
+at for the passwords; afterwards the service's log is.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.auth.conftest import RIGHTS, password, write_users
+from tests.oci.samples import Sample, tar
+from tests.support.certificates import TestAuthority
+from tests.support.docker import Docker, running_docker
+from tests.support.podman import Podman, own_storage
+from tests.support.server import Service, running_service
+from tests.support.tools import ToolError, require, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class _Watch:
+    """Looks at the command lines of all processes, again and again."""
+
+    def __init__(self, *secrets: str) -> None:
+        self.looked = 0
+        self.found: set[str] = set()
+        self._secrets = secrets
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._ended.wait(0.02):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except OSError:
+                    continue
+                self.looked += 1
+                self.found |= {line for secret in self._secrets if secret in line}
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> TestAuthority:
+    """Who vouches for the service."""
+    return TestAuthority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, authority: TestAuthority) -> Iterator[Service]:
+    """A service with TLS that logs all there is; afterwards its log holds no password and no token."""
+    directory = tmp_path_factory.mktemp("clients")
+    (directory / "rights.toml").write_text(RIGHTS)
+    certificate, key = authority.issue("server")
+    options = ["--workers", "2", "--htpasswd", str(write_users(directory / "users"))]
+    options += ["--rights", str(directory / "rights.toml"), "--tls-certificate", str(certificate)]
+    options += ["--tls-key", str(key), "--access-log", "--log-level", "debug", "--log-format", "json"]
+    with running_service(directory / "data", *options) as running:
+        yield running
+        log = running.log()
+    assert "/auth/token" in log
+    assert [user for user in ("alice", "bob", "carol", "root") if password(user) in log] == []
+    assert "eyJ" not in log  # tokens begin so
+
+
+@pytest.fixture(scope="module", autouse=True)
+def watch() -> Iterator[None]:
+    """No password was ever in a command line, but ctr's, which takes it nowhere else."""
+    with _Watch(password("alice"), password("bob"), password("carol")) as found:
+        yield
+    assert found.looked > 100
+    assert found.found == set()
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    """A small image, tag ``latest``."""
+    sample = Sample()
+    root = sample.add_image([tar({"etc/hello": b"hello\n" * 1000})])
+    return sample.write_layout(tmp_path / "layout", {"latest": root})
+
+
+def _refused(what: Callable[[], object], *words: str) -> str:
+    """What a client says when it is refused; one of these words is in it."""
+    with pytest.raises(ToolError) as caught:
+        what()
+    said = str(caught.value).partition("\n")[2]
+    assert any(word in said for word in words), said
+    return said
+
+
+def test_skopeo(service: Service, authority: TestAuthority, layout: Path, tmp_path: Path) -> None:
+    require("skopeo", root=False)
+    trust = f"--cert-dir={authority.path.parent}"
+    place = {"REGISTRY_AUTH_FILE": str(tmp_path / "auth.json")}
+
+    def skopeo(*argv: str, stdin: str = "") -> str:
+        return run(["skopeo", *argv], place, stdin=stdin)
+
+    def login(user: str, secret: str) -> str:
+        return skopeo("login", trust, "--username", user, "--password-stdin", service.host, stdin=secret)
+
+    def push(name: str) -> str:
+        return skopeo("copy", f"--dest-{trust[2:]}", f"oci:{layout}:latest", f"docker://{service.host}/{name}")
+
+    _refused(lambda: login("alice", "wrong"), "invalid username/password")
+    _refused(lambda: login("nobody", password("alice")), "invalid username/password")
+    _refused(lambda: push("team/app:1"), "unauthorized", "authentication required")
+    assert "Succeeded" in login("bob", password("bob"))
+    push("team/app:1")
+    _refused(lambda: push("carol/app:1"), "403")
+    _refused(lambda: skopeo("list-tags", trust, f"docker://{service.host}/carol/app"), "403")
+    _refused(lambda: skopeo("delete", trust, f"docker://{service.host}/team/app:1"), "bob may not delete in team/app")
+    login("alice", password("alice"))
+    assert "1" in skopeo("list-tags", trust, f"docker://{service.host}/team/app")
+    skopeo("delete", trust, f"docker://{service.host}/team/app:1")
+    login("root", password("root"))
+    push("public/base:1")
+    skopeo("logout", service.host)
+    assert "Digest" in skopeo("inspect", trust, f"docker://{service.host}/public/base:1")
+    _refused(lambda: skopeo("inspect", trust, f"docker://{service.host}/team/app:1"), "unauthorized")
+
+
+@pytest.fixture
+def podman() -> Iterator[Podman]:
+    """A storage of its own."""
+    with own_storage() as podman:
+        yield podman
+
+
+def test_podman(service: Service, authority: TestAuthority, layout: Path, podman: Podman, tmp_path: Path) -> None:
+    trust, auth = f"--cert-dir={authority.path.parent}", f"--authfile={tmp_path / 'auth.json'}"
+
+    def login(user: str, secret: str) -> str:
+        argv = ("login", trust, auth, "--username", user, "--password-stdin", service.host)
+        return podman.podman(*argv, stdin=secret)
+
+    podman.podman("pull", "--quiet", f"oci:{layout}:latest")
+    image = podman.podman("images", "--quiet").split()[0]
+    _refused(lambda: login("alice", "wrong"), "invalid username/password")
+    login("bob", password("bob"))
+    podman.podman("push", "--quiet", trust, auth, image, f"{service.host}/team/podman:1")
+    denied = f"{service.host}/carol/podman:1"
+    _refused(lambda: podman.podman("push", "--quiet", trust, auth, image, denied), "403")
+    podman.podman("rmi", "--all", "--force")
+    podman.podman("pull", "--quiet", trust, auth, f"{service.host}/team/podman:1")
+    podman.podman("logout", auth, service.host)
+    _refused(lambda: podman.podman("pull", "--quiet", trust, auth, f"{service.host}/team/podman:1"), "unauthorized")
+
+
+@pytest.fixture
+def docker() -> Iterator[Docker]:
+    """A daemon of its own."""
+    with running_docker() as running:
+        yield running
+
+
+def test_docker_and_containerd(service: Service, authority: TestAuthority, layout: Path, docker: Docker) -> None:
+    def login(user: str, secret: str) -> str:
+        return docker("login", "--username", user, "--password-stdin", service.host, stdin=secret)
+
+    mine, theirs = f"{service.host}/team/docker:1", f"{service.host}/carol/docker:1"
+    archive = layout.parent / "image.tar"
+    run(["skopeo", "copy", "--quiet", f"oci:{layout}:latest", f"docker-archive:{archive}:{mine}"])
+    docker("load", "--input", archive)
+    docker("tag", mine, theirs)
+    _refused(lambda: login("bob", "wrong"), "wrong user name, password or token", "unauthorized")
+    assert "Retrying" not in _refused(lambda: docker("push", mine), "unauthorized: authentication is required")
+    assert "Succeeded" in login("bob", password("bob"))
+    docker("push", mine)
+    assert "Retrying" not in _refused(lambda: docker("push", theirs), "denied: bob may not")
+    docker("image", "rm", "--force", mine, theirs)
+    docker("pull", "--quiet", mine)
+    # docker keeps a token in place of the password, and gets new ones with it.
+    kept = (docker.socket.parent / "config" / "config.json").read_text()
+    assert "identitytoken" in kept
+    docker("logout", service.host)
+    _refused(lambda: docker("pull", "--quiet", mine), "unauthorized: authentication is required")
+
+    # The daemon's containerd. ctr takes a password in its command line, or asks a terminal for it.
+    (socket,) = docker.socket.parent.rglob("containerd.sock")
+    ctr = ["ctr", "--address", str(socket), "--namespace", "test", "images"]
+    hosts = layout.parent / "hosts" / service.host / "hosts.toml"  # ctr speaks http to 127.0.0.1, unless told
+    hosts.parent.mkdir(parents=True)
+    hosts.write_text(f'server = "{service.url}"\n[host."{service.url}"]\nca = "{authority.path}"\n')
+    pull = [*ctr, "pull", "--hosts-dir", str(hosts.parents[1])]
+    _refused(lambda: run([*pull, mine]), "401", "authorization")
+    _refused(lambda: run([*pull, "--user", "root:wrong", mine]), "401", "authorization")
+    run([*pull, "--user", f"root:{password('root')}", mine])
+    assert mine in run([*ctr, "list", "--quiet"])
