@@ -42,6 +42,10 @@ actions = ["pull"]
 who = ["carol"]
 repositories = ["carol/**"]
 actions = ["pull", "push", "delete"]
+
+[[quotas]]
+repositories = ["team/small"]
+size = "100B"
 """
 
 
@@ -90,7 +94,7 @@ def push_image(http: httpx.Client, repository: str, tag: str, auth: httpx.BasicA
     return str(Digest.of(raw))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with two workers, users and rights."""
     directory = tmp_path_factory.mktemp("auth")

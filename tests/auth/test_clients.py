@@ -6,6 +6,7 @@ at for the passwords; afterwards the service's log is.
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,6 +125,8 @@ def test_skopeo(service: Service, authority: TestAuthority, layout: Path, tmp_pa
     _refused(lambda: push("carol/app:1"), "403")
     _refused(lambda: skopeo("list-tags", trust, f"docker://{service.host}/carol/app"), "403")
     _refused(lambda: skopeo("delete", trust, f"docker://{service.host}/team/app:1"), "bob may not delete in team/app")
+    said = _refused(lambda: push("team/small:1"), "quota")
+    assert re.search(r"the quota of repository team/small is 100 bytes: \d+ are used, and \d+ more are coming", said)
     login("alice", password("alice"))
     assert "1" in skopeo("list-tags", trust, f"docker://{service.host}/team/app")
     skopeo("delete", trust, f"docker://{service.host}/team/app:1")
@@ -182,7 +185,11 @@ def test_docker_and_containerd(service: Service, authority: TestAuthority, layou
     assert "Succeeded" in login("bob", password("bob"))
     docker("push", mine)
     assert "Retrying" not in _refused(lambda: docker("push", theirs), "denied: bob may not")
-    docker("image", "rm", "--force", mine, theirs)
+    small = f"{service.host}/team/small:1"
+    docker("tag", mine, small)
+    said = _refused(lambda: docker("push", small), "denied: the quota of repository team/small is 100 bytes")
+    assert "Retrying" not in said
+    docker("image", "rm", "--force", mine, theirs, small)
     docker("pull", "--quiet", mine)
     # docker keeps a token in place of the password, and gets new ones with it.
     kept = (docker.socket.parent / "config" / "config.json").read_text()

@@ -70,8 +70,7 @@ def test_nobody_may(http: httpx.Client, method: str, path: str) -> None:
     methods = [method, "HEAD"] if method == "GET" else [method]
     for one in methods:
         anonymous = http.request(one, url)
-        if TABLE[method, path] is not Need.SOMETHING:  # anonymous has rights here, in public/*
-            assert anonymous.status_code in (401, 405), url
+        assert anonymous.status_code in (401, 405), url
         if anonymous.status_code == 401:
             assert anonymous.headers["WWW-Authenticate"].startswith("Bearer realm=")
         wrong = http.request(one, url, auth=("carol", "wrong"))

@@ -18,5 +18,7 @@ def parse_basic(text: str) -> tuple[str, str]:
         raw = base64.b64decode(text.strip(), validate=True).decode()
     except (binascii.Error, ValueError):
         raise CredentialsError("the credentials cannot be read: not base64 of NAME:PASSWORD in UTF-8") from None
-    name, _, password = raw.partition(":")
+    name, colon, password = raw.partition(":")
+    if not colon:
+        raise CredentialsError("the credentials cannot be read: no colon between user name and password")
     return name, password

@@ -94,7 +94,7 @@ def load_public_keys(path: Path) -> tuple[PublicKey, ...]:
         raise FileInvalidError(str(path), error.strerror or str(error)) from None
     try:
         found = _parse_pem(raw) if b"-----BEGIN" in raw else _parse_set(raw)
-    except (ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
         raise FileInvalidError(str(path), f"has no public keys: {error}") from None
     if not found:
         raise FileInvalidError(str(path), "has no public keys")

@@ -12,6 +12,8 @@ _PLAIN = re.compile(r"[a-z0-9._*-]+(/[a-z0-9._*-]+)*")
 LONGEST: Final = 255
 """Characters of a name. What is longer is no name, and would take long to compare."""
 
+_MOST_STARS = 2
+
 
 class Pattern:
     """One pattern. Immutable.
@@ -31,6 +33,8 @@ class Pattern:
         parts = text.split("/")
         if any("**" in part and part != "**" for part in parts):
             raise ValueError("'**' stands for whole parts, and has a part of its own, as in team/**")
+        if parts.count("**") > _MOST_STARS or any(part.count("*") > _MOST_STARS for part in parts):
+            raise ValueError(f"has more than {_MOST_STARS} times '**', or '*' in a part: it could take long to compare")
         self.text = text
         self._everything = set(parts) == {"**"}
         self._expression = re.compile("".join(map(_expression, parts)))

@@ -132,8 +132,12 @@ class Access:
 
     @property
     def lists(self) -> bool:
-        """Whether repositories may be listed, as far as they may be seen."""
-        return self._scope is None or self._scope.catalog
+        """Whether repositories may be listed, as far as they may be seen.
+
+        Nobody in particular needs a token for it: else clients that have credentials, and send them only when they are
+        asked to, would see what everybody does.
+        """
+        return self.unrestricted or not self.principal.anonymous if self._scope is None else self._scope.catalog
 
     def would(self, action: str, repository: str) -> bool:
         """Whether another credential of the same principal may do it: a token that was asked for more."""

@@ -1,0 +1,182 @@
+"""Signed tokens: keys that are shared and change, what a token says, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+import time
+from typing import TYPE_CHECKING
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from pagepool.errors import CorruptError
+from pagepool_service.auth import FileInvalidError, bearer, keys
+from pagepool_service.auth.external import TokenServer, load_public_keys
+from pagepool_service.auth.keys import KeyRing
+from pagepool_service.auth.principals import Scope
+from pagepool_service.auth.scopes import parse_scopes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCOPE = Scope({"team/app": frozenset(("pull", "push"))}, catalog=True)
+PUBLIC = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _sign(ring: KeyRing, **changes: object) -> str:
+    options: dict[str, object] = {"use": "access", "life_s": 60, "stamp": "s", "scope": SCOPE} | changes
+    return bearer.sign(ring, "here", "alice", **options)  # type: ignore[arg-type]
+
+
+def test_a_token_says_what_it_was_given(tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path / "auth")
+    claims = bearer.verify(ring, "here", _sign(ring))
+    assert claims is not None
+    assert (claims.subject, claims.use, claims.scope, claims.stamp) == ("alice", "access", SCOPE, "s")
+    assert time.time() < claims.expires_s < time.time() + 61
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path / "auth")
+    token = _sign(ring)
+    head, body, signature = token.split(".")
+    forged = base64.urlsafe_b64encode(json.dumps({"sub": "root", "aud": "here", "iss": "pagepool"}).encode()).decode()
+    plain = jwt.encode({"sub": "root", "aud": "here", "iss": "pagepool"}, "", algorithm="none")
+    for bad in (
+        _sign(ring, life_s=-60),
+        _sign(KeyRing(tmp_path / "other")),
+        f"{head}.{forged.rstrip('=')}.{signature}",
+        f"{head}.{body}.",
+        plain,
+        "",
+        "a.b.c",
+        "x" * 10000,
+    ):
+        assert bearer.verify(ring, "here", bad) is None
+    assert bearer.verify(ring, "elsewhere", token) is None
+    assert bearer.verify(ring, "here", token) is not None
+
+
+def test_keys_are_private_and_shared(tmp_path: Path) -> None:
+    directory = tmp_path / "auth"
+    ring = KeyRing(directory)
+    ring.prepare()
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE((directory / "keys.json").stat().st_mode) == 0o600
+    assert bearer.verify(KeyRing(directory), "here", _sign(ring)) is not None
+
+
+def test_keys_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest signs, older ones verify; another worker finds the new one; the file's removal ends all."""
+    ring, other = KeyRing(tmp_path), KeyRing(tmp_path)
+    first = _sign(ring, life_s=1000)
+    other.prepare()
+    monkeypatch.setattr(keys, "ROTATE_S", -1.0)
+    second = _sign(ring, life_s=1000)
+    monkeypatch.undo()
+    assert jwt.get_unverified_header(first)["kid"] != jwt.get_unverified_header(second)["kid"]
+    for one in (ring, other):
+        assert bearer.verify(one, "here", first) is not None
+        assert bearer.verify(one, "here", second) is not None
+    (tmp_path / "keys.json").unlink()
+    ring.reread()
+    assert bearer.verify(ring, "here", second) is None
+
+
+def test_old_keys_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = KeyRing(tmp_path)
+    token = _sign(ring, life_s=10**9)
+    monkeypatch.setattr(keys, "KEEP_S", -1.0)
+    assert bearer.verify(ring, "here", token) is None
+
+
+def test_a_damaged_file_of_keys(tmp_path: Path) -> None:
+    for text in ("", "{}", '{"keys": [{"id": "a", "secret": "00", "created": 1}]}'):
+        (tmp_path / "keys.json").write_text(text)
+        with pytest.raises(CorruptError) as caught:
+            KeyRing(tmp_path).prepare()
+        assert str(tmp_path / "keys.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "repositories", "catalog"),
+    [
+        ([], {}, False),
+        (["repository:a/b:pull,push"], {"a/b": {"pull", "push"}}, False),
+        (["repository:a:pull repository:b:push"], {"a": {"pull"}, "b": {"push"}}, False),
+        (["repository:a:pull", "repository:a:push"], {"a": {"pull", "push"}}, False),
+        (["repository:a:*"], {"a": {"pull", "push", "delete"}}, False),
+        (["registry:catalog:*"], {}, True),
+        (["registry:catalog:pull"], {}, False),
+        (["repository(plugin):a:pull", "nonsense", "repository:a", "repository:a:PULL", "repository::pull"], {}, False),
+        (["repository:host:5000/a:pull"], {"host:5000/a": {"pull"}}, False),
+        (["repository:a:fly"], {"a": set()}, False),
+    ],
+)
+def test_scopes(texts: list[str], repositories: dict[str, set[str]], catalog: bool) -> None:
+    found = parse_scopes(texts)
+    assert ({name: set(actions) for name, actions in found.repositories.items()}, found.catalog) == (
+        repositories,
+        catalog,
+    )
+
+
+def test_scopes_without_end() -> None:
+    assert len(parse_scopes([f"repository:a{n}:pull" for n in range(1000)]).repositories) == 64
+
+
+def test_another_server(tmp_path: Path) -> None:
+    """Its tokens count by its public keys, whatever form these come in; others do not, and no shared secret does."""
+    private, curve = rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP256R1())
+    pem = private.public_key().public_bytes(*PUBLIC)
+    (tmp_path / "keys.pem").write_bytes(pem + curve.public_key().public_bytes(*PUBLIC))
+    entry = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(private.public_key())) | {"kid": "k", "alg": "RS256"}
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [entry]}))
+    access = [{"type": "repository", "name": "a", "actions": ["pull"]}]
+    claims = {"iss": "them", "aud": "here", "sub": "zoe", "exp": int(time.time()) + 60, "access": access}
+
+    def server(name: str) -> TokenServer:
+        return TokenServer("https://them/token", "them", "here", load_public_keys(tmp_path / name))
+
+    by_rsa = jwt.encode(claims, private, algorithm="RS256", headers={"kid": "k"})
+    by_curve = jwt.encode(claims, curve, algorithm="ES256")
+    for name, token in (("keys.pem", by_rsa), ("keys.pem", by_curve), ("keys.json", by_rsa)):
+        found = server(name).verify(token)
+        assert found is not None
+        assert found[:2] == ("zoe", Scope({"a": frozenset(("pull",))}))
+    assert server("keys.json").verify(by_curve) is None
+    # A public key is no secret: a token that was signed with its text as one must not count.
+    head = base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=")
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=")
+    import hashlib
+    import hmac
+
+    mac = base64.urlsafe_b64encode(hmac.digest(pem, head + b"." + body, hashlib.sha256)).rstrip(b"=")
+    assert server("keys.pem").verify(b".".join((head, body, mac)).decode()) is None
+    for change in ({"iss": "others"}, {"aud": "there"}, {"exp": int(time.time()) - 600}, {"access": "x"}):
+        assert server("keys.pem").verify(jwt.encode(claims | change, private, algorithm="RS256")) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{}", b"[]", b'{"keys": []}', b'{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}', b"-----BEGIN X-----\n"],
+)
+def test_no_public_keys(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "keys").write_bytes(text)
+    with pytest.raises(FileInvalidError):
+        load_public_keys(tmp_path / "keys")
+
+
+def test_private_and_short_keys_are_refused(tmp_path: Path) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    (tmp_path / "keys").write_text(json.dumps({"keys": [json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key))]}))
+    with pytest.raises(FileInvalidError):
+        load_public_keys(tmp_path / "keys")
+    short = rsa.generate_private_key(65537, 1024)
+    (tmp_path / "keys").write_bytes(short.public_key().public_bytes(*PUBLIC))
+    with pytest.raises(FileInvalidError, match="too short"):
+        load_public_keys(tmp_path / "keys")

@@ -1,0 +1,152 @@
+"""TLS: versions, a renewed certificate, what is said of files that cannot be used, and who clients believe."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from pagepool.errors import UnreachableError
+from pagepool.transport import RegistryClient, Session
+from pagepool.transport.trust import AuthorityInvalidError
+from pagepool_service.settings import SettingInvalidError
+from pagepool_service.tls import Certificate
+from tests.cli.conftest import program_environment
+from tests.support.certificates import TestAuthority
+from tests.support.server import Service, running_service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> TestAuthority:
+    """Who vouches for the service."""
+    return TestAuthority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, authority: TestAuthority) -> Iterator[Service]:
+    """A service with TLS, and without users."""
+    certificate, key = authority.issue("server")
+    options = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    with running_service(tmp_path_factory.mktemp("service") / "data", *options) as running:
+        yield running
+
+
+def _serial(service: Service, authority: TestAuthority) -> int:
+    """The serial number of the certificate that a new connection is shown."""
+    from cryptography import x509
+
+    host, _, port = service.host.partition(":")
+    context = ssl.create_default_context(cafile=authority.path)
+    with (
+        socket.create_connection((host, int(port)), timeout=20) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secure,
+    ):
+        raw = secure.getpeercert(binary_form=True)
+        assert raw is not None
+        return x509.load_der_x509_certificate(raw).serial_number
+
+
+def test_a_renewed_certificate_is_taken_up(service: Service, authority: TestAuthority) -> None:
+    """Without a restart, and without an end of what is open; half a renewal changes nothing."""
+    first = _serial(service, authority)
+    with httpx.Client(base_url=service.url, verify=ssl.create_default_context(cafile=authority.path)) as http:
+        assert http.get("/healthz").status_code == 200
+        certificate = authority.path.parents[1] / "server.pem"
+        whole = certificate.read_bytes()
+        certificate.write_bytes(whole[:100])
+        deadline = time.monotonic() + 30
+        while "connections go on with the certificate from before" not in service.log():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert _serial(service, authority) == first
+        authority.issue("renewed", replacing=certificate)
+        while _serial(service, authority) == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert http.get("/readyz").status_code == 200
+
+
+def test_old_versions_are_refused(service: Service) -> None:
+    host, _, port = service.host.partition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
+        context.minimum_version = ssl.TLSVersion.TLSv1
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with (
+        socket.create_connection((host, int(port)), timeout=20) as plain,
+        pytest.raises(ssl.SSLError),
+    ):
+        context.wrap_socket(plain, server_hostname=host)
+
+
+def test_clients_believe_whom_they_are_told_to(
+    service: Service, authority: TestAuthority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session(service.url, verify=str(authority.path)) as session:
+        RegistryClient(session).ping()
+    with Session(service.url, verify=False) as session:
+        RegistryClient(session).ping()
+    with Session(service.url) as session, pytest.raises(UnreachableError) as caught:
+        RegistryClient(session).ping()
+    assert "its certificate is refused" in str(caught.value)
+    assert "--ca-certificate" in str(caught.value)
+    with Session(service.url.replace("https", "http")) as session, pytest.raises(UnreachableError, match="https://"):
+        RegistryClient(session).ping()
+    (tmp_path / "none.pem").write_text("none")
+    for path in (tmp_path / "none.pem", tmp_path / "away.pem"):
+        with pytest.raises(AuthorityInvalidError, match=path.name):
+            Session(service.url, verify=str(path))
+
+    def tags(*options: str, **environment: str) -> str:
+        command = [sys.executable, "-m", "pagepool.cli", "tags", *options, "a"]
+        variables = program_environment() | {"PAGEPOOL_SERVER": service.url, "HOME": str(tmp_path)} | environment
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=60)
+        return done.stderr
+
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    unknown = "repository a is unknown"
+    assert unknown in tags("--ca-certificate", str(authority.path))
+    assert unknown in tags(SSL_CERT_FILE=str(authority.path))
+    directory = tmp_path / ".config" / "containers" / "certs.d" / service.host
+    directory.mkdir(parents=True)
+    (directory / "ca.crt").symlink_to(authority.path)
+    assert unknown in tags()
+
+
+def test_files_that_cannot_be_used(authority: TestAuthority, tmp_path: Path) -> None:
+    certificate, key = authority.issue("one")
+    _, other = authority.issue("two")
+    bad = tmp_path / "bad"
+    bad.write_text("no certificate")
+    locked = tmp_path / "locked.key"
+    from cryptography.hazmat.primitives import serialization
+
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"x")
+    locked.write_bytes(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
+    for pair, says in (
+        ((certificate, other), "is not the certificate of the key"),
+        ((certificate, None), "has no PEM certificate and key in it"),
+        ((bad, key), "cannot be loaded"),
+        ((tmp_path / "away", key), "cannot be read: No such file"),
+        ((certificate, locked), "has a password"),
+    ):
+        with pytest.raises(SettingInvalidError) as caught:
+            Certificate(*pair)
+        assert says in str(caught.value)
+    both = tmp_path / "both.pem"
+    both.write_bytes(certificate.read_bytes() + key.read_bytes())
+    assert Certificate(both, None).context.minimum_version is ssl.TLSVersion.TLSv1_2
