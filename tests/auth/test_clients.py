@@ -6,13 +6,22 @@ at for the passwords; afterwards the service's log is.
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import stat
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pagepool.cli import exits
+from pagepool.cli.app import run as run_program
+from pagepool.errors import DeniedError, UnreachableError
+from pagepool.layout import plan_copy, run_copy
+from pagepool.oci import Reference
+from pagepool.transport import Credentials, RegistryClient, RegistrySink, ServiceClient, Session
 from tests.auth.conftest import RIGHTS, password, write_users
 from tests.oci.samples import Sample, tar
 from tests.support.certificates import TestAuthority
@@ -23,6 +32,8 @@ from tests.support.tools import ToolError, require, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pagepool.node.client import KernelMount
 
 
 class _Watch:
@@ -208,3 +219,100 @@ def test_docker_and_containerd(service: Service, authority: TestAuthority, layou
     _refused(lambda: run([*pull, "--user", "root:wrong", mine]), "401", "authorization")
     run([*pull, "--user", f"root:{password('root')}", mine])
     assert mine in run([*ctr, "list", "--quiet"])
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own, for the program that runs in this process. Returns docker's file in it."""
+    for name in ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / ".docker" / "config.json"
+
+
+def test_pagepool(
+    service: Service,
+    authority: TestAuthority,
+    layout: Path,
+    environment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Our own program logs in, and keeps that where the others do, beside what is there."""
+    monkeypatch.setenv("PAGEPOOL_CA_CERTIFICATE", str(authority.path))
+    monkeypatch.setenv("PAGEPOOL_SERVER", service.url)
+    environment.parent.mkdir()
+    environment.write_text('{"auths": {"other.example": {"auth": "YTpi"}}, "currentContext": "x"}')
+
+    def pagepool(*arguments: str, stdin: str = "") -> tuple[int, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        code = run_program(list(arguments))
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    def login(user: str, secret: str) -> tuple[int, str]:
+        return pagepool("login", "--username", user, "--password-stdin", stdin=f"{secret}\n")
+
+    assert login("alice", "wrong")[0] == exits.DENIED
+    assert "other.example" in environment.read_text()
+    assert login("alice", password("alice")) == (0, f"pagepool: {service.host} lets alice in; kept in {environment}\n")
+    kept = json.loads(environment.read_text())
+    assert set(kept["auths"]) == {"other.example", service.host}
+    assert kept["currentContext"] == "x"
+    assert stat.S_IMODE(environment.stat().st_mode) == 0o600
+    assert pagepool("push", str(layout), "team/ours:1")[0] == 0
+    code, said = pagepool("push", str(layout), "carol/ours:1")
+    assert (code, "does not allow what was asked of carol/ours" in said) == (exits.DENIED, True)
+    assert pagepool("cat", "team/ours:1:/etc/hello") == (0, "hello\n" * 1000)
+    assert pagepool("stats")[0] == exits.DENIED
+    assert "team/ours" in pagepool("images")[1]
+    place = {"REGISTRY_AUTH_FILE": str(environment)}
+    assert "1" in run(
+        ["skopeo", "list-tags", f"--cert-dir={authority.path.parent}", f"docker://{service.host}/team/ours"], place
+    )
+    assert pagepool("rm", "team/ours:1")[0] == 0
+    assert pagepool("logout")[0] == 0
+    assert set(json.loads(environment.read_text())["auths"]) == {"other.example"}
+    assert pagepool("logout")[0] == exits.DENIED
+    assert pagepool("tags", "team/ours")[0] == exits.DENIED
+
+
+def test_a_node(service: Service, authority: TestAuthority, tmp_path: Path) -> None:
+    """It fetches as who asked for the mount, by TLS, and keeps the credentials where only root can read them."""
+    from pagepool.node.client import KernelMountOptions
+    from pagepool.node.worker import WorkerOptions
+    from tests.support.nodeserver import running_node
+
+    sample = Sample()
+    sample.add_image([tar({"hello": b"hello" * 1000})])
+    who = Credentials("bob", password("bob"))
+    with Session(service.url, credentials=who, verify=str(authority.path)) as session:
+        sink = RegistrySink(RegistryClient(session), Reference.parse("team/node:1"))
+        run_copy(plan_copy(sample), sample, sink)
+        ServiceClient(session).wait("team/node", "1", 30)
+    at = tmp_path / "mnt"
+    at.mkdir()
+    with running_node(tmp_path, WorkerOptions(timeout_s=5.0, fill=False)) as node:
+
+        def mount(reference: str, credentials: Credentials, verify: bool | str) -> KernelMount:
+            options = KernelMountOptions(fill=False)
+            parsed = Reference.parse(reference)
+            return node.mount(service.url, parsed, at, options, credentials=credentials, verify=verify)
+
+        with pytest.raises(UnreachableError, match="its certificate is refused"):
+            mount("team/node:1", who, True)
+        with pytest.raises(DeniedError, match="carol may not pull in team/node"):
+            mount("team/node:1", Credentials("carol", password("carol")), str(authority.path))
+        with mount("team/node:1", who, str(authority.path)):
+            assert (at / "hello").read_bytes() == b"hello" * 1000
+            places = node.places
+            records = [path for path in places.run.rglob("*.json") if password("bob") in json_text(path)]
+            assert records
+            assert {stat.S_IMODE(path.stat().st_mode) for path in records} == {0o600}
+            assert stat.S_IMODE(places.run.stat().st_mode) == 0o700
+            assert password("bob") not in places.log.read_text(errors="replace")
+
+
+def json_text(path: Path) -> str:
+    """A JSON file's text, without its escapes."""
+    return str(json.loads(path.read_text()))
