@@ -87,6 +87,18 @@ def test_keys_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bearer.verify(ring, "here", second) is None
 
 
+def test_keys_that_may_not_be_written(tmp_path: Path) -> None:
+    """A read-only service signs with its own, and takes what was signed before."""
+    before = _sign(KeyRing(tmp_path / "auth"), life_s=1000)
+    written = (tmp_path / "auth" / "keys.json").read_bytes()
+    for directory in (tmp_path / "auth", tmp_path / "nowhere"):
+        ring = KeyRing(directory, writable=False)
+        assert bearer.verify(ring, "here", _sign(ring)) is not None
+        assert (bearer.verify(ring, "here", before) is not None) == (directory.name == "auth")
+    assert (tmp_path / "auth" / "keys.json").read_bytes() == written
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_old_keys_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ring = KeyRing(tmp_path)
     token = _sign(ring, life_s=10**9)

@@ -8,7 +8,8 @@ The newest one signs; older ones verify, until nothing that they signed is good 
 newest too old makes the next one, under a lock; the others read the file again when they meet an id that they do not
 know. To have every token refused at once, remove the file.
 
-A service that cannot write there (read-only) has a key of its own for as long as it runs, the same in all its workers.
+A service that may not write there (read-only) signs with a key of its own for as long as it runs, the same in all its
+workers, and verifies with those that are there.
 """
 
 from __future__ import annotations
@@ -53,16 +54,20 @@ class KeyRing:
     """The keys of a service. Thread-safe; survives a fork.
 
     Args:
-        directory: of the keys; None to have one that is written nowhere.
+        directory: of the keys; None for none.
+        writable: whether it may be written to. If not, or there is none, the newest key is in memory only.
+
+    Raises:
+        ReadOnlyError, CorruptError: the directory cannot be read.
     """
 
-    def __init__(self, directory: Path | None) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path | None, *, writable: bool = True) -> None:
+        self._directory = directory if writable else None
         self._lock = threading.Lock()
         self._keys: tuple[Key, ...] = ()
         self._looked = float("-inf")
-        if directory is None:
-            self._keys = (_new_key(),)
+        if self._directory is None:
+            self._keys = (*(_read(directory) if directory is not None else ()), _new_key())
 
     def prepare(self) -> None:
         """Make the first key if there is none. Before anybody is served.
