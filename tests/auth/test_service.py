@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import stat
+import time
 from typing import TYPE_CHECKING
 
 import httpx
+import jwt
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pagepool.digest import Digest
 from pagepool.errors import DeniedError, UnauthorizedError
@@ -284,8 +288,6 @@ def test_files_are_read_again(tmp_path: Path) -> None:
             return http.get("/v2/a/tags/list", auth=auth).status_code
 
         def comes(wanted: int, auth: httpx.Auth | tuple[str, str]) -> None:
-            import time
-
             deadline = time.monotonic() + 20
             while status(auth) != wanted:
                 assert time.monotonic() < deadline
@@ -321,3 +323,31 @@ def test_a_host_that_would_break_the_header(http: httpx.Client) -> None:
     answer = http.get("/v2/", headers={"Host": 'a",realm="https://evil.example'})
     assert answer.status_code in (400, 401)
     assert "evil" not in answer.headers.get("WWW-Authenticate", "")
+
+
+def test_another_server_of_tokens(tmp_path: Path) -> None:
+    """Clients are sent there, and its tokens allow what they say, as long as they are signed with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pem").write_bytes(key.public_key().public_bytes(*public))
+    settings = {
+        "PAGEPOOL_TOKEN_REALM": "https://tokens.example/auth",
+        "PAGEPOOL_TOKEN_KEYS": str(tmp_path / "key.pem"),
+        "PAGEPOOL_TOKEN_ISSUER": "tokens.example",
+        "PAGEPOOL_TOKEN_SERVICE": "registry.example",
+    }
+    access = [{"type": "repository", "name": "a/b", "actions": ["pull", "push"]}]
+    end = int(time.time()) + 60
+    claims = {"iss": "tokens.example", "aud": "registry.example", "sub": "zoe", "exp": end, "access": access}
+
+    def bearer(private: ec.EllipticCurvePrivateKey) -> dict[str, str]:
+        return {"Authorization": f"Bearer {jwt.encode(claims, private, algorithm='ES256')}"}
+
+    with running_service(tmp_path / "data", **settings) as service, httpx.Client(base_url=service.url) as http:
+        challenge = http.get("/v2/").headers["WWW-Authenticate"]
+        assert challenge == 'Bearer realm="https://tokens.example/auth",service="registry.example"'
+        assert http.get("/auth/token").status_code == 405
+        assert http.post("/v2/a/b/blobs/uploads/", headers=bearer(key)).status_code == 202
+        assert http.post("/v2/a/c/blobs/uploads/", headers=bearer(key)).status_code == 401
+        assert http.get("/v2/_catalog", headers=bearer(key)).status_code == 401
+        assert http.get("/v2/", headers=bearer(ec.generate_private_key(ec.SECP256R1()))).status_code == 401

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
+from pagepool.cli.app import run as run_program
 from pagepool.errors import UnreachableError
 from pagepool.transport import RegistryClient, Session
-from pagepool.transport.trust import AuthorityInvalidError
+from pagepool.transport.retry import RetryPolicy
+from pagepool.transport.trust import AuthorityInvalidError, _system
 from pagepool_service.settings import SettingInvalidError
 from pagepool_service.tls import Certificate
-from tests.cli.conftest import program_environment
 from tests.support.certificates import TestAuthority
 from tests.support.server import Service, running_service
 
@@ -93,7 +92,11 @@ def test_old_versions_are_refused(service: Service) -> None:
 
 
 def test_clients_believe_whom_they_are_told_to(
-    service: Service, authority: TestAuthority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: Service,
+    authority: TestAuthority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with Session(service.url, verify=str(authority.path)) as session:
         RegistryClient(session).ping()
@@ -103,27 +106,36 @@ def test_clients_believe_whom_they_are_told_to(
         RegistryClient(session).ping()
     assert "its certificate is refused" in str(caught.value)
     assert "--ca-certificate" in str(caught.value)
-    with Session(service.url.replace("https", "http")) as session, pytest.raises(UnreachableError, match="https://"):
+    plain = Session(service.url.replace("https", "http"), retry=RetryPolicy(attempts=1))
+    with plain as session, pytest.raises(UnreachableError, match="https://"):
         RegistryClient(session).ping()
     (tmp_path / "none.pem").write_text("none")
     for path in (tmp_path / "none.pem", tmp_path / "away.pem"):
         with pytest.raises(AuthorityInvalidError, match=path.name):
             Session(service.url, verify=str(path))
 
-    def tags(*options: str, **environment: str) -> str:
-        command = [sys.executable, "-m", "pagepool.cli", "tags", *options, "a"]
-        variables = program_environment() | {"PAGEPOOL_SERVER": service.url, "HOME": str(tmp_path)} | environment
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=60)
-        return done.stderr
+    for name in ("XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
 
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    def tags(*options: str) -> str:
+        assert run_program(["tags", "--server", service.url, *options, "a"]) != 0
+        return capsys.readouterr().err
+
     unknown = "repository a is unknown"
+    assert "--ca-certificate" in tags()
     assert unknown in tags("--ca-certificate", str(authority.path))
-    assert unknown in tags(SSL_CERT_FILE=str(authority.path))
     directory = tmp_path / ".config" / "containers" / "certs.d" / service.host
     directory.mkdir(parents=True)
     (directory / "ca.crt").symlink_to(authority.path)
     assert unknown in tags()
+    (directory / "ca.crt").unlink()
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.path))
+    _system.cache_clear()
+    try:
+        assert unknown in tags()
+    finally:
+        _system.cache_clear()
 
 
 def test_files_that_cannot_be_used(authority: TestAuthority, tmp_path: Path) -> None:
