@@ -432,6 +432,27 @@ RULES = (
         ("pagepool_service.store.answers", "from pagepool_service.routes.errors import render\n"),
     ),
     Rule(
+        "who may do what is decided without HTTP and without the store",
+        "rights are values: routes, commands and tests ask them alike, and a fast path can without going by the routes",
+        _never(
+            "pagepool_service.auth",
+            *("fastapi", "starlette", "uvicorn", "httpx", "lmdb"),
+            *(f"pagepool_service.{name}" for name in ("routes", "app", "worker", "store", "uploads", "commands")),
+        ),
+        ("pagepool_service.auth.deciding", "from pagepool_service.store.registry import Registry\n"),
+    ),
+    Rule(
+        "cryptography is loaded only where somebody can log in",
+        "a service without users has no use for it, and it takes time and memory in each process",
+        _all(
+            *(
+                _nobody_but(("pagepool_service.auth", "pagepool_service.commands.auth"), name)
+                for name in ("bcrypt", "jwt", "cryptography")
+            )
+        ),
+        ("pagepool_service.app", "import jwt\n"),
+    ),
+    Rule(
         "figures are loaded only where they are kept",
         "a service without metrics loads no prometheus_client: its processes import these modules when they need them",
         _nobody_but(("pagepool_service.metrics",), "prometheus_client"),
