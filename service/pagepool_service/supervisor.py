@@ -144,6 +144,8 @@ class Supervisor:
         lock_fd = lock_data(settings.data, read_only=settings.read_only)
         listener = listen(settings.host, settings.port)
         prepare(settings)
+        if settings.authenticates:
+            close_to_others(settings.data)
         authority = open_authority(settings)
         metrics = _open_metrics(settings, alone=lock_fd is not None)
         wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -318,6 +320,16 @@ def lock_data(data: Path, *, read_only: bool) -> int | None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def close_to_others(data: Path) -> None:
+    """Keep other users of this machine out of a data directory: they are to log in, as everybody. Groups stay."""
+    try:
+        mode = data.stat().st_mode & 0o7777
+        if mode & 0o007:
+            data.chmod(mode & ~0o007)
+    except OSError as error:
+        log.warning("other users of this machine may be able to read %s: %s", data, error.strerror)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -221,6 +221,10 @@ def test_page_reads_ask_too(http: httpx.Client, service: Service) -> None:
             assert client.get(url.replace("team/pages", "carol/x"), auth=basic("carol")).status_code == 404
     assert stat.S_IMODE(service.cache.stat().st_mode) == 0o700
     assert not service.cache.with_name(f"{service.cache.name}.door").exists()
+    assert stat.S_IMODE(service.data.stat().st_mode) & 0o007 == 0
+    for path in (f"/v2/team/pages/blobs/{sample.root().digest}", f"/v2/team/pages/manifests/{sample.root().digest}"):
+        kept = http.get(path, auth=basic("alice")).headers.get("Cache-Control", "private")
+        assert "public" not in kept  # no cache that is shared may keep it
     fill = http.post(url.partition("/objects/")[0] + "/fill", json={"objects": []}, auth=basic("alice"))
     assert fill.status_code == 405
 

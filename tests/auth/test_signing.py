@@ -82,8 +82,9 @@ def test_keys_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for one in (ring, other):
         assert bearer.verify(one, "here", first) is not None
         assert bearer.verify(one, "here", second) is not None
+    assert not ring.reread()
     (tmp_path / "keys.json").unlink()
-    ring.reread()
+    assert ring.reread()
     assert bearer.verify(ring, "here", second) is None
 
 

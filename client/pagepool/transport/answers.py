@@ -157,8 +157,8 @@ def error_of(response: httpx.Response, body: bytes, about: Subject) -> PagepoolE
     if code == "UNSUPPORTED" and response.status_code == 422:
         code = ""  # there is a request for which this image will not do; the route itself is supported
     words = message or f"{response.status_code} {response.reason_phrase}".strip()
-    if response.status_code == 403 and not message:  # answers to HEAD have no body
-        words = f"the server does not allow what was asked of {about.repository or about.name}"
+    if response.status_code == 403 and not body:  # answers to HEAD have none
+        words = f"{words}: you may not do that in {about.repository or about.name}"
     maker = _BY_CODE.get(code)
     if maker is None and response.status_code == 404:
         maker = _missing(about.missing)

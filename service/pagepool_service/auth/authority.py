@@ -174,7 +174,7 @@ class Authority:
         """
         if is_token(password):
             return self._of_static(password)
-        mark = self._mark(f"{name}:{password}".encode(errors="surrogatepass")) if mark is None else mark
+        mark = self._mark(f"\0{name}:{password}".encode(errors="surrogatepass")) if mark is None else mark
         known = self._known.get(mark)
         if known is not None and time.monotonic() < known.until:
             return known
@@ -184,7 +184,7 @@ class Authority:
                 raise TooManyLoginsError(f"{len(self._verifying)} logins are being verified; try again")
             running = asyncio.create_task(self._verify(mark, name, password))
             self._verifying[mark] = running
-            running.add_done_callback(lambda _: self._verifying.pop(mark, None))
+            running.add_done_callback(lambda task: self._verified(mark, task))
         return await asyncio.shield(running)
 
     def redeem(self, token: str) -> tuple[Principal, str]:
@@ -248,7 +248,7 @@ class Authority:
             except FileInvalidError as error:
                 log.error("%s; what was read before stays in force", error)
         try:
-            self.keys.reread()
+            changed |= self.keys.reread()
         except PagepoolError as error:
             log.error("%s", error)
         return changed
@@ -299,6 +299,11 @@ class Authority:
         access = Access(files.rights.principal(name), files.rights, until=time.monotonic() + REMEMBERED_S)
         # Not if the files have changed meanwhile: then it is verified against the new ones next time.
         return self._remember(mark, access) if files is self._files else access
+
+    def _verified(self, mark: bytes, task: asyncio.Task[Access]) -> None:
+        self._verifying.pop(mark, None)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it may have left
 
     def _of_static(self, token: str) -> Access:
         found = self._files.tokens.find(token)

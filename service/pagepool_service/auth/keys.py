@@ -102,11 +102,14 @@ class KeyRing:
                 self._keys = _read(self._directory)
         return self._find(identity)
 
-    def reread(self) -> None:
-        """Read the file again: it may have been removed, to have all tokens refused."""
-        if self._directory is not None:
-            with self._lock:
-                self._keys = _read(self._directory)
+    def reread(self) -> bool:
+        """Read the file again: it may have been removed, to have all tokens refused. Returns whether a key is gone."""
+        if self._directory is None:
+            return False
+        with self._lock:
+            before = {key.id for key in self._keys}
+            self._keys = _read(self._directory)
+            return not before <= {key.id for key in self._keys}
 
     def _find(self, identity: str) -> Key | None:
         until = time.time() - KEEP_S

@@ -52,7 +52,7 @@ _CONDITIONS = {
 async def get_blob(request: Request, service: Service, name: Repository, digest: BlobDigest) -> Response:
     """Read a blob, or a range of it. Every byte sent was verified against its digest when it was read."""
     record = await service.threads.run(service.registry.stat_blob, name, digest)
-    headers = _headers(digest)
+    headers = _headers(service, digest)
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     asked = request.headers.get("if-range", headers["ETag"]).strip() == headers["ETag"]
@@ -75,7 +75,7 @@ async def get_blob(request: Request, service: Service, name: Repository, digest:
 async def head_blob(request: Request, service: Service, name: Repository, digest: BlobDigest) -> Response:
     """Check for a blob."""
     record = await service.threads.run(service.registry.stat_blob, name, digest)
-    headers = _headers(digest)
+    headers = _headers(service, digest)
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(headers={**headers, "Content-Length": str(record.size)})
@@ -96,13 +96,13 @@ def is_known(request: Request, etag: str) -> bool:
     return known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
 
 
-def _headers(digest: Digest) -> dict[str, str]:
+def _headers(service: Context, digest: Digest) -> dict[str, str]:
     return {
         "Content-Type": "application/octet-stream",
         "Docker-Content-Digest": str(digest),
         "ETag": f'"{digest}"',
         "Accept-Ranges": "bytes",
-        "Cache-Control": "public, max-age=31536000, immutable",
+        "Cache-Control": service.forever,
     }
 
 

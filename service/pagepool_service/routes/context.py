@@ -118,6 +118,11 @@ class Context:
     authority: Authority | None = None
 
     @property
+    def forever(self) -> str:
+        """`Cache-Control` of what never changes. Where users log in, no cache that others share may keep it."""
+        return f"{'public' if self.authority is None else 'private'}, max-age=31536000, immutable"
+
+    @property
     def shared_pool(self) -> SharedPool | None:
         """The pool that clients on this machine may read; None if they may not, or there is none."""
         return self.cache.pool if self.settings.shares_pool else None

@@ -59,7 +59,7 @@ _CONDITIONS = {"parameters": [header_parameter("If-None-Match", "Answer 304 if t
 async def get_manifest(request: Request, service: Service, name: Repository, reference: Reference) -> Response:
     """Read a manifest by tag or digest."""
     stored = await service.threads.run(service.registry.manifest, name, reference)
-    headers = _headers(stored, reference)
+    headers = _headers(service, stored, reference)
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(stored.raw, headers=headers)
@@ -73,7 +73,7 @@ async def get_manifest(request: Request, service: Service, name: Repository, ref
 async def head_manifest(request: Request, service: Service, name: Repository, reference: Reference) -> Response:
     """Check for a manifest."""
     stored = await service.threads.run(service.registry.manifest, name, reference)
-    headers = _headers(stored, reference)
+    headers = _headers(service, stored, reference)
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(headers={**headers, "Content-Length": str(len(stored.raw))})
@@ -161,8 +161,8 @@ async def _read_body(request: Request, service: Context) -> bytes:
     return b"".join(parts)
 
 
-def _headers(stored: StoredManifest, reference: Digest | str) -> dict[str, str]:
-    kept = "public, max-age=31536000, immutable" if isinstance(reference, Digest) else "no-cache"
+def _headers(service: Context, stored: StoredManifest, reference: Digest | str) -> dict[str, str]:
+    kept = service.forever if isinstance(reference, Digest) else "no-cache"
     return {
         "Content-Type": stored.media_type,
         "Docker-Content-Digest": str(stored.digest),
