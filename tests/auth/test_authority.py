@@ -1,0 +1,92 @@
+"""Verifying: once for each credential however many requests bring it, a bounded number at a time, and not for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pagepool.errors import PagepoolError
+from pagepool_service.auth import CredentialsError, TooManyLoginsError, open_authority
+from pagepool_service.auth.htpasswd import Htpasswd
+from pagepool_service.routes.errors import render
+from pagepool_service.settings import Settings
+from tests.auth.conftest import password, write_users
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pagepool_service.auth.authority import Authority
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """One with users, without rights."""
+    settings = Settings.load({}, data=tmp_path / "data", htpasswd=write_users(tmp_path / "users"))
+    found = open_authority(settings)
+    assert found is not None
+    return found
+
+
+def _headers(user: str, secret: str) -> list[tuple[bytes, bytes]]:
+    value = base64.b64encode(f"{user}:{secret}".encode())
+    return [(b"host", b"x"), (b"authorization", b"Basic " + value)]
+
+
+def test_each_credential_is_verified_once(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: Counter[str] = Counter()
+    real = Htpasswd.verify
+
+    def counted(self: Htpasswd, name: str, secret: str) -> bool:
+        verified[secret] += 1
+        return real(self, name, secret)
+
+    monkeypatch.setattr(Htpasswd, "verify", counted)
+    good, bad = _headers("alice", password("alice")), _headers("alice", "wrong")
+
+    async def talk() -> None:
+        assert authority.known(good) is None
+        found = await asyncio.gather(*(authority.authenticate(good) for _ in range(20)))
+        assert {access.principal.name for access in found} == {"alice"}
+        assert authority.known(good) is found[0]
+        answers = await asyncio.gather(*(authority.authenticate(bad) for _ in range(20)), return_exceptions=True)
+        assert {type(answer) for answer in answers} == {CredentialsError}
+        assert authority.known(bad) is None
+        assert verified == {password("alice"): 1, "wrong": 1}
+        # What has changed in the files counts at once.
+        authority.renew()
+        assert authority.known(good) is None
+        authority.close()
+
+    asyncio.run(talk())
+
+
+def test_only_so_many_wait(authority: Authority) -> None:
+    """The rest is told to come again: nobody's passwords take all of the machine."""
+
+    async def talk() -> list[BaseException | object]:
+        attempts = (authority.login("alice", f"guess {number}") for number in range(70))
+        found = await asyncio.gather(*attempts, return_exceptions=True)
+        authority.close()
+        return list(found)
+
+    kinds = Counter(type(answer) for answer in asyncio.run(talk()))
+    assert kinds == {CredentialsError: 64, TooManyLoginsError: 6}
+    answer = render(TooManyLoginsError("64 logins are being verified; try again"))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
+    assert b"TOOMANYREQUESTS" in answer.body
+
+
+def test_secrets_are_not_shown(authority: Authority) -> None:
+    """By what is printed of the values: in a traceback, or in a debugger."""
+    shown = f"{authority.__dict__!r} {authority.keys.current()!r}"
+    assert "$2b$" not in shown
+    assert authority.keys.current().secret.hex() not in shown
+    assert repr(authority.keys.current().secret) not in shown
+    with pytest.raises(PagepoolError) as caught:
+        asyncio.run(authority.authenticate(_headers("alice", "secret-guess")))
+    assert "secret-guess" not in str(caught.value)
+    assert "alice" not in str(caught.value)
