@@ -32,7 +32,9 @@ from pagepool_service.routes import (
     listings,
     manifests,
     objects,
+    page,
     profiles,
+    seeing,
     trees,
     uploads,
 )
@@ -41,6 +43,7 @@ from pagepool_service.routes import (
 )
 from pagepool_service.routes.context import Context
 from pagepool_service.routes.streaming import Threads
+from pagepool_service.seeing.service import Seeing
 from pagepool_service.statistics import Statistics
 from pagepool_service.treecache import TreeCache
 from pagepool_service.treefiles import TreeFiles as TreeFilesOfStore
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from pagepool_service.metrics.recording import RequestMetrics
     from pagepool_service.roster import Roster
     from pagepool_service.routes.context import TreeFiles
+    from pagepool_service.seeing.tally import Tally
     from pagepool_service.settings import Settings
     from pagepool_service.store.store import Store
 
@@ -73,6 +77,8 @@ def create_app(
     cache: ExtentCache | None = None,
     roster: Roster | None = None,
     metrics: RequestMetrics | None = None,
+    tally: Tally | None = None,
+    place: int = 0,
 ) -> Observer:
     """The application over an open store, which the caller closes after the application has ended.
 
@@ -81,6 +87,8 @@ def create_app(
         cache: of objects; None for the service's own. It is closed with the application.
         roster: of the service's processes; None where there are no others.
         metrics: where requests are counted; None to count none.
+        tally: where they are counted for the page; None to count none.
+        place: of this worker, from 0.
     """
     merged = Trees(store)
     if treefiles is None:
@@ -94,7 +102,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        ticking = asyncio.create_task(_tick(cache, observer))
+        ticking = asyncio.create_task(_tick(cache, observer, app.state.context))
         yield
         ticking.cancel()
         observer.flush()
@@ -130,24 +138,41 @@ def create_app(
         cache,
         pool,
         Statistics(store),
+        Seeing(settings, store, pool, roster, tally, place),
         **threads,
         roster=roster,
     )
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
     registry = (health, listings, uploads, manifests, blobs)
-    for module in (*registry, images, trees, erofs, objects, extents, fill, leases, profiles, cache_routes):
+    for module in (
+        *registry,
+        images,
+        trees,
+        erofs,
+        objects,
+        extents,
+        fill,
+        leases,
+        profiles,
+        cache_routes,
+        seeing,
+        page,
+    ):
         app.include_router(module.router)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
-    observer = Observer(objects.ObjectFront(VersionHeader(app), app.state.context), metrics)
+    observer = Observer(objects.ObjectFront(VersionHeader(app), app.state.context), metrics, tally, place)
     return observer
 
 
-async def _tick(cache: ExtentCache, observer: Observer) -> None:
+async def _tick(cache: ExtentCache, observer: Observer, service: Context) -> None:
+    sampling: asyncio.Future[None] | None = None
     while True:
+        observer.flush()
+        if (sampling is None or sampling.done()) and service.seeing.is_due():
+            sampling = service.counting.start(service.seeing.sample)
         await asyncio.sleep(_TICK_S)
         await asyncio.to_thread(cache.tick)
-        observer.flush()
 
 
 class VersionHeader:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pagepool_service.metrics.recording import RequestMetrics
     from pagepool_service.routes.objects import ObjectFront
+    from pagepool_service.seeing.tally import Tally
 
 TEMPLATE = "pagepool.route"
 """Key of a scope: the template of the route, where the router was not asked."""
@@ -26,21 +27,30 @@ class Observer:
 
     Args:
         front: the application.
-        metrics: None to count nothing.
+        metrics: None to count nothing for them.
+        tally: None to count nothing for it.
+        place: of this worker there, from 0.
     """
 
-    __slots__ = ("_metrics", "app", "page", "page_bytes", "page_reads")
+    __slots__ = ("_metrics", "_place", "_requests", "_sent", "_tally", "app", "page", "page_bytes", "page_reads")
 
-    def __init__(self, front: ObjectFront, metrics: RequestMetrics | None = None) -> None:
+    def __init__(
+        self, front: ObjectFront, metrics: RequestMetrics | None = None, tally: Tally | None = None, place: int = 0
+    ) -> None:
         self.app: ASGIApp = front
         self.page = front.page
         self.page_reads = self.page_bytes = 0  # since they were flushed; `worker.PageProtocol` adds to them
         self._metrics = metrics
+        self._tally, self._place = tally, place
+        self._requests = self._sent = 0  # since they were flushed
 
     def flush(self) -> None:
-        """Hand over the page reads that were counted. In the event loop's thread."""
+        """Hand over what was counted. In the event loop's thread."""
         reads, size = self.page_reads, self.page_bytes
-        self.page_reads = self.page_bytes = 0
+        requests, sent = self._requests, self._sent
+        self.page_reads = self.page_bytes = self._requests = self._sent = 0
+        if self._tally is not None:
+            self._tally.add(self._place, requests + reads, reads, sent + size)
         if self._metrics is not None:
             self._metrics.add_pages(reads, size)
 
@@ -68,15 +78,15 @@ class Observer:
             received += len(message.get("body", b""))
             return message
 
-        if self._metrics is None:
-            await self.app(scope, receive, send_observed)
-            return
         began_s = time.perf_counter()
         try:
             await self.app(scope, receive_observed, send_observed)
         finally:
             seconds = time.perf_counter() - began_s
-            self._metrics.observe(_template(scope), scope["method"], status, seconds, received, sent)
+            self._requests += 1
+            self._sent += sent
+            if self._metrics is not None:
+                self._metrics.observe(_template(scope), scope["method"], status, seconds, received, sent)
 
 
 def _template(scope: Scope) -> str:

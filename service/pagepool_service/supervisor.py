@@ -34,6 +34,7 @@ from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
 from pagepool_service import logs, poolkeeper, recompressing
 from pagepool_service.metrics.directory import make_directory, remove_directory
 from pagepool_service.roster import Roster
+from pagepool_service.seeing.tally import Tally
 from pagepool_service.store.store import Store
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.worker import run_worker
@@ -122,6 +123,7 @@ class Supervisor:
         self._announce = announce
         self._children: list[Child] = []
         self._roster = Roster(())
+        self._tally = Tally(self._settings.workers)
         self._stopping = False
         self._swept = 0.0
 
@@ -192,6 +194,7 @@ class Supervisor:
             place=number,
             roster=self._roster,
             figures=shared.figures,
+            tally=self._tally,
         )
 
     def _export(self, shared: _Shared, metrics: _Metrics) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from pagepool_service.metrics.recording import RequestMetrics
     from pagepool_service.roster import Roster
+    from pagepool_service.seeing.tally import Tally
     from pagepool_service.settings import Settings
 
 log = logging.getLogger("pagepool.worker")
@@ -161,6 +162,7 @@ def run_worker(
     place: int = 1,
     roster: Roster | None = None,
     figures: Path | None = None,
+    tally: Tally | None = None,
 ) -> None:
     """Serve until told to end. Blocks.
 
@@ -171,13 +173,21 @@ def run_worker(
         place: number of this worker; no other that runs has it.
         roster: of the service's processes.
         figures: directory for metrics; None to keep none.
+        tally: of all workers.
     """
     _raise_open_files()
     with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
         store.blobs.on_job = lambda: _wake(wake_fd)
         store.env.on_panic = end_at_once
         config = uvicorn.Config(
-            create_app(settings, store, roster=roster, metrics=_open_metrics(figures, place)),
+            create_app(
+                settings,
+                store,
+                roster=roster,
+                metrics=_open_metrics(figures, place),
+                tally=tally,
+                place=place - 1,
+            ),
             http=PageProtocol,
             loop="uvloop",
             lifespan="on",
