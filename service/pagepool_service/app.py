@@ -161,7 +161,13 @@ def create_app(
     ):
         app.include_router(module.router)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
-    observer = Observer(objects.ObjectFront(VersionHeader(app), app.state.context), metrics, tally, place)
+    observer = Observer(
+        objects.ObjectFront(VersionHeader(app), app.state.context),
+        metrics,
+        tally,
+        place,
+        access_log=settings.access_log,
+    )
     return observer
 
 

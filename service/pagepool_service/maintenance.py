@@ -39,6 +39,7 @@ from pagepool_service.allocator import give_back, keep_large_blocks
 from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
 from pagepool_service.inflate import Compression, InflateLimits, inflate
 from pagepool_service.ingest import LayerIngest, discard_recipe
+from pagepool_service.logfields import working_on
 from pagepool_service.panic import end_at_once
 from pagepool_service.prebuild import Prebuilder
 from pagepool_service.store.environment import Table
@@ -212,6 +213,10 @@ class Maintenance:
         job = self._store.jobs.begin_next(self._slot)
         if job is None:
             return False
+        with working_on(job):
+            return self._run(job)
+
+    def _run(self, job: Job) -> bool:
         try:
             record = self._store.blobs.stat(job.blob)
         except (BlobUnknownError, CorruptError) as error:

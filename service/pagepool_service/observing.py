@@ -1,11 +1,12 @@
-"""What is done for every request around the application: its id, and its figures if metrics are kept.
+"""What is done for every request around the application: its id, its figures, its line in the access log, its trace.
 
 Page reads that `worker.PageProtocol` answers at once do not come by here: they have no id, unless they bring one (then
-they take the usual way), and are counted in bulk.
+they take the usual way), and are counted in bulk. With an access log all requests take the usual way.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from pagepool_service.metrics.recording import RequestMetrics
     from pagepool_service.routes.objects import ObjectFront
     from pagepool_service.seeing.tally import Tally
+
+log = logging.getLogger("pagepool.access")
+
+_PROBES = ("/healthz", "/readyz")
 
 TEMPLATE = "pagepool.route"
 """Key of a scope: the template of the route, where the router was not asked."""
@@ -30,18 +35,24 @@ class Observer:
         metrics: None to count nothing for them.
         tally: None to count nothing for it.
         place: of this worker there, from 0.
+        access_log: log each request.
     """
 
-    __slots__ = ("_metrics", "_place", "_requests", "_sent", "_tally", "app", "page", "page_bytes", "page_reads")
-
     def __init__(
-        self, front: ObjectFront, metrics: RequestMetrics | None = None, tally: Tally | None = None, place: int = 0
+        self,
+        front: ObjectFront,
+        metrics: RequestMetrics | None = None,
+        tally: Tally | None = None,
+        place: int = 0,
+        *,
+        access_log: bool = False,
     ) -> None:
         self.app: ASGIApp = front
         self.page = front.page
         self.page_reads = self.page_bytes = 0  # since they were flushed; `worker.PageProtocol` adds to them
         self._metrics = metrics
         self._tally, self._place = tally, place
+        self.logs = access_log
         self._requests = self._sent = 0  # since they were flushed
 
     def flush(self) -> None:
@@ -85,11 +96,46 @@ class Observer:
             seconds = time.perf_counter() - began_s
             self._requests += 1
             self._sent += sent
+            template = _template(scope)
             if self._metrics is not None:
-                self._metrics.observe(_template(scope), scope["method"], status, seconds, received, sent)
+                self._metrics.observe(template, scope["method"], status, seconds, received, sent)
+            if self.logs:
+                _log_access(scope, template, status, seconds, received, sent)
 
 
 def _template(scope: Scope) -> str:
     """The route's path with its parameters' names: what a client sends is never a label."""
     route: Any = scope.get("route")
     return str(scope.get(TEMPLATE) or getattr(route, "path_format", "none"))
+
+
+def _log_access(scope: Scope, template: str, status: int, seconds: float, received: int, sent: int) -> None:
+    """One line for a request that has ended. Probes that find all well come every few seconds: only when debugging."""
+    level = logging.DEBUG if scope["path"] in _PROBES and status == 200 else logging.INFO
+    if not log.isEnabledFor(level):
+        return
+    target = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+    if scope["query_string"]:
+        target += f"?{scope['query_string'].decode('latin-1')}"
+    remote, user, method = (scope.get("client") or ("-",))[0], user_of(scope), scope["method"]
+    duration = round(seconds, 6)
+    fields: dict[str, object] = {
+        "method": method,
+        "path": target,
+        "route": template,
+        "status": status,
+        "received_bytes": received,
+        "sent_bytes": sent,
+        "duration_s": duration,
+        "remote": remote,
+        "user": user or None,
+    }
+    # As strangers chose them, method and path may hold anything: what formats the line escapes it.
+    texts = remote, user or "-", method, target, scope["http_version"], status, received, sent, duration
+    log.log(level, '%s %s "%s %s HTTP/%s" %s %d %d %.6f', *texts, extra={"fields": fields})
+
+
+def user_of(scope: Scope) -> str:
+    """Who asked, once somebody has looked at the credentials; "" for nobody in particular."""
+    principal = getattr(scope.get("state", {}).get("access"), "principal", None)
+    return str(getattr(principal, "name", ""))

@@ -105,7 +105,7 @@ class PageProtocol(BoundedProtocol):
         front, cycle, parser = self.config.app, self.cycle, self.parser
         if (
             not isinstance(front, Observer)
-            or self.access_log
+            or front.logs
             or self.flow.write_paused
             or not (cycle is None or cycle.response_complete)
             or parser.get_method() != b"GET"
@@ -192,7 +192,7 @@ def run_worker(
             loop="uvloop",
             lifespan="on",
             log_config=None,
-            access_log=settings.access_log,
+            access_log=False,  # the observer has it, with more in it
             server_header=False,
             backlog=2048,
             timeout_keep_alive=75,
