@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from pagepool_service.seeing.tally import Tally
     from pagepool_service.settings import Settings
     from pagepool_service.store.store import Store
+    from pagepool_service.tracing.exporting import Tracing
 
 # Threads that block for requests, by what for: see `Context`. No work of one kind waits for work of another. What takes
 # seconds has few, so that its requests queue up behind each other and not before those for blobs.
@@ -79,6 +80,7 @@ def create_app(
     metrics: RequestMetrics | None = None,
     tally: Tally | None = None,
     place: int = 0,
+    tracing: Tracing | None = None,
 ) -> Observer:
     """The application over an open store, which the caller closes after the application has ended.
 
@@ -89,6 +91,7 @@ def create_app(
         metrics: where requests are counted; None to count none.
         tally: where they are counted for the page; None to count none.
         place: of this worker, from 0.
+        tracing: makes spans; None to make none. It is closed with the application.
     """
     merged = Trees(store)
     if treefiles is None:
@@ -109,6 +112,8 @@ def create_app(
         for name, executor in executors.items():
             executor.shutdown(cancel_futures=name in ("listings", "merging", "counting"))
         cache.close()
+        if tracing is not None:
+            tracing.close()
 
     app = FastAPI(
         title="pagepool",
@@ -124,7 +129,7 @@ def create_app(
     sessions = Uploads(store, max_size=settings.max_blob_bytes, quota_bytes=settings.quota_bytes)
     limit = SessionLimit(store.uploads, settings.max_uploads)
     learned = Profiles(settings.data / "profiles", readonly=settings.read_only)
-    threads = {name: Threads(executor) for name, executor in executors.items()}
+    threads = {name: Threads(executor, name, tracing) for name, executor in executors.items()}
     app.state.context = Context(
         settings,
         store,
@@ -167,6 +172,7 @@ def create_app(
         tally,
         place,
         access_log=settings.access_log,
+        tracing=tracing,
     )
     return observer
 

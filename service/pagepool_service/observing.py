@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from pagepool_service.metrics.recording import RequestMetrics
     from pagepool_service.routes.objects import ObjectFront
     from pagepool_service.seeing.tally import Tally
+    from pagepool_service.tracing.exporting import Tracing
 
 log = logging.getLogger("pagepool.access")
+
+# A request that brings an id is to be answered with it, which the page reads that bring none should not pay for.
+_NOT_PLAIN = frozenset(
+    (b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"connection", requestids.HEADER)
+)
 
 _PROBES = ("/healthz", "/readyz")
 
@@ -36,6 +42,7 @@ class Observer:
         tally: None to count nothing for it.
         place: of this worker there, from 0.
         access_log: log each request.
+        tracing: makes spans of requests; None to make none.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class Observer:
         place: int = 0,
         *,
         access_log: bool = False,
+        tracing: Tracing | None = None,
     ) -> None:
         self.app: ASGIApp = front
         self.page = front.page
@@ -53,6 +61,9 @@ class Observer:
         self._metrics = metrics
         self._tally, self._place = tally, place
         self.logs = access_log
+        self._tracing = tracing
+        self.not_plain = _NOT_PLAIN if tracing is None else _NOT_PLAIN | {b"traceparent"}
+        """Headers of requests that are not answered at once."""
         self._requests = self._sent = 0  # since they were flushed
 
     def flush(self) -> None:
@@ -71,12 +82,15 @@ class Observer:
             await self.app(scope, receive, send)
             return
         field = (requestids.HEADER, requestids.begin(scope["headers"]).encode())
+        span = None if self._tracing is None else self._tracing.begin(scope)
         status = sent = received = 0
 
         async def send_observed(message: Message) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if span is not None:
+                    span.answered(status, message["headers"])
                 # A new list: the one that came may be what every answer for that object has.
                 message["headers"] = [*message["headers"], field]
             else:
@@ -101,6 +115,8 @@ class Observer:
                 self._metrics.observe(template, scope["method"], status, seconds, received, sent)
             if self.logs:
                 _log_access(scope, template, status, seconds, received, sent)
+            if span is not None:
+                span.end(scope, template, status, received, sent, user_of(scope))
 
 
 def _template(scope: Scope) -> str:

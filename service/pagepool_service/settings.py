@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from pagepool import units
 from pagepool.errors import InvalidError
@@ -58,6 +59,9 @@ class Settings:
         access_log: log every request.
         read_only: serve what is there, and refuse every write.
         metrics_listen: address and port for Prometheus; None to keep no figures. Port 0 lets the system choose.
+        trace_endpoint: URL that traces are sent to by OTLP over HTTP; None to make none.
+        trace_required: refuse to start without what traces need. No if only variables of OpenTelemetry ask for them,
+            which may have been set for all programs of a machine.
     """
 
     data: Path
@@ -84,6 +88,8 @@ class Settings:
     access_log: bool = False
     read_only: bool = False
     metrics_listen: tuple[str, int] | None = None
+    trace_endpoint: str | None = None
+    trace_required: bool = True
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **chosen: Any) -> Settings:
@@ -93,13 +99,17 @@ class Settings:
             SettingInvalidError: a value that cannot be used.
         """
         environment = os.environ if environment is None else environment
-        found: dict[str, Any] = {"data": default_data(environment)}
+        found: dict[str, Any] = {"data": default_data(environment), **_standard_tracing(environment)}
         for variable, (name, parse) in _VARIABLES.items():
             text = environment.get(variable)
             if text is None or text == "":
                 continue
             found |= _parsed(variable, name, parse, text)
+            if name == "trace_endpoint":
+                found["trace_required"] = True
         found |= {name: value for name, value in chosen.items() if value is not None}
+        if found.get("trace_endpoint") == "":  # said to be none, whatever else asks for it
+            found["trace_endpoint"] = None
         return cls(**found).checked()
 
     def checked(self) -> Settings:
@@ -158,6 +168,39 @@ def parse_listen(text: str) -> tuple[str, int]:
     return (match[1] or "127.0.0.1").strip("[]"), int(match[2])
 
 
+def parse_trace_endpoint(text: str) -> str:
+    """The URL that traces are sent to: ``/v1/traces`` of a collector, if it has no path; "" for ``none``.
+
+    Raises:
+        SettingInvalidError: it is no http URL.
+    """
+    if text.strip().lower() in ("none", "no", "off"):
+        return ""
+    try:
+        url = urlsplit(text.strip())
+        fits = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise SettingInvalidError(text, "is no URL of a collector, as http://127.0.0.1:4318 is")
+    return url.geturl() if url.path.strip("/") else urlunsplit(url._replace(path="/v1/traces"))
+
+
+def _standard_tracing(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What OpenTelemetry's own variables ask for, if that can be had here."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return {}
+    if environment.get("OTEL_TRACES_EXPORTER", "otlp").lower() not in ("", "otlp"):
+        return {}
+    exact = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
+    base = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    if not exact and not base:
+        return {}
+    endpoint = exact or f"{base.rstrip('/')}/v1/traces"
+    name = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" if exact else "OTEL_EXPORTER_OTLP_ENDPOINT"
+    return {**_parsed(name, "trace_endpoint", parse_trace_endpoint, endpoint), "trace_required": False}
+
+
 def parse_flag(text: str) -> bool:
     """Parse ``1``/``true``/``yes``/``on``, or their opposites.
 
@@ -206,4 +249,5 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_ACCESS_LOG": ("access_log", parse_flag),
     "PAGEPOOL_READ_ONLY": ("read_only", parse_flag),
     "PAGEPOOL_METRICS_LISTEN": ("metrics_listen", parse_listen),
+    "PAGEPOOL_TRACE_ENDPOINT": ("trace_endpoint", parse_trace_endpoint),
 }

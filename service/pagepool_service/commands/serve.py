@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool_service import logs
-from pagepool_service.settings import SettingInvalidError, Settings, parse_listen, parse_size
+from pagepool_service.settings import SettingInvalidError, Settings, parse_listen, parse_size, parse_trace_endpoint
 from pagepool_service.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -103,6 +103,12 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
     metavar="HOST:PORT",
     callback=_parsed(parse_listen),
     help="Address and port that answer Prometheus, GET /metrics. [none: no figures are kept]",
+)
+@click.option(
+    "--trace-endpoint",
+    metavar="URL",
+    callback=_parsed(parse_trace_endpoint),
+    help="Collector that gets OpenTelemetry traces by OTLP over HTTP; none: no traces. [none]",
 )
 @click.option("--read-only/--no-read-only", default=None, help="Serve what is there, refuse every write. [no]")
 def serve(listen: tuple[str, int] | None, **options: Any) -> None:
