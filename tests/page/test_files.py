@@ -50,7 +50,7 @@ def test_every_file(http: httpx.Client) -> None:
         size += len(plain.content)
         sent += int(answer.headers["content-length"])
     assert len(names()) > 8
-    assert size < 46_000
+    assert size < 48_000
     assert sent < 20_000
 
 

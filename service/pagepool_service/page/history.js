@@ -3,11 +3,11 @@ import { chart } from "./chart.js";
 import { byId, table } from "./dom.js";
 import { bytes, clock, percent, rate } from "./format.js";
 
-// What one or two counters did between samples, by `make`; null where one began anew, or too much time lies between.
-function grown(samples, step, make, ...names) {
+// What one or two counters did over some samples, by `make`; null where one began anew, or too much time lies between.
+function grown(samples, step, over, make, ...names) {
   return samples.map((sample, place) => {
-    const before = samples[place - 1];
-    if (!before || sample.time_s - before.time_s > 4 * step) return [sample.time_s, null];
+    const before = place ? samples[Math.max(0, place - over)] : null;
+    if (!before || sample.time_s - before.time_s > 4 * step * over) return [sample.time_s, null];
     const more = names.map((name) => (sample[name] === null || before[name] === null ? -1 : sample[name] - before[name]));
     return [sample.time_s, more.some((count) => count < 0) ? null : make(...more, sample.time_s - before.time_s)];
   });
@@ -19,8 +19,8 @@ export function drawHistory({ fields, samples, span, now_s: now, step_s: kept })
   const rows = samples.map((values) => Object.fromEntries(fields.map((name, place) => [name, values[place]])));
   const step = Math.max(kept, rows.length > 1 ? (rows.at(-1).time_s - rows[0].time_s) / (rows.length - 1) : 0);
   const length = span === "hour" ? 3600 : 7 * 86400;
-  const ratios = grown(rows, step, (hits, misses) => (hits + misses ? hits / (hits + misses) : null), "hits", "misses");
-  const requests = grown(rows, step, (count, seconds) => count / seconds, "requests");
+  const ratios = grown(rows, step, 6, (hits, misses) => (hits + misses ? hits / (hits + misses) : null), "hits", "misses");
+  const requests = grown(rows, step, 1, (count, seconds) => count / seconds, "requests");
   const used = of(rows, "cache_used"), saved = of(rows, "saved_bytes"), disk = of(rows, "disk_bytes");
   const common = { from: now - length, to: now, day: span === "week" };
   const place = byId("charts");
