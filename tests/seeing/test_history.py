@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from pagepool_service.seeing.history import FIELDS, RINGS, History
 from pagepool_service.seeing.tally import Counts, Tally
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 START = 1_800_000_000
 
@@ -101,6 +99,15 @@ def test_files_of_another_form_are_replaced(tmp_path: Path, content: bytes) -> N
     assert history.samples("hour", START, 10) == []
     history.add(START, values(1))
     assert history.samples("hour", START, 10) == [(START, row(1))]
+
+
+def test_its_page_of_documentation() -> None:
+    """Has the places of what is there, and as many fields."""
+    text = (Path(__file__).parents[2] / "docs" / "format" / "history.md").read_text()
+    for ring in RINGS.values():
+        assert f"| {ring.start} | {ring.places} \N{MULTIPLICATION SIGN} 104 |" in text
+    offsets = re.findall(r"^\| (\d+) \| 8 \|", text.partition("A sample lies")[2], re.MULTILINE)
+    assert offsets == [str(8 * place) for place in range(len(FIELDS) + 1)]
 
 
 def test_where_it_cannot_be_written(tmp_path: Path) -> None:
