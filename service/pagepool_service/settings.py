@@ -29,6 +29,13 @@ class SettingInvalidError(InvalidError):
     what = "setting"
 
 
+class StandardEndpoint(str):
+    """Where traces go if only variables of OpenTelemetry ask for them, which may have been set for all programs of a
+    machine: a service that lacks what traces need makes none, and starts all the same."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything a service can be told.
@@ -60,8 +67,6 @@ class Settings:
         read_only: serve what is there, and refuse every write.
         metrics_listen: address and port for Prometheus; None to keep no figures. Port 0 lets the system choose.
         trace_endpoint: URL that traces are sent to by OTLP over HTTP; None to make none.
-        trace_required: refuse to start without what traces need. No if only variables of OpenTelemetry ask for them,
-            which may have been set for all programs of a machine.
     """
 
     data: Path
@@ -89,7 +94,6 @@ class Settings:
     read_only: bool = False
     metrics_listen: tuple[str, int] | None = None
     trace_endpoint: str | None = None
-    trace_required: bool = True
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **chosen: Any) -> Settings:
@@ -105,8 +109,6 @@ class Settings:
             if text is None or text == "":
                 continue
             found |= _parsed(variable, name, parse, text)
-            if name == "trace_endpoint":
-                found["trace_required"] = True
         found |= {name: value for name, value in chosen.items() if value is not None}
         if found.get("trace_endpoint") == "":  # said to be none, whatever else asks for it
             found["trace_endpoint"] = None
@@ -198,7 +200,7 @@ def _standard_tracing(environment: Mapping[str, str]) -> dict[str, Any]:
         return {}
     endpoint = exact or f"{base.rstrip('/')}/v1/traces"
     name = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" if exact else "OTEL_EXPORTER_OTLP_ENDPOINT"
-    return {**_parsed(name, "trace_endpoint", parse_trace_endpoint, endpoint), "trace_required": False}
+    return _parsed(name, "trace_endpoint", lambda text: StandardEndpoint(parse_trace_endpoint(text)), endpoint)
 
 
 def parse_flag(text: str) -> bool:

@@ -35,6 +35,7 @@ from pagepool_service import logs, poolkeeper, recompressing
 from pagepool_service.metrics.directory import make_directory, remove_directory
 from pagepool_service.roster import Roster
 from pagepool_service.seeing.tally import Tally
+from pagepool_service.settings import StandardEndpoint
 from pagepool_service.store.store import Store
 from pagepool_service.tracing.notes import PushNotes
 from pagepool_service.uploadfiles import sweep
@@ -399,7 +400,7 @@ def prepare_tracing(settings: Settings) -> Settings:
         importlib.import_module("pagepool_service.tracing.exporting")
     except ImportError as error:
         reason = f"traces need OpenTelemetry's SDK ({error}): pip install 'pagepool[tracing]'"
-        if settings.trace_required:
+        if not isinstance(settings.trace_endpoint, StandardEndpoint):
             raise UnsupportedError(reason) from error
         log.warning("no traces are made: %s", reason)
         return replace(settings, trace_endpoint=None)

@@ -20,7 +20,7 @@ export function drawOverview({ version, read_only: readOnly, store, cache, proce
   }
   if (cache) {
     tiles.push(tile("Hit ratio", percent(cache.hit_ratio), `${number(cache.hits)} of ${number(cache.hits + cache.misses)} openings, since the machine booted`));
-    tiles.push(tile("Memory saved", bytes(cache.saved_bytes), `files of ${number(cache.trees)} images in the cache, against one copy of each`));
+    tiles.push(tile("Memory saved", bytes(cache.saved_bytes), `files of ${number(cache.trees)} images in the cache, against one copy of each${cache.trees_left_off ? `; ${number(cache.trees_left_off)} not looked at yet` : ""}`));
   }
   put(byId("tiles"), tiles);
   put(byId("kinds"), store ? drawKinds(store) : el("p", {}, "The store cannot be read."));
