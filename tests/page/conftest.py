@@ -39,8 +39,7 @@ def browser() -> Iterator[Browser]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Images that overlap, one whose names are all hostile, one that cannot be mounted, an open upload, an hour ago."""
     data = tmp_path_factory.mktemp("page") / "data"
-    with running_service(data):
-        pass
+    data.mkdir()
     history = History(data)
     now = int(time.time())
     for number in range(360, 0, -1):
