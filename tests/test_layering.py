@@ -459,6 +459,18 @@ RULES = (
         ("pagepool_service.app", "from prometheus_client import Counter\n"),
     ),
     Rule(
+        "traces are loaded only where they are made",
+        "a service without them loads none of OpenTelemetry's packages, and they need not be installed",
+        _nobody_but(("pagepool_service.tracing.exporting",), "opentelemetry"),
+        ("pagepool_service.app", "from opentelemetry import trace\n"),
+    ),
+    Rule(
+        "what is seen is looked up, not served",
+        "figures are looked at by routes, by a worker's clock and by tests; what they are on the wire is for routes",
+        _never("pagepool_service.seeing", "fastapi", "starlette", "pagepool_service.routes", "pagepool_service.app"),
+        ("pagepool_service.seeing.figures", "from pagepool_service.routes.context import Context\n"),
+    ),
+    Rule(
         "ingest does not know HTTP",
         "layers are read by processes without a server, by the benchmark and by tests",
         _never(

@@ -34,7 +34,9 @@ from pagepool_service.routes import (
     listings,
     manifests,
     objects,
+    page,
     profiles,
+    seeing,
     tokens,
     trees,
     uploads,
@@ -45,6 +47,7 @@ from pagepool_service.routes import (
 from pagepool_service.routes.access import authorize
 from pagepool_service.routes.context import Context
 from pagepool_service.routes.streaming import Threads
+from pagepool_service.seeing.service import Seeing
 from pagepool_service.statistics import Statistics
 from pagepool_service.treecache import TreeCache
 from pagepool_service.treefiles import TreeFiles as TreeFilesOfStore
@@ -61,9 +64,11 @@ if TYPE_CHECKING:
     from pagepool_service.metrics.recording import RequestMetrics
     from pagepool_service.roster import Roster
     from pagepool_service.routes.context import TreeFiles
+    from pagepool_service.seeing.tally import Tally
     from pagepool_service.settings import Settings
     from pagepool_service.store.store import Store
     from pagepool_service.tls import Certificate
+    from pagepool_service.tracing.exporting import Tracing
 
 # Threads that block for requests, by what for: see `Context`. No work of one kind waits for work of another. What takes
 # seconds has few, so that its requests queue up behind each other and not before those for blobs.
@@ -82,6 +87,9 @@ def create_app(
     certificate: Certificate | None = None,
     roster: Roster | None = None,
     metrics: RequestMetrics | None = None,
+    tally: Tally | None = None,
+    place: int = 0,
+    tracing: Tracing | None = None,
 ) -> Observer:
     """The application over an open store, which the caller closes after the application has ended.
 
@@ -92,6 +100,9 @@ def create_app(
         certificate: looked at again while the application runs; None where there is none.
         roster: of the service's processes; None where there are no others.
         metrics: where requests are counted; None to count none.
+        tally: where they are counted for the page; None to count none.
+        place: of this worker, from 0.
+        tracing: makes spans; None to make none. It is closed with the application.
     """
     authority = authority or open_authority(settings)
     merged = Trees(store)
@@ -106,7 +117,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        ticking = [asyncio.create_task(_tick(cache, observer)), asyncio.create_task(_reread(authority, certificate))]
+        ticking = [
+            asyncio.create_task(_tick(cache, observer, app.state.context)),
+            asyncio.create_task(_reread(authority, certificate)),
+        ]
         yield
         for task in ticking:
             task.cancel()
@@ -116,6 +130,8 @@ def create_app(
         for name, executor in executors.items():
             executor.shutdown(cancel_futures=name in ("listings", "merging", "counting"))
         cache.close()
+        if tracing is not None:
+            tracing.close()
 
     app = FastAPI(
         title="pagepool",
@@ -133,7 +149,7 @@ def create_app(
     limit = SessionLimit(store.uploads, settings.max_uploads, settings.max_uploads_per_user)
     quotas = RepositoryQuotas(store, settings.repository_quota_bytes, authority)
     learned = Profiles(settings.data / "profiles", readonly=settings.read_only)
-    threads = {name: Threads(executor) for name, executor in executors.items()}
+    threads = {name: Threads(executor, name, tracing) for name, executor in executors.items()}
     app.state.context = Context(
         settings,
         store,
@@ -147,6 +163,7 @@ def create_app(
         cache,
         pool,
         Statistics(store),
+        Seeing(settings, store, pool, roster, tally, place),
         **threads,
         roster=roster,
         authority=authority,
@@ -155,18 +172,41 @@ def create_app(
     errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
     registry = (health, tokens, listings, uploads, manifests, blobs)
-    for module in (*registry, images, trees, erofs, objects, extents, fill, leases, profiles, cache_routes):
+    for module in (
+        *registry,
+        images,
+        trees,
+        erofs,
+        objects,
+        extents,
+        fill,
+        leases,
+        profiles,
+        cache_routes,
+        seeing,
+        page,
+    ):
         app.include_router(module.router)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
-    observer = Observer(objects.ObjectFront(VersionHeader(app), app.state.context), metrics)
+    observer = Observer(
+        objects.ObjectFront(VersionHeader(app), app.state.context),
+        metrics,
+        tally,
+        place,
+        access_log=settings.access_log,
+        tracing=tracing,
+    )
     return observer
 
 
-async def _tick(cache: ExtentCache, observer: Observer) -> None:
+async def _tick(cache: ExtentCache, observer: Observer, service: Context) -> None:
+    sampling: asyncio.Future[None] | None = None
     while True:
+        observer.flush()
+        if (sampling is None or sampling.done()) and service.seeing.is_due():
+            sampling = service.counting.start(service.seeing.sample)
         await asyncio.sleep(_TICK_S)
         await asyncio.to_thread(cache.tick)
-        observer.flush()
 
 
 async def _reread(authority: Authority | None, certificate: Certificate | None) -> None:

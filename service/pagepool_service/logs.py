@@ -5,22 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
-from pagepool_service import requestids
+from pagepool_service.logfields import fields_of
 from pagepool_service.redaction import RedactingHandler
 from pagepool_service.routes.streaming import BrokenOffError
 
 if TYPE_CHECKING:
     from pagepool_service.settings import Settings
 
-_PROBES = ("/healthz", "/readyz")
+
+# Control characters, of whoever chose a name: none of them ends a line or moves a terminal's cursor.
+_CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
 class TextFormatter(logging.Formatter):
-    """Time (UTC), level, logger, process, message, and the id of the request if there is one."""
+    """Time (UTC), level, logger, process, message, and the fields of `logfields`, ``name=value`` each."""
+
+    converter = staticmethod(time.gmtime)
 
     def __init__(self) -> None:
         super().__init__(
@@ -29,13 +35,20 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the base's name)
         """The line, before what follows of an exception."""
-        line = super().formatMessage(record)
-        request = requestids.current.get()
-        return f"{line} request_id={request}" if request else line
+        # What the message of an access says already is not said again.
+        left_out = getattr(record, "fields", {})
+        fields = ((name, value) for name, value in fields_of(record).items() if name not in left_out)
+        line = " ".join([super().formatMessage(record), *(f"{name}={value}" for name, value in fields)])
+        return _printable(line)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  (the base's name)
+        """Set in, line by line: what an exception says may have been chosen to look like a line of its own."""
+        lines = super().formatException(ei).splitlines()
+        return "\n".join(f"    {_printable(line)}" for line in lines)
 
 
 class JsonFormatter(logging.Formatter):
-    """The same as a JSON object."""
+    """The same as a JSON object, in ASCII."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -45,12 +58,24 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "pid": os.getpid(),
             "message": record.getMessage(),
+            **fields_of(record),
         }
-        if request := requestids.current.get():
-            fields["request_id"] = request
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields)
+        if record.stack_info:
+            fields["stack"] = record.stack_info
+        return json.dumps({name: _sound(value) for name, value in fields.items()})
+
+
+def _printable(line: str) -> str:
+    return line.translate(_CONTROL).encode("utf-8", "backslashreplace").decode()
+
+
+def _sound(value: object) -> object:
+    """A value as every reader of JSON takes it: without lone surrogates, which names that are no UTF-8 turn into."""
+    if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def configure(settings: Settings) -> None:
@@ -63,7 +88,7 @@ def configure(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     # The server tells of its own coming and going, which the supervisor does for all workers at once.
     logging.getLogger("uvicorn.error").setLevel(max(root.level, logging.WARNING))
-    logging.getLogger("uvicorn.access").setLevel(logging.INFO if settings.access_log else logging.CRITICAL)
+    logging.captureWarnings(True)
     for noisy in ("asyncio", "multipart"):
         logging.getLogger(noisy).setLevel(max(root.level, logging.WARNING))
 
@@ -72,16 +97,9 @@ def _is_news(record: logging.LogRecord) -> bool:
     """Leave out what was logged where it happened, and what is usual.
 
     A body that broke off is raised on to close its connection; a request that is cut off at the end was. Clients that
-    do not know yet whether the service speaks TLS try it first. Probes that find all well come every few seconds.
+    do not know yet whether the service speaks TLS try it first.
     """
     error = record.exc_info[1] if record.exc_info else None
-    if record.msg == "Invalid HTTP request received." or _is_probe(record):
+    if record.msg == "Invalid HTTP request received.":
         return logging.getLogger().level <= logging.DEBUG
     return not isinstance(error, (BrokenOffError, asyncio.CancelledError))
-
-
-def _is_probe(record: logging.LogRecord) -> bool:
-    """Whether this is the server's line on a probe that was answered with 200."""
-    if record.name != "uvicorn.access" or not isinstance(record.args, tuple):
-        return False
-    return len(record.args) == 5 and record.args[2] in _PROBES and record.args[4] == 200

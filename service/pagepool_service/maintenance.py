@@ -19,6 +19,7 @@ import importlib
 import logging
 import os
 import select
+import signal
 import sys
 import time
 from collections import Counter
@@ -39,6 +40,7 @@ from pagepool_service.allocator import give_back, keep_large_blocks
 from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
 from pagepool_service.inflate import Compression, InflateLimits, inflate
 from pagepool_service.ingest import LayerIngest, discard_recipe
+from pagepool_service.logfields import working_on
 from pagepool_service.panic import end_at_once
 from pagepool_service.prebuild import Prebuilder
 from pagepool_service.store.environment import Table
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from pagepool_service.settings import Settings
     from pagepool_service.store.environment import Environment, Reader, Writer
     from pagepool_service.store.schema import BlobRecord, Job
+    from pagepool_service.tracing.exporting import Tracing
+    from pagepool_service.tracing.notes import PushNotes
     from pagepool_service.verifying import Verifier
 
 log = logging.getLogger("pagepool.maintenance")
@@ -71,7 +75,13 @@ _OPAQUE_EXTENTS = 4
 _SETTLE_BATCH = 64  # extents moved in one transaction: 8 MiB
 
 
-def run(settings: Settings, wake_fd: int, slot: int = 0, figures: Path | None = None) -> None:
+def run(
+    settings: Settings,
+    wake_fd: int,
+    slot: int = 0,
+    figures: Path | None = None,
+    pushes: PushNotes | None = None,
+) -> None:
     """Work until the process is ended. Blocks.
 
     Args:
@@ -79,6 +89,7 @@ def run(settings: Settings, wake_fd: int, slot: int = 0, figures: Path | None = 
         wake_fd: becomes readable when a job was added.
         slot: number of this process; no other that runs has it.
         figures: directory for metrics; None to keep none.
+        pushes: traces of pushes.
     """
     tune()
     with (
@@ -95,6 +106,7 @@ def run(settings: Settings, wake_fd: int, slot: int = 0, figures: Path | None = 
             limits=Limits(max_member_size=min(largest, 64 << 30), max_layer_size=largest),
             inflate_limits=InflateLimits(plain_size=largest, ratio=settings.max_layer_ratio),
             observe=_open_metrics(figures, slot),
+            tracing=_open_tracing(settings, slot, pushes),
         ).run_forever(wake_fd, Prebuilder(store, settings.data) if slot == 0 else None)
 
 
@@ -106,6 +118,22 @@ def _open_metrics(figures: Path | None, slot: int) -> Callable[[str, float], Non
         recording.keep_in(figures, f"maintenance-{slot + 1}")
     )
     return observe
+
+
+def _open_tracing(settings: Settings, slot: int, pushes: PushNotes | None) -> Tracing | None:
+    """The tracer of this process, which sends what is left when the process is told to end."""
+    if settings.trace_endpoint is None:
+        return None
+    made: Tracing = importlib.import_module("pagepool_service.tracing.exporting").Tracing(
+        settings, f"maintenance {slot + 1}", pushes
+    )
+
+    def end(_number: int, _frame: object) -> None:
+        made.close()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    return made
 
 
 def _observe_nothing(_result: str, _seconds: float) -> None:
@@ -133,6 +161,7 @@ class Maintenance:
         limits: of what a tar may claim.
         inflate_limits: of what a compressed stream may grow to.
         observe: called for each layer that was read: how that ended, and the seconds it took.
+        tracing: makes a span of each job; None to make none.
     """
 
     def __init__(
@@ -145,6 +174,7 @@ class Maintenance:
         limits: Limits | None = None,
         inflate_limits: InflateLimits | None = None,
         observe: Callable[[str, float], None] = _observe_nothing,
+        tracing: Tracing | None = None,
     ) -> None:
         self._store = store
         self._slot = slot
@@ -155,6 +185,7 @@ class Maintenance:
         self._healed: Counter[Digest] = Counter()
         self._leases_due = 0.0
         self._observe = observe
+        self._tracing = tracing
         self._began_s = 0.0
 
     def run_forever(self, wake_fd: int, prebuilder: Prebuilder | None = None) -> None:
@@ -212,6 +243,10 @@ class Maintenance:
         job = self._store.jobs.begin_next(self._slot)
         if job is None:
             return False
+        with working_on(job), self._tracing.job(job) if self._tracing is not None else contextlib.nullcontext():
+            return self._run(job)
+
+    def _run(self, job: Job) -> bool:
         try:
             record = self._store.blobs.stat(job.blob)
         except (BlobUnknownError, CorruptError) as error:

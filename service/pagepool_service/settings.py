@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from pagepool import units
 from pagepool.errors import InvalidError
@@ -26,6 +27,13 @@ class SettingInvalidError(InvalidError):
     """A setting that cannot be used; it names the variable or option."""
 
     what = "setting"
+
+
+class StandardEndpoint(str):
+    """Where traces go if only variables of OpenTelemetry ask for them, which may have been set for all programs of a
+    machine: a service that lacks what traces need makes none, and starts all the same."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,7 @@ class Settings:
         max_uploads_per_user: most upload sessions that one user may have open; 0 for any number.
         repository_quota_bytes: most bytes that a repository may hold, unless `rights` say otherwise; 0 for no limit.
         share_pool: whether other users of this machine may read the pool; None for only where nobody authenticates.
+        trace_endpoint: URL that traces are sent to by OTLP over HTTP; None to make none.
     """
 
     data: Path
@@ -125,6 +134,8 @@ class Settings:
         """Whether other users of this machine may read the pool: all that is in it, whatever they may pull."""
         return not self.authenticates if self.share_pool is None else self.share_pool
 
+    trace_endpoint: str | None = None
+
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **chosen: Any) -> Settings:
         """Read the environment, then lay the options that were given (those not None) over it.
@@ -133,13 +144,15 @@ class Settings:
             SettingInvalidError: a value that cannot be used.
         """
         environment = os.environ if environment is None else environment
-        found: dict[str, Any] = {"data": default_data(environment)}
+        found: dict[str, Any] = {"data": default_data(environment), **_standard_tracing(environment)}
         for variable, (name, parse) in _VARIABLES.items():
             text = environment.get(variable)
             if text is None or text == "":
                 continue
             found |= _parsed(variable, name, parse, text)
         found |= {name: value for name, value in chosen.items() if value is not None}
+        if found.get("trace_endpoint") == "":  # said to be none, whatever else asks for it
+            found["trace_endpoint"] = None
         return cls(**found).checked()
 
     def checked(self) -> Settings:
@@ -226,6 +239,39 @@ def parse_listen(text: str) -> tuple[str, int]:
     return (match[1] or "127.0.0.1").strip("[]"), int(match[2])
 
 
+def parse_trace_endpoint(text: str) -> str:
+    """The URL that traces are sent to: ``/v1/traces`` of a collector, if it has no path; "" for ``none``.
+
+    Raises:
+        SettingInvalidError: it is no http URL.
+    """
+    if text.strip().lower() in ("none", "no", "off"):
+        return ""
+    try:
+        url = urlsplit(text.strip())
+        fits = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise SettingInvalidError(text, "is no URL of a collector, as http://127.0.0.1:4318 is")
+    return url.geturl() if url.path.strip("/") else urlunsplit(url._replace(path="/v1/traces"))
+
+
+def _standard_tracing(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What OpenTelemetry's own variables ask for, if that can be had here."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return {}
+    if environment.get("OTEL_TRACES_EXPORTER", "otlp").lower() not in ("", "otlp"):
+        return {}
+    exact = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
+    base = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    if not exact and not base:
+        return {}
+    endpoint = exact or f"{base.rstrip('/')}/v1/traces"
+    name = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" if exact else "OTEL_EXPORTER_OTLP_ENDPOINT"
+    return _parsed(name, "trace_endpoint", lambda text: StandardEndpoint(parse_trace_endpoint(text)), endpoint)
+
+
 def parse_flag(text: str) -> bool:
     """Parse ``1``/``true``/``yes``/``on``, or their opposites.
 
@@ -300,4 +346,5 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_MAX_UPLOADS_PER_USER": ("max_uploads_per_user", int),
     "PAGEPOOL_REPOSITORY_QUOTA": ("repository_quota_bytes", parse_size),
     "PAGEPOOL_SHARE_POOL": ("share_pool", parse_flag),
+    "PAGEPOOL_TRACE_ENDPOINT": ("trace_endpoint", parse_trace_endpoint),
 }

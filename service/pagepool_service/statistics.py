@@ -17,7 +17,7 @@ import threading
 import time
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pagepool.errors import NotFoundError
 from pagepool.image import LITERAL
@@ -89,6 +89,31 @@ def collect(store: Store) -> dict[str, Any]:
     total["images_compressed_bytes"] = sum(entry["compressed_bytes"] for entry in described)
     left_off = {"images_left_off": more, "sharing_left_off": sharing is None}
     return {"total": total, "images": described, **{name: True for name, said in left_off.items() if said}}
+
+
+class Summary(NamedTuple):
+    """The images of a store, without what they share.
+
+    Args:
+        images: that are tagged, at most 1000.
+        more: whether there are others.
+        logical_bytes: of their layers' tars, each image counted fully.
+        compressed_bytes: that pulling all of them would transfer.
+    """
+
+    images: int
+    more: bool
+    logical_bytes: int
+    compressed_bytes: int
+
+
+def summarise(store: Store) -> Summary:
+    """Add the images up. Reads manifests and records of layers, no recipes: a fraction of a second."""
+    tagged, more = store.registry.list_images(_MOST_IMAGES)
+    contents = _Contents(store)
+    entries = [image.entry for image in map(contents.describe, tagged) if image is not None]
+    sums = (sum(entry[name] for entry in entries) for name in ("logical_bytes", "compressed_bytes"))
+    return Summary(len(entries), more, *sums)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,13 +30,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
+from pagepool.errors import BusyError, ReadOnlyError, UnreachableError, UnsupportedError
 from pagepool_service import logs, poolkeeper, recompressing
 from pagepool_service.auth import open_authority
 from pagepool_service.metrics.directory import make_directory, remove_directory
 from pagepool_service.roster import Roster
+from pagepool_service.seeing.tally import Tally
+from pagepool_service.settings import StandardEndpoint
 from pagepool_service.store.store import Store
 from pagepool_service.tls import Certificate
+from pagepool_service.tracing.notes import PushNotes
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.worker import run_worker
 
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
     from pagepool_service.auth.authority import Authority
     from pagepool_service.settings import Settings
 
-    Maintain = Callable[[Settings, int, int, Path | None], None]
+    Maintain = Callable[[Settings, int, int, Path | None, PushNotes | None], None]
 
 log = logging.getLogger("pagepool.supervisor")
 
@@ -127,6 +130,8 @@ class Supervisor:
         self._announce = announce
         self._children: list[Child] = []
         self._roster = Roster(())
+        self._tally = Tally(self._settings.workers)
+        self._pushes = None if self._settings.trace_endpoint is None else PushNotes()
         self._stopping = False
         self._swept = 0.0
 
@@ -147,6 +152,7 @@ class Supervisor:
         if settings.authenticates:
             close_to_others(settings.data)
         authority = open_authority(settings)
+        settings = self._settings = prepare_tracing(settings)
         metrics = _open_metrics(settings, alone=lock_fd is not None)
         wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -180,7 +186,7 @@ class Supervisor:
         ]
         if not settings.read_only and (maintain := _maintenance()) is not None:
             children += [
-                Child(f"maintenance {slot + 1}", partial(_maintain, maintain, shared, settings, slot))
+                Child(f"maintenance {slot + 1}", partial(_maintain, maintain, shared, settings, slot, self._pushes))
                 for slot in range(settings.ingest_processes)
             ]
         if settings.cache_bytes != 0:
@@ -204,6 +210,8 @@ class Supervisor:
             figures=shared.figures,
             authority=shared.authority,
             certificate=shared.certificate,
+            tally=self._tally,
+            pushes=self._pushes,
         )
 
     def _export(self, shared: _Shared, metrics: _Metrics) -> None:
@@ -402,9 +410,30 @@ def _open_metrics(settings: Settings, *, alone: bool) -> _Metrics | None:
     return _Metrics(listener, make_directory(settings, alone=alone))
 
 
-def _maintain(maintain: Maintain, shared: _Shared, settings: Settings, slot: int) -> None:
+def prepare_tracing(settings: Settings) -> Settings:
+    """Load what traces need, before the fork as everything else. Returns the settings, without traces where they need
+    not be and cannot.
+
+    Raises:
+        UnsupportedError: they have to be, and what they need is not installed.
+    """
+    if settings.trace_endpoint is None:
+        return settings
+    try:
+        importlib.import_module("pagepool_service.tracing.exporting")
+    except ImportError as error:
+        reason = f"traces need OpenTelemetry's SDK ({error}): pip install 'pagepool[tracing]'"
+        if not isinstance(settings.trace_endpoint, StandardEndpoint):
+            raise UnsupportedError(reason) from error
+        log.warning("no traces are made: %s", reason)
+        return replace(settings, trace_endpoint=None)
+    log.info("traces go to %s", settings.trace_endpoint)
+    return settings
+
+
+def _maintain(maintain: Maintain, shared: _Shared, settings: Settings, slot: int, pushes: PushNotes | None) -> None:
     shared.close_listeners()
-    maintain(settings, shared.wake_fd, slot, shared.figures)
+    maintain(settings, shared.wake_fd, slot, shared.figures, pushes)
 
 
 def _keep_pool(shared: _Shared, settings: Settings) -> None:

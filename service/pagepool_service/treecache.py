@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest, blake3_raw
@@ -25,6 +26,7 @@ from pagepool.image.treestore import TreeStore, list_files, remove_file, replace
 if TYPE_CHECKING:
     from pathlib import Path
 
+_TREE = re.compile(r"[0-9a-f]{64}")
 _MOST_NOTES = 8192  # files each of images and links
 _PROBLEM = "unmountable 1: "  # a version that merges more counts on
 _LONGEST_PROBLEM = 1000
@@ -33,6 +35,10 @@ _MOST_MANIFESTS = 32  # of a repository, for one tree
 
 class TreeCache(TreeStore):
     """The files. Nothing it does fails: what cannot be read is not there, what cannot be written is not kept."""
+
+    def names(self) -> list[bytes]:
+        """The raw digests of the trees whose files are here."""
+        return [bytes.fromhex(path.name) for path in list_files(self._directory) if _TREE.fullmatch(path.name)]
 
     def tree_of(self, manifest: Digest) -> bytes | None:
         """The raw digest of the tree that was made of an image."""

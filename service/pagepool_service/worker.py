@@ -22,7 +22,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from pagepool_service.app import create_app
 from pagepool_service.observing import Observer
 from pagepool_service.panic import end_at_once
-from pagepool_service.requestids import HEADER
 from pagepool_service.store.store import Store
 
 if TYPE_CHECKING:
@@ -34,16 +33,17 @@ if TYPE_CHECKING:
     from pagepool_service.auth.authority import Authority
     from pagepool_service.metrics.recording import RequestMetrics
     from pagepool_service.roster import Roster
+    from pagepool_service.seeing.tally import Tally
     from pagepool_service.settings import Settings
     from pagepool_service.tls import Certificate
+    from pagepool_service.tracing.exporting import Tracing
+    from pagepool_service.tracing.notes import PushNotes
 
 log = logging.getLogger("pagepool.worker")
 
 _LONGEST_HEAD = 64 << 10
 _OBJECTS = b"/objects/"
 _PLAIN_URL = re.compile(rb"/v1/[a-z0-9:/._-]+")
-# A request that brings an id is to be answered with it, which the page reads that bring none should not pay for.
-_NOT_PLAIN = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"connection", HEADER))
 _SMALL = 64 << 10  # bytes that are worth copying, so that head and body are one call of the system
 _MOST_FILES = 65536
 _TOO_LARGE = (
@@ -106,14 +106,14 @@ class PageProtocol(BoundedProtocol):
         front, cycle, parser = self.config.app, self.cycle, self.parser
         if (
             not isinstance(front, Observer)
-            or self.access_log
+            or front.logs
             or self.flow.write_paused
             or not (cycle is None or cycle.response_complete)
             or parser.get_method() != b"GET"
             or parser.get_http_version() != "1.1"
             or not parser.should_keep_alive()
             or not _PLAIN_URL.fullmatch(self.url)
-            or any(name in _NOT_PLAIN for name, _ in self.headers)
+            or any(name in front.not_plain for name, _ in self.headers)
         ):
             return False
         found = front.page(self.url.decode("ascii"), self.headers)
@@ -165,6 +165,8 @@ def run_worker(
     figures: Path | None = None,
     authority: Authority | None = None,
     certificate: Certificate | None = None,
+    tally: Tally | None = None,
+    pushes: PushNotes | None = None,
 ) -> None:
     """Serve until told to end. Blocks.
 
@@ -177,6 +179,8 @@ def run_worker(
         figures: directory for metrics; None to keep none.
         authority: says who asks and what he may do; None where everybody may do everything.
         certificate: to serve with TLS; None to serve without.
+        tally: of all workers.
+        pushes: where traces of pushes are noted.
     """
     _raise_open_files()
     with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
@@ -190,12 +194,15 @@ def run_worker(
                 certificate=certificate,
                 roster=roster,
                 metrics=_open_metrics(figures, place),
+                tally=tally,
+                place=place - 1,
+                tracing=open_tracing(settings, f"worker {place}", pushes),
             ),
             http=PageProtocol,
             loop="uvloop",
             lifespan="on",
             log_config=None,
-            access_log=settings.access_log,
+            access_log=False,  # the observer has it, with more in it
             server_header=False,
             backlog=2048,
             timeout_keep_alive=75,
@@ -213,6 +220,14 @@ def _open_metrics(figures: Path | None, place: int) -> RequestMetrics | None:
     recording = importlib.import_module("pagepool_service.metrics.recording")
     found: RequestMetrics = recording.RequestMetrics(recording.keep_in(figures, f"worker-{place}"))
     return found
+
+
+def open_tracing(settings: Settings, process: str, pushes: PushNotes | None) -> Tracing | None:
+    """The tracer of a process that has just been forked; None if no traces are made."""
+    if settings.trace_endpoint is None:
+        return None
+    made: Tracing = importlib.import_module("pagepool_service.tracing.exporting").Tracing(settings, process, pushes)
+    return made
 
 
 def _raise_open_files() -> None:

@@ -44,11 +44,11 @@ def test_logged_with_the_request(tmp_path: Path, form: str) -> None:
         httpx.get(f"{service.url}/v2/a/tags/list", headers={"X-Request-Id": "mine-1"})
         for path in ("/healthz", "/readyz"):
             assert httpx.get(f"{service.url}{path}").status_code == 200
-    (line,) = [line for line in service.log().splitlines() if "uvicorn.access" in line]
+    (line,) = [line for line in service.log().splitlines() if "pagepool.access" in line]
     if form == "json":
         assert json.loads(line)["request_id"] == "mine-1"
     else:
-        assert line.endswith("404 request_id=mine-1")
+        assert re.search(r' 127\.0\.0\.1 - "GET /v2/a/tags/list HTTP/1\.1" 404 0 \d+ 0\.\d+ request_id=mine-1$', line)
 
 
 def test_probes_are_logged_when_debugging(tmp_path: Path) -> None:

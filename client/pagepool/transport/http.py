@@ -30,6 +30,7 @@ from pagepool.transport.answers import Subject, error_of
 from pagepool.transport.auth import Authorizer, add_params
 from pagepool.transport.credentials import Credentials
 from pagepool.transport.retry import RETRY_STATUSES, RetryPolicy
+from pagepool.transport.tracecontext import trace_headers
 from pagepool.transport.trust import Verify, context_of, explain
 
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
@@ -267,7 +268,7 @@ class Session:
         return response
 
     def _send(self, call: Call, url: httpx.URL, authorization: str) -> httpx.Response:
-        headers = dict(call.headers)
+        headers = {**trace_headers(), **call.headers}
         if authorization:
             headers["Authorization"] = authorization
         content = call.body() if call.body is not None else None

@@ -11,7 +11,7 @@ import click
 
 from pagepool_service import logs
 from pagepool_service.commands.accessoptions import access_options, parsed
-from pagepool_service.settings import Settings, parse_listen, parse_size
+from pagepool_service.settings import Settings, parse_listen, parse_size, parse_trace_endpoint
 from pagepool_service.supervisor import Supervisor
 
 log = logging.getLogger("pagepool.supervisor")
@@ -90,6 +90,12 @@ Examples:
     metavar="HOST:PORT",
     callback=parsed(parse_listen),
     help="Address and port that answer Prometheus, GET /metrics. [none: no figures are kept]",
+)
+@click.option(
+    "--trace-endpoint",
+    metavar="URL",
+    callback=parsed(parse_trace_endpoint),
+    help="Collector that gets OpenTelemetry traces by OTLP over HTTP; none: no traces. [none]",
 )
 @click.option("--read-only/--no-read-only", default=None, help="Serve what is there, refuse every write. [no]")
 @access_options

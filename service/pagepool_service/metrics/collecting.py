@@ -7,10 +7,8 @@ something is wrong.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -18,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from pagepool.errors import PagepoolError
 from pagepool.version import __version__
+from pagepool_service.seeing.processes import look
 from pagepool_service.store.statistics import collect_totals, directory_bytes
 from pagepool_service.uploadfiles import count_sessions
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pagepool.metrics")
 
-_TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _FRESH_S = 60.0
 _STORE = {
     "disk_bytes": "Bytes that the data directory takes on disk.",
@@ -152,18 +149,8 @@ class ServiceCollector(Collector):
             CounterMetricFamily("pagepool_process_cpu_seconds", "Processor time.", labels=labels),
         )
         for name, pid in self._roster.processes().items():
-            figures = _look(Path("/proc", str(pid))) if pid else None
+            figures = look(pid) if pid else None
             up.add_metric([name], float(figures is not None))
             for family, value in zip(measured, figures or (), strict=False):
                 family.add_metric([name], value)
         return [up, *measured]
-
-
-def _look(process: Path) -> tuple[float, float, float] | None:
-    """Resident bytes, open files and processor seconds of a process; None if it has just ended."""
-    try:
-        resident = int((process / "statm").read_text().split()[1]) * _PAGE
-        fields = (process / "stat").read_text().rpartition(")")[2].split()
-        return resident, sum(1 for _ in (process / "fd").iterdir()), (int(fields[11]) + int(fields[12])) / _TICKS
-    except (FileNotFoundError, ProcessLookupError):
-        return None

@@ -64,8 +64,17 @@ TABLE: dict[tuple[str, str], Need] = {
     ("PUT", f"{_V2}/blobs/uploads/{{session}}"): Need.PUSH,
     ("DELETE", f"{_V2}/blobs/uploads/{{session}}"): Need.PUSH,
     ("GET", "/v1/openapi.json"): Need.NOTHING,
+    # The page has no figures in it; what it asks has.
+    ("GET", "/"): Need.NOTHING,
+    ("GET", "/page/{file}"): Need.NOTHING,
     ("GET", "/v1/images"): Need.SOMETHING,
     ("GET", "/v1/stats"): Need.CATALOG,
+    # These name images of all repositories.
+    ("GET", "/v1/overview"): Need.CATALOG,
+    ("GET", "/v1/activity"): Need.CATALOG,
+    ("GET", "/v1/history"): Need.CATALOG,
+    ("GET", "/v1/sharing"): Need.CATALOG,
+    ("GET", f"{_IMAGE}/sharing"): Need.CATALOG,
     ("GET", "/v1/cache"): Need.CATALOG,
     ("GET", _IMAGE): Need.PULL,
     ("GET", f"{_IMAGE}/tree"): Need.PULL,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pagepool_service.quotas import RepositoryQuotas
     from pagepool_service.roster import Roster
     from pagepool_service.routes.streaming import Threads
+    from pagepool_service.seeing.service import Seeing
     from pagepool_service.settings import Settings
     from pagepool_service.statistics import Statistics
     from pagepool_service.store.registry import Registry
@@ -86,6 +87,7 @@ class Context:
         wanted: notes on pushed images, of which trees are made ahead.
         cache: of objects.
         pool: what that keeps them in; None if nothing is kept.
+        seeing: what an operator sees.
         threads: for what reads, and for bodies on their way in: nothing that takes the store's writer lock.
         writers: for what takes that lock, and may wait for it.
         listings: for pages of images.
@@ -108,6 +110,7 @@ class Context:
     cache: ExtentCache
     pool: Pool | None
     statistics: Statistics
+    seeing: Seeing
     threads: Threads
     writers: Threads
     listings: Threads

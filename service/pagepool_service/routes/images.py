@@ -32,7 +32,7 @@ _LONGEST_PAGE_S = 2.0
 _LARGEST_PAGE = 8 << 20
 
 _TEXT = {"type": "string"}
-_RETRY = {"Retry-After": header("Seconds.")}
+RETRY = {"Retry-After": header("Seconds.")}
 _IMAGE = json_object(
     ("name", "reference", "digest", "size", "state", "layers"),
     name=_TEXT,
@@ -64,13 +64,13 @@ _TREE = json_object(
 _IMAGE_ANSWERS: Responses = {
     **failures(500),
     200: success("The image; ready or unmountable.", content=_IMAGE),
-    202: success("The image; layers are still being read.", _RETRY, _IMAGE),
+    202: success("The image; layers are still being read.", RETRY, _IMAGE),
 }
 _IMAGES_ANSWERS: Responses = {200: success("Tagged images, in byte order.", {"Link": LINK}, _IMAGES), **failures()}
 _FILES_ANSWERS: Responses = {
     **failures(413, 422),
     200: success("Files.", content=_FILES),
-    202: success("Layers are still being read.", _RETRY, json_object(waiting={"type": "array", "items": _TEXT})),
+    202: success("Layers are still being read.", RETRY, json_object(waiting={"type": "array", "items": _TEXT})),
 }
 _TREE_ANSWERS: Responses = {
     **failures(413, 422, 500),
@@ -123,16 +123,8 @@ async def get_tree(
     service: Service, name: Repository, reference: Reference, platform: PlatformQuery = None
 ) -> JSONResponse:
     """Name the merged tree of an image that is ready, for the routes below ``trees``."""
-    wanted = None if platform is None else Platform.parse(platform)
-
-    def look() -> tuple[ImageView, TreeFile | None]:
-        view = resolve_image(service.store, name, reference, wanted)
-        return view, service.treefiles.known(name, view)
-
     try:
-        view, tree = await service.threads.run(look)
-        if tree is None:
-            tree = await service.merging.run(service.treefiles.build, name, view)
+        view, tree = await find_tree(service, name, reference, platform)
         return JSONResponse(_describe_tree(service, view, tree))
     except PendingError as error:
         return JSONResponse({"waiting": list(error.waiting)}, 202, {"Retry-After": "1"})
@@ -185,6 +177,27 @@ async def get_files(
         return JSONResponse(await service.threads.run(list_page, tree))
     except PendingError as error:
         return JSONResponse({"waiting": list(error.waiting)}, 202, {"Retry-After": "1"})
+
+
+async def find_tree(
+    service: Context, name: str, reference: Digest | str, platform: str | None
+) -> tuple[ImageView, TreeFile]:
+    """An image and its tree, which is merged if it has to be.
+
+    Raises:
+        PendingError: layers are still being read.
+        LayerInvalidError, LimitError: it is unmountable.
+    """
+    wanted = None if platform is None else Platform.parse(platform)
+
+    def look() -> tuple[ImageView, TreeFile | None]:
+        view = resolve_image(service.store, name, reference, wanted)
+        return view, service.treefiles.known(name, view)
+
+    view, tree = await service.threads.run(look)
+    if tree is None:
+        tree = await service.merging.run(service.treefiles.build, name, view)
+    return view, tree
 
 
 def _describe_tree(service: Context, view: ImageView, tree: TreeFile) -> dict[str, Any]:

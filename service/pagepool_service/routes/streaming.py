@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+    from pagepool_service.tracing.exporting import Tracing
+
     Result = TypeVar("Result")
 
 log = logging.getLogger("pagepool.http")
@@ -34,10 +36,17 @@ PIECE_SIZE = 1 << 20
 
 
 class Threads:
-    """Where blocking work runs. What it logs has the id of the request that it is done for."""
+    """Where blocking work runs. What it logs has the id of the request that it is done for.
 
-    def __init__(self, executor: ThreadPoolExecutor) -> None:
+    Args:
+        name: of the kind of work.
+        tracing: has spans of what takes long; None for none.
+    """
+
+    def __init__(self, executor: ThreadPoolExecutor, name: str = "", tracing: Tracing | None = None) -> None:
         self._executor = executor
+        self._name = name
+        self._tracing = tracing
 
     async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Call a blocking function in a thread."""
@@ -46,6 +55,8 @@ class Threads:
     def start(self, function: Callable[..., Result], *arguments: object) -> asyncio.Future[Result]:
         """Begin a call; the future has its result."""
         call = contextvars.copy_context().run
+        if self._tracing is not None:
+            function = self._tracing.watch(self._name, function)
         return asyncio.get_running_loop().run_in_executor(self._executor, call, function, *arguments)
 
 

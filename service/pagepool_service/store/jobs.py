@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
@@ -120,6 +121,11 @@ class JobQueue:
         with self._env.read() as txn:
             counted.update((job.kind, bool(job.owner)) for job in self._readable(txn))
         return counted
+
+    def first(self, limit: int) -> tuple[list[Job], int]:
+        """Those that are worked on or come next, in order; and how many there are in all."""
+        with self._env.read() as txn:
+            return list(islice(self._readable(txn), limit)), self.count(txn)
 
     def count(self, txn: Reader) -> int:
         """How many wait."""
