@@ -3,6 +3,7 @@
     supervisor --+-- worker 1..N      serve HTTP on the shared socket
                  +-- maintenance      reads layers, settles blobs; woken by the workers through an eventfd
                  +-- recompression    compresses what is stored once more, while there is nothing else to do
+                 +-- collection       removes what nothing needs any more, when there is enough of it
                  +-- metrics          answers Prometheus, where that was asked for
 
 Everything is imported before the fork, so that the processes share those pages; the store is opened after it, by each
@@ -31,7 +32,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
-from pagepool_service import logs, poolkeeper, recompressing
+from pagepool_service import collecting, logs, poolkeeper, recompressing
 from pagepool_service.metrics.directory import make_directory, remove_directory
 from pagepool_service.roster import Roster
 from pagepool_service.store.store import Store
@@ -177,6 +178,8 @@ class Supervisor:
             children.append(Child("pool keeper", partial(_keep_pool, shared, settings)))
         if not settings.read_only and settings.recompress:
             children.append(Child("recompression", partial(_recompress, shared, settings)))
+        if not settings.read_only and settings.gc:
+            children.append(Child("collection", partial(_collect, shared, settings)))
         if metrics is not None:
             children.append(Child("metrics", partial(self._export, shared, metrics)))
         return children
@@ -392,6 +395,11 @@ def _keep_pool(shared: _Shared, settings: Settings) -> None:
 def _recompress(shared: _Shared, settings: Settings) -> None:
     shared.close_listeners()
     recompressing.run(settings)
+
+
+def _collect(shared: _Shared, settings: Settings) -> None:
+    shared.close_listeners()
+    collecting.run(settings)
 
 
 def _fork(run: Callable[[], None], settings: Settings) -> int:

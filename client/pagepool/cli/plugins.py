@@ -24,6 +24,7 @@ NEEDS = "needs pagepool[service]"
 KNOWN = {
     "serve": "Run the registry and image service.",
     "fsck": "Check everything a store holds.",
+    "gc": "Free what nothing in a store needs any more.",
     "demo": "Show on this machine what sharing saves.",
     "bench": "Measure a store on real images.",
 }

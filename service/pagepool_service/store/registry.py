@@ -8,12 +8,17 @@ A repository is there while it has a blob or a manifest; nothing is made or remo
 transaction: a manifest's check that its parts are there, its record, links, tags and referrer become visible
 and durable together, and a concurrent delete is seen either before or after.
 
+Each link has a time: when the repository got the content, or when a client last relied on its being there. A push
+renews it, and so does whoever looks for the content (HEAD of a blob, GET and HEAD of a manifest by its digest), as long
+as that was not done a short time ago; and a tag that leaves a manifest. Collection goes by these times.
+
 Format: docs/format/catalogue.md.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +31,7 @@ from pagepool.errors import (
     ManifestUnknownError,
     NameUnknownError,
     NotFoundError,
+    PagepoolError,
     SizeInvalidError,
 )
 from pagepool.oci import Descriptor, Index
@@ -36,9 +42,11 @@ from pagepool_service.store.catalogue import (
     Tag,
     after_repository,
     after_tag,
+    encode_link,
     holder_key,
     holder_of,
     link_key,
+    link_time,
     referrer_key,
     referrers_prefix,
     repository_of,
@@ -46,6 +54,7 @@ from pagepool_service.store.catalogue import (
     split_tag_key,
     tag_key,
 )
+from pagepool_service.store.cycle import is_collecting
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import BlobRecord
 
@@ -56,6 +65,10 @@ if TYPE_CHECKING:
     from pagepool_service.store.blobs import BlobStore
     from pagepool_service.store.environment import Environment, Reader, Writer
 
+log = logging.getLogger("pagepool.registry")
+
+RENEWED_AFTER_NS = 3600 * 10**9
+"""A link that somebody relies on is renewed if its time is so long ago: not each request costs a commit."""
 # Descriptors of one answer of the referrers API: an index that any client takes (manifests may have 4 MiB).
 REFERRERS_BYTES = 3 << 20
 
@@ -97,6 +110,38 @@ class Registry:
     def __init__(self, env: Environment, blobs: BlobStore) -> None:
         self._env = env
         self._blobs = blobs
+        self.renewed_after_ns = RENEWED_AFTER_NS
+
+    # -- links -----------------------------------------------------------------------------------------------
+
+    def link_record(self, txn: Reader, table: Table, repository: str, digest: Digest) -> bytes | None:
+        """The record that says that a repository has something, `links` or `manifest_links`; None if it does not."""
+        payload = txn.get(table, link_key(repository, digest))
+        return None if payload is None else bytes(payload)
+
+    def renew_blob(self, repository: str, digest: Digest) -> None:
+        """Note that a client relies on a blob of a repository, if that was last noted long ago.
+
+        An effort: if nothing can be written, nothing is.
+        """
+        self._renew(Table.LINKS, repository, digest)
+
+    def renew_manifest(self, repository: str, digest: Digest) -> None:
+        """As `renew_blob`, of a manifest."""
+        self._renew(Table.MANIFEST_LINKS, repository, digest)
+
+    def is_old(self, txn: Reader, table: Table, repository: str, digest: Digest) -> bool:
+        """Whether a link is there whose time is long ago."""
+        payload = txn.get(table, link_key(repository, digest))
+        return payload is not None and link_time(payload) < time.time_ns() - self.renewed_after_ns
+
+    def _renew(self, table: Table, repository: str, digest: Digest) -> None:
+        try:
+            with self._env.write() as txn:
+                if self.is_old(txn, table, repository, digest):
+                    _touch(txn, table, repository, digest)
+        except PagepoolError as error:
+            log.debug("that %s is used in %s is not noted: %s", digest, repository, error)
 
     # -- blobs -----------------------------------------------------------------------------------------------
 
@@ -110,6 +155,12 @@ class Registry:
             if not txn.has(Table.LINKS, link_key(repository, digest)):
                 raise BlobUnknownError(digest)
             return self._blobs.record(txn, digest)
+
+    def find_blob(self, repository: str, digest: Digest) -> tuple[BlobRecord, bool]:
+        """As `stat_blob`, for a client that may go on to rely on it; and whether `renew_blob` is to be called."""
+        with self._env.read() as txn:
+            old = self.is_old(txn, Table.LINKS, repository, digest) and not self._env.readonly
+        return self.stat_blob(repository, digest), old
 
     def linker(self, repository: str, digest: Digest) -> Callable[[Writer], None]:
         """What links a blob to a repository, for the transaction that admits the blob."""
@@ -141,13 +192,23 @@ class Registry:
             BlobUnknownError: the repository does not have it.
         """
         with self._env.write() as txn:
-            if not _unlink(txn, Table.LINKS, repository, digest):
+            if not txn.has(Table.LINKS, link_key(repository, digest)):
                 raise BlobUnknownError(digest)
-            orphaned = not _is_held(txn, Table.LINKS, digest)
-            if orphaned:
-                self._blobs.remove(txn, digest)
+            orphaned = self.drop_blob(txn, repository, digest)
         if orphaned:
             self._blobs.forget_file(digest)
+
+    def drop_blob(self, txn: Writer, repository: str, digest: Digest) -> bool:
+        """Unlink a blob from a repository that has it, in a transaction of the caller's.
+
+        Returns:
+            whether that was the last link, and the record is gone: `BlobStore.forget_file` is to be called after it.
+        """
+        _unlink(txn, Table.LINKS, repository, digest)
+        orphaned = not _is_held(txn, Table.LINKS, digest)
+        if orphaned:
+            self._blobs.remove(txn, digest)
+        return orphaned
 
     def _can_mount(self, txn: Reader, digest: Digest, source: str | None) -> bool:
         if not txn.has(Table.BLOBS, digest.key):
@@ -177,7 +238,10 @@ class Registry:
             _check_parts(txn, repository, document)
             txn.put_new(Table.MANIFESTS, digest.key, stored.encode())
             _link(txn, Table.MANIFEST_LINKS, repository, digest)
+            if is_collecting(txn):
+                _renew_parts(txn, repository, document)
             for tag in tags:
+                self.drop_tag(txn, repository, tag)
                 txn.put(Table.TAGS, tag_key(repository, tag), Tag(digest, now).encode())
             if document.subject is not None:
                 key = referrer_key(repository, document.subject.digest, digest)
@@ -192,6 +256,13 @@ class Registry:
         """
         with self._env.read() as txn:
             return self.find_manifest(txn, repository, reference)
+
+    def ask_manifest(self, repository: str, reference: Digest | str) -> tuple[StoredManifest, bool]:
+        """As `manifest`, for a client that may rely on it; and whether `renew_manifest` is to be called."""
+        with self._env.read() as txn:
+            found = self.find_manifest(txn, repository, reference)
+            old = self.is_old(txn, Table.MANIFEST_LINKS, repository, found.digest)
+        return found, old and isinstance(reference, Digest) and not self._env.readonly
 
     def find_manifest(self, txn: Reader, repository: str, reference: Digest | str) -> StoredManifest:
         """`manifest`, in a transaction of the caller's."""
@@ -215,8 +286,21 @@ class Registry:
             ManifestUnknownError, NameUnknownError: there is none.
         """
         with self._env.write() as txn:
-            if not txn.delete(Table.TAGS, tag_key(repository, tag)):
+            if not self.drop_tag(txn, repository, tag):
                 raise self._missing(txn, repository, ManifestUnknownError(tag))
+
+    def drop_tag(self, txn: Writer, repository: str, tag: str) -> bool:
+        """Remove a tag, in a transaction of the caller's. Its manifest counts as untagged from now on.
+
+        Returns:
+            whether there was one.
+        """
+        key = tag_key(repository, tag)
+        payload = txn.get(Table.TAGS, key)
+        if payload is None:
+            return False
+        _touch(txn, Table.MANIFEST_LINKS, repository, Tag.decode(key, payload).digest)
+        return txn.delete(Table.TAGS, key)
 
     def delete_manifest(self, repository: str, digest: Digest) -> None:
         """Remove a manifest from a repository, with the tags that point to it and its entry as a referrer.
@@ -225,19 +309,24 @@ class Registry:
             ManifestUnknownError, NameUnknownError: there is none.
         """
         with self._env.write() as txn:
-            if not _unlink(txn, Table.MANIFEST_LINKS, repository, digest):
+            if not txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)):
                 raise self._missing(txn, repository, ManifestUnknownError(digest))
             prefix = repository_prefix(repository)
             found = [key for key, payload in txn.scan(Table.TAGS, prefix) if Tag.decode(key, payload).digest == digest]
             for key in found:
                 txn.delete(Table.TAGS, key)
-            payload = txn.get(Table.MANIFESTS, digest.key)
-            if payload is not None:
-                subject = _subject(StoredManifest.decode(digest, payload))
-                if subject is not None:
-                    txn.delete(Table.REFERRERS, referrer_key(repository, subject, digest))
-            if not _is_held(txn, Table.MANIFEST_LINKS, digest):
-                txn.delete(Table.MANIFESTS, digest.key)
+            self.drop_manifest(txn, repository, digest)
+
+    def drop_manifest(self, txn: Writer, repository: str, digest: Digest) -> None:
+        """Remove a manifest that no tag points to, and its entry as a referrer, in a transaction of the caller's."""
+        _unlink(txn, Table.MANIFEST_LINKS, repository, digest)
+        payload = txn.get(Table.MANIFESTS, digest.key)
+        if payload is not None:
+            subject = _subject(StoredManifest.decode(digest, payload))
+            if subject is not None:
+                txn.delete(Table.REFERRERS, referrer_key(repository, subject, digest))
+        if not _is_held(txn, Table.MANIFEST_LINKS, digest):
+            txn.delete(Table.MANIFESTS, digest.key)
 
     # -- listings --------------------------------------------------------------------------------------------
 
@@ -326,13 +415,29 @@ def _exists(txn: Reader, repository: str) -> bool:
 
 
 def _link(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
-    txn.put_new(table, link_key(repository, digest), time.time_ns().to_bytes(8, "big"))
+    txn.put(table, link_key(repository, digest), encode_link(time.time_ns()))
     txn.put_new(table, holder_key(repository, digest), b"")
 
 
-def _unlink(txn: Writer, table: Table, repository: str, digest: Digest) -> bool:
+def _touch(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
+    """Renew a link if it is there."""
+    if txn.has(table, link_key(repository, digest)):
+        txn.put(table, link_key(repository, digest), encode_link(time.time_ns()))
+
+
+def _renew_parts(txn: Writer, repository: str, document: Manifest | Index) -> None:
+    """Renew the links of all that a manifest needs: a collector that found them needed by nothing is late."""
+    entries = document.manifests if isinstance(document, Index) else document.blobs
+    for entry in entries:
+        for table in (Table.LINKS, Table.MANIFEST_LINKS):
+            _touch(txn, table, repository, entry.digest)
+    if document.subject is not None:
+        _touch(txn, Table.MANIFEST_LINKS, repository, document.subject.digest)
+
+
+def _unlink(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
     txn.delete(table, holder_key(repository, digest))
-    return txn.delete(table, link_key(repository, digest))
+    txn.delete(table, link_key(repository, digest))
 
 
 def _is_held(txn: Reader, table: Table, digest: Digest) -> bool:
