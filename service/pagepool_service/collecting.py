@@ -94,10 +94,10 @@ class Keeper:
 def _tell(report: Report) -> None:
     freed = ", ".join(f"{count} {kind}" for kind, count in report.freed.items() if count)
     log.info(
-        "collected in %.1f s: %s; %d bytes of disk given back, the writer's lock held for %.0f ms at most",
+        "collected in %.1f s: %s; %d bytes given back to the file system, the writer's lock held for %.0f ms at most",
         report.seconds,
         freed or "nothing",
-        report.space_before - report.space_after,
+        report.punched,
         1000 * report.longest_hold_s,
     )
     for problem in report.problems:

@@ -146,6 +146,7 @@ def _print(report: Report) -> None:
     if not report.dry:
         done = f"done in {report.seconds:.1f} s, {report.writes:,} write transactions, "
         done += f"the longest of {1000 * report.longest_hold_s:.0f} ms"
+        done += f" ({1000 * report.longest_work_s:.0f} ms without its commit)"
     click.echo(done)
 
 

@@ -105,7 +105,7 @@ class Collector:
                 gate.check = self._is_ours
                 self._sweep(gate, report)
             finally:
-                report.writes, report.longest_hold_s = gate.holds.count, gate.holds.longest_s
+                _note_holds(report, gate)
                 report.seconds = time.monotonic() - began
             return report
 
@@ -186,7 +186,7 @@ class Collector:
         self._write_end(gate, report)
 
     def _write_end(self, gate: Gate, report: Report) -> None:
-        report.writes, report.longest_hold_s = gate.holds.count, gate.holds.longest_s
+        _note_holds(report, gate)
         report.ended_ns = self._clock()
         report.seconds = (report.ended_ns - self._began.started_ns) / 1e9 if self._began else 0.0
         summary = report.to_json()
@@ -333,6 +333,11 @@ def _clear(txn: Writer) -> bool:
         return True
     cycle.end(txn, None)
     return False
+
+
+def _note_holds(report: Report, gate: Gate) -> None:
+    report.writes = gate.holds.count
+    report.longest_hold_s, report.longest_work_s = gate.holds.longest_s, gate.holds.longest_work_s
 
 
 def _nothing() -> None:

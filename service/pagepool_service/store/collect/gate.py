@@ -28,14 +28,16 @@ _LONGEST_REST_S: Final = 0.1
 
 @dataclass(slots=True)
 class Holds:
-    """How often and how long the writer's lock was held, in seconds."""
+    """How often and how long the writer's lock was held, in seconds; and how much of the longest work was no commit."""
 
     count: int = 0
     longest_s: float = 0.0
+    longest_work_s: float = 0.0
     total_s: float = 0.0
 
-    def add(self, held_s: float) -> None:
-        """One more."""
+    def add(self, held_s: float, work_s: float) -> None:
+        """One more; the rest of the time was the commit's, mostly waiting for the disk."""
+        self.longest_work_s = max(self.longest_work_s, work_s)
         self.count += 1
         self.total_s += held_s
         self.longest_s = max(self.longest_s, held_s)
@@ -104,14 +106,17 @@ class Gate:
 
     @contextmanager
     def _turn(self) -> Iterator[Turn]:
-        began = time.monotonic()
+        began = worked = time.monotonic()
         try:
             with self._env.write() as txn:
                 began = time.monotonic()
-                yield Turn(txn, began + self._work_s)
+                try:
+                    yield Turn(txn, began + self._work_s)
+                finally:
+                    worked = time.monotonic()
         finally:
             held = time.monotonic() - began
-            self.holds.add(held)
+            self.holds.add(held, worked - began)
             if held > self._budget_s:
                 self._work_s = max(_LEAST_WORK_S, self._work_s * self._budget_s / held)
             else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import Digest
+from pagepool.extents import EXTENT_SIZE
 from pagepool.image import decode_chunk
 from pagepool_service.store.checks.recipes import references
 from pagepool_service.store.collect.gate import BehindError
@@ -159,7 +160,10 @@ class Marker:
     def _mark_blob(self, key: bytes, payload: memoryview) -> None:
         record = BlobRecord.decode(payload, str(Digest.from_key(key)))
         # Of one that is in the spool, too: it is on its way into frames, and what is there already stays.
-        self._add_object(record.object, with_extents=record.content is not ContentKind.RECIPE)
+        if record.content is not ContentKind.RECIPE:
+            self._add_object(record.object, with_extents=True)
+        elif record.size > EXTENT_SIZE:  # the list is what the blob is compared with; its extents are not needed
+            self._add_object(record.object, with_extents=False)
         if record.diff_id is not None:
             diff_id = record.diff_id.key
             self._todo.append(lambda txn: self._mark_layer(txn, diff_id))

@@ -25,7 +25,7 @@ class Report:
         punched: bytes of free database pages that were given back to the file system.
         space_before: bytes that the data directory took on the disk.
         space_after: when it was done.
-        writes: write transactions, and the longest of them, in seconds.
+        writes: write transactions; and the longest of them, in seconds, with its commit, and the longest without.
         problems: what kept it from removing something, for people.
     """
 
@@ -41,6 +41,7 @@ class Report:
     space_after: int = 0
     writes: int = 0
     longest_hold_s: float = 0.0
+    longest_work_s: float = 0.0
     seconds: float = 0.0
     ended_ns: int = 0
     problems: list[str] = field(default_factory=list)
@@ -60,6 +61,7 @@ class Report:
             "space_after_bytes": self.space_after,
             "write_transactions": self.writes,
             "longest_hold_s": round(self.longest_hold_s, 6),
+            "longest_work_s": round(self.longest_work_s, 6),
             "seconds": round(self.seconds, 3),
             "ended_ns": self.ended_ns,
             "problems": self.problems,
