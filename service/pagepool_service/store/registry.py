@@ -34,7 +34,7 @@ from pagepool.errors import (
     PagepoolError,
     SizeInvalidError,
 )
-from pagepool.oci import Descriptor, Index
+from pagepool.oci import Descriptor, Index, parse_manifest
 from pagepool.oci.mediatypes import is_foreign_layer
 from pagepool_service.store.catalogue import (
     FORWARD,
@@ -69,6 +69,7 @@ log = logging.getLogger("pagepool.registry")
 
 RENEWED_AFTER_NS = 3600 * 10**9
 """A link that somebody relies on is renewed if its time is so long ago: not each request costs a commit."""
+_MOST_RENEWED = 5000  # links around one manifest, in one transaction
 # Descriptors of one answer of the referrers API: an index that any client takes (manifests may have 4 MiB).
 REFERRERS_BYTES = 3 << 20
 
@@ -140,6 +141,8 @@ class Registry:
             with self._env.write() as txn:
                 if self.is_old(txn, table, repository, digest):
                     _touch(txn, table, repository, digest)
+                    if table is Table.MANIFEST_LINKS and is_collecting(txn):
+                        _renew_around(txn, repository, digest)
         except PagepoolError as error:
             log.debug("that %s is used in %s is not noted: %s", digest, repository, error)
 
@@ -238,14 +241,14 @@ class Registry:
             _check_parts(txn, repository, document)
             txn.put_new(Table.MANIFESTS, digest.key, stored.encode())
             _link(txn, Table.MANIFEST_LINKS, repository, digest)
-            if is_collecting(txn):
-                _renew_parts(txn, repository, document)
             for tag in tags:
                 self.drop_tag(txn, repository, tag)
                 txn.put(Table.TAGS, tag_key(repository, tag), Tag(digest, now).encode())
             if document.subject is not None:
                 key = referrer_key(repository, document.subject.digest, digest)
                 txn.put(Table.REFERRERS, key, _referrer(digest, document))
+            if is_collecting(txn):
+                _renew_around(txn, repository, digest)
 
     def manifest(self, repository: str, reference: Digest | str) -> StoredManifest:
         """A manifest of a repository, by digest or tag.
@@ -425,14 +428,32 @@ def _touch(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
         txn.put(table, link_key(repository, digest), encode_link(time.time_ns()))
 
 
-def _renew_parts(txn: Writer, repository: str, document: Manifest | Index) -> None:
-    """Renew the links of all that a manifest needs: a collector that found them needed by nothing is late."""
-    entries = document.manifests if isinstance(document, Index) else document.blobs
-    for entry in entries:
-        for table in (Table.LINKS, Table.MANIFEST_LINKS):
-            _touch(txn, table, repository, entry.digest)
-    if document.subject is not None:
-        _touch(txn, Table.MANIFEST_LINKS, repository, document.subject.digest)
+def _renew_around(txn: Writer, repository: str, digest: Digest) -> None:
+    """Renew the links of a manifest and of all that is kept with it: what it needs, its subject, and its referrers.
+
+    A collector that has decided, in a snapshot of before, that nothing keeps them sees that it is late.
+    """
+    waiting, seen = [digest], {digest}
+    while waiting and len(seen) < _MOST_RENEWED:
+        found = waiting.pop()
+        _touch(txn, Table.LINKS, repository, found)
+        if not txn.has(Table.MANIFEST_LINKS, link_key(repository, found)):
+            continue
+        _touch(txn, Table.MANIFEST_LINKS, repository, found)
+        near = [Digest.from_key(key[-len(found.key) :]) for key in _referrers(txn, repository, found)]
+        payload = txn.get(Table.MANIFESTS, found.key)
+        if payload is not None:
+            stored = StoredManifest.decode(found, payload)
+            document = parse_manifest(stored.raw, stored.media_type)
+            entries = document.manifests if isinstance(document, Index) else document.blobs
+            near += [entry.digest for entry in entries]
+            near += [] if document.subject is None else [document.subject.digest]
+        waiting += [one for one in near if one not in seen]
+        seen.update(near)
+
+
+def _referrers(txn: Reader, repository: str, subject: Digest) -> list[bytes]:
+    return [key for key, _ in txn.scan(Table.REFERRERS, referrers_prefix(repository, subject), check=False)]
 
 
 def _unlink(txn: Writer, table: Table, repository: str, digest: Digest) -> None:

@@ -211,7 +211,9 @@ class CatalogueSweep:
                     reason = "blobs: of a manifest"
                 elif uploading:
                     reason = "blobs: of a repository that is uploaded to"
-                elif self._policy.grace_s and link_time(link) >= since_ns:
+                # Also without a grace time: what came, or was renewed, since the cycle began may be of a manifest that
+                # was pushed after the manifests were looked at.
+                elif link_time(link) >= since_ns:
                     reason = "blobs: of no manifest, in their time"
                 else:
                     going.append((blob, bytes(link)))

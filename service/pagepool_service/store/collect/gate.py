@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 BUDGET_S: Final = 0.02
 _LEAST_WORK_S: Final = 0.001
-_MOST_WORK_S: Final = 0.012
+_MOST_WORK_S: Final = 0.008
 _LONGEST_REST_S: Final = 0.1
 
 

@@ -22,7 +22,7 @@ import ctypes
 import errno
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from pagepool_service.store.collect.freelist import FreeList, UnknownFormatError, runs_of
@@ -38,18 +38,23 @@ log = logging.getLogger("pagepool.collect")
 _PUNCH_HOLE_KEEP_SIZE: Final = 3
 _KEPT: Final = 256 << 10  # bytes of free pages that are left
 _LONGEST: Final = 8 << 20  # bytes of one call
+_NOT_WORTH: Final = 0.01  # of what is in use: so much may stay in the smallest runs
 _ATTEMPTS: Final = 5
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 @dataclass(slots=True)
-class _Piece:
-    """A record of the list, and those runs of its pages (offset, size, in bytes) that are on the disk."""
+class _Plan:
+    """What could be punched.
 
-    transaction: int
-    record: bytes
-    runs: list[tuple[int, int]]
+    Args:
+        records: of LMDB's list, by their transactions, as they were.
+        runs: offset, size in bytes, and the transactions of the records that its pages are in; the largest last.
+    """
+
+    records: dict[int, bytes] = field(default_factory=dict)
+    runs: list[tuple[int, int, tuple[int, ...]]] = field(default_factory=list)
 
 
 def give_back(env: Environment, gate: Gate, watch: Callable[[int], None] = lambda _: None) -> int:
@@ -66,10 +71,10 @@ def give_back(env: Environment, gate: Gate, watch: Callable[[int], None] = lambd
     """
     fd = os.open(env.file, os.O_RDWR | os.O_CLOEXEC)
     try:
-        pieces = _look_again(env, fd)
+        plan = _look_again(env, fd)
         given = 0
-        while pieces:
-            some = gate.run(lambda turn: _punch(env, fd, turn, pieces))
+        while plan.runs:
+            some = gate.run(lambda turn: _punch(env, fd, turn, plan))
             given += some
             watch(some)
         return given
@@ -79,44 +84,57 @@ def give_back(env: Environment, gate: Gate, watch: Callable[[int], None] = lambd
         os.close(fd)
 
 
-def free_on_disk(env: Environment) -> int:
-    """Bytes of free pages that are on the disk."""
-    fd = os.open(env.file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return sum(size for piece in _look(env, fd, 0) for _, size in piece.runs)
-    except UnknownFormatError:
-        return 0
-    finally:
-        os.close(fd)
-
-
-def _look_again(env: Environment, fd: int) -> list[_Piece]:
+def _look_again(env: Environment, fd: int) -> _Plan:
     """`_look`; the head of a snapshot is written over when two others have committed meanwhile."""
     for _ in range(_ATTEMPTS):
         try:
             return _look(env, fd)
         except UnknownFormatError as error:
             log.debug("the list of free pages could not be read: %s", error)
-    return []
+    return _Plan()
 
 
-def _look(env: Environment, fd: int, kept: int = _KEPT) -> list[_Piece]:
-    """What could be punched, as a snapshot has it; the last piece is the oldest, which LMDB takes first."""
-    pieces: list[_Piece] = []
+def _look(env: Environment, fd: int) -> _Plan:
+    """What could be punched, as a snapshot has it."""
+    plan = _Plan()
+    kept = _KEPT
+    found: list[tuple[int, int, int]] = []
     with env.read() as txn:  # as long as it is open, nobody writes over the list that it has
+        used = txn.used_bytes()
         free = FreeList(fd, txn.version)
         size = free.head.page_size
         for transaction, record in free.records():
-            found = [(first * size, count * size) for first, count in runs_of(record)]
-            runs = [run for run in found if _is_on_disk(fd, *run)]
-            spared = []
-            while runs and kept > 0:
-                spared.append(runs.pop(0))
-                kept -= spared[-1][1]
-            if runs:
-                pieces.append(_Piece(transaction, record, runs))
-    pieces.reverse()
-    return pieces
+            plan.records[transaction] = record
+            for first, count in runs_of(record):
+                if not _is_on_disk(fd, first * size, count * size):
+                    continue
+                if kept > 0:  # LMDB takes the pages of the oldest records first
+                    kept -= count * size
+                else:
+                    found.append((first * size, count * size, transaction))
+    runs = sorted(_joined(sorted(found)), key=lambda run: run[1])
+    # Each costs a call, whatever its size: little scattered pages that make next to nothing stay for LMDB to use.
+    left, least = int(used * _NOT_WORTH), 0
+    while least < len(runs) and runs[least][1] <= left:
+        left -= runs[least][1]
+        least += 1
+    plan.runs = runs[least:]
+    return plan
+
+
+def _joined(runs: list[tuple[int, int, int]]) -> list[tuple[int, int, tuple[int, ...]]]:
+    """Runs that follow each other as one, up to `_LONGEST` bytes each."""
+    joined: list[tuple[int, int, tuple[int, ...]]] = []
+    for offset, size, transaction in runs:
+        for start in range(offset, offset + size, _LONGEST):
+            part = min(_LONGEST, offset + size - start)
+            if joined and joined[-1][0] + joined[-1][1] == start and joined[-1][1] + part <= _LONGEST:
+                before = joined.pop()
+                known = before[2] if transaction in before[2] else (*before[2], transaction)
+                joined.append((before[0], before[1] + part, known))
+            else:
+                joined.append((start, part, (transaction,)))
+    return joined
 
 
 def _is_on_disk(fd: int, offset: int, size: int) -> bool:
@@ -128,26 +146,23 @@ def _is_on_disk(fd: int, offset: int, size: int) -> bool:
         raise
 
 
-def _punch(env: Environment, fd: int, turn: Turn, pieces: list[_Piece]) -> int:
+def _punch(env: Environment, fd: int, turn: Turn, plan: _Plan) -> int:
     """Punch what is still free and not needed, as long as the turn lasts. Returns how many bytes."""
     committed = turn.txn.version - 1
     free = FreeList(fd, committed)
     oldest = min(committed, env.oldest_reader(committed))
+    right: dict[int, bool] = {}  # by transaction: whether its record is what it was, and nobody may look at its pages
     given = 0
-    while pieces and not turn.is_over:
-        piece = pieces[-1]
-        if piece.transaction >= oldest or free.find(piece.transaction) != piece.record:
-            pieces.pop()  # somebody may still look at it, or it was used meanwhile
+    while plan.runs and not turn.is_over:
+        offset, size, transactions = plan.runs.pop()
+        for transaction in transactions:
+            if transaction not in right:
+                record = plan.records[transaction]
+                right[transaction] = transaction < oldest and free.find(transaction) == record
+        if not all(right[transaction] for transaction in transactions):
             continue
-        while piece.runs and not turn.is_over:
-            offset, size = piece.runs.pop()
-            if size > _LONGEST:
-                piece.runs.append((offset + _LONGEST, size - _LONGEST))
-                size = _LONGEST
-            if _libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, size):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), str(env.file))
-            given += size
-        if not piece.runs:
-            pieces.pop()
+        if _libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, size):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(env.file))
+        given += size
     return given
