@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 
     from pagepool.node.client import NodeClient
 
-MINUTES = float(os.environ.get("PAGEPOOL_COLLECT_MINUTES", "0.08"))
+MINUTES = float(os.environ.get("PAGEPOOL_COLLECT_MINUTES", "0.06"))
 SEED = os.environ.get("PAGEPOOL_COLLECT_SEED", "1")
 LAYERS, TAGS, LARGE = (30, 8, 0) if MINUTES < 1 else (160, 24, 3 << 20)
 PUSHERS = 2
-GRACE_S = 6.0
+GRACE_S = 1.5 if MINUTES < 1 else 6.0
 ALLOWED = 1.05
 KEPT = 256 << 10 if MINUTES < 1 else 0  # free pages that are left to LMDB count beside a store of two megabytes
 

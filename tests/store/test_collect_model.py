@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pagepool.digest import Digest
 
-STORIES = int(os.environ.get("PAGEPOOL_COLLECT_STORIES", "3"))
+STORIES = int(os.environ.get("PAGEPOOL_COLLECT_STORIES", "2"))
 SEED = int(os.environ.get("PAGEPOOL_COLLECT_SEED", "1"))
 REPOSITORIES = ("a", "a/b")
 FILES = contents(20)

@@ -108,10 +108,10 @@ def _look(env: Environment, fd: int) -> _Plan:
             for first, count in runs_of(record):
                 if not _is_on_disk(fd, first * size, count * size):
                     continue
-                if kept > 0:  # LMDB takes the pages of the oldest records first
-                    kept -= count * size
-                else:
-                    found.append((first * size, count * size, transaction))
+                spared = min(count, -(-kept // size))  # LMDB takes the pages of the oldest records first
+                kept -= spared * size
+                if spared < count:
+                    found.append(((first + spared) * size, (count - spared) * size, transaction))
     runs = sorted(_joined(sorted(found)), key=lambda run: run[1])
     # Each costs a call, whatever its size: little scattered pages that make next to nothing stay for LMDB to use.
     left, least = int(used * _NOT_WORTH), 0
