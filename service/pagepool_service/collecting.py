@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pagepool.collect")
 
 _ALWAYS_S = 24 * 3600.0
+_LATER_S = 3600.0  # if nobody has written meanwhile: things expire all the same
 _LITTLE = 0.05  # of what is stored
 _REST = 1.0  # of the time that looking takes: others want the processors, too
 
@@ -66,6 +67,8 @@ class Keeper:
         self._enough = settings.gc_garbage_bytes
         self._version = -1
         self._ran_s = time.monotonic()
+        self._ran_version = -1
+        self._looked_s = 0.0
 
     def look(self) -> Report | None:
         """Collect if it is worth it. Blocks for as long as that takes. Returns what was done; None if it was not.
@@ -74,13 +77,18 @@ class Keeper:
             CorruptError, BusyError, StoreFullError, ReadOnlyError: see `Collector.run`.
         """
         version, now = self._store.env.version(), time.monotonic()
-        late = version != self._version and now - self._ran_s >= _ALWAYS_S
+        if version == self._version and now - self._looked_s < _LATER_S:
+            return None
+        self._looked_s = now
+        late = version != self._ran_version and now - self._ran_s >= _ALWAYS_S
         collector = Collector(self._store, self._policy, rest=_REST)
         if not late and not self._is_worth_it(collector):
+            self._version = version
             return None
         report = collector.run()
         report.freed.update(sweep_trees(self._store))
-        self._version, self._ran_s = self._store.env.version(), time.monotonic()
+        self._version = self._ran_version = self._store.env.version()
+        self._ran_s = time.monotonic()
         _tell(report)
         return report
 

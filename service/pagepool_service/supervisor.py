@@ -35,6 +35,7 @@ from pagepool.errors import BusyError, ReadOnlyError, UnreachableError
 from pagepool_service import collecting, logs, poolkeeper, recompressing
 from pagepool_service.metrics.directory import make_directory, remove_directory
 from pagepool_service.roster import Roster
+from pagepool_service.store.collect.collector import drop_cut_off
 from pagepool_service.store.store import Store
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.worker import run_worker
@@ -353,6 +354,7 @@ def prepare(settings: Settings) -> None:
             return
         removed = store.blobs.sweep_spool()
         store.jobs.release_all()
+        drop_cut_off(store)
     removed += sweep(settings.data / "uploads", settings.upload_idle_s)
     if removed:
         log.info("removed %d files that an earlier run left", removed)

@@ -181,7 +181,7 @@ def test_files_about_trees_that_are_gone_go(full: Path) -> None:
 
 def test_who_asks_for_something_renews_it(tmp_path: Path) -> None:
     """HEAD of a blob, and GET of a manifest by its digest; other requests do not."""
-    options = {"PAGEPOOL_GC": "no", "PAGEPOOL_GC_GRACE": "0.2"}
+    options = {"PAGEPOOL_GC_GRACE": "0.2"}
     with running_service(tmp_path / "data", **options) as service, httpx.Client(base_url=service.url) as http:
         digest = push_over_http(http, NAME, "1")
         blob = http.get(f"/v2/{NAME}/manifests/1").json()["config"]["digest"]

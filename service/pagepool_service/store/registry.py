@@ -34,7 +34,7 @@ from pagepool.errors import (
     PagepoolError,
     SizeInvalidError,
 )
-from pagepool.oci import Descriptor, Index, parse_manifest
+from pagepool.oci import Descriptor, Index
 from pagepool.oci.mediatypes import is_foreign_layer
 from pagepool_service.store.catalogue import (
     FORWARD,
@@ -42,8 +42,6 @@ from pagepool_service.store.catalogue import (
     Tag,
     after_repository,
     after_tag,
-    encode_link,
-    holder_key,
     holder_of,
     link_key,
     link_time,
@@ -56,6 +54,7 @@ from pagepool_service.store.catalogue import (
 )
 from pagepool_service.store.cycle import is_collecting
 from pagepool_service.store.environment import Table
+from pagepool_service.store.links import is_held, link, renew_around, touch, unlink
 from pagepool_service.store.schema import BlobRecord
 
 if TYPE_CHECKING:
@@ -69,7 +68,6 @@ log = logging.getLogger("pagepool.registry")
 
 RENEWED_AFTER_NS = 3600 * 10**9
 """A link that somebody relies on is renewed if its time is so long ago: not each request costs a commit."""
-_MOST_RENEWED = 5000  # links around one manifest, in one transaction
 # Descriptors of one answer of the referrers API: an index that any client takes (manifests may have 4 MiB).
 REFERRERS_BYTES = 3 << 20
 
@@ -140,9 +138,9 @@ class Registry:
         try:
             with self._env.write() as txn:
                 if self.is_old(txn, table, repository, digest):
-                    _touch(txn, table, repository, digest)
+                    touch(txn, table, repository, digest)
                     if table is Table.MANIFEST_LINKS and is_collecting(txn):
-                        _renew_around(txn, repository, digest)
+                        renew_around(txn, repository, digest)
         except PagepoolError as error:
             log.debug("that %s is used in %s is not noted: %s", digest, repository, error)
 
@@ -168,10 +166,10 @@ class Registry:
     def linker(self, repository: str, digest: Digest) -> Callable[[Writer], None]:
         """What links a blob to a repository, for the transaction that admits the blob."""
 
-        def link(txn: Writer) -> None:
-            _link(txn, Table.LINKS, repository, digest)
+        def also(txn: Writer) -> None:
+            link(txn, Table.LINKS, repository, digest)
 
-        return link
+        return also
 
     def mount_blob(self, repository: str, digest: Digest, source: str | None) -> bool:
         """Link a blob that another repository has. Returns whether it was found.
@@ -185,7 +183,7 @@ class Registry:
         with self._env.write() as txn:
             if not self._can_mount(txn, digest, source):
                 return False
-            _link(txn, Table.LINKS, repository, digest)
+            link(txn, Table.LINKS, repository, digest)
         return True
 
     def delete_blob(self, repository: str, digest: Digest) -> None:
@@ -207,8 +205,8 @@ class Registry:
         Returns:
             whether that was the last link, and the record is gone: `BlobStore.forget_file` is to be called after it.
         """
-        _unlink(txn, Table.LINKS, repository, digest)
-        orphaned = not _is_held(txn, Table.LINKS, digest)
+        unlink(txn, Table.LINKS, repository, digest)
+        orphaned = not is_held(txn, Table.LINKS, digest)
         if orphaned:
             self._blobs.remove(txn, digest)
         return orphaned
@@ -218,7 +216,7 @@ class Registry:
             return False
         if source is not None:
             return txn.has(Table.LINKS, link_key(source, digest))
-        return _is_held(txn, Table.LINKS, digest)
+        return is_held(txn, Table.LINKS, digest)
 
     # -- manifests -------------------------------------------------------------------------------------------
 
@@ -240,7 +238,7 @@ class Registry:
         with self._env.write(reserve=len(document.raw) + 8192) as txn:
             _check_parts(txn, repository, document)
             txn.put_new(Table.MANIFESTS, digest.key, stored.encode())
-            _link(txn, Table.MANIFEST_LINKS, repository, digest)
+            link(txn, Table.MANIFEST_LINKS, repository, digest)
             for tag in tags:
                 self.drop_tag(txn, repository, tag)
                 txn.put(Table.TAGS, tag_key(repository, tag), Tag(digest, now).encode())
@@ -248,7 +246,7 @@ class Registry:
                 key = referrer_key(repository, document.subject.digest, digest)
                 txn.put(Table.REFERRERS, key, _referrer(digest, document))
             if is_collecting(txn):
-                _renew_around(txn, repository, digest)
+                renew_around(txn, repository, digest)
 
     def manifest(self, repository: str, reference: Digest | str) -> StoredManifest:
         """A manifest of a repository, by digest or tag.
@@ -302,7 +300,7 @@ class Registry:
         payload = txn.get(Table.TAGS, key)
         if payload is None:
             return False
-        _touch(txn, Table.MANIFEST_LINKS, repository, Tag.decode(key, payload).digest)
+        touch(txn, Table.MANIFEST_LINKS, repository, Tag.decode(key, payload).digest)
         return txn.delete(Table.TAGS, key)
 
     def delete_manifest(self, repository: str, digest: Digest) -> None:
@@ -322,13 +320,13 @@ class Registry:
 
     def drop_manifest(self, txn: Writer, repository: str, digest: Digest) -> None:
         """Remove a manifest that no tag points to, and its entry as a referrer, in a transaction of the caller's."""
-        _unlink(txn, Table.MANIFEST_LINKS, repository, digest)
+        unlink(txn, Table.MANIFEST_LINKS, repository, digest)
         payload = txn.get(Table.MANIFESTS, digest.key)
         if payload is not None:
             subject = _subject(StoredManifest.decode(digest, payload))
             if subject is not None:
                 txn.delete(Table.REFERRERS, referrer_key(repository, subject, digest))
-        if not _is_held(txn, Table.MANIFEST_LINKS, digest):
+        if not is_held(txn, Table.MANIFEST_LINKS, digest):
             txn.delete(Table.MANIFESTS, digest.key)
 
     # -- listings --------------------------------------------------------------------------------------------
@@ -415,54 +413,6 @@ def _exists(txn: Reader, repository: str) -> bool:
     prefix = repository_prefix(repository)
     tables = (Table.MANIFEST_LINKS, Table.LINKS)
     return any(next(txn.scan(table, prefix), None) is not None for table in tables)
-
-
-def _link(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
-    txn.put(table, link_key(repository, digest), encode_link(time.time_ns()))
-    txn.put_new(table, holder_key(repository, digest), b"")
-
-
-def _touch(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
-    """Renew a link if it is there."""
-    if txn.has(table, link_key(repository, digest)):
-        txn.put(table, link_key(repository, digest), encode_link(time.time_ns()))
-
-
-def _renew_around(txn: Writer, repository: str, digest: Digest) -> None:
-    """Renew the links of a manifest and of all that is kept with it: what it needs, its subject, and its referrers.
-
-    A collector that has decided, in a snapshot of before, that nothing keeps them sees that it is late.
-    """
-    waiting, seen = [digest], {digest}
-    while waiting and len(seen) < _MOST_RENEWED:
-        found = waiting.pop()
-        _touch(txn, Table.LINKS, repository, found)
-        if not txn.has(Table.MANIFEST_LINKS, link_key(repository, found)):
-            continue
-        _touch(txn, Table.MANIFEST_LINKS, repository, found)
-        near = [Digest.from_key(key[-len(found.key) :]) for key in _referrers(txn, repository, found)]
-        payload = txn.get(Table.MANIFESTS, found.key)
-        if payload is not None:
-            stored = StoredManifest.decode(found, payload)
-            document = parse_manifest(stored.raw, stored.media_type)
-            entries = document.manifests if isinstance(document, Index) else document.blobs
-            near += [entry.digest for entry in entries]
-            near += [] if document.subject is None else [document.subject.digest]
-        waiting += [one for one in near if one not in seen]
-        seen.update(near)
-
-
-def _referrers(txn: Reader, repository: str, subject: Digest) -> list[bytes]:
-    return [key for key, _ in txn.scan(Table.REFERRERS, referrers_prefix(repository, subject), check=False)]
-
-
-def _unlink(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
-    txn.delete(table, holder_key(repository, digest))
-    txn.delete(table, link_key(repository, digest))
-
-
-def _is_held(txn: Reader, table: Table, digest: Digest) -> bool:
-    return next(txn.scan(table, digest.key), None) is not None
 
 
 def _check_parts(txn: Reader, repository: str, document: Manifest | Index) -> None:

@@ -23,7 +23,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest
-from pagepool.errors import BusyError, InvalidError, PagepoolError, StoreFormatError
+from pagepool.errors import BusyError, InvalidError, StoreFormatError
 from pagepool_service.store import cycle
 from pagepool_service.store.collect.catalogue import CatalogueSweep
 from pagepool_service.store.collect.frames import FrameSweep
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 _NOTES_AT_ONCE = 200
 
 
-class CycleLostError(PagepoolError):
+class CycleLostError(BusyError):
     """The record of the running cycle is gone or another: somebody else wrote it. Nothing more is removed."""
 
 
