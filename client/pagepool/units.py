@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes and times as people write them."""
 
 from __future__ import annotations
 
@@ -37,3 +37,25 @@ def parse_size(text: str) -> int:
         raise SizeInvalidError(text, "is not a size, such as 10GB, 512MiB or a number of bytes")
     number, unit = match[1], match[2] or ""
     return int(float(number) * _UNITS[unit]) if "." in number else int(number) * _UNITS[unit]
+
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhdw]?)")
+
+
+class DurationInvalidError(InvalidError):
+    """No length of time."""
+
+    what = "length of time"
+
+
+def parse_duration(text: str) -> float:
+    """Parse ``90s``, ``15m``, ``24h``, ``7d``, ``2w`` or plain seconds. Returns seconds.
+
+    Raises:
+        DurationInvalidError: it is no length of time.
+    """
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None:
+        raise DurationInvalidError(text, "is not a length of time, such as 90s, 15m, 24h, 7d or a number of seconds")
+    return float(match[1]) * _SECONDS[match[2]]

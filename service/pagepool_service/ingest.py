@@ -32,6 +32,7 @@ from pagepool.errors import CorruptError, LayerInvalidError
 from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, EncodedFrame, Role, encode_frame
 from pagepool.image import LayerSplitter, RecipeWriter
 from pagepool_service.cutting import ObjectBuilder
+from pagepool_service.store.cycle import NoteKind, note
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
 from pagepool_service.store.schema import LayerRecord, ObjectRecord, recipe_key
 from pagepool_service.store.totals import Totals
@@ -467,6 +468,8 @@ class Committer:
             for chunk in batch.chunks:
                 txn.put(Table.RECIPES, recipe_key(self._recipe, chunk.plain_start), chunk.payload)
                 self.plain_size = chunk.plain_start + chunk.plain_size
+            note(txn, NoteKind.OBJECT, [digest for digest, _, _ in batch.objects])
+            note(txn, NoteKind.CHUNK, [recipe_key(self._recipe, chunk.plain_start) for chunk in batch.chunks])
             totals = Totals.load(txn)
             totals.recipes_stored += sum(len(chunk.payload) for chunk in batch.chunks)
             totals.store(txn)

@@ -356,6 +356,13 @@ class Maintenance:
         The layer brings good ones: forget where the damaged ones lie and read it again, which stores them
         anew and mends every image that shares them.
         """
+        if self._is_swept(error) and self._healed[job.blob] < _MOST_HEALED:
+            # What the layer shares was there when it was looked up, and collected before the layer named it. It brings
+            # it itself: read again, it is stored anew, and left alone from then on (`Job.floor`).
+            log.info("layer %s is read again: %s", job.blob, error)
+            self._healed[job.blob] += 1
+            self._store.jobs.put_back(job)
+            return
         log.error("reading layer %s met damage: %s", job.blob, error)
         mendable = error.kind in ("frame", "extent") and self._healed[job.blob] < _MOST_HEALED
         if mendable and self._store.extents.forget_damaged(self._store.env, error):
@@ -364,6 +371,14 @@ class Maintenance:
             return
         if job.attempts >= _MOST_ATTEMPTS:
             self._give_up(job, f"it shares stored data that is damaged: {error}")
+
+    def _is_swept(self, error: CorruptError) -> bool:
+        """Whether an error is about an extent or object that is not there at all."""
+        if error.kind not in ("extent", "object") or not error.name:
+            return False
+        name = bytes.fromhex(error.name)
+        with self._store.env.read() as txn:
+            return not any(txn.has(table, name) for table in (Table.EXTENTS, Table.OBJECTS))
 
     def _drop(self, job: Job) -> None:
         with self._store.env.write() as txn:

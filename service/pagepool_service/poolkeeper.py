@@ -76,7 +76,7 @@ def repair(pool: Pool, settings: Settings, digest: bytes) -> bool:
         whether it is there.
     """
     try:
-        with Store.open(settings.data, readonly=True) as store:
+        with Store.open(settings.data, readonly=True, shared=not settings.read_only) as store:
             with store.env.read() as txn:
                 record = store.extents.known_object(txn, digest)
             if record is None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pagepool import units
 from pagepool.errors import InvalidError
+from pagepool_service.store.collect.policy import DEFAULT_GRACE_S, DEFAULT_UNTAGGED_S, TagRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,6 +56,12 @@ class Settings:
         max_layer_ratio: so is one that grows by more than this factor (beyond the first 256 MiB).
         rebuild_compressed: drop compressed blobs that can be made again exactly, and make them again at each pull.
         recompress: compress what was stored once more, thoroughly, while there is nothing else to do.
+        gc: collect what nothing needs any more, while the service runs.
+        gc_interval_s: between two looks at whether that is worth it.
+        gc_garbage_bytes: about how much there must be.
+        gc_grace_s: how long a blob stays that no manifest of its repository needs.
+        gc_untagged_s: how long a manifest stays without a tag, an index or a subject that is kept; None for ever.
+        gc_keep_tags: how many tags repositories keep.
         max_manifest_bytes: largest manifest taken in.
         chunk_min_bytes: what `OCI-Chunk-Min-Length` asks of clients; 0 sends no such header.
         max_uploads: most upload sessions open at a time; 0 for any number.
@@ -97,6 +104,12 @@ class Settings:
     max_layer_ratio: int = 200
     rebuild_compressed: bool = False
     recompress: bool = True
+    gc: bool = True
+    gc_interval_s: float = 600.0
+    gc_garbage_bytes: int = 64 << 20
+    gc_grace_s: float = DEFAULT_GRACE_S
+    gc_untagged_s: float | None = DEFAULT_UNTAGGED_S
+    gc_keep_tags: tuple[TagRule, ...] = ()
     max_manifest_bytes: int = 4 << 20
     chunk_min_bytes: int = 0
     max_uploads: int = 10_000
@@ -135,6 +148,14 @@ class Settings:
         return not self.authenticates if self.share_pool is None else self.share_pool
 
     trace_endpoint: str | None = None
+
+    @property
+    def renewed_after_ns(self) -> int:
+        """A link is renewed when somebody relies on it, if its time is so long ago: early enough for collection."""
+        ages = [3600.0, self.gc_grace_s / 2]
+        if self.gc_untagged_s is not None:
+            ages.append(self.gc_untagged_s / 2)
+        return int(min(ages) * 1e9)
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **chosen: Any) -> Settings:
@@ -272,6 +293,44 @@ def _standard_tracing(environment: Mapping[str, str]) -> dict[str, Any]:
     return _parsed(name, "trace_endpoint", lambda text: StandardEndpoint(parse_trace_endpoint(text)), endpoint)
 
 
+def parse_duration(text: str) -> float:
+    """`units.parse_duration`, as a setting.
+
+    Raises:
+        SettingInvalidError: it is no length of time.
+    """
+    try:
+        return units.parse_duration(text)
+    except units.DurationInvalidError as error:
+        raise SettingInvalidError(text, error.reason) from error
+
+
+def parse_age(text: str) -> float | None:
+    """A length of time in seconds, or None for ``never``.
+
+    Raises:
+        SettingInvalidError: it is neither.
+    """
+    return None if text.strip().lower() == "never" else parse_duration(text)
+
+
+def parse_tag_rules(text: str) -> tuple[TagRule, ...]:
+    """How many tags are kept: ``10``, or by repository ``ci/*=5,library/*=all,*=20``; the first that matches counts.
+
+    Raises:
+        SettingInvalidError: it is neither.
+    """
+    rules: list[TagRule] = []
+    for part in text.split(","):
+        pattern, separator, number = part.strip().rpartition("=")
+        if not separator:
+            pattern = "*"
+        if number not in ("all", "0") and not (number.isdecimal() and pattern):
+            raise SettingInvalidError(text, "is not a number of tags, nor a list such as ci/*=5,library/*=all,*=20")
+        rules.append(TagRule(pattern, 0 if number == "all" else int(number)))
+    return tuple(rules)
+
+
 def parse_flag(text: str) -> bool:
     """Parse ``1``/``true``/``yes``/``on``, or their opposites.
 
@@ -320,6 +379,12 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_MAX_LAYER_RATIO": ("max_layer_ratio", int),
     "PAGEPOOL_REBUILD_COMPRESSED": ("rebuild_compressed", parse_flag),
     "PAGEPOOL_RECOMPRESS": ("recompress", parse_flag),
+    "PAGEPOOL_GC": ("gc", parse_flag),
+    "PAGEPOOL_GC_INTERVAL": ("gc_interval_s", parse_duration),
+    "PAGEPOOL_GC_GARBAGE": ("gc_garbage_bytes", parse_size),
+    "PAGEPOOL_GC_GRACE": ("gc_grace_s", parse_duration),
+    "PAGEPOOL_GC_UNTAGGED": ("gc_untagged_s", parse_age),
+    "PAGEPOOL_GC_KEEP_TAGS": ("gc_keep_tags", parse_tag_rules),
     "PAGEPOOL_MAX_MANIFEST_SIZE": ("max_manifest_bytes", parse_size),
     "PAGEPOOL_CHUNK_MIN_SIZE": ("chunk_min_bytes", parse_size),
     "PAGEPOOL_MAX_UPLOADS": ("max_uploads", int),

@@ -3,6 +3,7 @@
     supervisor --+-- worker 1..N      serve HTTP on the shared socket
                  +-- maintenance      reads layers, settles blobs; woken by the workers through an eventfd
                  +-- recompression    compresses what is stored once more, while there is nothing else to do
+                 +-- collection       removes what nothing needs any more, when there is enough of it
                  +-- metrics          answers Prometheus, where that was asked for
 
 Everything is imported before the fork, so that the processes share those pages; the store is opened after it, by each
@@ -31,12 +32,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, ReadOnlyError, UnreachableError, UnsupportedError
-from pagepool_service import logs, poolkeeper, recompressing
+from pagepool_service import collecting, logs, poolkeeper, recompressing
 from pagepool_service.auth import open_authority
 from pagepool_service.metrics.directory import make_directory, remove_directory
 from pagepool_service.roster import Roster
 from pagepool_service.seeing.tally import Tally
 from pagepool_service.settings import StandardEndpoint
+from pagepool_service.store.collect.collector import drop_cut_off
 from pagepool_service.store.store import Store
 from pagepool_service.tls import Certificate
 from pagepool_service.tracing.notes import PushNotes
@@ -193,6 +195,8 @@ class Supervisor:
             children.append(Child("pool keeper", partial(_keep_pool, shared, settings)))
         if not settings.read_only and settings.recompress:
             children.append(Child("recompression", partial(_recompress, shared, settings)))
+        if not settings.read_only and settings.gc:
+            children.append(Child("collection", partial(_collect, shared, settings)))
         if metrics is not None:
             children.append(Child("metrics", partial(self._export, shared, metrics)))
         return children
@@ -381,6 +385,7 @@ def prepare(settings: Settings) -> None:
             return
         removed = store.blobs.sweep_spool()
         store.jobs.release_all()
+        drop_cut_off(store)
     removed += sweep(settings.data / "uploads", settings.upload_idle_s)
     if removed:
         log.info("removed %d files that an earlier run left", removed)
@@ -444,6 +449,11 @@ def _keep_pool(shared: _Shared, settings: Settings) -> None:
 def _recompress(shared: _Shared, settings: Settings) -> None:
     shared.close_listeners()
     recompressing.run(settings)
+
+
+def _collect(shared: _Shared, settings: Settings) -> None:
+    shared.close_listeners()
+    collecting.run(settings)
 
 
 def _fork(run: Callable[[], None], settings: Settings) -> int:

@@ -184,6 +184,7 @@ def run_worker(
     """
     _raise_open_files()
     with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
+        store.registry.renewed_after_ns = settings.renewed_after_ns
         store.blobs.on_job = lambda: _wake(wake_fd)
         store.env.on_panic = end_at_once
         config = uvicorn.Config(

@@ -68,7 +68,8 @@ def test_less_is_stored_and_nothing_else_changes(data: Path) -> None:
     with Store.open(data) as store:
         pushed = push_layer(store)
         before = totals(store)
-    others = {table: records(data, table) for table in Table if table not in (Table.FRAMES, Table.META)}
+    changing = (Table.FRAMES, Table.META, Table.LINKS)  # a link is renewed when its blob is pushed again
+    others = {table: records(data, table) for table in Table if table not in changing}
     heads = {record.key: Frame.decode(1, memoryview(record.value)[:-8]).index for record in records(data, Table.FRAMES)}
     with Store.open(data) as store:
         assert run(store)

@@ -142,7 +142,7 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PAGEPOOL_")}
     paths = [str(_ROOT / "client"), str(_ROOT / "service"), kept.get("PYTHONPATH", "")]
     # What a service does while it has nothing else to do would slow the next test down.
-    usual = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PAGEPOOL_RECOMPRESS": "no"}
+    usual = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PAGEPOOL_RECOMPRESS": "no", "PAGEPOOL_GC": "no"}
     return {**kept, **usual, **more}
 
 

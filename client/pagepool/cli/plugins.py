@@ -25,6 +25,7 @@ KNOWN = {
     "serve": "Run the registry and image service.",
     "auth": "Make users and tokens for the service, and see who may do what.",
     "fsck": "Check everything a store holds.",
+    "gc": "Free what nothing in a store needs any more.",
     "demo": "Show on this machine what sharing saves.",
     "bench": "Measure a store on real images.",
 }

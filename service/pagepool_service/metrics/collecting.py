@@ -17,6 +17,8 @@ from prometheus_client.registry import Collector
 from pagepool.errors import PagepoolError
 from pagepool.version import __version__
 from pagepool_service.seeing.processes import look
+from pagepool_service.store.collect.report import FREED
+from pagepool_service.store.cycle import is_collecting, last_summary
 from pagepool_service.store.statistics import collect_totals, directory_bytes
 from pagepool_service.uploadfiles import count_sessions
 
@@ -43,6 +45,13 @@ _STORE = {
     "manifests": "Manifests stored.",
     "tags": "Tags.",
     "frames_waiting": "Frames that were not compressed once more yet.",
+}
+_COLLECTION = {
+    "end_timestamp_seconds": ("ended_ns", 1e9, "When the last collection ended, in Unix time; 0: there was none."),
+    "duration_seconds": ("seconds", 1, "Time that the last collection took."),
+    "freed_content_bytes": ("freed_frame_bytes", 1, "Stored bytes of contents that the last collection freed."),
+    "punched_bytes": ("punched_bytes", 1, "Bytes that the last collection gave back to the file system."),
+    "longest_hold_seconds": ("longest_hold_s", 1, "Longest time that it held the lock of writers."),
 }
 _POOL_GAUGES = {
     "objects": ("objects", "Whole objects in the extent cache."),
@@ -86,6 +95,7 @@ class ServiceCollector(Collector):
         parts: dict[str, Callable[[], list[Metric]]] = {
             "store": self._read_store,
             "jobs": self._read_jobs,
+            "collection": self._read_collection,
             "cache": self._read_pool,
             "processes": self._read_processes,
         }
@@ -125,6 +135,23 @@ class ServiceCollector(Collector):
         for (kind, running), count in self._store.jobs.count_states().items():
             jobs.add_metric([kind.name.lower(), "running" if running else "waiting"], count)
         return [jobs]
+
+    def _read_collection(self) -> list[Metric]:
+        with self._store.env.read() as txn:
+            running, last = is_collecting(txn), last_summary(txn) or {}
+        freed = GaugeMetricFamily(
+            "pagepool_collection_last_freed", "Records that the last collection removed.", labels=["kind"]
+        )
+        for kind in FREED:
+            freed.add_metric([kind.replace(" ", "_")], last.get("freed", {}).get(kind, 0))
+        return [
+            GaugeMetricFamily("pagepool_collection_running", "Whether a collection runs.", float(running)),
+            freed,
+            *(
+                GaugeMetricFamily(f"pagepool_collection_last_{name}", text, last.get(key, 0) / unit)
+                for name, (key, unit, text) in _COLLECTION.items()
+            ),
+        ]
 
     def _read_pool(self) -> list[Metric]:
         if self._pool is None:

@@ -57,7 +57,7 @@ def run(settings: Settings, listener: socket.socket, directory: Path, roster: Ro
     Args:
         directory: with the other processes' figures.
     """
-    with Store.open(settings.data, readonly=True) as store:
+    with Store.open(settings.data, readonly=True, shared=not settings.read_only) as store:
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
         registry.register(ServiceCollector(settings, store, open_pool(settings), roster))

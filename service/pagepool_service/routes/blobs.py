@@ -74,7 +74,9 @@ async def get_blob(request: Request, service: Service, name: Repository, digest:
 )
 async def head_blob(request: Request, service: Service, name: Repository, digest: BlobDigest) -> Response:
     """Check for a blob."""
-    record = await service.threads.run(service.registry.stat_blob, name, digest)
+    record, old = await service.threads.run(service.registry.find_blob, name, digest)
+    if old:  # it is not collected while the client goes on to push a manifest of it
+        await service.writers.run(service.registry.renew_blob, name, digest)
     headers = _headers(service, digest)
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)

@@ -58,7 +58,7 @@ _CONDITIONS = {"parameters": [header_parameter("If-None-Match", "Answer 304 if t
 )
 async def get_manifest(request: Request, service: Service, name: Repository, reference: Reference) -> Response:
     """Read a manifest by tag or digest."""
-    stored = await service.threads.run(service.registry.manifest, name, reference)
+    stored = await _find(service, name, reference)
     headers = _headers(service, stored, reference)
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -72,7 +72,7 @@ async def get_manifest(request: Request, service: Service, name: Repository, ref
 )
 async def head_manifest(request: Request, service: Service, name: Repository, reference: Reference) -> Response:
     """Check for a manifest."""
-    stored = await service.threads.run(service.registry.manifest, name, reference)
+    stored = await _find(service, name, reference)
     headers = _headers(service, stored, reference)
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -134,6 +134,14 @@ async def delete_manifest(service: Service, name: Repository, reference: Referen
     else:
         await service.writers.run(service.registry.delete_tag, name, reference)
     return Response(status_code=202)
+
+
+async def _find(service: Context, name: str, reference: Digest | str) -> StoredManifest:
+    """A manifest that a client asked for. One that is still pulled by its digest is not collected for having no tag."""
+    stored, old = await service.threads.run(service.registry.ask_manifest, name, reference)
+    if old:
+        await service.writers.run(service.registry.renew_manifest, name, stored.digest)
+    return stored
 
 
 def _tags(reference: Digest | str, extra: list[str]) -> list[str]:

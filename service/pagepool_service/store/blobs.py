@@ -29,6 +29,7 @@ from pagepool.errors import (
 )
 from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
 from pagepool_service.encoders import Encoder, checked
+from pagepool_service.store.cycle import NoteKind, note
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import rebuild
 from pagepool_service.store.schema import BlobRecord, ContentKind, JobKind, LayerRecord, LayerState, ObjectRecord
@@ -145,6 +146,7 @@ class BlobStore:
     def _add_record(self, txn: Writer, sums: Sums, content: ContentKind) -> None:
         record = BlobRecord(content, LayerState.PENDING, sums.size, time.time_ns(), sums.object)
         txn.put(Table.BLOBS, sums.digest.key, record.encode())
+        note(txn, NoteKind.BLOB, (sums.digest.key,))
         self._jobs.add(txn, JobKind.INGEST, sums.digest, record.created_ns)
 
     def _wake(self) -> None:
@@ -186,6 +188,7 @@ class BlobStore:
     def update(self, txn: Writer, digest: Digest, record: BlobRecord) -> None:
         """Replace a blob's record."""
         txn.put(Table.BLOBS, digest.key, record.encode())
+        note(txn, NoteKind.BLOB, (digest.key,))
 
     def remove(self, txn: Writer, digest: Digest) -> None:
         """Remove the record: the blob is unknown from then on. Its extents are left to collection.

@@ -49,6 +49,16 @@ def repository_of(key: bytes) -> str:
     return key.partition(b"\0")[0].decode()
 
 
+def encode_link(now_ns: int) -> bytes:
+    """The payload of a forward key in `links` or `manifest_links`."""
+    return now_ns.to_bytes(8, "big")
+
+
+def link_time(payload: bytes | memoryview) -> int:
+    """When the repository got it, or a client last relied on its being there: Unix time in nanoseconds."""
+    return int.from_bytes(payload[:8], "big")
+
+
 def tag_key(repository: str, tag: str) -> bytes:
     """The key in `tags`."""
     return repository_prefix(repository) + tag.encode()

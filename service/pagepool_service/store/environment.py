@@ -345,6 +345,20 @@ class Environment:
         """Free the reader slots of processes that died. Returns how many there were."""
         return self._env.reader_check()
 
+    @property
+    def file(self) -> Path:
+        """The database file."""
+        return self._path / "data.mdb"
+
+    def oldest_reader(self, newest: int) -> int:
+        """The number of the oldest snapshot that anybody has open, in any process; `newest` if there is none older."""
+        # A head, and a line for each slot in use: process, thread, transaction, or "-" if it has none open.
+        text = self._env.readers()
+        if text.startswith("(no reader locks"):  # opened without a table: nobody can say
+            return 0
+        lines = text.splitlines()[1:]
+        return min([newest, *(int(line.split()[2]) for line in lines if not line.endswith("-"))])
+
     def version(self) -> int:
         """The number of the last transaction that was committed, by whatever process.
 

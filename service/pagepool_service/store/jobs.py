@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pagepool.errors import CorruptError
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import Job, JobKind
-from pagepool_service.store.totals import take_number
+from pagepool_service.store.totals import Totals, take_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,8 +56,12 @@ class JobQueue:
             return next(self._open(txn, slot), None)
 
     def begin_recipe(self, txn: Writer, job: Job) -> Job:
-        """Note a new recipe id in a job that was begun, so that what a crash leaves of it can be found."""
-        begun = replace(job, recipe=take_number(txn, "recipe"))
+        """Note a new recipe id in a job that was begun, so that what a crash leaves of it can be found.
+
+        And from which frame on the job may have stored something, over all its attempts: collection leaves that alone.
+        """
+        floor = job.floor or Totals.load(txn).next_frame
+        begun = replace(job, recipe=take_number(txn, "recipe"), floor=floor)
         txn.put(Table.JOBS, begun.key, begun.encode())
         return begun
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, LeaseUnknownError, LimitError, TreeUnknownError
+from pagepool_service.store.cycle import NoteKind, note
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import LeaseName, LeaseRecord, lease_prefix
 
@@ -81,6 +82,7 @@ class Leases:
             if count >= MOST_LEASES:
                 raise LimitError("number of leases", count + 1, MOST_LEASES)
             txn.put(Table.LEASES, name.key, payload)
+            note(txn, NoteKind.LAYER, [layer.key for layer in record.layers])
         return Lease(name.id, record.expires_ns)
 
     def renew(self, repository: str, tree: bytes, lease: bytes, holder: str, ttl_s: int) -> Lease:

@@ -8,12 +8,17 @@ A repository is there while it has a blob or a manifest; nothing is made or remo
 transaction: a manifest's check that its parts are there, its record, links, tags and referrer become visible
 and durable together, and a concurrent delete is seen either before or after.
 
+Each link has a time: when the repository got the content, or when a client last relied on its being there. A push
+renews it, and so does whoever looks for the content (HEAD of a blob, GET and HEAD of a manifest by its digest), as long
+as that was not done a short time ago; and a tag that leaves a manifest. Collection goes by these times.
+
 Format: docs/format/catalogue.md.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +31,7 @@ from pagepool.errors import (
     ManifestUnknownError,
     NameUnknownError,
     NotFoundError,
+    PagepoolError,
     SizeInvalidError,
 )
 from pagepool.oci import Descriptor, Index
@@ -36,9 +42,9 @@ from pagepool_service.store.catalogue import (
     Tag,
     after_repository,
     after_tag,
-    holder_key,
     holder_of,
     link_key,
+    link_time,
     referrer_key,
     referrers_prefix,
     repository_of,
@@ -46,7 +52,9 @@ from pagepool_service.store.catalogue import (
     split_tag_key,
     tag_key,
 )
+from pagepool_service.store.cycle import is_collecting
 from pagepool_service.store.environment import Table
+from pagepool_service.store.links import is_held, link, renew_around, touch, unlink
 from pagepool_service.store.room import NO_LIMIT, RoomLimit, check_room
 from pagepool_service.store.schema import BlobRecord
 
@@ -57,6 +65,10 @@ if TYPE_CHECKING:
     from pagepool_service.store.blobs import BlobStore
     from pagepool_service.store.environment import Environment, Reader, Writer
 
+log = logging.getLogger("pagepool.registry")
+
+RENEWED_AFTER_NS = 3600 * 10**9
+"""A link that somebody relies on is renewed if its time is so long ago: not each request costs a commit."""
 # Descriptors of one answer of the referrers API: an index that any client takes (manifests may have 4 MiB).
 REFERRERS_BYTES = 3 << 20
 
@@ -98,6 +110,40 @@ class Registry:
     def __init__(self, env: Environment, blobs: BlobStore) -> None:
         self._env = env
         self._blobs = blobs
+        self.renewed_after_ns = RENEWED_AFTER_NS
+
+    # -- links -----------------------------------------------------------------------------------------------
+
+    def link_record(self, txn: Reader, table: Table, repository: str, digest: Digest) -> bytes | None:
+        """The record that says that a repository has something, `links` or `manifest_links`; None if it does not."""
+        payload = txn.get(table, link_key(repository, digest))
+        return None if payload is None else bytes(payload)
+
+    def renew_blob(self, repository: str, digest: Digest) -> None:
+        """Note that a client relies on a blob of a repository, if that was last noted long ago.
+
+        An effort: if nothing can be written, nothing is.
+        """
+        self._renew(Table.LINKS, repository, digest)
+
+    def renew_manifest(self, repository: str, digest: Digest) -> None:
+        """As `renew_blob`, of a manifest."""
+        self._renew(Table.MANIFEST_LINKS, repository, digest)
+
+    def is_old(self, txn: Reader, table: Table, repository: str, digest: Digest) -> bool:
+        """Whether a link is there whose time is long ago."""
+        payload = txn.get(table, link_key(repository, digest))
+        return payload is not None and link_time(payload) < time.time_ns() - self.renewed_after_ns
+
+    def _renew(self, table: Table, repository: str, digest: Digest) -> None:
+        try:
+            with self._env.write() as txn:
+                if self.is_old(txn, table, repository, digest):
+                    touch(txn, table, repository, digest)
+                    if table is Table.MANIFEST_LINKS and is_collecting(txn):
+                        renew_around(txn, repository, digest)
+        except PagepoolError as error:
+            log.debug("that %s is used in %s is not noted: %s", digest, repository, error)
 
     # -- blobs -----------------------------------------------------------------------------------------------
 
@@ -112,21 +158,27 @@ class Registry:
                 raise BlobUnknownError(digest)
             return self._blobs.record(txn, digest)
 
+    def find_blob(self, repository: str, digest: Digest) -> tuple[BlobRecord, bool]:
+        """As `stat_blob`, for a client that may go on to rely on it; and whether `renew_blob` is to be called."""
+        with self._env.read() as txn:
+            old = self.is_old(txn, Table.LINKS, repository, digest) and not self._env.readonly
+        return self.stat_blob(repository, digest), old
+
     def linker(self, repository: str, digest: Digest, limit: RoomLimit = NO_LIMIT) -> Callable[[Writer], None]:
         """What links a blob to a repository, for the transaction that admits the blob.
 
         It raises RepositoryFullError, and so undoes the transaction, if the repository would hold too much.
         """
 
-        def link(txn: Writer) -> None:
+        def also(txn: Writer) -> None:
             self._link_blob(txn, repository, digest, limit)
 
-        return link
+        return also
 
     def _link_blob(self, txn: Writer, repository: str, digest: Digest, limit: RoomLimit) -> None:
         if limit.most and not txn.has(Table.LINKS, link_key(repository, digest)):
             check_room(txn, repository, limit, self._blobs.record(txn, digest).size)
-        _link(txn, Table.LINKS, repository, digest)
+        link(txn, Table.LINKS, repository, digest)
 
     def mount_blob(
         self,
@@ -162,13 +214,23 @@ class Registry:
             BlobUnknownError: the repository does not have it.
         """
         with self._env.write() as txn:
-            if not _unlink(txn, Table.LINKS, repository, digest):
+            if not txn.has(Table.LINKS, link_key(repository, digest)):
                 raise BlobUnknownError(digest)
-            orphaned = not _is_held(txn, Table.LINKS, digest)
-            if orphaned:
-                self._blobs.remove(txn, digest)
+            orphaned = self.drop_blob(txn, repository, digest)
         if orphaned:
             self._blobs.forget_file(digest)
+
+    def drop_blob(self, txn: Writer, repository: str, digest: Digest) -> bool:
+        """Unlink a blob from a repository that has it, in a transaction of the caller's.
+
+        Returns:
+            whether that was the last link, and the record is gone: `BlobStore.forget_file` is to be called after it.
+        """
+        unlink(txn, Table.LINKS, repository, digest)
+        orphaned = not is_held(txn, Table.LINKS, digest)
+        if orphaned:
+            self._blobs.remove(txn, digest)
+        return orphaned
 
     def _can_mount(self, txn: Reader, digest: Digest, source: str | None, visible: Callable[[str], bool]) -> bool:
         if not txn.has(Table.BLOBS, digest.key):
@@ -206,12 +268,15 @@ class Registry:
             if not txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)):
                 check_room(txn, repository, limit, len(document.raw))
             txn.put_new(Table.MANIFESTS, digest.key, stored.encode())
-            _link(txn, Table.MANIFEST_LINKS, repository, digest)
+            link(txn, Table.MANIFEST_LINKS, repository, digest)
             for tag in tags:
+                self.drop_tag(txn, repository, tag)
                 txn.put(Table.TAGS, tag_key(repository, tag), Tag(digest, now).encode())
             if document.subject is not None:
                 key = referrer_key(repository, document.subject.digest, digest)
                 txn.put(Table.REFERRERS, key, _referrer(digest, document))
+            if is_collecting(txn):
+                renew_around(txn, repository, digest)
 
     def manifest(self, repository: str, reference: Digest | str) -> StoredManifest:
         """A manifest of a repository, by digest or tag.
@@ -222,6 +287,13 @@ class Registry:
         """
         with self._env.read() as txn:
             return self.find_manifest(txn, repository, reference)
+
+    def ask_manifest(self, repository: str, reference: Digest | str) -> tuple[StoredManifest, bool]:
+        """As `manifest`, for a client that may rely on it; and whether `renew_manifest` is to be called."""
+        with self._env.read() as txn:
+            found = self.find_manifest(txn, repository, reference)
+            old = self.is_old(txn, Table.MANIFEST_LINKS, repository, found.digest)
+        return found, old and isinstance(reference, Digest) and not self._env.readonly
 
     def find_manifest(self, txn: Reader, repository: str, reference: Digest | str) -> StoredManifest:
         """`manifest`, in a transaction of the caller's."""
@@ -245,8 +317,21 @@ class Registry:
             ManifestUnknownError, NameUnknownError: there is none.
         """
         with self._env.write() as txn:
-            if not txn.delete(Table.TAGS, tag_key(repository, tag)):
+            if not self.drop_tag(txn, repository, tag):
                 raise self._missing(txn, repository, ManifestUnknownError(tag))
+
+    def drop_tag(self, txn: Writer, repository: str, tag: str) -> bool:
+        """Remove a tag, in a transaction of the caller's. Its manifest counts as untagged from now on.
+
+        Returns:
+            whether there was one.
+        """
+        key = tag_key(repository, tag)
+        payload = txn.get(Table.TAGS, key)
+        if payload is None:
+            return False
+        touch(txn, Table.MANIFEST_LINKS, repository, Tag.decode(key, payload).digest)
+        return txn.delete(Table.TAGS, key)
 
     def delete_manifest(self, repository: str, digest: Digest) -> None:
         """Remove a manifest from a repository, with the tags that point to it and its entry as a referrer.
@@ -255,19 +340,24 @@ class Registry:
             ManifestUnknownError, NameUnknownError: there is none.
         """
         with self._env.write() as txn:
-            if not _unlink(txn, Table.MANIFEST_LINKS, repository, digest):
+            if not txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)):
                 raise self._missing(txn, repository, ManifestUnknownError(digest))
             prefix = repository_prefix(repository)
             found = [key for key, payload in txn.scan(Table.TAGS, prefix) if Tag.decode(key, payload).digest == digest]
             for key in found:
                 txn.delete(Table.TAGS, key)
-            payload = txn.get(Table.MANIFESTS, digest.key)
-            if payload is not None:
-                subject = _subject(StoredManifest.decode(digest, payload))
-                if subject is not None:
-                    txn.delete(Table.REFERRERS, referrer_key(repository, subject, digest))
-            if not _is_held(txn, Table.MANIFEST_LINKS, digest):
-                txn.delete(Table.MANIFESTS, digest.key)
+            self.drop_manifest(txn, repository, digest)
+
+    def drop_manifest(self, txn: Writer, repository: str, digest: Digest) -> None:
+        """Remove a manifest that no tag points to, and its entry as a referrer, in a transaction of the caller's."""
+        unlink(txn, Table.MANIFEST_LINKS, repository, digest)
+        payload = txn.get(Table.MANIFESTS, digest.key)
+        if payload is not None:
+            subject = _subject(StoredManifest.decode(digest, payload))
+            if subject is not None:
+                txn.delete(Table.REFERRERS, referrer_key(repository, subject, digest))
+        if not is_held(txn, Table.MANIFEST_LINKS, digest):
+            txn.delete(Table.MANIFESTS, digest.key)
 
     # -- listings --------------------------------------------------------------------------------------------
 
@@ -366,20 +456,6 @@ def _exists(txn: Reader, repository: str) -> bool:
     prefix = repository_prefix(repository)
     tables = (Table.MANIFEST_LINKS, Table.LINKS)
     return any(next(txn.scan(table, prefix), None) is not None for table in tables)
-
-
-def _link(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
-    txn.put_new(table, link_key(repository, digest), time.time_ns().to_bytes(8, "big"))
-    txn.put_new(table, holder_key(repository, digest), b"")
-
-
-def _unlink(txn: Writer, table: Table, repository: str, digest: Digest) -> bool:
-    txn.delete(table, holder_key(repository, digest))
-    return txn.delete(table, link_key(repository, digest))
-
-
-def _is_held(txn: Reader, table: Table, digest: Digest) -> bool:
-    return next(txn.scan(table, digest.key), None) is not None
 
 
 def _check_parts(txn: Reader, repository: str, document: Manifest | Index) -> None:

@@ -235,6 +235,8 @@ class Job:
         recipe: id of the recipe that the last attempt began; 0 for none. Its chunks are roots of what they name.
         created_ns: of the blob record it was made for. A blob that was removed and pushed again is another one.
         ends: how often the whole service ended during an attempt.
+        floor: number of the first frame that an attempt may have stored; 0 before the first. What is in frames from
+            there on, collection leaves alone: the job has yet to name it.
     """
 
     kind: JobKind
@@ -245,6 +247,7 @@ class Job:
     recipe: int = 0
     created_ns: int = 0
     ends: int = 0
+    floor: int = 0
 
     @property
     def key(self) -> bytes:
@@ -253,7 +256,9 @@ class Job:
 
     def encode(self) -> bytes:
         """The payload in `jobs`."""
-        return _JOB.pack(self.attempts, self.owner, self.ends, self.recipe, self.created_ns) + self.blob.key
+        head = _JOB.pack(self.attempts, self.owner, self.ends, self.recipe, self.created_ns)
+        # A digest begins with the code of its algorithm, which is not 0; a number of a frame with a 0.
+        return head + (_U64.pack(self.floor) if self.floor else b"") + self.blob.key
 
     @classmethod
     def decode(cls, key: bytes, payload: memoryview) -> Job:
@@ -261,8 +266,11 @@ class Job:
         try:
             kind, number = _JOB_KEY.unpack(key)
             attempts, owner, ends, recipe, created_ns = _JOB.unpack_from(payload)
-            blob = Digest.from_key(bytes(payload[_JOB.size :]))
-            return cls(JobKind(kind), number, blob, attempts, owner, recipe, created_ns, ends)
+            rest, floor = bytes(payload[_JOB.size :]), 0
+            if rest[:1] == b"\0":
+                (floor,) = _U64.unpack_from(rest)
+                rest = rest[_U64.size :]
+            return cls(JobKind(kind), number, Digest.from_key(rest), attempts, owner, recipe, created_ns, ends, floor)
         except (struct.error, ValueError, DigestInvalidError) as error:
             raise CorruptError("job", key.hex(), f"its record cannot be read: {error}") from error
 

@@ -6,8 +6,10 @@ layers' recipes are read.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
+from pagepool_service.store.cycle import is_collecting, last_summary
 from pagepool_service.store.environment import Table
 from pagepool_service.store.recompress import count_waiting
 from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord, LayerState
@@ -23,13 +25,14 @@ _METADATA = (Table.BLOBS, Table.LAYERS, Table.MANIFESTS, Table.MANIFEST_LINKS, T
 _REST = (Table.REFERRERS, Table.JOBS, Table.TREES, Table.LEASES, Table.CORRECTIONS, Table.META)
 
 
-def collect_totals(store: Store) -> dict[str, int | float | dict[str, int]]:
+def collect_totals(store: Store) -> dict[str, Any]:
     """The figures of the whole store, bytes unless the name says otherwise.
 
     Returns:
         `plain_bytes`: of all layers, each counted once per distinct tar; `unique_bytes`: distinct file
         content; `stored`: what that takes, by kind; `frames_waiting`: frames of it that were not compressed
-        once more yet; `disk_bytes`: what the data directory takes on disk in all; `opaque_copies_bytes`: of it,
+        once more yet; `collecting`: whether a cycle of collection runs, and `last_collection` what the one before did;
+        `disk_bytes`: what the data directory takes on disk in all; `opaque_copies_bytes`: of it,
         compressed blobs kept beside the layers they hold.
     """
     with store.env.read() as txn:
@@ -54,6 +57,7 @@ def collect_totals(store: Store) -> dict[str, int | float | dict[str, int]]:
         }
         waiting = store.jobs.count(txn)
         frames_waiting = count_waiting(txn)
+        collecting, collected = is_collecting(txn), last_summary(txn)
     stored["page_rounding"] = max(0, pages - sum(stored.values()) + stored["spool"] + stored["uploads"])
     file_bytes = store.env.file_bytes()
     return {
@@ -71,9 +75,24 @@ def collect_totals(store: Store) -> dict[str, int | float | dict[str, int]]:
         "free_pages_bytes": max(0, file_bytes - pages),
         "disk_bytes": file_bytes + stored["spool"] + stored["uploads"],
         "dead_bytes": totals.dead_bytes,
+        "collecting": collecting,
         "dedup_ratio": _ratio(files, totals.files_plain),
         "compression_ratio": _ratio(totals.files_plain, totals.files_stored),
+        "last_collection": _describe_collection(collected),
     }
+
+
+def _describe_collection(summary: dict[str, Any] | None) -> dict[str, Any]:
+    """What is told of the last cycle of collection; nothing if there was none."""
+    if summary is None:
+        return {}
+    freed = {f"freed_{kind.replace(' ', '_')}": count for kind, count in summary.get("freed", {}).items()}
+    names = (
+        *("freed_frame_bytes", "freed_recipe_bytes", "frames_compacted", "punched_bytes", "space_after_bytes"),
+        *("longest_hold_s", "seconds"),
+    )
+    ended = datetime.fromtimestamp(summary.get("ended_ns", 0) // 10**9, UTC).isoformat()
+    return {"ended": ended, **freed, **{name: summary[name] for name in names if name in summary}}
 
 
 def _count_blobs(txn: Reader) -> dict[str, int]:

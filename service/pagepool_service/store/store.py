@@ -34,12 +34,13 @@ class Store:
         env.other_bytes = lambda: directory_bytes(data / "spool") + directory_bytes(data / "uploads")
 
     @classmethod
-    def open(cls, data: Path, *, quota_bytes: int = 0, readonly: bool = False) -> Store:
+    def open(cls, data: Path, *, quota_bytes: int = 0, readonly: bool = False, shared: bool = False) -> Store:
         """Open a data directory, making it when it is not there.
 
         Args:
             quota_bytes: most bytes of database pages in use, spool and uploads together; 0 for no limit.
             readonly: open without writing anything, also on a read-only file system.
+            shared: with `readonly`: others may write meanwhile, see `Environment.open`.
 
         Raises:
             StoreFormatError: another format, or not a store.
@@ -48,7 +49,7 @@ class Store:
         is_new = not (data / "store" / "data.mdb").exists()
         if not readonly:
             _prepare(data)
-        env = Environment.open(data / "store", quota_bytes=quota_bytes, readonly=readonly)
+        env = Environment.open(data / "store", quota_bytes=quota_bytes, readonly=readonly, shared=shared)
         if is_new:  # LMDB syncs its file, and leaves the file's name to us
             sync_directory(data / "store")
         return cls(data, env)

@@ -55,6 +55,11 @@ class Totals:
             raise CorruptError("totals", _KEY.decode(), f"{len(payload)} bytes long")
         return cls(*_struct().unpack(payload))
 
+    @property
+    def stored(self) -> int:
+        """Bytes of all frames."""
+        return self.files_stored + self.opaque_stored
+
     def store(self, txn: Writer) -> None:
         """Write them back, in the transaction that changed what they count."""
         txn.put(Table.META, _KEY, _struct().pack(*astuple(self)))

@@ -1,0 +1,423 @@
+"""Collection: each kind of root keeps what it needs, and everything else goes."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+from blake3 import blake3
+
+from pagepool.digest import Digest
+from pagepool.errors import BlobUnknownError, BusyError, CorruptError, ManifestUnknownError, NameUnknownError
+from pagepool_service import ingest
+from pagepool_service.store import cycle
+from pagepool_service.store.collect import Collector, Policy, Report, TagRule, estimate_garbage
+from pagepool_service.store.collect.collector import drop_cut_off, lock_collection
+from pagepool_service.store.collect.frames import plan_threshold
+from pagepool_service.store.collect.marks import Marks
+from pagepool_service.store.collect.policy import plan_tags
+from pagepool_service.store.environment import Table
+from pagepool_service.store.fsck import check_store
+from pagepool_service.store.schema import u64
+from pagepool_service.store.statistics import collect_totals
+from pagepool_service.store.store import Store
+from tests.faults import flip_record, records
+from tests.store.collecting import Layer, Pushed, assert_whole, contents, keys, push_image, push_index
+from tests.store.helpers import ingest_all, make_tar, noise, push, read, text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REPOSITORY = "lib/app"
+AT_ONCE = Policy(grace_s=0, untagged_s=0)
+FILES = contents(21)
+
+
+def layer(*numbers: int, packed: bool = False) -> Layer:
+    return Layer({f"f{number}": FILES[number] for number in numbers}, packed)
+
+
+def collect(store: Store, policy: Policy = AT_ONCE) -> Report:
+    return Collector(store, policy).run()
+
+
+def gone(store: Store, image: Pushed, repository: str = REPOSITORY) -> bool:
+    """Whether a manifest is gone, and all blobs that only it had."""
+    with pytest.raises((ManifestUnknownError, NameUnknownError)):
+        store.registry.manifest(repository, image.digest)
+    return not any(store.blobs.exists(digest) for digest in image.blobs)
+
+
+def test_what_was_deleted_goes_and_the_rest_stays(data: Path) -> None:
+    with Store.open(data) as store:
+        lost = push_image(store, REPOSITORY, [layer(*range(0, 19)), layer(13, packed=True)], tags=["1"], note="a")
+        kept = push_image(store, REPOSITORY, [layer(*range(0, 21, 2)), layer(3, 6, packed=True)], tags=["2"], note="b")
+        ingest_all(store)
+        store.registry.delete_manifest(REPOSITORY, lost.digest)
+        assert not estimate_garbage(store), "its blobs are the repository's still"
+        told = Collector(store, AT_ONCE).forecast()
+        done = collect(store)
+        assert_whole(store, REPOSITORY, kept)
+        assert gone(store, lost)
+        assert keys(store, Table.EXTENTS) == kept.extents
+        for kind in ("links", "blobs", "layers", "recipes", "objects"):
+            assert told.freed[kind] == done.freed[kind] > 0, kind
+        assert done.freed["blobs"] == 3
+        assert told.compacted == done.compacted > 0
+        assert done.longest_hold_s > 0
+        again = collect(store)
+        assert not +again.freed
+        assert collect_totals(store)["last_collection"]["ended"]
+    assert check_store(data).problems == []
+
+
+def test_a_dry_run_changes_nothing_and_needs_no_writing(data: Path) -> None:
+    with Store.open(data) as store:
+        lost = push_image(store, REPOSITORY, [layer(5, 6)], tags=["1"])
+        ingest_all(store)
+        store.registry.delete_manifest(REPOSITORY, lost.digest)
+    before = (data / "store" / "data.mdb").read_bytes()
+    with Store.open(data, readonly=True, shared=True) as store:
+        told = Collector(store, AT_ONCE).forecast()
+    assert told.freed["blobs"] == 2
+    assert told.frame_bytes > 0
+    assert (data / "store" / "data.mdb").read_bytes() == before
+
+
+# -- roots ---------------------------------------------------------------------------------------------------
+
+
+def test_an_index_keeps_what_it_lists(store: Store) -> None:
+    children = [push_image(store, REPOSITORY, [layer(4, 5 + number)], note=str(number)) for number in range(2)]
+    outer = push_index(store, REPOSITORY, [push_index(store, REPOSITORY, children)], tags=["all"])
+    stray = push_image(store, REPOSITORY, [layer(4, 11)], note="stray")
+    ingest_all(store)
+    report = collect(store)
+    assert_whole(store, REPOSITORY, outer)
+    assert gone(store, stray)
+    assert report.kept["manifests: index"] == 3
+    store.registry.delete_tag(REPOSITORY, "all")
+    collect(store)
+    assert all(gone(store, one) for one in (*children, outer))
+    assert not keys(store, Table.FRAMES)
+
+
+def test_a_subject_keeps_its_referrers_and_a_referrer_its_subject(store: Store) -> None:
+    subject = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    signature = push_image(store, REPOSITORY, [layer(5)], subject=subject.digest, note="signature")
+    of_that = push_image(store, REPOSITORY, [layer(6)], subject=signature.digest, note="of the signature")
+    untagged = push_image(store, REPOSITORY, [layer(11)], note="untagged")
+    named = push_image(store, REPOSITORY, [layer(12)], tags=["sha256-x.sig"], subject=untagged.digest, note="named")
+    dangling = push_image(store, REPOSITORY, [layer(18)], subject=Digest.of(b"nothing"), note="dangling")
+    ingest_all(store)
+    collect(store)
+    for image in (subject, signature, of_that, untagged, named):
+        assert_whole(store, REPOSITORY, image)
+    assert gone(store, dangling)
+    store.registry.delete_tag(REPOSITORY, "1")
+    collect(store)
+    assert all(gone(store, one) for one in (subject, signature, of_that))
+    assert_whole(store, REPOSITORY, untagged)
+
+
+def test_a_lease_keeps_the_layers_of_a_deleted_image(store: Store, data: Path) -> None:
+    image = push_image(store, REPOSITORY, [layer(4, 6, 13), layer(5, packed=True)], tags=["1"])
+    ingest_all(store)
+    records = [store.blobs.stat(digest) for digest in image.blobs]
+    layers = [record.diff_id for record in records if record.diff_id is not None]
+    assert len(layers) == 2
+    lease = store.leases.take(REPOSITORY, bytes(32), "node", 3600, (image.digest, layers))
+    store.registry.delete_manifest(REPOSITORY, image.digest)
+    report = collect(store)
+    assert gone(store, image)
+    assert report.kept["leases"] == 1
+    assert len(keys(store, Table.LAYERS)) == 2
+    assert check_store(data).problems == []
+    with store.env.read() as txn:
+        found = [store.blobs.find_layer(txn, diff_id) for diff_id in layers]
+    assert all(found)
+    store.leases.release(REPOSITORY, bytes(32), lease.id)
+    collect(store)
+    assert not keys(store, Table.LAYERS) | keys(store, Table.RECIPES) | keys(store, Table.EXTENTS)
+
+
+def test_a_push_in_flight_is_kept(store: Store) -> None:
+    """Blobs without a manifest: for their time, and as long as somebody uploads to the repository."""
+    pushed = [push(store, one.blob, repository=REPOSITORY) for one in (layer(4), layer(6, 13))]
+    ingest_all(store)
+    collect(store, Policy(grace_s=60, untagged_s=0))
+    assert all(map(store.blobs.exists, pushed))
+    session = store.uploads / f"{uuid.uuid4()}.json"
+    session.write_text(json.dumps({"repository": REPOSITORY, "algorithm": "sha256"}))
+    report = collect(store)
+    assert report.kept["blobs: of a repository that is uploaded to"] == 2
+    assert all(map(store.blobs.exists, pushed))
+    session.unlink()
+    collect(store)
+    assert not any(map(store.blobs.exists, pushed))
+
+
+def test_what_waits_to_be_read_is_kept(store: Store, data: Path) -> None:
+    """A blob that was not read as a layer yet, and one that was read and is in the spool still."""
+    one, other = layer(*range(10)), layer(*range(8, 16), packed=True)
+    image = push_image(store, REPOSITORY, [one, other], tags=["1"])
+    collect(store)
+    assert_whole(store, REPOSITORY, image)
+    ingest_all(store)
+    collect(store)
+    assert_whole(store, REPOSITORY, image)
+    assert check_store(data).problems == []
+
+
+def test_who_asked_for_a_blob_finds_it_when_the_manifest_comes(store: Store) -> None:
+    """A client that finds its layers with HEAD does not push them; it has the grace time to push the manifest."""
+    image = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    store.registry.delete_manifest(REPOSITORY, image.digest)
+    later = time.time_ns() + 10 * 10**9
+    store.registry.renewed_after_ns = 0
+    for digest in image.blobs:
+        assert store.registry.find_blob(REPOSITORY, digest)[1]
+        store.registry.renew_blob(REPOSITORY, digest)
+    Collector(store, Policy(grace_s=60, untagged_s=0), clock=lambda: later).run()
+    again = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    assert_whole(store, REPOSITORY, again)
+    store.registry.delete_manifest(REPOSITORY, again.digest)
+    Collector(store, Policy(grace_s=5, untagged_s=0), clock=lambda: later).run()
+    assert gone(store, again)
+
+
+# -- retention -----------------------------------------------------------------------------------------------
+
+
+def test_the_newest_tags_stay(store: Store) -> None:
+    names = [f"v{number}" for number in (3, 1, 4, 1, 5, 9, 2, 6)]
+    images = {
+        name: push_image(store, "ci/app", [layer(4, 5 + n)], tags=[name], note=name) for n, name in enumerate(names)
+    }
+    other = push_image(store, "lib/app", [layer(11)], tags=["old", "new"])
+    rules = (TagRule("ci/*", 2), TagRule("*", 0))
+    told = Collector(store, Policy(grace_s=0, untagged_s=0, tags=rules)).forecast()
+    done = collect(store, Policy(grace_s=0, untagged_s=0, tags=rules))
+    assert told.freed["tags"] == done.freed["tags"] == 5
+    assert store.registry.list_tags("ci/app", 100).names == ["v2", "v6"]
+    assert store.registry.list_tags("lib/app", 100).names == ["new", "old"]
+    assert_whole(store, "ci/app", images["v2"])
+    assert_whole(store, "lib/app", other)
+    assert gone(store, images["v3"], "ci/app")
+
+
+def test_untagged_manifests_stay_for_their_time_from_when_they_lost_their_tag(store: Store) -> None:
+    image = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    seconds = 10**9
+    policy = Policy(grace_s=0, untagged_s=60)
+
+    def after(age_s: float) -> Report:
+        now = time.time_ns() + int(age_s * seconds)
+        return Collector(store, policy, clock=lambda: now).run()
+
+    assert after(3600).kept["manifests: tag"] == 1
+    push_image(store, REPOSITORY, [layer(5)], tags=["1"], note="newer")
+    assert after(30).kept["manifests: untagged, in its time"] == 1
+    assert_whole(store, REPOSITORY, image)
+    for _ in range(2):
+        Collector(store, Policy(grace_s=0, untagged_s=None), clock=lambda: time.time_ns() + 10**18).run()
+    assert_whole(store, REPOSITORY, image)
+    assert after(90).freed["manifests"] == 1
+    assert gone(store, image)
+
+
+def test_plans() -> None:
+    assert plan_tags([("a", 1), ("b", 3), ("c", 2), ("d", 2)], 2) == {"a", "d"}
+    assert plan_tags([("a", 1)], 0) == set()
+    assert plan_threshold([10, 0, 50, 40], 1000) == 2
+    assert plan_threshold([10, 5], 1000) == 2
+    assert plan_threshold([30, 0], 1000) == 0
+    assert plan_threshold([1], 0) == 0
+
+
+def test_marks_never_lose_one() -> None:
+    digests = [noise(32, number) for number in range(5000)]
+    marks = Marks(len(digests))
+    marks.update(digests[::2])
+    assert all(digest in marks for digest in digests[::2])
+    assert not any(digest in marks for digest in digests[1::2])
+    crowded = Marks(0, salt=7)
+    crowded.update(digests)
+    assert all(digest in crowded for digest in digests)
+
+
+# -- damage, and cycles that were cut off --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", [Table.BLOBS, Table.LAYERS, Table.RECIPES, Table.OBJECTS, Table.LEASES])
+def test_nothing_goes_when_nobody_knows_what_a_record_keeps(data: Path, table: Table) -> None:
+    with Store.open(data) as store:
+        image = push_image(store, REPOSITORY, [layer(6, 13)], tags=["1"])
+        push(store, layer(20, 19).blob, repository="other")
+        ingest_all(store)
+        layers = [one.diff_id for one in map(store.blobs.stat, image.blobs) if one.diff_id is not None]
+        store.leases.take(REPOSITORY, bytes(32), "node", 3600, (image.digest, layers))
+        extents = keys(store, Table.EXTENTS)
+    found = records(data, table)
+    used = [one for one in found if one.key == blake3(FILES[13]).digest()] or found  # of the objects, one of a layer
+    flip_record(data, used[0], -20)
+    with Store.open(data) as store:
+        with pytest.raises(CorruptError):
+            collect(store, Policy())
+        assert keys(store, Table.EXTENTS) == extents
+
+
+def test_a_manifest_that_cannot_be_read_keeps_the_blobs_of_its_repository(data: Path) -> None:
+    with Store.open(data) as store:
+        push_image(store, REPOSITORY, [layer(6)], tags=["1"])
+        stray = push(store, layer(11).blob, repository=REPOSITORY)
+        other = push(store, layer(12).blob, repository="other")
+        ingest_all(store)
+    flip_record(data, records(data, Table.MANIFESTS)[0], 40)
+    with Store.open(data) as store:
+        report = collect(store)
+        assert store.blobs.exists(stray)
+        assert not store.blobs.exists(other)
+        assert REPOSITORY in report.problems[0]
+
+
+def test_a_damaged_frame_is_left_where_it_is(data: Path) -> None:
+    with Store.open(data) as store:
+        image = push_image(store, REPOSITORY, [layer(4, 6)], tags=["1"])
+        ingest_all(store)
+        store.registry.delete_manifest(REPOSITORY, image.digest)
+        frames = keys(store, Table.FRAMES)
+    flip_record(data, records(data, Table.FRAMES)[0], -20)
+    with Store.open(data) as store:
+        report = collect(store)
+        assert "damaged" in report.problems[0]
+    assert len(records(data, Table.FRAMES)) == 1 < len(frames)
+
+
+def test_a_cycle_that_was_cut_off_is_dropped(store: Store, data: Path) -> None:
+    with store.env.write() as txn:
+        cycle.Cycle.begin(txn, 1)
+    push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    ingest_all(store)
+    with store.env.read() as txn:
+        assert cycle.last_note(txn) > 0
+    with lock_collection(data):
+        assert not drop_cut_off(store), "somebody collects"
+    assert drop_cut_off(store)
+    assert not drop_cut_off(store)
+    with store.env.read() as txn:
+        assert cycle.last_note(txn) == 0
+    assert not collect(store).freed["blobs"]
+
+
+def test_one_collector_at_a_time(store: Store, data: Path) -> None:
+    with lock_collection(data), pytest.raises(BusyError, match="collects"):
+        collect(store)
+    collect(store)
+
+
+# -- what is written while it runs ---------------------------------------------------------------------------
+
+
+class Interrupting(Collector):
+    """Does something at a step of the cycle."""
+
+    def __init__(self, store: Store, step: str, act: object) -> None:
+        super().__init__(store, AT_ONCE, watch=self._see)
+        self._at, self._act = step, act
+
+    def _see(self, step: str, _done: int, _all: int) -> None:
+        if step == self._at and self._act is not None:
+            act, self._act = self._act, None
+            act()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("step", "packed"),
+    [("repositories", True), ("marking", True), ("records", False), ("frames", True), ("giving space back", False)],
+)
+def test_what_is_pushed_again_while_it_goes_is_whole(store: Store, data: Path, step: str, packed: bool) -> None:
+    """The same layers as an image that is being collected: their extents were found, or are stored anew."""
+    parts = [layer(*range(0, 10), packed=packed), layer(6, 13, 20)]
+    lost = push_image(store, REPOSITORY, parts, tags=["1"])
+    push_image(store, REPOSITORY, [layer(3, 4)], tags=["2"], note="stays")
+    ingest_all(store)
+    store.registry.delete_manifest(REPOSITORY, lost.digest)
+    again: list[Pushed] = []
+
+    def push_again() -> None:
+        again.append(push_image(store, REPOSITORY, parts, tags=["3"]))
+        ingest_all(store)
+
+    Interrupting(store, step, push_again).run()
+    assert_whole(store, REPOSITORY, again[0])
+    assert all(store.blobs.stat(part.digest).state == 1 for part in parts)
+    assert check_store(data).problems == []
+    collect(store)
+    assert_whole(store, REPOSITORY, again[0])
+    assert keys(store, Table.EXTENTS) == again[0].extents | push_image(store, "x", [layer(3, 4)], note="stays").extents
+
+
+@pytest.mark.parametrize("step", ["repositories", "marking", "records"])
+def test_a_lease_that_is_taken_while_it_goes(store: Store, data: Path, step: str) -> None:
+    """Either there is none, because a layer is gone; or all its layers stay."""
+    digest = push(store, layer(4, 6, 13).blob, repository=REPOSITORY)
+    ingest_all(store)
+    diff_id = store.blobs.stat(digest).diff_id
+    assert diff_id is not None
+    store.registry.delete_blob(REPOSITORY, digest)
+    Interrupting(store, step, lambda: store.leases.take(REPOSITORY, bytes(32), "node", 60, (digest, [diff_id]))).run()
+    assert diff_id.key in keys(store, Table.LAYERS)
+    assert check_store(data).problems == []
+
+
+def test_extents_of_a_layer_that_is_half_read_stay(store: Store) -> None:
+    """What a job has stored is left alone until it has named it, over any number of cycles."""
+    digest = push(store, layer(*range(21)).blob, repository=REPOSITORY)
+    job = store.jobs.begin_next()
+    assert job is not None
+    with store.env.write() as txn:
+        begun = store.jobs.begin_recipe(txn, job)
+    stray = push(store, noise(100_000), repository=REPOSITORY)  # stands for what the job stores
+    store.registry.delete_blob(REPOSITORY, stray)
+    for _ in range(2):
+        collect(store, Policy())
+    assert begun.floor
+    assert u64(begun.floor) in keys(store, Table.FRAMES)
+    store.jobs.put_back(begun)
+    ingest_all(store)
+    assert read(store, digest) == layer(*range(21)).blob
+    collect(store, Policy())
+    assert u64(begun.floor) not in keys(store, Table.FRAMES)
+
+
+def test_a_layer_whose_extents_were_swept_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were there when they were looked up, and are not when the layer that shares them is verified."""
+    files = {f"n/{number}": text(50_000, number) for number in range(30)}
+    first = push(store, make_tar(files), repository=REPOSITORY)
+    ingest_all(store)
+    store.registry.delete_blob(REPOSITORY, first)
+    second = push(store, make_tar({**files, "more": b"more"}), repository=REPOSITORY)
+    commit = ingest.Committer._commit
+    swept: list[int] = []
+
+    def after_a_sweep(self: ingest.Committer, batch: ingest.Batch) -> None:
+        if not swept:
+            swept.append(collect(store, Policy()).freed["extents"])
+        commit(self, batch)
+
+    monkeypatch.setattr(ingest.Committer, "_commit", after_a_sweep)
+    ingest_all(store)
+    assert swept[0] >= 30
+    assert store.blobs.stat(second).state == 1
+    assert read(store, second) == make_tar({**files, "more": b"more"})
+
+
+def test_a_deleted_blob_is_unknown(store: Store) -> None:
+    digest = push(store, layer(4).blob, repository=REPOSITORY)
+    collect(store)
+    with pytest.raises(BlobUnknownError):
+        store.registry.stat_blob(REPOSITORY, digest)
