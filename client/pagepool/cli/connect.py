@@ -23,14 +23,19 @@ if TYPE_CHECKING:
 _DOCKER_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 
-class ServerOptions(TypedDict):
-    """What `options.server_options` hands to a command."""
+class AccessOptions(TypedDict):
+    """What `options.access_options` hands to a command."""
 
-    server: str
     plain_http: bool
     insecure: bool
     username: str | None
     password_stdin: bool
+
+
+class ServerOptions(AccessOptions):
+    """What `options.server_options` hands to a command."""
+
+    server: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ def host_of(url: str) -> tuple[str, str]:
     return base.host, base.netloc.decode("ascii")
 
 
-def credentials_for(options: ServerOptions, host: str, repository: str) -> Credentials:
+def credentials_for(options: AccessOptions, host: str, repository: str) -> Credentials:
     """Who we are to a server: as the options say, or else as docker and podman know."""
     if options["password_stdin"]:
         if not options["username"]:
