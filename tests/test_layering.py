@@ -377,7 +377,7 @@ RULES = (
         _only(
             *("pagepool.load", "pagepool.samples", "pagepool.library", "pagepool.transport", "pagepool.layout"),
             *("pagepool.node.client", "pagepool.mount", "pagepool.image", "pagepool.oci", "pagepool.vfs"),
-            *("pagepool.linux", "pagepool.version", "pagepool.digest", "pagepool.errors"),
+            *("pagepool.linux", "pagepool.units", "pagepool.version", "pagepool.digest", "pagepool.errors"),
         ),
         ("pagepool.load.bars", "from pagepool.cli import progress\n"),
     ),

@@ -17,6 +17,7 @@ _UNITS = {
     "gi": 1 << 30,
     "ti": 1 << 40,
 }
+_SHOWN = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?")
 
 
@@ -37,3 +38,12 @@ def parse_size(text: str) -> int:
         raise SizeInvalidError(text, "is not a size, such as 10GB, 512MiB or a number of bytes")
     number, unit = match[1], match[2] or ""
     return int(float(number) * _UNITS[unit]) if "." in number else int(number) * _UNITS[unit]
+
+
+def human_size(size: float) -> str:
+    """A number of bytes in SI units, as docker prints them."""
+    for unit in _SHOWN:
+        if abs(size) < 999.95 or unit == _SHOWN[-1]:
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
