@@ -1,4 +1,4 @@
-"""The model of an overlay beside a plain file system, which does not know of it: right bytes agree, wrong ones do not."""
+"""The model of an overlay beside plain files that do not know of it: right bytes agree, wrong ones do not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from pagepool.digest import Digest
-from pagepool.load.truth import PAGE, Truth, TrueFile, encode_truth, page_digest
+from pagepool.load.truth import PAGE, TrueFile, Truth, encode_truth, page_digest
 from pagepool.load.writing import OverlayModel, Wrong
 
 BASE = {
@@ -91,7 +91,9 @@ def test_one_wrong_bit_is_found(truth: Truth, seed: int) -> None:
     for _ in range(30):
         before = {name: bytes(content) for name, content in files.files.items()}
         assert _step(model, files, random) == []
-        path = next((name for name, content in files.files.items() if content and before.get(name) != content), path)
+        path = next(
+            (name for name, content in files.files.items() if content and before.get(name) != bytes(content)), path
+        )
     changed = [at for at in range(len(files.files[path])) if at // PAGE in model._files[path].pages]
     place = random.choice(changed)
     files.files[path][place] ^= 4

@@ -23,7 +23,7 @@ from pagepool.cli.nodes import node_client
 from pagepool.cli.progress import counting, watching
 from pagepool.errors import InvalidError, UnsupportedError
 from pagepool.library import Client
-from pagepool.load.access.opening import check_mode
+from pagepool.load.access.opening import can_write, check_mode
 from pagepool.load.client import ClientOptions, LoadClient
 from pagepool.load.coordinator import Coordinator
 from pagepool.load.link import CoordinatorLink
@@ -89,15 +89,17 @@ class LoadWish:
         }
 
     def chosen_mix(self) -> Mix:
-        """The mix; over HTTP nothing is written, and nobody may want that.
+        """The mix; where nothing can be written, nobody may want that.
 
         Raises:
             MixInvalidError: somebody does.
         """
-        if self.mode != "http":
+        # What users clients elsewhere run as is known to them alone.
+        if can_write(self.mode) or (self.listen is not None and self.mode != "http"):
             return self.mix or Mix()
         if self.mix is not None and self.mix.write:
-            raise MixInvalidError(f"write={self.mix.write:g}", "over http nothing is written: leave write out")
+            why = "over http nothing is" if self.mode == "http" else "in mode fuse nothing but by root can be"
+            raise MixInvalidError(f"write={self.mix.write:g}", f"{why} written: leave write out")
         return replace(self.mix or Mix(), write=0.0)
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from pagepool.errors import PagepoolError, UnreachableError
+from pagepool.errors import PagepoolError, UnreachableError, UnsupportedError
 from pagepool.library import Client
 from pagepool.load.access import open_access
+from pagepool.load.access.opening import can_write
 from pagepool.load.footprint import Footprint, cpu_time, measure_footprint
 from pagepool.load.measures import Measures
 from pagepool.load.operations import Operations, Target
@@ -112,6 +113,8 @@ class LoadClient:
         return self._measures
 
     def _work(self, plan: LoadPlan) -> dict[str, Any]:
+        if plan.mix.write and not can_write(plan.mode):
+            raise UnsupportedError(f"in mode {plan.mode} this user writes nothing: the mix has to leave write out")
         before = measure_footprint()
         with ExitStack() as stack:
             targets = [Target(one, stack.enter_context(closing(self._open_truth(one)))) for one in plan.images]

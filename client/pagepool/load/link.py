@@ -51,9 +51,13 @@ class CoordinatorLink:
             UnreachableError: nobody answers.
             ResponseError: it is refused, with the reason.
         """
-        answer = json.loads(self._exchange("POST", path, json.dumps(fields).encode(), timeout_s))
+        data = self._exchange("POST", path, json.dumps(fields).encode(), timeout_s)
+        try:
+            answer = json.loads(data)
+        except ValueError:
+            answer = None
         if not isinstance(answer, dict):
-            raise ResponseError(200, "", f"{self.where} answers {path} with no object: no coordinator")
+            raise ResponseError(200, "", f"{self.where} answers {path} with no object: it is no coordinator")
         return answer
 
     def join(self, fields: dict[str, Any], wait_s: float) -> dict[str, Any]:

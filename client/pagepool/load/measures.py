@@ -136,17 +136,21 @@ class Measures:
     @property
     def count(self) -> int:
         """Operations that succeeded; files of starts are not counted again."""
-        return sum(one.durations.count for name, one in self.operations.items() if name != "file")
+        return sum(one.durations.count for name, one in self._all() if name != "file")
 
     @property
     def bytes(self) -> int:
         """Bytes that were moved; those of starts are counted with their files."""
-        return sum(one.bytes for name, one in self.operations.items())
+        return sum(one.bytes for _, one in self._all())
 
     @property
     def errors(self) -> int:
         """Operations that failed."""
-        return sum(one.errors for one in self.operations.values())
+        return sum(one.errors for _, one in self._all())
+
+    def _all(self) -> list[tuple[str, Operation]]:
+        """As of now: another thread than the one that counts may ask how far it is."""
+        return list(self.operations.items())
 
     def merge(self, other: Measures) -> None:
         """Add another client's."""

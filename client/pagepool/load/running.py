@@ -137,7 +137,7 @@ def remove_versions(client: Client, result: LoadResult) -> list[str]:
     """
     failures: list[str] = []
     for one in result.clients:
-        if not one.manifests and not one.ready:
+        if one.phase == DONE and not one.manifests:
             continue
         tag = f"{result.plan.run}-{one.number}"
         manifests = list(one.manifests)

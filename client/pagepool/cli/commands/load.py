@@ -109,7 +109,7 @@ def command() -> None:
     type=_MixType(),
     default=None,
     metavar="NAME=WEIGHT,...",
-    help="What they do how often [start=1,read=2000,write=100,push=0.02; over http nothing is written].",
+    help="What they do how often [start=1,read=2000,write=100,push=0.02; no write over http, nor by fuse but as root].",
 )
 @click.option(
     "--zipf",

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _FUSE = Path("/dev/fuse")
 
 
+def can_write(mode: str) -> bool:
+    """Whether overlays can be written in a mode. Over HTTP there are none; files of an image belong to root, and the
+    kernel lets no other user write to them in a mount."""
+    return mode != "http" and not (mode == "fuse" and os.geteuid())
+
+
 def check_mode(mode: str, node: NodeClient) -> None:
     """See whether a mode works on this machine.
 
