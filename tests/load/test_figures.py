@@ -124,3 +124,5 @@ def test_of_many_errors_the_first_are_kept_and_all_are_counted() -> None:
         measures.mismatch(Mismatch("a", "b", number, "", "", "read"))
     assert (measures.errors, measures.mismatches, measures.kinds) == (1000, 1000, {"OSError": 1000})
     assert len(measures.failures) == len(measures.wrong) < 100
+    measures.merge(Measures.from_json(measures.to_json()))
+    assert (measures.mismatches, len({one.offset for one in measures.wrong})) == (2000, len(measures.wrong))

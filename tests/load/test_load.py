@@ -69,7 +69,7 @@ def test_a_small_test_is_all_right_and_leaves_nothing(service: Service, start: S
     found = ended.json
     assert (found["schema"], found["verdict"], found["wrong"], found["missing"]) == (1, "ok", [], [])
     done = {name: one["count"] for name, one in found["operations"].items()}
-    assert done["start"] >= 2, "the first thing that each does"
+    assert done["first"] == 2, "what each does first"
     assert done["file"] >= 2 * len(sample_files(1))
     assert found["totals"]["checked_pages"] >= done["file"]
     assert found["totals"]["mismatches"] == 0
@@ -108,6 +108,7 @@ def test_a_wrong_byte_fails_the_test(service: Service, start: Start, tmp_path: P
     found = ended.json
     assert found["verdict"] == "wrong bytes"
     assert found["totals"]["mismatches"] >= 2, "each start of each client"
+    assert len(found["wrong"]) == 1, "each place once"
     damaged = bytearray(content)
     damaged[place] ^= 1
     expected, wrong = (page_digest(bytes(one[40 * PAGE : 41 * PAGE])).hex() for one in (content, damaged))

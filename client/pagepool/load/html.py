@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pagepool.load.measures import Measures
     from pagepool.load.result import LoadResult
 
-_PLOTTED: Final = tuple(name for name in OPERATIONS if name != "file")
+_PLOTTED: Final = tuple(name for name in OPERATIONS if name not in ("file", "reread"))
 _PERCENTS: Final = (50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99)
 _MOST_TROUBLE: Final = 20
 

@@ -13,7 +13,8 @@ from typing import Any, Final
 from pagepool.load.histogram import Histogram
 
 OPERATIONS: Final = {
-    "start": "a container's start: image resolved, opened or mounted, its trace read",
+    "first": "the first start of each client, at the same moment as all others'",
+    "start": "a later start of a container: image resolved, opened or mounted, its trace read",
     "file": "a file of a start: opened, and read as the trace says",
     "read": "a page of an image that is open",
     "write": "a change in an overlay",
@@ -86,7 +87,7 @@ class Measures:
         operations: by name.
         checked_pages: pages that were compared with what they must be.
         mismatches: of them, that were wrong.
-        wrong: the first of these.
+        wrong: the first of these, each place once.
         failures: the first errors: operation and sentence.
         kinds: errors by class.
         hits, misses: reads of content that was in the pool before, or was not; where a client can tell.
@@ -128,9 +129,13 @@ class Measures:
             self.failures.append((name, f"{kind}: {error}"))
 
     def mismatch(self, found: Mismatch) -> None:
-        """Count wrong bytes."""
+        """Count wrong bytes; each place is kept once."""
         self.mismatches += 1
-        if len(self.wrong) < _KEPT:
+        self._keep_wrong(found)
+
+    def _keep_wrong(self, found: Mismatch) -> None:
+        known = any((one.image, one.path, one.offset) == (found.image, found.path, found.offset) for one in self.wrong)
+        if not known and len(self.wrong) < _KEPT:
             self.wrong.append(found)
 
     @property
@@ -166,7 +171,8 @@ class Measures:
                 mine[_MOST_NS] = max(mine[_MOST_NS], counters[_MOST_NS])
         self.checked_pages += other.checked_pages
         self.mismatches += other.mismatches
-        self.wrong = (self.wrong + other.wrong)[:_KEPT]
+        for one in other.wrong:
+            self._keep_wrong(one)
         self.failures = (self.failures + other.failures)[:_KEPT]
         for kind, count in other.kinds.items():
             self.kinds[kind] = self.kinds.get(kind, 0) + count

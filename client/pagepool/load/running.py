@@ -135,7 +135,7 @@ def remove_versions(client: Client, result: LoadResult) -> list[str]:
 
     A client that was lost has not said what it pushed: its tag is removed, and the version that it is on.
     """
-    failures: list[str] = []
+    left, reason = 0, ""
     for one in result.clients:
         if one.phase == DONE and not one.manifests:
             continue
@@ -151,8 +151,8 @@ def remove_versions(client: Client, result: LoadResult) -> list[str]:
             except NotFoundError:
                 continue
             except PagepoolError as error:
-                failures.append(f"{VERSIONS} {target} was not removed: {error}")
-    return failures
+                left, reason = left + 1, str(error)
+    return [f"{left} tags and versions in {VERSIONS} were not removed: {reason}"] if left else []
 
 
 def remove_tags(client: Client, references: Sequence[Reference]) -> None:

@@ -89,7 +89,7 @@ def collect(size: int) -> Material:
         data += _take(_data_roots(), missing, taken)
     found = Material(tuple(system), tuple(runtime), tuple(data))
     if found.size < _LEAST_SIZE:
-        raise UnsupportedError("found no readable files below /usr to make images of; give OCI layouts instead")
+        raise UnsupportedError("found no readable files below /usr to make images of; name images instead")
     return found
 
 
