@@ -13,9 +13,10 @@ from pagepool.library import Client
 from pagepool.load.access import MODES, open_access
 from pagepool.load.measures import Measures
 from pagepool.load.mix import Mix
-from pagepool.load.operations import Operations, Target
+from pagepool.load.operations import Operations
 from pagepool.load.plan import LoadPlan
 from pagepool.load.preparing import Prepared, prepare
+from pagepool.load.recording import Target
 from pagepool.load.truth import PAGE, Truth
 from pagepool.load.versions import Version
 from pagepool.node.client import NodeClient

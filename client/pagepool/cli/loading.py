@@ -189,7 +189,8 @@ def _drive(
             command = _client_command(wish, f"http://127.0.0.1:{port}", directory, bool(password))
             local = stack.enter_context(LocalClients(command, plan.clients, directory, password))
         else:
-            output.note(f"waiting for {plan.clients} clients at http://{_reached_by(host)}:{port}")
+            clients = "1 client" if plan.clients == 1 else f"{plan.clients} clients"
+            output.note(f"waiting for {clients} at http://{_reached_by(host)}:{port}")
         with interrupts.asked() as stop, watching() as tell:
             return LoadRun(coordinator, watch, stop, join_s=wish.join_s, local=local, tell=tell).run(surroundings)
 

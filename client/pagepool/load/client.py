@@ -24,8 +24,9 @@ from pagepool.load.access import open_access
 from pagepool.load.access.opening import can_write
 from pagepool.load.footprint import Footprint, cpu_time, measure_footprint
 from pagepool.load.measures import Measures
-from pagepool.load.operations import Operations, Target
+from pagepool.load.operations import Operations
 from pagepool.load.plan import PROTOCOL, LoadPlan, PlannedImage
+from pagepool.load.recording import Target
 from pagepool.load.truth import Truth
 from pagepool.version import __version__
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-import httpx
-
-from pagepool.errors import PagepoolError
-from pagepool.load.measures import Mismatch
+from pagepool.load.recording import EXPECTED, Recorder
 from pagepool.load.truth import PAGE, page_digest
 from pagepool.load.versions import STATEMENT, VERSIONS, Version, parse_statement
 from pagepool.load.writing import OverlayModel
@@ -23,33 +20,16 @@ from pagepool.load.zipf import Scatter, Zipf
 from pagepool.oci import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from pagepool.load.access import Access, Opened, Writable
     from pagepool.load.measures import Measures
-    from pagepool.load.plan import LoadPlan, PlannedImage
-    from pagepool.load.truth import Truth
-    from pagepool.load.writing import Wrong
+    from pagepool.load.plan import LoadPlan
+    from pagepool.load.recording import Target
     from pagepool.transport import RegistryClient
 
-EXPECTED: Final = (PagepoolError, OSError, httpx.HTTPError)
-"""What may go wrong with an operation, and is counted; anything else is a bug, and ends the client."""
 _PIECE: Final = 1 << 20
 _CUTS, _SYNCS = 0.05, 0.02
-
-
-class Target:
-    """An image that is read.
-
-    Args:
-        planned: what it is.
-        truth: what it must hold; closed by the caller.
-    """
-
-    def __init__(self, planned: PlannedImage, truth: Truth) -> None:
-        self.planned, self.truth = planned, truth
-        self.reference = Reference.parse(planned.reference)
-        self.opened: Opened | None = None
 
 
 class Operations:
@@ -75,6 +55,7 @@ class Operations:
     ) -> None:
         self._plan, self._client, self._access, self._registry = plan, client, access, registry
         self._targets, self._measures = targets, measures
+        self._record = Recorder(measures, client, plan.step_s)
         self._random = Random(f"{plan.seed}/{client}")
         self._first_page = [0]
         for target in targets:
@@ -89,7 +70,6 @@ class Operations:
         self.ready = 0
         """The newest version of this client that others can open."""
         self._seen: dict[int, int] = {}
-        self._begun = time.monotonic()
         self.scheduled_ns = 0
         self.manifests: list[str] = []
 
@@ -105,7 +85,7 @@ class Operations:
 
     def start_clock(self) -> None:
         """Time in series counts from here."""
-        self._begun = time.monotonic()
+        self._record.start_clock()
 
     def run(self, name: str) -> bool:
         """Do one thing, by its name in the mix. Returns whether it succeeded."""
@@ -118,7 +98,7 @@ class Operations:
         try:
             doing[name]()
         except EXPECTED as error:
-            self._measures.fail(name, error, self._step())
+            self._record.fail(name, error)
             if name == "write":
                 self._give_up()  # what an operation that failed has left is not known
             return False
@@ -135,7 +115,7 @@ class Operations:
             self._overlay = again, model, target
             self._compare_overlay()
         except EXPECTED as error:
-            self._measures.fail("reread", error, self._step())
+            self._record.fail("reread", error)
         self._give_up()
 
     def close(self) -> None:
@@ -161,9 +141,9 @@ class Operations:
             target.opened = self._access.open(target.reference)
         before, began = self._access.requests(), self._now()
         data = target.opened.read(path, offset, PAGE)
-        self._add("read", began, len(data))
+        self._record.since("read", began, len(data))
         self._count_hit(before)
-        self._check(target, file, offset, data, "read")
+        self._record.check(target, file, offset, data, "read")
 
     def _start(self) -> None:
         """Start a container: of a version that was pushed since, if there is one, or of an image."""
@@ -185,7 +165,7 @@ class Operations:
             spent += self._follow(target, opened, frozenset())
         finally:
             opened.close()
-        self._measures.add("start" if self._started else "first", spent, 0, self._step())
+        self._record.took("start" if self._started else "first", spent, 0)
         self._started = True
 
     def _follow(self, target: Target, opened: Opened, replaced: frozenset[bytes]) -> int:
@@ -203,8 +183,8 @@ class Operations:
                 data = opened.read(path, at, wanted)
                 took += time.perf_counter_ns() - began
                 size += len(data)
-                self._check_range(target, step.file, at, wanted, data, "start")
-            self._measures.add("file", took, size, self._step())
+                self._record.check_range(target, step.file, at, wanted, data, "start")
+            self._record.took("file", took, size)
             self._count_hit(before)
             spent += took
         return spent
@@ -217,14 +197,14 @@ class Operations:
         expected = version.manifest.descriptor.digest
         began = self._now()
         digest = version.push(self._registry)
-        self._add("push", began, size)
+        self._record.since("push", began, size)
         self.manifests.append(str(digest))
         if digest != expected:
-            self._wrong(str(version.reference), b"", 0, str(expected), str(digest), "push")
+            self._record.wrong(str(version.reference), b"", 0, str(expected), str(digest), "push")
         self._pushed += 1
-        with self._counted("ready"):
+        with self._record.counted("ready"):
             opened = self._access.open(version.reference)
-            self._add("ready", began, 0)
+            self._record.since("ready", began, 0)
             try:
                 self._check_version(opened, version, "push")
             finally:
@@ -235,7 +215,7 @@ class Operations:
         """Start the newest version of a client, at least the one that is known to be published; compare its layer."""
         least = max(published, self._seen.get(client, 0))
         reference = Reference(VERSIONS, f"{self._plan.run}-{client}")
-        with self._counted("take"):
+        with self._record.counted("take"):
             began = time.perf_counter_ns()
             opened = self._access.open(reference)
             spent = time.perf_counter_ns() - began
@@ -249,7 +229,7 @@ class Operations:
                     self._seen[client] = version.number
             finally:
                 opened.close()
-            self._measures.add("take", spent, 0, self._step())
+            self._record.took("take", spent, 0)
 
     def _version_of(self, statement: bytes, client: int, least: int) -> Version | None:
         """The version that a statement is of; None, and wrong bytes, if it cannot be."""
@@ -261,13 +241,13 @@ class Operations:
             run, who, number = "", 0, 0
         if run == self._plan.run and who == client and number >= least:
             return Version(self._plan.base, run, client, number)
-        self._wrong(name, STATEMENT, 0, wanted, repr(statement[:100]), "take")
+        self._record.wrong(name, STATEMENT, 0, wanted, repr(statement[:100]), "take")
         return None
 
     def _check_version(self, opened: Opened, version: Version, what: str) -> None:
         expected = version.manifest.descriptor.digest
         if opened.manifest != expected:
-            self._wrong(str(version.reference), b"", 0, str(expected), str(opened.manifest), what)
+            self._record.wrong(str(version.reference), b"", 0, str(expected), str(opened.manifest), what)
         for path, content in version.files.items():
             found = opened.read(path, 0, len(content) + 1)
             self._measures.checked_pages += -(-len(content) // PAGE)
@@ -278,7 +258,7 @@ class Operations:
                 )
                 page = at - at % PAGE
                 expected_part, found_part = (page_digest(data[page : page + PAGE]).hex() for data in (content, found))
-                self._wrong(str(version.reference), path, page, expected_part, found_part, what)
+                self._record.wrong(str(version.reference), path, page, expected_part, found_part, what)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -302,7 +282,7 @@ class Operations:
             self._learn(path, model.need_cut(path, size))
             began = self._now()
             overlay.truncate(path, size)
-            self._add("write", began, 0)
+            self._record.since("write", began, 0)
             model.cut(path, size)
             self._reread(path, max(0, size - 1), 1)
             return
@@ -310,13 +290,13 @@ class Operations:
         self._learn(path, model.need(path, offset, len(data)))
         began = self._now()
         overlay.write(path, offset, data)
-        self._add("write", began, len(data))
+        self._record.since("write", began, len(data))
         model.wrote(path, offset, data)
         self._reread(path, offset, len(data))
         if chance > 1 - _SYNCS:
             began = time.perf_counter_ns()
             overlay.sync(path)
-            self._add("sync", began, 0)
+            self._record.since("sync", began, 0)
 
     def _learn(self, path: bytes, offsets: Sequence[int]) -> None:
         assert self._overlay is not None
@@ -324,18 +304,18 @@ class Operations:
         for offset in offsets:
             began = time.perf_counter_ns()
             data = overlay.read(path, offset, PAGE)
-            self._add("reread", began, len(data))
+            self._record.since("reread", began, len(data))
             self._measures.checked_pages += 1
-            self._tell(model.learn(path, offset, data), target)
+            self._record.tell(model.learn(path, offset, data), target)
 
     def _reread(self, path: bytes, offset: int, size: int) -> None:
         assert self._overlay is not None
         overlay, model, target = self._overlay
         timed = _Timed(overlay)
         for wrong in model.check(path, offset, size, timed):
-            self._tell(wrong, target)
+            self._record.tell(wrong, target)
         for began, ended, length in timed.reads:
-            self._measures.add("reread", ended - began, length, self._step())
+            self._record.took("reread", ended - began, length)
         self._measures.checked_pages += len(timed.reads)
 
     def _compare_overlay(self) -> None:
@@ -347,36 +327,20 @@ class Operations:
             self._measures.checked_pages += pages
 
         for wrong in model.check_all(overlay, count):
-            self._tell(wrong, target)
+            self._record.tell(wrong, target)
 
     def _give_up(self) -> None:
         """Let go of the overlay, and remove it."""
         if self._overlay is not None:
             overlay, self._overlay = self._overlay[0], None
-            with self._counted("write"):
+            with self._record.counted("write"):
                 overlay.close()
-            with self._counted("write"):
+            with self._record.counted("write"):
                 self._access.discard(self._overlay_name)
-
-    # -- counting -----------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _counted(self, name: str) -> Iterator[None]:
-        """Count what goes wrong as an error of this kind."""
-        try:
-            yield
-        except EXPECTED as error:
-            self._measures.fail(name, error, self._step())
 
     def _now(self) -> int:
         """When an operation began: with a rate, when it should have, so that waiting behind a slow one counts."""
         return self.scheduled_ns or time.perf_counter_ns()
-
-    def _add(self, name: str, began: int, size: int) -> None:
-        self._measures.add(name, time.perf_counter_ns() - began, size, self._step())
-
-    def _step(self) -> int:
-        return int((time.monotonic() - self._begun) / self._plan.step_s)
 
     def _count_hit(self, before: int | None) -> None:
         """Count a read: a hit if it needed no request.
@@ -388,37 +352,6 @@ class Operations:
             missed = self._access.requests() != before
             self._measures.hits += not missed
             self._measures.misses += missed
-
-    def _check_range(self, target: Target, file: int, offset: int, wanted: int, data: bytes, what: str) -> None:
-        """Compare what was read; where a range begins or ends within a page, only the length of that part can be."""
-        size = target.truth.size(file)
-        first = -(-offset // PAGE) * PAGE
-        end = offset + len(data)
-        view = memoryview(data)
-        if len(data) != wanted:
-            words = f"{wanted} bytes", f"{len(data)} bytes"
-            self._wrong(target.planned.name, target.truth.path(file), offset, *words, what)
-        for at in range(first, end, PAGE):
-            if at + PAGE <= end or end == size:
-                self._check(target, file, at, view[at - offset : at - offset + PAGE], what)
-
-    def _check(self, target: Target, file: int, offset: int, data: bytes | memoryview, what: str) -> None:
-        truth = target.truth
-        self._measures.checked_pages += 1
-        if truth.size(file) <= offset and not data:
-            return
-        expected = truth.expected(file, offset // PAGE)
-        found = page_digest(data)
-        if found != expected:
-            self._wrong(target.planned.name, truth.path(file), offset, expected.hex(), found.hex(), what)
-
-    def _tell(self, wrong: Wrong | None, target: Target) -> None:
-        if wrong is not None:
-            self._wrong(target.planned.name, wrong.path, wrong.offset, wrong.expected, wrong.found, "write")
-
-    def _wrong(self, image: str, path: bytes, offset: int, expected: str, found: str, what: str) -> None:
-        shown = path.decode(errors="backslashreplace")
-        self._measures.mismatch(Mismatch(image, shown, offset, expected, found, what, self._client))
 
 
 class _Timed:
