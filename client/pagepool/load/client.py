@@ -150,17 +150,18 @@ class LoadClient:
         random = Random(f"{plan.seed}/{self._number}/mix")
         end = time.monotonic() + plan.seconds
         pause_ns = int(1e9 / plan.rate) if plan.rate else 0
-        due = time.perf_counter_ns()
-        # A container that works was started before.
+        # A container that works was started before; with a rate, work is due from then on.
         name = "start" if "start" in weights else random.choices(names, cum_weights=sums)[0]
+        due = 0
         while time.monotonic() < end and not self._stop.is_set():
-            if pause_ns:
+            if pause_ns and due:
                 due += pause_ns
                 if (early := due - time.perf_counter_ns()) > 0 and self._stop.wait(early / 1e9):
                     break
                 operations.scheduled_ns = due
             if not operations.run(name):
                 self._stop.wait(_PAUSE_S)
+            due = due or time.perf_counter_ns()
             name = random.choices(names, cum_weights=sums)[0]
 
     def _open_truth(self, planned: PlannedImage) -> Truth:
