@@ -372,6 +372,37 @@ RULES = (
         ("pagepool.library.bars", "from pagepool.cli import progress\n"),
     ),
     Rule(
+        "a load test is a program of the library's",
+        "it does what containers do, by the doors that they have; whoever starts clients and prints reports is above",
+        _only(
+            *("pagepool.load", "pagepool.samples", "pagepool.library", "pagepool.transport", "pagepool.layout"),
+            *("pagepool.node.client", "pagepool.mount", "pagepool.image", "pagepool.oci", "pagepool.vfs"),
+            *("pagepool.linux", "pagepool.units", "pagepool.version", "pagepool.digest", "pagepool.errors"),
+        ),
+        ("pagepool.load.bars", "from pagepool.cli import progress\n"),
+    ),
+    Rule(
+        "what a load test compares with is computed by other means",
+        "a fault of pagepool's own digests, layers or trees would be in the answer and in what it is compared with",
+        _all(
+            _only(
+                "pagepool.load.layertruth",
+                *("pagepool.load.truth", "pagepool.layout.inflate", "pagepool.oci", "pagepool.errors"),
+            ),
+            _only("pagepool.load.truth", "pagepool.errors"),
+        ),
+        ("pagepool.load.truth", "from pagepool.image.treefile import TreeFile\n"),
+    ),
+    Rule(
+        "samples are files of this machine in a layout",
+        "the demo and load tests make images of them; neither is known here",
+        _only(
+            *("pagepool.samples", "pagepool.layout", "pagepool.oci", "pagepool.linux", "pagepool.digest"),
+            "pagepool.errors",
+        ),
+        ("pagepool.samples.pushed", "from pagepool.transport import RegistrySink\n"),
+    ),
+    Rule(
         "fsspec is for those who have it",
         "it is an extra: the library and its commands have to load without it",
         _nobody_but(("pagepool.fsspec",), "fsspec"),

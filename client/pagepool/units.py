@@ -17,6 +17,7 @@ _UNITS = {
     "gi": 1 << 30,
     "ti": 1 << 40,
 }
+_SHOWN = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?")
 
 
@@ -59,3 +60,12 @@ def parse_duration(text: str) -> float:
     if match is None:
         raise DurationInvalidError(text, "is not a length of time, such as 90s, 15m, 24h, 7d or a number of seconds")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def human_size(size: float) -> str:
+    """A number of bytes in SI units, as docker prints them."""
+    for unit in _SHOWN:
+        if abs(size) < 999.95 or unit == _SHOWN[-1]:
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from pagepool.linux.processes import process_tree
 from pagepool_service.bench.big import make_big_image
 from pagepool_service.bench.images import find_images, find_pair
 from pagepool_service.bench.ingest import IngestTime
 from pagepool_service.bench.registry import PushTime, Results, Run
 from pagepool_service.bench.report import make_report
 from pagepool_service.bench.servers import PAGEPOOL, PEER
-from pagepool_service.bench.usage import Memory, MemorySampler, disk_bytes, process_tree
+from pagepool_service.bench.usage import Memory, MemorySampler, disk_bytes
 from tests.bench.samples import write_layout
 
 MIB = 1 << 20

@@ -14,10 +14,10 @@ import pytest
 from pagepool.errors import StoreFullError, UnsupportedError
 from pagepool.layout import Plan, open_source, plan_copy
 from pagepool.layout.source import blob_name
+from pagepool.samples import Material, images, material
+from pagepool.samples.layers import Packing, pack
+from pagepool.samples.material import Member
 from pagepool_service.commands import demo as command
-from pagepool_service.demo import images, material
-from pagepool_service.demo.layers import Packing, pack
-from pagepool_service.demo.material import Material, Member
 from pagepool_service.demo.progress import Narrator, Step, describe
 from pagepool_service.demo.verify import compare
 
@@ -59,7 +59,7 @@ def test_the_budget_is_kept_and_nothing_is_taken_twice(files: Path) -> None:
 def test_a_machine_without_files_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("_runtime_roots", "_system_roots", "_data_roots"):
         monkeypatch.setattr(material, name, lambda: ((tmp_path / "nothing", "usr"),))
-    with pytest.raises(UnsupportedError, match="give OCI layouts"):
+    with pytest.raises(UnsupportedError, match="name images instead"):
         material.collect(10**6)
 
 
@@ -139,7 +139,7 @@ def test_every_difference_is_found(pulled: tuple[Plan, Path], kind: str, damage:
         path.write_bytes(content[:-1])
     else:
         # Inside of a string, so that a config stays one; anywhere in a layer.
-        at = content.index(b"pagepool demo") if kind == "config" else len(content) // 2
+        at = content.index(b"pagepool") if kind == "config" else len(content) // 2
         content[at] ^= 1
         path.write_bytes(content)
     bad = [check for check in compare(plan, layout, (), lambda _: None) if not check.equal]

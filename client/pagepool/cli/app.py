@@ -40,6 +40,7 @@ _COMMANDS = {
     "memory": "Show what containers take in memory, and what sharing saves.",
     "cache": "Show, fill, check or empty what is kept on this machine.",
     "stats": "Show sizes, and what sharing saves.",
+    "load": "Load a service with many clients, and report how it did.",
     "profile": "Show or delete what was learned of containers' starts.",
     "rm": "Delete tags or manifests.",
     "login": "Log in to a server, for docker and podman, too.",

@@ -25,15 +25,20 @@ if TYPE_CHECKING:
 _DOCKER_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 
-class ServerOptions(TypedDict):
-    """What `options.server_options` hands to a command."""
+class AccessOptions(TypedDict):
+    """What `options.access_options` hands to a command."""
 
-    server: str
     plain_http: bool
     insecure: bool
     ca_certificate: Path | None
     username: str | None
     password_stdin: bool
+
+
+class ServerOptions(AccessOptions):
+    """What `options.server_options` hands to a command."""
+
+    server: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,7 @@ def host_of(url: str) -> tuple[str, str]:
     return base.host, base.netloc.decode("ascii")
 
 
-def verify_of(options: ServerOptions, host: str) -> bool | str:
+def verify_of(options: AccessOptions, host: str) -> bool | str:
     """Who vouches for a server's certificate: the system's authorities, one that was named, and docker's and podman's.
 
     Args:
@@ -139,7 +144,7 @@ def _certificate_directories() -> Iterator[Path]:
         yield directory / "certs.d"
 
 
-def credentials_for(options: ServerOptions, host: str, repository: str) -> Credentials:
+def credentials_for(options: AccessOptions, host: str, repository: str) -> Credentials:
     """Who we are to a server: as the options say, or else as docker and podman know."""
     if options["password_stdin"]:
         if not options["username"]:

@@ -65,15 +65,20 @@ def output_options(command: _Command) -> _Command:
 
 def server_options(command: _Command) -> _Command:
     """Which server, by what protocol, and who we are. They arrive as one keyword for each."""
+    option = click.option(
+        "--server",
+        envvar="PAGEPOOL_SERVER",
+        default=DEFAULT_SERVER,
+        metavar="URL",
+        help="Server for names without a host [$PAGEPOOL_SERVER, or " + DEFAULT_SERVER + "].",
+    )
+    return option(access_options(command))
+
+
+def access_options(command: _Command) -> _Command:
+    """By what protocol a server is spoken to, and who we are: of `server_options` all but the server."""
     for option in reversed(
         (
-            click.option(
-                "--server",
-                envvar="PAGEPOOL_SERVER",
-                default=DEFAULT_SERVER,
-                metavar="URL",
-                help="Server for names without a host [$PAGEPOOL_SERVER, or " + DEFAULT_SERVER + "].",
-            ),
             click.option("--plain-http", is_flag=True, help="http also for hosts other than this machine."),
             click.option("--insecure", is_flag=True, help="Do not check the server's certificate."),
             click.option(

@@ -17,10 +17,10 @@ from typing import Any
 
 import click
 
+from pagepool import units
 from pagepool.cli.exits import BROKEN_PIPE
 
 _UNDECODED = re.compile("[\udc80-\udcff]")
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 @dataclass(slots=True)
@@ -95,12 +95,7 @@ def human_size(size: object) -> str:
     """A size in SI units; "" if there is none."""
     if not isinstance(size, int | float) or isinstance(size, bool):
         return ""
-    value = float(size)
-    for unit in _UNITS:
-        if abs(value) < 999.95 or unit == _UNITS[-1]:
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+    return units.human_size(size)
 
 
 def short_digest(digest: str) -> str:

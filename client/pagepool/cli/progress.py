@@ -129,3 +129,18 @@ def spinner(text: str) -> Iterator[Callable[[str], None]]:
 
 def _visible() -> bool:
     return sys.stderr.isatty() and not output.current().quiet
+
+
+@contextmanager
+def watching() -> Iterator[Callable[[str, float], None]]:
+    """Show how far something is, with words that change; the function given is told both, the part from 0 to 1."""
+    if not _visible():
+        yield lambda _words, _part: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=1.0)
+        yield lambda words, part: bars.update(task, description=output.printable(words), completed=part)

@@ -123,6 +123,8 @@ class Session:
         self._warned: set[str] = set()
         self._lock = threading.Lock()
         self._met = False
+        self.requests = 0
+        """How many calls were made, also those that failed; about, if several threads make them."""
         _sessions.add(self)
 
     @property
@@ -216,6 +218,7 @@ class Session:
 
     def _with_retries(self, call: Call, finish: Callable[[httpx.Response, Call], httpx.Response]) -> httpx.Response:
         failures = 0
+        self.requests += 1
         while True:
             failures += 1
             again = call.repeatable and failures < self.retry.attempts

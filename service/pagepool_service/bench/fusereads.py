@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Final
 from pagepool.digest import blake3_raw
 from pagepool.extents import EXTENT_SIZE
 from pagepool.image import Kind, Node, Tree, TreeFile, encode_tree
+from pagepool.linux.processes import cpu_seconds
 from pagepool.mount import list_mounts, serve_in_background, unmount
 from pagepool.overlay import OverlayFileSystem
 from pagepool.vfs import TreeFileSystem
-from pagepool_service.bench.pagereads import cpu_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -14,12 +14,12 @@ import socket
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
 from pagepool.errors import ResponseError, UnreachableError
+from pagepool.linux.processes import cpu_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 CONNECTIONS = 16
-_TICKS = os.sysconf("SC_CLK_TCK")
 _RECEIVED_AT_ONCE = 64 << 10
 _START_TIMEOUT_S = 30.0
 
@@ -93,12 +92,6 @@ def page_request(path: str, offset: int | None = None) -> bytes:
     """A request for a page of what a path names; for all of it without an offset."""
     wanted = "" if offset is None else f"Range: bytes={offset}-{offset + PAGE - 1}\r\n"
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n{wanted}\r\n".encode()
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 @contextmanager

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import UnsupportedError
 from pagepool.library import Client
+from pagepool.linux.processes import process_tree
 from pagepool_service.bench import clients, localreads, streams
 from pagepool_service.bench.fusereads import measure_mount
 from pagepool_service.bench.pagereads import Rate, bare_server, measure_reads, page_request, warm
 from pagepool_service.bench.servers import PAGEPOOL, PEER, Launcher, Server
 from pagepool_service.bench.transfer import Transfer
-from pagepool_service.bench.usage import process_tree
 from pagepool_service.bench.wire import Wire
 
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from pagepool.linux.processes import memory_of, process_tree, size_fields
 
 _INTERVAL_S = 0.1
 
@@ -66,24 +65,12 @@ class MemorySampler:
     def _sample(self) -> None:
         pss = private = 0
         for pid in process_tree(self._pid):
-            fields = _fields(Path(f"/proc/{pid}/smaps_rollup"))
+            fields = memory_of(pid)
             pss += fields.get("Pss", 0)
             private += fields.get("Pss_Anon", 0)
-            self._high[pid] = max(self._high.get(pid, 0), _fields(Path(f"/proc/{pid}/status")).get("VmHWM", 0))
+            self._high[pid] = max(self._high.get(pid, 0), size_fields(Path(f"/proc/{pid}/status")).get("VmHWM", 0))
         self._pss = max(self._pss, pss)
         self._private = max(self._private, private)
-
-
-def process_tree(pid: int) -> Iterator[int]:
-    """A process and its descendants."""
-    yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:  # ended meanwhile
-            continue
-        for child in children:
-            yield from process_tree(int(child))
 
 
 def disk_bytes(directory: Path) -> int:
@@ -97,18 +84,3 @@ def disk_bytes(directory: Path) -> int:
                 continue
             seen[status.st_ino] = status.st_blocks * 512
     return sum(seen.values())
-
-
-def _fields(path: Path) -> dict[str, int]:
-    """The fields of a file of /proc that are sizes, in bytes; none if the process has ended."""
-    found: dict[str, int] = {}
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        if len(words) == 2 and words[1] == "kB":
-            found[name] = int(words[0]) << 10
-    return found

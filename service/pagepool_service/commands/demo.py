@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import click
+from isal import isal_zlib
 
 from pagepool.cli import output
 from pagepool.cli.exits import CORRUPT
@@ -19,20 +20,21 @@ from pagepool.cli.options import output_options
 from pagepool.errors import InvalidError, StoreFullError
 from pagepool.layout import split_path
 from pagepool.oci import Reference, validate_repository, validate_tag
+from pagepool.samples import FIRST, SECOND, Made, collect, make_images, packed_size
+from pagepool.samples.layers import GZIP_LEVEL, GZIP_WINDOW, Compressor
+from pagepool.samples.server import running_service
 from pagepool.transport import Session
 from pagepool.transport.service import READY
 from pagepool_service.demo import guard, words
-from pagepool_service.demo.images import FIRST, REPOSITORY, SECOND, Made, make_images, packed_size
-from pagepool_service.demo.material import collect
 from pagepool_service.demo.progress import Narrator
 from pagepool_service.demo.reading import read_images
 from pagepool_service.demo.report import Report, build_report, print_report, to_json
-from pagepool_service.demo.server import running_service
 from pagepool_service.demo.tour import Subject, Tour
 from pagepool_service.settings import SettingInvalidError, parse_size
 
 # Images, what is pulled, and the store: all are on disk at the same time.
 _DISK_FACTOR = 3
+_REPOSITORY = "demo/app"
 _LEAST_SIZE, _LARGEST_SIZE = 2 * 10**6, 4 * 10**9
 
 
@@ -91,7 +93,7 @@ def demo(layouts: tuple[str, ...], keep: Path | None, size: int) -> None:
     if not subjects:
         made = _make(directory, size, narrator)
         layout = directory / "images"
-        subjects = [Subject(layout, tag, Reference(REPOSITORY, tag)) for tag in (FIRST, SECOND)]
+        subjects = [Subject(layout, tag, Reference(_REPOSITORY, tag)) for tag in (FIRST, SECOND)]
     report = _go_round(directory, subjects, narrator, begin, own=made is not None)
     if state.json:
         output.print_json(to_json(report))
@@ -113,9 +115,15 @@ def _make(directory: Path, size: int, narrator: Narrator) -> tuple[Made, Made]:
         needed, left = output.human_size(_DISK_FACTOR * plain), output.human_size(free)
         raise StoreFullError(f"the demo needs {needed} in {directory.parent}, which has {left}; see --size and $TMPDIR")
     with narrator.step("pack them into two images", plain) as step:
-        made = make_images(material, directory / "images", narrator.advance)
+        made = make_images(material, directory / "images", narrator.advance, _gzip)
         once = {layer.diff_id: layer.plain_size for image in made for layer in image.layers}
         step.size, step.what = sum(once.values()), "plain"
+    return made
+
+
+def _gzip() -> Compressor:
+    """ISA-L's, which is faster than zlib's."""
+    made: Compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WINDOW)
     return made
 
 
@@ -123,7 +131,7 @@ def _go_round(directory: Path, subjects: Sequence[Subject], narrator: Narrator, 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PAGEPOOL_")}
     with ExitStack() as stack:
         with narrator.step("start the service"):
-            url = stack.enter_context(running_service(directory / "store", directory / "service.log", environment))
+            url = stack.enter_context(running_service(directory / "store", directory / "service.log", environment)).url
         tour = Tour(stack.enter_context(Session(url)), narrator)
         visits = [tour.push(subject) for subject in subjects]
         stats = tour.stats()

@@ -24,9 +24,9 @@ import click
 
 from pagepool.cli.exits import CORRUPT, OK
 from pagepool.errors import ImageInvalidError
+from pagepool.linux.processes import die_with_parent
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SHOW_CURSOR = "\r\x1b[K\x1b[?25h"
 
@@ -75,13 +75,6 @@ def enter(keep: Path | None) -> Path:
         signal.signal(asked, signal.SIG_DFL)
         signal.raise_signal(asked)
     raise click.exceptions.Exit(code)
-
-
-def die_with_parent(parent: int) -> None:
-    """Make the kernel kill this process when its parent ends, which is `parent`, or has ended already."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _fork(mask: set[int | signal.Signals]) -> int:

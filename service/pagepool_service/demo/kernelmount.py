@@ -29,12 +29,12 @@ from pagepool.errors import DigestMismatchError, PagepoolError, UnsupportedError
 from pagepool.image import Kind
 from pagepool.image.treefile import ROOT, TreeFile
 from pagepool.linux import mounts
+from pagepool.linux.processes import die_with_parent
 from pagepool.mount import kernel
 from pagepool.node.client import NodeClient
 from pagepool.node.places import NodePlaces
 from pagepool.oci import Reference
-from pagepool_service.demo.guard import die_with_parent
-from pagepool_service.demo.material import PROGRAMS
+from pagepool.samples.material import PROGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pagepool.cli.output import human_size
-from pagepool_service.demo.images import Made
+from pagepool.samples import Made
 from pagepool_service.demo.reading import Reading
 from pagepool_service.demo.report import Report
 

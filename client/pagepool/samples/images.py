@@ -1,6 +1,6 @@
-"""The demo's two images: a first version, and a refreshed one as a distribution would rebuild it.
+"""Two images of files of this machine: a first version, and a refreshed one as a distribution would rebuild it.
 
-    layer      demo/app:1                demo/app:2
+    layer      image 1                   image 2
     system     gzip                      most files equal, some changed or gone; another order and
                                          another dialect of tar: another blob
     runtime    plain tar                 the very same blob
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import stat
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,10 +25,9 @@ from zlib import crc32
 from pagepool.digest import Digest
 from pagepool.layout.source import blob_name
 from pagepool.oci import REF_NAME, Descriptor, Platform, encode_index, encode_manifest, mediatypes
-from pagepool_service.demo.layers import Packed, Packing, Progress, pack
-from pagepool_service.demo.material import Material, Member
+from pagepool.samples.layers import Compressor, Packed, Packing, Progress, pack, zlib_gzip
+from pagepool.samples.material import Material, Member
 
-REPOSITORY = "demo/app"
 FIRST, SECOND = "1", "2"
 _THREADS = 2
 _CHANGED_PERCENT, _GONE_PERCENT = 4, 1
@@ -65,13 +64,16 @@ def packed_size(material: Material) -> int:
     return 2 * material.size - once
 
 
-def make_images(material: Material, layout: Path, progress: Progress) -> tuple[Made, Made]:
+def make_images(
+    material: Material, layout: Path, progress: Progress, gzip: Callable[[], Compressor] = zlib_gzip
+) -> tuple[Made, Made]:
     """Write both images into a new OCI layout, under the tags "1" and "2".
 
     Args:
         material: what to make them of.
         layout: directory, created here.
         progress: told of plain bytes as they are packed, by several threads.
+        gzip: begins a gzip stream.
 
     Raises:
         OSError: the layout cannot be written.
@@ -79,7 +81,7 @@ def make_images(material: Material, layout: Path, progress: Progress) -> tuple[M
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     (layout / "oci-layout").write_bytes(b'{"imageLayoutVersion":"1.0.0"}')
-    first, second = Packing(), Packing(form=tarfile.PAX_FORMAT, edit=_edit)
+    first, second = Packing(gzip=gzip), Packing(form=tarfile.PAX_FORMAT, edit=_edit, gzip=gzip)
     with ThreadPoolExecutor(_THREADS) as threads:
 
         def start(members: Iterable[Member], packing: Packing) -> Future[Packed]:
@@ -108,7 +110,7 @@ def _edit(member: Member, content: bytes) -> bytes:
     if not _is_changed(member):
         return content
     middle = len(content) // 2
-    return content[:middle] + b"\n# changed by pagepool demo\n" + content[middle:]
+    return content[:middle] + b"\n# changed by pagepool\n" + content[middle:]
 
 
 def _is_changed(member: Member) -> bool:
@@ -123,7 +125,7 @@ def _write_image(layout: Path, image: Made) -> Descriptor:
     """Write config and manifest. Returns the entry for the layout's index."""
     config = {
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "author": "pagepool demo",
+        "author": "pagepool",
         **Platform.local().to_json(),
         "config": {"Cmd": ["/bin/sh"]},
         "rootfs": {"type": "layers", "diff_ids": [str(layer.diff_id) for layer in image.layers]},

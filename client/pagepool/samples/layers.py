@@ -11,21 +11,21 @@ import os
 import stat
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from isal import isal_zlib
-
 from pagepool.digest import Digest
 from pagepool.oci import Descriptor, mediatypes
-from pagepool_service.demo.material import Member
+from pagepool.samples.material import Member
 
 Progress = Callable[[int], None]
 _BATCH = 1 << 20
-_GZIP_LEVEL = 1
-_GZIP_WINDOW = 31  # zlib's number for "with a gzip header"
+GZIP_LEVEL = 1
+GZIP_WINDOW = 31
+"""zlib's number for "with a gzip header"."""
 _RECORD = 10240
 
 
@@ -46,6 +46,23 @@ class Packed:
     files: int
 
 
+class Compressor(Protocol):
+    """What `zlib.compressobj` returns, and what others have that is like it."""
+
+    def compress(self, data: bytes, /) -> bytes:
+        """Take plain bytes; give compressed ones, perhaps of earlier calls."""
+        ...
+
+    def flush(self) -> bytes:
+        """What is left."""
+        ...
+
+
+def zlib_gzip() -> Compressor:
+    """The standard library's gzip."""
+    return zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WINDOW)
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """How a layer is packed.
@@ -54,16 +71,13 @@ class Packing:
         compress: as gzip; else plain.
         form: dialect of the headers, as `tarfile` numbers them.
         edit: changes the content of a member on its way in; None: as it is.
+        gzip: begins a gzip stream.
     """
 
     compress: bool = True
     form: Literal[1, 2] = tarfile.GNU_FORMAT
     edit: Callable[[Member, bytes], bytes] | None = None
-
-
-class _Compressor(Protocol):
-    def compress(self, data: bytes, /) -> bytes: ...
-    def flush(self) -> bytes: ...
+    gzip: Callable[[], Compressor] = zlib_gzip
 
 
 class _Plain:
@@ -79,7 +93,7 @@ class _Plain:
 class _Writer:
     """Gathers small pieces, then hashes, compresses, hashes again and writes in large ones."""
 
-    def __init__(self, descriptor: int, compressor: _Compressor, progress: Progress) -> None:
+    def __init__(self, descriptor: int, compressor: Compressor, progress: Progress) -> None:
         self._file = descriptor
         self._compressor = compressor
         self._progress = progress
@@ -129,7 +143,7 @@ def pack(members: Iterable[Member], blobs: Path, packing: Packing, progress: Pro
     Raises:
         OSError: the blob cannot be written. A member that cannot be read is left out.
     """
-    compressor: _Compressor = isal_zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW) if packing.compress else _Plain()
+    compressor: Compressor = packing.gzip() if packing.compress else _Plain()
     descriptor, name = tempfile.mkstemp(prefix=".layer-", dir=blobs)
     try:
         writer = _Writer(descriptor, compressor, progress)

@@ -1,7 +1,7 @@
-"""Files of this machine that the demo's images are made of.
+"""Files of this machine that sample images are made of.
 
 Only what every user of the machine may read, below the system's ``/usr`` and the Python installation: no
-configuration, no home directories, nothing secret even if root runs the demo. Files are named by their path
+configuration, no home directories, nothing secret even if root makes the images. Files are named by their path
 and read when a layer is written; one that changes meanwhile is packed as it is then.
 """
 
@@ -89,7 +89,7 @@ def collect(size: int) -> Material:
         data += _take(_data_roots(), missing, taken)
     found = Material(tuple(system), tuple(runtime), tuple(data))
     if found.size < _LEAST_SIZE:
-        raise UnsupportedError("found no readable files below /usr to make images of; give OCI layouts instead")
+        raise UnsupportedError("found no readable files below /usr to make images of; name images instead")
     return found
 
 

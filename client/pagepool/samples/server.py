@@ -1,4 +1,4 @@
-"""The service that the demo talks to: `pagepool serve` in a process of its own, on a port of the loopback interface.
+"""A service for a while: `pagepool serve` in a process of its own, on a port of the loopback interface.
 
 It dies with the process that started it, whatever becomes of that.
 """
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from select import select
 from typing import IO
@@ -24,38 +25,60 @@ _STOP_TIMEOUT_S = 20.0
 _READY = re.compile(rb"serving on (http://\S+)\s")
 _LOG_LINES = 5
 _MAIN = (
-    "import sys; from pagepool_service.demo.guard import die_with_parent; die_with_parent(int(sys.argv.pop(1)));"
+    "import sys; from pagepool.linux.processes import die_with_parent; die_with_parent(int(sys.argv.pop(1)));"
     " from pagepool.cli import main; main()"
 )
 
 
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    """A service that was started.
+
+    Args:
+        url: where it is.
+        pid: its first process.
+    """
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def running_service(data: Path, log: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """Run a service for the length of the block.
+def running_service(
+    data: Path, log: Path, environment: Mapping[str, str], cache: Path | None = None, *, alone: bool = False
+) -> Iterator[RunningService]:
+    """Run a service for the length of the block. Its packages must be installed.
 
     Args:
         data: its data directory.
         log: file for what it logs.
         environment: of its process; its own settings (PAGEPOOL_*) should not be among it.
+        cache: its pool; None: a directory beside `data`.
+        alone: whether it is in a session of its own, which Ctrl-C on this terminal does not reach.
 
     Yields:
-        Its URL.
+        The service, when it takes requests.
 
     Raises:
         UnreachableError: it did not start, or failed in the end; with the last it logged.
     """
     arguments = ["serve", "--data", str(data), "--listen", "127.0.0.1:0", "--log-level", "warning"]
-    arguments += ["--cache-dir", str(data.with_name("cache"))]
+    arguments += ["--cache-dir", str(cache or data.with_name("cache"))]
     command = [sys.executable, "-P", "-c", _MAIN, str(os.getpid()), *arguments]
     with (
         log.open("wb") as errors,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=dict(environment)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=dict(environment),
+            start_new_session=alone,
         ) as process,
     ):
         assert process.stdout is not None
         try:
-            yield _wait_ready(process.stdout, log)
+            yield RunningService(_wait_ready(process.stdout, log), process.pid)
             process.send_signal(signal.SIGTERM)
             status = process.wait(_STOP_TIMEOUT_S)
         finally:
