@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pagepool.linux.notify import notify
 from pagepool_service import logs
 from pagepool_service.settings import SettingInvalidError, Settings, parse_listen, parse_size
 from pagepool_service.supervisor import Supervisor
@@ -117,10 +119,11 @@ def serve(listen: tuple[str, int] | None, **options: Any) -> None:
 
 
 def announce(settings: Settings, address: str) -> None:
-    """Say on standard output, in one line, that the service takes requests, and where."""
+    """Say on standard output, in one line, and to systemd, that the service takes requests, and where."""
     if not _is_loopback(settings.host):
         log.warning("listening on %s without authentication: everyone who reaches it can read and write", settings.host)
     mode = ", read-only" if settings.read_only else ""
+    notify(os.environ.get("NOTIFY_SOCKET", ""), "READY=1")
     click.echo(f"pagepool serving on {address} data {settings.data} workers {settings.workers}{mode}")
 
 
