@@ -34,14 +34,14 @@ RUN groupadd --system --gid 10001 pagepool \
  && useradd --system --uid 10002 --gid pagepool-client --home-dir /home/pagepool --shell /usr/sbin/nologin pagepool-client \
  && install --directory --owner=pagepool --group=pagepool --mode=0750 /var/lib/pagepool \
  && install --directory --owner=pagepool --group=pagepool --mode=0755 /var/cache/pagepool \
- && install --directory --owner=pagepool-client --group=pagepool-client --mode=0750 /home/pagepool
+ && install --directory --owner=pagepool-client --group=pagepool-client --mode=0750 /home/pagepool /home/pagepool/reports
 COPY --from=build /opt/pagepool /opt/pagepool
 ENV PATH=/opt/pagepool/bin:$PATH \
     PAGEPOOL_DATA=/var/lib/pagepool \
     PAGEPOOL_LISTEN=0.0.0.0:5000
 USER pagepool
 WORKDIR /var/lib/pagepool
-VOLUME /var/lib/pagepool
+# No VOLUME: a client has no use for one. A service keeps its data in /var/lib/pagepool: give it a volume there.
 EXPOSE 5000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["python3", "/opt/pagepool/health.py"]
 # Service and node end on SIGTERM, the service after the requests in flight.
