@@ -39,11 +39,14 @@ def check_service(words):
         return None if answer.status == 200 else f"{address}: {answer.status} {answer.read(2000)!r}"
     except (OSError, HTTPException) as error:
         return f"{address}: {error}"
+    finally:
+        connection.close()
 
 
 def check_node(words):
     """None if the node answers, else why not."""
-    where = [word for word in ("--node-run", "--node-state") if (value := option(words, word, "")) for word in (word, value)]
+    places = {name: option(words, name, "") for name in ("--node-run", "--node-state")}
+    where = [word for place in places.items() if place[1] for word in place]
     done = subprocess.run(["pagepool", "node", "status", *where], capture_output=True, text=True, timeout=4)
     return None if done.returncode == 0 else done.stderr.strip()
 
@@ -61,4 +64,5 @@ def main():
         sys.exit(trouble)
 
 
-main()
+if __name__ == "__main__":
+    main()

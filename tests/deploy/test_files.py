@@ -6,6 +6,7 @@ listened on, that a volume's user is the one who runs, that the version is today
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ import yaml
 
 from pagepool.version import __version__
 from pagepool_service import settings
+from tests.support.server import running_service
 from tests.support.tools import require, run
 
 _ROOT = Path(__file__).parents[2]
@@ -200,6 +202,20 @@ def test_the_dashboard_is_provisioned_and_whole() -> None:
         taken |= cells
     (provider,) = load("grafana/provisioning/dashboards/pagepool.yml")["providers"]
     assert f"./grafana/dashboards:{provider['options']['path']}:ro" in compose()["grafana"]["volumes"]
+
+
+def test_the_health_check_asks_the_service_that_runs(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("health", _DEPLOY / "health.py")
+    assert spec
+    assert spec.loader
+    health = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(health)
+    with running_service(tmp_path / "data", "--workers", "1") as service:
+        words = ["serve", "--workers", "1", "--listen", service.host]
+        assert health.check_service(words) is None
+        assert health.check_service(["serve", f"--listen={service.host}"]) is None
+        service.stop()
+        assert service.host in health.check_service(words)
 
 
 @pytest.mark.parametrize(
