@@ -1,6 +1,6 @@
 """The image's health check: asks whatever the container runs, and ends with 1 and one line if that is not well.
 
-A service is asked for /readyz, a node whether it answers; a command that is neither is as well as its process. Only
+A service is asked for /readyz, the coordinator of a load test whether it waits for clients, a node whether it answers; a command that is neither is as well as its process. Only
 what Python brings is needed. What the container runs is read off its first process.
 """
 
@@ -25,16 +25,20 @@ def option(words, name, variable, default=""):
 
 def check_service(words):
     """None if the service is ready, else why not."""
-    address = option(words, "--listen", "PAGEPOOL_LISTEN", "127.0.0.1:5000")
+    return ask(words, option(words, "--listen", "PAGEPOOL_LISTEN", "127.0.0.1:5000"), "/readyz")
+
+
+def ask(words, address, path):
+    """None if the answer is 200, else what it is."""
     host, _, port = address.rpartition(":")
     host = re.sub(r"^(0\.0\.0\.0|\[::\]|)$", "127.0.0.1", host).strip("[]")
-    if option(words, "--tls-certificate", "PAGEPOOL_TLS_CERTIFICATE"):
+    if words and option(words, "--tls-certificate", "PAGEPOOL_TLS_CERTIFICATE"):
         # Asked is whether it answers, from inside of its own container: whose name is on the certificate is for others.
         connection = HTTPSConnection(host, int(port), timeout=4, context=ssl._create_unverified_context())
     else:
         connection = HTTPConnection(host, int(port), timeout=4)
     try:
-        connection.request("GET", "/readyz")
+        connection.request("GET", path)
         answer = connection.getresponse()
         return None if answer.status == 200 else f"{address}: {answer.status} {answer.read(2000)!r}"
     except (OSError, HTTPException) as error:
@@ -58,6 +62,8 @@ def main():
     trouble = None
     if words[:1] == ["serve"]:
         trouble = check_service(words)
+    elif words[:1] == ["load"] and (listen := option(words, "--listen", "")):
+        trouble = ask([], listen, "/v1/state")
     elif words[:2] == ["node", "start"]:
         trouble = check_node(words)
     if trouble:
