@@ -1,7 +1,8 @@
 """The image's health check: asks whatever the container runs, and ends with 1 and one line if that is not well.
 
-A service is asked for /readyz, the coordinator of a load test whether it waits for clients, a node whether it answers; a command that is neither is as well as its process. Only
-what Python brings is needed. What the container runs is read off its first process.
+A service is asked for /readyz, the coordinator of a load test whether it waits for clients, a node whether it answers;
+a command that is none of these is as well as its process. Only what Python brings is needed. What the container runs is
+read off its first process.
 """
 
 import os
