@@ -289,10 +289,19 @@ RULES = (
         "the worker is put together in one place",
         "its parts know each other's small interfaces; a part that knew the worker could not be tested without it",
         _all(
-            _nobody_but((*_WORKER, "pagepool.node.start", "pagepool.cli.commands.node"), "pagepool.node.worker"),
+            _nobody_but(
+                (*_WORKER, "pagepool.node.start", "pagepool.node.staying", "pagepool.cli.commands.node"),
+                "pagepool.node.worker",
+            ),
             _nobody_but(_WORKER, "pagepool.node.operations"),
         ),
         ("pagepool.node.leases", "from pagepool.node.worker import Worker\n"),
+    ),
+    Rule(
+        "a node's figures need nothing installed",
+        "the client is installed without the service's packages, and a node is to be seen into all the same",
+        _all(_never("pagepool", "prometheus_client"), _only("pagepool.node.exposition")),
+        ("pagepool.node.exposition", "from prometheus_client import Histogram\n"),
     ),
     Rule(
         "the recorder only listens to the kernel",

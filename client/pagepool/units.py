@@ -1,4 +1,4 @@
-"""Sizes and times as people write them."""
+"""Sizes, times, and addresses to listen on, as people write them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _UNITS = {
     "ti": 1 << 40,
 }
 _SHOWN = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+_ADDRESS = re.compile(r"(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):)?([0-9]{1,5})")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?")
 
 
@@ -25,6 +26,24 @@ class SizeInvalidError(InvalidError):
     """No size."""
 
     what = "size"
+
+
+class AddressInvalidError(InvalidError):
+    """Nothing to listen on."""
+
+    what = "address"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Parse ``host:port``, ``[address]:port``, or a port alone, which is one of the loopback interface.
+
+    Raises:
+        AddressInvalidError: it is none of these.
+    """
+    match = _ADDRESS.fullmatch(text.strip())
+    if match is None or int(match[2]) > 65535:
+        raise AddressInvalidError(text, "is not host:port, [address]:port or a port")
+    return (match[1] or "127.0.0.1").strip("[]"), int(match[2])
 
 
 def parse_size(text: str) -> int:

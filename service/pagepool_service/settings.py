@@ -20,7 +20,6 @@ from pagepool_service.store.collect.policy import DEFAULT_GRACE_S, DEFAULT_UNTAG
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_LISTEN = re.compile(r"(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):)?([0-9]{1,5})")
 DEFAULT_PORT = 5000
 
 
@@ -254,10 +253,10 @@ def parse_listen(text: str) -> tuple[str, int]:
     Raises:
         SettingInvalidError: it is none of these.
     """
-    match = _LISTEN.fullmatch(text.strip())
-    if match is None or int(match[2]) > 65535:
-        raise SettingInvalidError(text, "is not host:port, [address]:port or a port")
-    return (match[1] or "127.0.0.1").strip("[]"), int(match[2])
+    try:
+        return units.parse_address(text)
+    except units.AddressInvalidError as error:
+        raise SettingInvalidError(text, error.reason) from error
 
 
 def parse_trace_endpoint(text: str) -> str:

@@ -105,6 +105,23 @@ def test_resumes_an_upload_that_broke_off() -> None:
     assert sum(steps) == len(DATA)
 
 
+def test_sends_nothing_again_if_all_of_it_has_come() -> None:
+    """A chunk of no bytes has no range that could be named: registries refuse it."""
+    registry = Registry()
+    patch, answers = registry.patch, iter([True])
+
+    def lose(request: Request) -> Reply | None:
+        answer = patch(request)
+        return None if next(answers, False) else answer
+
+    registry.patch = lose  # type: ignore[method-assign]
+    with scripted_server(registry) as server:
+        steps = _push(server)
+        assert [request.method for request in server.requests] == ["HEAD", "POST", "PATCH", "GET", "PUT"]
+    assert registry.blobs[str(BLOB.digest)] == DATA
+    assert sum(steps) == len(DATA)
+
+
 def test_begins_anew_if_the_registry_cannot_say_how_far_it_is() -> None:
     registry = Registry()
     registry.get = lambda _: Reply(405)  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ import click
 
 from pagepool.node.client import NodeClient
 from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
-from pagepool.units import SizeInvalidError, parse_size
+from pagepool.units import AddressInvalidError, SizeInvalidError, parse_address, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,21 @@ class SizeType(click.ParamType):  # type: ignore[type-arg] # not generic before 
         try:
             return parse_size(str(value))
         except SizeInvalidError as error:
+            self.fail(str(error), param, ctx)
+
+
+class AddressType(click.ParamType):  # type: ignore[type-arg] # as above
+    """A host and a port."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        """Parse."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_address(str(value))
+        except AddressInvalidError as error:
             self.fail(str(error), param, ctx)
 
 

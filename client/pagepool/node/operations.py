@@ -74,6 +74,7 @@ class Operations:
             "mounts": len(worker.mounts.all()),
             "trees": len(worker.sources.all()),
             "pool": asdict(worker.pool.stats()),
+            "metrics": None if worker.metrics is None else worker.metrics.address,
         }
 
     # -- mounting ----------------------------------------------------------------------------------------------
@@ -250,6 +251,7 @@ class Operations:
         """Compare all of the pool's objects with their names, as fast as they can be read."""
         worker = self._worker
         report = Scrubber(worker.pool, worker.scrubbing.repair).run(everything=True)
+        worker.scrubbing.on_report(report)
         if report.damaged:
             worker.scrubbing.release()
         damaged = [

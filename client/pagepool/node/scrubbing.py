@@ -42,6 +42,7 @@ class NodeScrub:
         forget: called with the digest of an object that was damaged, before it is fetched: lets go of what this process
             has open of it.
         release: has overlays forget what nobody has open.
+        on_report: told of each run.
         rate: bytes per second.
         begin_s: seconds before the first run.
         pause_s: seconds between two rounds.
@@ -54,6 +55,7 @@ class NodeScrub:
         forget: Callable[[bytes], None] = lambda _digest: None,
         release: Callable[[], object] = lambda: None,
         *,
+        on_report: Callable[[ScrubReport], object] = lambda _report: None,
         rate: int = RATE,
         begin_s: float = BEGIN_S,
         pause_s: float = PAUSE_S,
@@ -61,6 +63,7 @@ class NodeScrub:
         self._bring = bring
         self._forget = forget
         self.release = release
+        self.on_report = on_report
         self._begin_s, self._pause_s = begin_s, pause_s
         self._stopped = threading.Event()
         self._scrubber = Scrubber(pool, self.repair, rate=rate, wait=self._stopped.wait)
@@ -88,6 +91,7 @@ class NodeScrub:
         self.damaged += len(report.damaged)
         self.repaired += sum(damage.repaired for damage in report.damaged)
         self.rounds += report.finished
+        self.on_report(report)
         if report.damaged:
             self.release()
         return report

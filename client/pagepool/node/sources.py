@@ -31,6 +31,7 @@ from pagepool.content import TreeContent
 from pagepool.digest import Digest
 from pagepool.errors import ObjectUnknownError, PagepoolError, UnreachableError
 from pagepool.image.treefile import TreeFile
+from pagepool.node.figures import LOOKUP, READ, Figures
 from pagepool.node.inuse import ObjectsInUse
 from pagepool.node.records import SourceRecord, read_records, write_record
 from pagepool.pool.layout import object_name
@@ -64,16 +65,19 @@ class Source:
         tree: closed with this.
         cache: of the node's pool; closed by the caller.
         timeout_s: about how long a request may take.
+        figures: counts what is fetched.
     """
 
-    def __init__(self, record: SourceRecord, tree: TreeFile, cache: ObjectCache, timeout_s: float) -> None:
+    def __init__(
+        self, record: SourceRecord, tree: TreeFile, cache: ObjectCache, timeout_s: float, figures: Figures
+    ) -> None:
         self.record = record
         self.tree = tree
         self.session = open_session(record, timeout_s)
         self.failure: tuple[float, str] | None = None
         """What went wrong when something was last asked for, and when (seconds since 1970); None if nothing did."""
         fetch = ExtentClient(self.session, record.repository, Digest("blake3", bytes.fromhex(record.tree)))
-        self.content = TreeContent(cache, tree, fetch)
+        self.content = TreeContent(cache, tree, figures.counted(fetch))
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
@@ -100,6 +104,7 @@ class Sources:
         timeout_s: about how long a request to a service may take, all attempts together.
         link: gives an object of the pool its second name: `Custody.link`.
         on_large: told of an object that is read through the lazy mount, and should become local: source, index.
+        figures: counts what is fetched, and how long somebody waits for it.
     """
 
     def __init__(
@@ -109,12 +114,14 @@ class Sources:
         timeout_s: float,
         link: Callable[[bytes], bool],
         on_large: Callable[[Source, int], None] = lambda _source, _index: None,
+        figures: Figures | None = None,
     ) -> None:
         self._places = places
         self._cache = cache
         self._timeout_s = timeout_s
         self._link = link
         self._on_large = on_large
+        self._figures = figures or Figures()
         self._lock = threading.Lock()
         self._sources: OrderedDict[str, Source] = OrderedDict()
         self._adding = threading.Lock()
@@ -151,7 +158,7 @@ class Sources:
         if former is not None and (former.record.url, former.record.repository) == (record.url, record.repository):
             record = replace(record, lease=former.record.lease)
         tree = TreeFile.open(self._places.tree_files / record.tree)
-        source = Source(record, tree, self._cache, self._timeout_s)
+        source = Source(record, tree, self._cache, self._timeout_s, self._figures)
         self._index(source)
         write_record(self._record(record.tree), record)
         with self._lock:
@@ -280,15 +287,15 @@ class Sources:
             PagepoolError, OSError: it cannot be had.
         """
         error: Exception | None = None
-        with self._waits():
+        with self._waits(), self._figures.waiting(LOOKUP):
             for source, index in self._find(digest):
                 try:
                     return self._ask(source, partial(self._bring, source, index, digest))
                 except (PagepoolError, OSError) as caught:
                     error = error or caught
-        if error is not None:
-            raise error
-        return False
+            if error is not None:
+                raise error
+            return False
 
     def _ask(self, source: Source, question: Callable[[], _Answer]) -> _Answer:
         with source.noting():
@@ -324,6 +331,10 @@ class Sources:
             ObjectUnknownError: no tree here has it.
             PagepoolError, OSError: they cannot be had.
         """
+        with self._figures.waiting(READ):
+            return self._view(digest, start, end)
+
+    def _view(self, digest: bytes, start: int, end: int) -> memoryview:
         whole = self._read_whole(digest, start, end)
         if whole is not None:
             return whole

@@ -87,6 +87,9 @@ def ensure_node(places: NodePlaces, options: WorkerOptions | None = None) -> boo
     options = options or WorkerOptions()
     words = [sys.executable, "-m", "pagepool.node", "start", *arguments(places, options)]
     words += [] if options.pool_image is None else ["--pool-image", str(options.pool_image)]
+    if options.metrics_listen is not None:
+        host, port = options.metrics_listen
+        words += ["--metrics-host", host, "--metrics-port", str(port)]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     path = [str(Path(entry).absolute()) for entry in sys.path if entry]
     done = subprocess.run(
@@ -135,6 +138,8 @@ def parse(words: Sequence[str]) -> tuple[str, NodePlaces, WorkerOptions]:
     parser.add_argument("--budget", type=int)
     parser.add_argument("--reserve", type=int)
     parser.add_argument("--pool-image", type=int)
+    parser.add_argument("--metrics-host")
+    parser.add_argument("--metrics-port", type=int)
     parser.add_argument("--no-fill", action="store_true")
     parser.add_argument("--no-profiles", action="store_true")
     found = parser.parse_args(words)
@@ -146,6 +151,7 @@ def parse(words: Sequence[str]) -> tuple[str, NodePlaces, WorkerOptions]:
         profiles=not found.no_profiles,
         reserve=found.reserve,
         pool_image=found.pool_image,
+        metrics_listen=None if found.metrics_host is None else (found.metrics_host, found.metrics_port),
     )
     return found.action, NodePlaces(found.state, found.run), options
 
@@ -162,6 +168,8 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         if is_running(places):
             return
         os.umask(0o022)
+        # First of all: an address that cannot be had leaves nothing behind.
+        metrics = None if options.metrics_listen is None else _listen_for_metrics(*options.metrics_listen)
         mount_pool_image(places, options.pool_image)
         places.make()
         _forget_other_boot(places)
@@ -170,8 +178,12 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         device = mount_lazy(places.lazy)
         listener = _listen(places.control)
         command = [sys.executable, "-m", "pagepool.node", "worker", *arguments(places, options)]
-        start_node(command, {"fuse": device, "control": listener.fileno()}, places.run)
+        descriptors = {"fuse": device, "control": listener.fileno()}
+        descriptors |= {} if metrics is None else {"metrics": metrics.fileno()}
+        start_node(command, descriptors, places.run)
         os.close(device)
+        if metrics is not None:
+            metrics.close()
         listener.close()
     _wait(places)
 
@@ -293,6 +305,12 @@ def _listen(path: Path) -> socket.socket:
     path.chmod(0o600)
     listener.listen(128)
     return listener
+
+
+def _listen_for_metrics(host: str, port: int) -> socket.socket:
+    from pagepool.node.metrics import listen
+
+    return listen(host, port)
 
 
 def _leave_cgroup() -> None:

@@ -36,6 +36,7 @@ from pagepool.node.handover import (
     delay_s,
     is_stopped,
     mark_stopped,
+    note_start,
     receive_handover,
 )
 
@@ -75,7 +76,7 @@ def start_node(
         if lock is not None:
             os.close(lock)
         raise BusyError(f"the node in {run} is running, or has not ended yet")
-    for name in ("stopped", "beat"):
+    for name in ("stopped", "beat", f"{SUPERVISOR}.starts", f"{WORKER}.starts"):
         (run / name).unlink(missing_ok=True)
     handover = Handover(str(run), list(command), dict(descriptors))
     if hung_s is not None:
@@ -93,6 +94,7 @@ def start_supervisor(handover: Handover, lock: int) -> None:
         OSError: it cannot be started.
     """
     handover.start([*_COMMAND, _DETACH], lock, detaches=True).wait()
+    note_start(Path(handover.run), SUPERVISOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +230,7 @@ class Supervisor:
         lock, self._vacant = self._vacant, None
         try:
             self._process = self._handover.start(self._handover.command, lock)
+            note_start(self._run, WORKER)
             self._watch()
         except OSError as error:
             self._failures += 1

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from pagepool.content import ObjectCache, Ticker
 from pagepool.library.client import default_budget
 from pagepool.node.control import ControlServer
+from pagepool.node.figures import Figures
 from pagepool.node.filling import Filler
 from pagepool.node.forgetting import forget_unused
 from pagepool.node.guard import Guard
@@ -35,7 +36,9 @@ from pagepool.node.sources import Sources
 from pagepool.pool import Custody, Pool, verify_suspects
 
 if TYPE_CHECKING:
+    from pagepool.node.metrics import MetricsServer
     from pagepool.node.places import NodePlaces
+    from pagepool.pool import ScrubReport
 
 _TICK_S: Final = 10.0
 _PRUNE_TICKS: Final = 3
@@ -55,6 +58,7 @@ class WorkerOptions:
         profiles: whether start-up profiles are recorded and used.
         reserve: bytes of the pool's file system that are left free for what containers write; None: as it was.
         pool_image: bytes of a file with a file system for everything that the node keeps; None: none is made.
+        metrics_listen: address and port that answer Prometheus, port 0: any; None: nobody is answered.
     """
 
     budget: int | None = None
@@ -64,6 +68,7 @@ class WorkerOptions:
     profiles: bool = True
     reserve: int | None = None
     pool_image: int | None = None
+    metrics_listen: tuple[str, int] | None = None
 
 
 class Worker:
@@ -88,9 +93,12 @@ class Worker:
         )
         self.cache = ObjectCache(self.pool, self.pool.budget)
         self._ticker = Ticker(self.cache)
-        self.sources = Sources(places, self.cache, options.timeout_s, self.custody.link, self._on_large)
+        self.figures = Figures()
+        self.sources = Sources(places, self.cache, options.timeout_s, self.custody.link, self._on_large, self.figures)
         self.sessions = Sessions(options.timeout_s)
-        self.scrubbing = NodeScrub(self.pool, self.sources.bring, self.sources.forget, self._forget_unused)
+        self.scrubbing = NodeScrub(
+            self.pool, self.sources.bring, self.sources.forget, self._forget_unused, on_report=self._count_scrub
+        )
         self.lazy = LazyServer(descriptors["fuse"], self.sources, state=places.serving, large=options.large)
         self.filler = Filler(places.objects, self.sources.busy, self.pool.sync, self.sources.note_whole)
         self.profiles = Profiles(self.sources, options.large)
@@ -99,6 +107,7 @@ class Worker:
         self.mounts = NodeMounts(places, self._on_unused)
         listener = socket.socket(fileno=os.dup(descriptors["control"]))
         self._control = ControlServer(listener, Operations(self).handlers())
+        self.metrics = self._make_metrics(descriptors.get("metrics"))
 
     def run(self) -> None:
         """Serve. Returns when the node is to end."""
@@ -119,6 +128,8 @@ class Worker:
         settle(self.places.lazy)
         self._control.start()
         self._guard.ready()
+        if self.metrics is not None:
+            self.metrics.start()
         log.info("serving; %d trees are known, %d mounts", len(self.sources.all()), len(self.mounts.all()))
         threading.Thread(target=self._tend, name="node-tend", daemon=True).start()
         self.scrubbing.start()
@@ -135,6 +146,8 @@ class Worker:
     def close(self) -> None:
         """Let go of everything; nothing is unmounted."""
         # What is asked for from here on is left to the next worker.
+        if self.metrics is not None:
+            self.metrics.close()
         self.lazy.retire()
         self.leases.close()
         self.filler.close()
@@ -179,6 +192,18 @@ class Worker:
 
     def _forget_unused(self) -> None:
         forget_unused()
+
+    def _make_metrics(self, descriptor: int | None) -> MetricsServer | None:
+        if descriptor is None:
+            return None
+        from pagepool.node.metrics import MetricsServer, NodeCollector
+
+        parts = (self.places.run, self.pool, self.mounts, self.sources, self.lazy.requests, self.figures)
+        return MetricsServer(socket.socket(fileno=os.dup(descriptor)), NodeCollector(*parts))
+
+    def _count_scrub(self, report: ScrubReport) -> None:
+        repaired = sum(damage.repaired for damage in report.damaged)
+        self.figures.scrubbed(report.objects, len(report.damaged), repaired, finished=report.finished)
 
     def _on_large(self, source: object, index: int) -> None:
         self.filler.bring_object(source, index)  # type: ignore[arg-type]

@@ -125,6 +125,8 @@ class BlobUpload:
                     failures = 0
                 before = have
                 self._report(have)
+                if have == self._blob.size:
+                    return location  # all of it has come, and only the answer was lost
 
     def _patch(self, location: httpx.URL, start: int) -> httpx.URL:
         headers = {**_TYPE, "Content-Length": str(self._blob.size - start)}

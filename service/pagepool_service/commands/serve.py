@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pagepool.linux.notify import notify
 from pagepool_service import logs
 from pagepool_service.commands.accessoptions import access_options, parsed
 from pagepool_service.settings import Settings, parse_listen, parse_size, parse_trace_endpoint
@@ -111,7 +113,7 @@ def serve(listen: tuple[str, int] | None, **options: Any) -> None:
 
 
 def announce(settings: Settings, address: str) -> None:
-    """Say on standard output, in one line, that the service takes requests, and where."""
+    """Say on standard output, in one line, and to systemd, that the service takes requests, and where."""
     if not _is_loopback(settings.host):
         if not settings.authenticates:
             log.warning(
@@ -123,6 +125,7 @@ def announce(settings: Settings, address: str) -> None:
                 settings.host,
             )
     mode = ", read-only" if settings.read_only else ""
+    notify(os.environ.get("NOTIFY_SOCKET", ""), "READY=1")
     click.echo(f"pagepool serving on {address} data {settings.data} workers {settings.workers}{mode}")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pagepool.cli import output
-from pagepool.cli.nodes import SizeType, node_client, node_options
+from pagepool.cli.nodes import AddressType, SizeType, node_client, node_options
 from pagepool.cli.options import output_options
 from pagepool.errors import UnreachableError
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pagepool.node.client import NodeClient
+    from pagepool.node.worker import WorkerOptions
 
 
 @click.group(name="node", invoke_without_command=True, short_help="Run the node, which mounts images by the kernel.")
@@ -72,22 +76,54 @@ def command(context: click.Context) -> None:
     metavar="SIZE",
     help="Keep all on an XFS of this size, in a file beside --node-state: copies of large files share their bytes.",
 )
+@click.option(
+    "--metrics-listen",
+    type=AddressType(),
+    envvar="PAGEPOOL_NODE_METRICS_LISTEN",
+    metavar="HOST:PORT",
+    help="Address and port that answer Prometheus, GET /metrics [$PAGEPOOL_NODE_METRICS_LISTEN, or none].",
+)
+@click.option(
+    "--foreground",
+    is_flag=True,
+    help="Stay until the node ends, with its log on standard error: for systemd and containers.",
+)
 @output_options
 @node_options
-def start(budget: int | None, timeout_s: float, large: int, fill: bool, profiles: bool, pool_image: int | None) -> None:
+def start(
+    budget: int | None,
+    timeout_s: float,
+    large: int,
+    fill: bool,
+    profiles: bool,
+    pool_image: int | None,
+    metrics_listen: tuple[str, int] | None,
+    foreground: bool,
+) -> None:
     """Start the node, unless it is running.
+
+    With --foreground the command ends when the node does, with exit code 6 if all of its processes have died. SIGTERM
+    and Ctrl-C end the node as `pagepool node stop` does, SIGHUP replaces its processes as `pagepool node restart`.
 
     \b
     Examples:
       pagepool node start
       pagepool node start --budget 50GB --timeout 10
       pagepool node start --pool-image 100GB
+      pagepool node start --foreground --metrics-listen 127.0.0.1:5002
     """
     from pagepool.node.start import ensure_node
     from pagepool.node.worker import WorkerOptions
 
     client = node_client()
-    options = WorkerOptions(budget, timeout_s, large, fill, profiles, pool_image=pool_image)
+    options = WorkerOptions(
+        budget, timeout_s, large, fill, profiles, pool_image=pool_image, metrics_listen=metrics_listen
+    )
+    if metrics_listen is not None and not _is_loopback(metrics_listen[0]):
+        output.warn(f"metrics on {metrics_listen[0]}: everyone who reaches it sees them, without a password")
+    if foreground:
+        _stay(client, options)
+        return
     started = ensure_node(client.places, options)
     if output.current().json:
         output.print_json({"started": started, **client.status()})
@@ -95,6 +131,35 @@ def start(budget: int | None, timeout_s: float, large: int, fill: bool, profiles
         output.note(f"started; the pool is {client.places.pool}")
     else:
         output.note("it was running already; its options are as they were (pagepool node stop ends it)")
+
+
+def _stay(client: NodeClient, options: WorkerOptions) -> None:
+    """Start the node, and come back when it has ended."""
+    from pagepool.linux.notify import notify
+    from pagepool.node.staying import stay
+
+    manager = os.environ.get("NOTIFY_SOCKET", "")
+
+    def ready() -> None:
+        output.note(f"started; the pool is {client.places.pool}")
+        notify(manager, "READY=1")
+
+    def say(text: bytes) -> None:
+        sys.stderr.buffer.write(text)
+        sys.stderr.buffer.flush()
+
+    ended = stay(client.places, options, on_ready=ready, on_log=say)
+    if ended is not None and ended.mounts:
+        output.warn(f"ended; {ended.mounts} mounts go on with what is here, and cannot fetch anything")
+    else:
+        output.note("ended")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @command.command(name="stop")
@@ -208,4 +273,5 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{pool['objects']} objects, {output.human_size(pool['used'])} of {output.human_size(pool['budget'])}",
         ),
         ("evictions", str(pool["evictions"])),
+        *([("metrics", f"http://{found['metrics']}/metrics")] if found.get("metrics") else []),
     ]
