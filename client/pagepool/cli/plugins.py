@@ -23,7 +23,9 @@ NEEDS = "needs pagepool[service]"
 # One line for each command, because importing them to ask would make every --help slow.
 KNOWN = {
     "serve": "Run the registry and image service.",
-    "fsck": "Check everything a store holds.",
+    "fsck": "Check everything a store holds, and repair it.",
+    "backup": "Back up a store.",
+    "restore": "Restore a store from a backup.",
     "demo": "Show on this machine what sharing saves.",
     "bench": "Measure a store on real images.",
 }

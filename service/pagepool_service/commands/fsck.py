@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import exits
+from pagepool_service.commands.watching import watching
 from pagepool_service.settings import Settings
 from pagepool_service.store.fsck import check_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pagepool_service.store.checks import Message
     from pagepool_service.store.fsck import Report
 
 _EPILOG = """
@@ -50,7 +47,7 @@ def fsck(ctx: click.Context, images: tuple[str, ...], data: Path | None, quick: 
     reference between them. With IMAGE... only what these images are made of.
     """
     settings = Settings.load(data=data)
-    with _progress(sys.stderr.isatty() and not as_json) as watch:
+    with watching(sys.stderr.isatty() and not as_json) as watch:
         report = check_store(settings.data, quick=quick, images=images, watch=watch)
     if as_json:
         click.echo(json.dumps(_as_json(settings.data, report), indent=2))
@@ -85,25 +82,3 @@ def _print(report: Report) -> None:
     click.echo(f"checked in {report.seconds:.1f} s: {counted or 'nothing'}")
     found = len(report.problems)
     click.echo("no problems found" if not found else f"{found} problem{'s' if found > 1 else ''} found")
-
-
-@contextmanager
-def _progress(shown: bool) -> Iterator[Callable[[Message], None] | None]:
-    """A progress bar on a terminal."""
-    if not shown:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:>18}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("opening", total=None)
-
-        def watch(message: Message) -> None:
-            if message.kind == "stage":
-                progress.update(task, description=message.name, completed=0, total=message.number or None)
-            elif message.kind == "progress":
-                progress.update(task, completed=message.number)
-
-        yield watch
