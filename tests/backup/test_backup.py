@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -24,6 +25,7 @@ from pagepool_service.store.store import Store
 from tests.backup.helpers import blobs_of, content
 from tests.fault.pushing import Acknowledged, Pusher
 from tests.faults import file_size_limit, flip_file, flip_record, in_child, records
+from tests.repair.helpers import ROUNDS
 from tests.store.checking import check
 from tests.store.helpers import gzipped, ingest_all, make_tar, push, text
 from tests.store.samples import BASE, SPOOLED, push_image
@@ -134,8 +136,8 @@ def test_backups_of_a_service_that_is_pushed_to(tmp_path: Path) -> None:
         for pusher in pushers:
             pusher.start()
         try:
-            for _ in range(3):
-                assert noted.wait_for(12)
+            for _ in range(2):
+                assert noted.wait_for(8)
                 tags, blobs = dict(noted.tags), set(noted.blobs)
                 expected.append((back_up(tmp_path / "data", tmp_path / "backup"), tags, blobs))
         finally:
@@ -205,7 +207,7 @@ def _killed(data: Path, destination: Path, after: int) -> str:
     return back_up(data, destination)
 
 
-@pytest.mark.parametrize("after", [0, 3])
+@pytest.mark.parametrize("after", [0, 3][: 1 + ROUNDS // 8])
 def test_a_backup_that_is_killed_leaves_every_snapshot_whole(data: Path, tmp_path: Path, after: int) -> None:
     destination = tmp_path / "backup"
     first = back_up(data, destination)
@@ -381,3 +383,22 @@ def test_the_commands(data: Path, tmp_path: Path, run: Run) -> None:
     assert (result.code, "1999" in result.err) == (3, True)
     assert run("backup", "--data", data, data / "backup").code == 4
     assert run("backup", "--data", tmp_path / "none", destination).code == 1
+
+
+def test_the_example_in_the_documentation_is_what_is_written(tmp_path: Path) -> None:
+    from pagepool_service.store.environment import Environment
+
+    page = (Path(__file__).parents[2] / "docs" / "format" / "backup.md").read_text()
+    example = re.search(r"<!-- example: segment -->\n```\n([0-9a-f\s]+)```", page)
+    assert example is not None
+    with Environment.open(tmp_path / "store") as env:
+        with env.write() as txn:
+            txn.put(Table.TAGS, b"a\0b", b"x")
+        with env.read() as txn:
+            entries, following = segments.cut_segment(txn, Table.TAGS, b"", frozenset())
+            raw = b"".join(segments.encode_segment(txn, Table.TAGS, entries))
+    name = segments.name_segment(Table.TAGS, entries)
+    assert following is None
+    assert bytes.fromhex("".join(example[1].split())) == raw
+    assert f"Its name begins with `{name[:16]}`" in page
+    assert bytes(segments.decode_segment(raw, name)[1][0].payload) == b"x"

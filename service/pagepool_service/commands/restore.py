@@ -62,6 +62,8 @@ def restore(
     """
     if check == (data is not None):
         raise click.UsageError("give DATA, or --check without it.", ctx)
+    if check and partial:
+        raise click.UsageError("--partial is of restoring into DATA, not of --check.", ctx)
     if data is not None:
         check_apart(data, source)
     with open_repository(source, write=False) as repository:
