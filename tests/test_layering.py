@@ -468,6 +468,7 @@ RULES = (
             "pagepool_service.store",
             *("fastapi", "starlette", "uvicorn", "httpx"),
             *(f"pagepool_service.{name}" for name in ("routes", "app", "worker", "supervisor", "uploads", "commands")),
+            *("pagepool_service.repair", "pagepool_service.backup"),
         ),
         ("pagepool_service.store.answers", "from pagepool_service.routes.errors import render\n"),
     ),

@@ -17,7 +17,6 @@ and the lock, which they share, is free when the last one is gone.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import gc
 import importlib
 import logging
@@ -31,7 +30,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pagepool.errors import BusyError, ReadOnlyError, UnreachableError, UnsupportedError
+from pagepool.errors import UnreachableError, UnsupportedError
 from pagepool_service import collecting, logs, poolkeeper, recompressing
 from pagepool_service.auth import open_authority
 from pagepool_service.metrics.directory import make_directory, remove_directory
@@ -39,6 +38,7 @@ from pagepool_service.roster import Roster
 from pagepool_service.seeing.tally import Tally
 from pagepool_service.settings import StandardEndpoint
 from pagepool_service.store.collect.collector import drop_cut_off
+from pagepool_service.store.locking import lock_data
 from pagepool_service.store.store import Store
 from pagepool_service.tls import Certificate
 from pagepool_service.tracing.notes import PushNotes
@@ -305,33 +305,6 @@ class Supervisor:
 def is_read_only(data: Path) -> bool:
     """Whether a store is there, on a file system that is mounted read-only."""
     return (data / "format").exists() and bool(os.statvfs(data).f_flag & os.ST_RDONLY)
-
-
-def lock_data(data: Path, *, read_only: bool) -> int | None:
-    """Take the lock of a data directory: one service each. Returns the descriptor that holds it.
-
-    Returns None where a read-only service cannot even make the lock file.
-
-    Raises:
-        BusyError: another service has it; names its process.
-        ReadOnlyError: the directory cannot be written to.
-    """
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        fd = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if read_only:
-            return None
-        raise ReadOnlyError(f"{error.filename}: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(fd)
-        raise BusyError(f"{data} is in use by process {holder}") from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
 
 
 def close_to_others(data: Path) -> None:

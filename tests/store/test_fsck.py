@@ -28,6 +28,7 @@ from pagepool_service.store.fsck import Report, check_store
 from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord, LayerState, Location, u64
 from pagepool_service.store.store import Store
 from tests.faults import Record, flip_file, flip_pages, flip_record, records, replace_record
+from tests.store.checking import check
 from tests.store.helpers import gzipped, ingest_all, noise, push
 from tests.store.samples import ALONE, APP, BASE, OPAQUE, SPOOLED, Sample, make_sample
 
@@ -58,30 +59,6 @@ def copy(made: Made, data: Path) -> Path:
     """A copy of the sample to damage."""
     shutil.copytree(made.data, data)
     return data
-
-
-def check(data: Path, *, quick: bool = False, images: tuple[str, ...] = ()) -> Report:
-    """The checks without a process of their own: much quicker, and as good where nothing crashes."""
-    report = Report(quick=quick)
-
-    def take(message: Message) -> None:
-        if message.kind == "problem" and message.problem:
-            report.problems.append(message.problem)
-        elif message.kind == "images" and message.problem:
-            named = message.problem
-            report.problems = [
-                named if (named.kind, named.name, named.reason) == (old.kind, old.name, old.reason) else old
-                for old in report.problems
-            ]
-        elif message.kind == "note":
-            report.notes.append(message.name)
-        elif message.kind == "count":
-            report.checked[message.name] += message.number
-        elif message.kind == "error" and message.error:
-            raise message.error.restore()
-
-    run_stages(Request(data, quick, images), take)
-    return report
 
 
 def kinds(report: Report) -> dict[str, list[Problem]]:

@@ -24,8 +24,10 @@ NEEDS = "needs pagepool[service]"
 KNOWN = {
     "serve": "Run the registry and image service.",
     "auth": "Make users and tokens for the service, and see who may do what.",
-    "fsck": "Check everything a store holds.",
+    "fsck": "Check everything a store holds, and repair it.",
     "gc": "Free what nothing in a store needs any more.",
+    "backup": "Back up a store.",
+    "restore": "Restore a store from a backup.",
     "demo": "Show on this machine what sharing saves.",
     "bench": "Measure a store on real images.",
 }

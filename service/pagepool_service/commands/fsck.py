@@ -1,10 +1,9 @@
-"""`pagepool fsck`: check a store, and say which images are concerned."""
+"""`pagepool fsck`: check a store, say which images are concerned, and repair it."""
 
 from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import exits
+from pagepool_service.commands.watching import watching
 from pagepool_service.settings import Settings
 from pagepool_service.store.fsck import check_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pagepool_service.store.checks import Message
     from pagepool_service.store.fsck import Report
 
 _EPILOG = """
 \b
 Exit codes:
-  0  nothing is damaged
-  5  something is damaged
+  0  nothing is damaged, or everything was repaired
+  5  something is damaged; with --repair: something could not be repaired
+  9  with --repair: the database itself is damaged, and a service is running
   others as of every pagepool command
 
 \b
@@ -33,6 +31,8 @@ Examples:
   pagepool fsck
   pagepool fsck --quick --json --data /var/lib/pagepool
   pagepool fsck app:1 library/debian@sha256:...
+  pagepool fsck --repair --dry-run
+  pagepool fsck --repair --from https://mirror.example --from /mnt/backup/pagepool
 """
 _IMAGES_SHOWN = 8
 
@@ -41,22 +41,71 @@ _IMAGES_SHOWN = 8
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data directory.")
 @click.option("--quick", is_flag=True, help="Check records and structure only: read no file content.")
+@click.option("--repair", is_flag=True, help="Repair what is damaged; what cannot be repaired is moved away and named.")
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    metavar="REF",
+    help="With --repair: get content again from there: http(s)://HOST[/REPOSITORY], an OCI layout or archive, or a "
+    "directory of backups. Can be given several times.",
+)
+@click.option("--dry-run", is_flag=True, help="With --repair: say what would be done first, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
-def fsck(ctx: click.Context, images: tuple[str, ...], data: Path | None, quick: bool, as_json: bool) -> None:
-    """Read everything in the store again and verify it. Changes nothing; a service may be running.
+def fsck(
+    ctx: click.Context,
+    images: tuple[str, ...],
+    data: Path | None,
+    quick: bool,
+    repair: bool,
+    sources: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Read everything in the store again and verify it. Changes nothing without --repair; a service may be running.
 
     Every record's checksum, every frame and extent, every object, layer and blob against its digest, and every
     reference between them. With IMAGE... only what these images are made of.
+
+    With --repair, damaged records are made again from others, or from the content that is still there, or got from the
+    places that --from names. What nothing brings back is moved to DATA/quarantine, and can be pushed again.
     """
+    if not repair and (sources or dry_run):
+        raise click.UsageError("--from and --dry-run need --repair.", ctx)
+    if repair and images:
+        raise click.UsageError("--repair is of the whole store: give no IMAGE.", ctx)
     settings = Settings.load(data=data)
-    with _progress(sys.stderr.isatty() and not as_json) as watch:
+    if repair:
+        _repair(ctx, settings, sources, quick=quick, dry_run=dry_run, as_json=as_json)
+        return
+    with watching(sys.stderr.isatty() and not as_json) as watch:
         report = check_store(settings.data, quick=quick, images=images, watch=watch)
     if as_json:
         click.echo(json.dumps(_as_json(settings.data, report), indent=2))
     else:
         _print(report)
     if not report.clean:
+        ctx.exit(exits.CORRUPT)
+
+
+def _repair(
+    ctx: click.Context, settings: Settings, sources: tuple[str, ...], *, quick: bool, dry_run: bool, as_json: bool
+) -> None:
+    from pagepool_service.commands import repairing
+    from pagepool_service.pools import cache_directory
+    from pagepool_service.repair.run import Plan, repair_store
+    from pagepool_service.store.checks import Message
+
+    with watching(sys.stderr.isatty() and not as_json) as watch, repairing.open_sources(sources) as opened:
+        tell = (lambda text: watch(Message("stage", text))) if watch else (lambda _: None)
+        plan = Plan(opened, cache_directory(settings), quick=quick, dry_run=dry_run, watch=watch, tell=tell)
+        done = repair_store(settings.data, plan)
+    if as_json:
+        click.echo(json.dumps(repairing.as_json(settings.data, done, dry_run=dry_run), indent=2))
+    else:
+        repairing.print_repaired(done, dry_run=dry_run)
+    if not done.clean:
         ctx.exit(exits.CORRUPT)
 
 
@@ -85,25 +134,3 @@ def _print(report: Report) -> None:
     click.echo(f"checked in {report.seconds:.1f} s: {counted or 'nothing'}")
     found = len(report.problems)
     click.echo("no problems found" if not found else f"{found} problem{'s' if found > 1 else ''} found")
-
-
-@contextmanager
-def _progress(shown: bool) -> Iterator[Callable[[Message], None] | None]:
-    """A progress bar on a terminal."""
-    if not shown:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:>18}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("opening", total=None)
-
-        def watch(message: Message) -> None:
-            if message.kind == "stage":
-                progress.update(task, description=message.name, completed=0, total=message.number or None)
-            elif message.kind == "progress":
-                progress.update(task, completed=message.number)
-
-        yield watch

@@ -198,6 +198,10 @@ class Writer(Reader):
         """Store a record whose key is greater than every other. Returns False, and stores nothing, if it is not."""
         return self._txn.put(key, payload + checksum(table, key, payload), db=self._tables[table], append=True)
 
+    def put_as_is(self, table: Table, key: bytes, value: bytes) -> None:
+        """Store a value with the checksum that it has, right or wrong: for what saves records from damaged pages."""
+        self._txn.put(key, value, db=self._tables[table])
+
     def put_new(self, table: Table, key: bytes, payload: bytes) -> bool:
         """Store a record unless one is there. Returns whether it was stored."""
         value = payload + checksum(table, key, payload)

@@ -274,7 +274,7 @@ class Registry:
                 txn.put(Table.TAGS, tag_key(repository, tag), Tag(digest, now).encode())
             if document.subject is not None:
                 key = referrer_key(repository, document.subject.digest, digest)
-                txn.put(Table.REFERRERS, key, _referrer(digest, document))
+                txn.put(Table.REFERRERS, key, describe_referrer(digest, document))
             if is_collecting(txn):
                 renew_around(txn, repository, digest)
 
@@ -482,7 +482,7 @@ def _check_size(txn: Reader, entry: Descriptor) -> None:
         raise SizeInvalidError(entry.size, f"blob {entry.digest} has {size} bytes")
 
 
-def _referrer(digest: Digest, document: Manifest | Index) -> bytes:
+def describe_referrer(digest: Digest, document: Manifest | Index) -> bytes:
     """What the referrers API says of a document."""
     descriptor = Descriptor(
         document.media_type,

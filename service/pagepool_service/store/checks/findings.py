@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pagepool.errors import PagepoolError
 
 # Problems of one kind that are listed one by one; a table that is gone altogether is not a million lines.
-_LISTED = 1000
+LISTED = 1000
 _PROGRESS_STEP = 4 << 20
 
 
@@ -142,9 +142,9 @@ class Findings:
             if found in self.problems:
                 return
             self._listed[kind] += 1
-            if self._listed[kind] > _LISTED:
+            if self._listed[kind] > LISTED:
                 return
-            if self._listed[kind] == _LISTED:
+            if self._listed[kind] == LISTED:
                 found = Problem(kind, name, f"{reason}; more of this kind are not listed")
             self.problems.append(found)
             self.send(Message("problem", problem=found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
@@ -88,8 +89,9 @@ class _Recipes:
         self._unowned: dict[int, int] = {}
 
         def note_owner(_txn: Reader, _key: bytes, payload: memoryview) -> None:
-            layer = LayerRecord.decode(payload)
-            self._sizes[layer.recipe] = layer.plain_size
+            with suppress(CorruptError):
+                layer = LayerRecord.decode(payload)
+                self._sizes[layer.recipe] = layer.plain_size
 
         # Damaged records are reported by the stage that checks the layers.
         walk_values(context.env, Table.LAYERS, lambda txn, key, value: note_owner(txn, key, value[:-CHECKSUM_SIZE]))

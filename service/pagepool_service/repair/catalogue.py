@@ -1,0 +1,301 @@
+"""Repair the registry's catalogue: manifests, links, tags, referrers; and leases.
+
+Links say who may read what: one is made again only where another record proves it: its other direction, a tag of the
+repository, or a manifest of the repository that lists the blob.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pagepool.digest import Digest
+from pagepool.errors import CorruptError, InvalidError, PagepoolError
+from pagepool.oci import Index, parse_manifest
+from pagepool_service.repair.bits import is_sound
+from pagepool_service.repair.blobs import remove_blob
+from pagepool_service.repair.context import Action
+from pagepool_service.repair.fetching import fetch_blob
+from pagepool_service.repair.keys import find_keys, split_held
+from pagepool_service.store.catalogue import StoredManifest, Tag, holder_key, link_key, referrer_key, repository_prefix
+from pagepool_service.store.checks.naming import is_reverse, split_link, split_referrer
+from pagepool_service.store.environment import CHECKSUM_SIZE, Table
+from pagepool_service.store.registry import describe_referrer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pagepool_service.repair.context import Context, Lost
+    from pagepool_service.store.environment import Writer
+
+_NEAR = 16  # equal bytes of the 32 of a digest: of another digest a few are, by chance
+
+
+# -- manifests -------------------------------------------------------------------------------------------------
+
+
+def repair_manifests(context: Context) -> None:
+    """Fetch damaged manifests again; what cannot be had goes, with its links and tags."""
+    for name in context.names("manifest"):
+        with suppress(InvalidError):
+            digest = Digest.parse(name)
+            if context.value(Table.MANIFESTS, digest.key) is not None and read_manifest(context, digest) is None:
+                _fetch_or_remove(context, "manifest", name, digest)
+
+
+def read_manifest(context: Context, digest: Digest) -> StoredManifest | None:
+    """A manifest, if it can be read and has its digest."""
+    try:
+        with context.env.read() as txn:
+            payload = txn.get(Table.MANIFESTS, digest.key)
+            stored = None if payload is None else StoredManifest.decode(digest, payload)
+        if stored is None or Digest.of(stored.raw, digest.algorithm) != digest:
+            return None
+        parse_manifest(stored.raw, stored.media_type)
+    except PagepoolError:
+        return None
+    return stored
+
+
+def _fetch_or_remove(context: Context, kind: str, name: str, digest: Digest, holder: str | None = None) -> None:
+    holders = sorted({*context.manifest_holders(digest), *([holder] if holder else [])})
+    for source in context.sources:
+        found = source.manifest(holders, digest)
+        if found is not None and Digest.of(found[1], digest.algorithm) == digest:
+            stored = StoredManifest(digest, found[0], time.time_ns(), found[1])
+            how = f"it was fetched from {source.where}"
+            context.repaired(kind, name, how, _putting(Table.MANIFESTS, digest.key, stored.encode()))
+            return
+    lost: list[Lost] = [(Table.MANIFESTS, digest.key)]
+    for repository in holders:
+        lost += _of_manifest(context, repository, digest)
+    action = Action(kind, name, "quarantined", "it cannot be read, and was found nowhere", context.images(kind, name))
+    context.remove(action, lost, _deleting(lost))
+
+
+def _of_manifest(context: Context, repository: str, digest: Digest) -> list[Lost]:
+    """What a repository has of a manifest: its links, the tags that point to it, its entries as a referrer."""
+    held = [link_key(repository, digest), holder_key(repository, digest)]
+    found: list[Lost] = [(Table.MANIFEST_LINKS, key) for key in held]
+    with context.env.read() as txn:
+        for key, value in txn.scan(Table.TAGS, repository_prefix(repository), check=False):
+            with suppress(CorruptError):
+                if Tag.decode(key, value[:-CHECKSUM_SIZE]).digest == digest:
+                    found.append((Table.TAGS, key))
+        for key, _ in txn.scan(Table.REFERRERS, repository_prefix(repository), check=False):
+            if key.endswith(digest.key):
+                found.append((Table.REFERRERS, key))
+    return found
+
+
+# -- links -----------------------------------------------------------------------------------------------------
+
+
+def repair_links(context: Context) -> None:
+    """Make links of manifests, and then of blobs, right in both directions."""
+    for kind, table in (("manifest link", Table.MANIFEST_LINKS), ("link", Table.LINKS)):
+        for name in context.names(kind):
+            try:
+                repository, digest = split_held(name)
+            except InvalidError:
+                _remove_named(context, kind, name, "its key cannot be read")
+                continue
+            _repair_link(context, table, (kind, name), repository, digest)
+
+
+def _repair_link(context: Context, table: Table, named: tuple[str, str], repository: str, digest: Digest) -> None:
+    forward, reverse = link_key(repository, digest), holder_key(repository, digest)
+    sound = [key for key in (forward, reverse) if context.is_sound(table, key)]
+    present = [key for key in (forward, reverse) if context.value(table, key) is not None]
+    if not present:
+        return
+    if not _has_target(context, table, digest):
+        _restore_target(context, table, named, repository, digest)
+        return
+    if len(sound) == 2:
+        return
+    if sound or _is_proven(context, table, repository, digest):
+        payload = time.time_ns().to_bytes(8, "big")
+
+        def apply(txn: Writer) -> None:
+            if forward not in sound:
+                txn.put(table, forward, payload)
+            txn.put(table, reverse, b"")
+
+        how = "from its other direction" if sound else "from what the repository has of it besides"
+        context.repaired(*named, f"it was made again {how}", apply)
+        return
+    lost: list[Lost] = [(table, key) for key in present]
+    if table is Table.MANIFEST_LINKS:
+        lost += _of_manifest(context, repository, digest)
+    action = Action(*named, "quarantined", "nothing proves that the repository has it", context.images(*named))
+    context.remove(action, lost, _deleting(lost))
+
+
+def _has_target(context: Context, table: Table, digest: Digest) -> bool:
+    target = Table.BLOBS if table is Table.LINKS else Table.MANIFESTS
+    return context.value(target, digest.key) is not None
+
+
+def _restore_target(context: Context, table: Table, named: tuple[str, str], repository: str, digest: Digest) -> None:
+    """What a link leads to is not there."""
+    if table is Table.MANIFEST_LINKS:
+        _fetch_or_remove(context, *named, digest, repository)
+        return
+    where = fetch_blob(context, digest, None, holder=repository)
+    if where is not None:
+        context.repaired(*named, f"the blob was fetched from {where}", lambda _: None)
+        return
+    how = f"the blob that {repository} had is not there, and was found nowhere"
+    remove_blob(context, Action(*named, "quarantined", how, context.images(*named)), digest, repository)
+
+
+def _is_proven(context: Context, table: Table, repository: str, digest: Digest) -> bool:
+    """Whether other records of a repository say that it has this."""
+    if table is Table.MANIFEST_LINKS:
+        return any(tag.digest == digest for tag in _tags(context, repository))
+    return any(_lists(context, manifest, digest) for manifest in _linked(context, repository))
+
+
+def _tags(context: Context, repository: str) -> list[Tag]:
+    """The tags of a repository that can be read."""
+    found: list[Tag] = []
+    with context.env.read() as txn:
+        for key, value in txn.scan(Table.TAGS, repository_prefix(repository), check=False):
+            if is_sound(Table.TAGS, key, bytes(value)):
+                with suppress(CorruptError):
+                    found.append(Tag.decode(key, value[:-CHECKSUM_SIZE]))
+    return found
+
+
+def _lists(context: Context, manifest: Digest, blob: Digest) -> bool:
+    """Whether a manifest has a blob."""
+    stored = read_manifest(context, manifest)
+    document = None if stored is None else parse_manifest(stored.raw, stored.media_type)
+    if document is None or isinstance(document, Index):
+        return False
+    return any(entry.digest == blob for entry in document.blobs)
+
+
+# -- tags and referrers ----------------------------------------------------------------------------------------
+
+
+def repair_tags(context: Context) -> None:
+    """Point tags to the manifests that they pointed to; what cannot be known goes."""
+    for name in context.names("tag"):
+        found = find_keys("tag", name)
+        value = context.value(Table.TAGS, found[1][0]) if found else None
+        if found is None or value is None:
+            continue
+        _repair_tag(context, name, found[1][0], value)
+
+
+def _repair_tag(context: Context, name: str, key: bytes, value: bytes) -> None:
+    repository = key.partition(b"\0")[0].decode(errors="replace")
+    payload = value[:-CHECKSUM_SIZE]
+    if context.is_sound(Table.TAGS, key):
+        with suppress(CorruptError):
+            digest = Tag.decode(key, memoryview(payload)).digest
+            if context.value(Table.MANIFEST_LINKS, link_key(repository, digest)) is not None:
+                return
+            if read_manifest(context, digest) is not None:  # a tag is only ever made together with the link
+                links = [(link_key(repository, digest), payload[:8]), (holder_key(repository, digest), b"")]
+                context.repaired("tag", name, "its manifest is linked to the repository again", _linking(links))
+                return
+    else:
+        for digest in _linked(context, repository):
+            key_digest = payload[8 : 8 + len(digest.key)]
+            if sum(one == other for one, other in zip(key_digest[1:], digest.raw, strict=False)) >= _NEAR:
+                tag = Tag(digest, time.time_ns())
+                how = f"most of its digest is that of {digest}, which the repository has"
+                context.repaired("tag", name, how, _putting(Table.TAGS, key, tag.encode()))
+                return
+    _remove_named(context, "tag", name, "it cannot be known which manifest it pointed to", lost=True)
+
+
+def _linked(context: Context, repository: str) -> list[Digest]:
+    with context.env.read() as txn:
+        keys = [key for key, _ in txn.scan(Table.MANIFEST_LINKS, repository_prefix(repository), check=False)]
+    return [split_link(key)[1] for key in keys if context.is_sound(Table.MANIFEST_LINKS, key) and not is_reverse(key)]
+
+
+def repair_referrers(context: Context) -> None:
+    """Make referrers again from the manifests that they describe."""
+    for name in context.names("referrer"):
+        found = find_keys("referrer", name)
+        if found is None or context.value(Table.REFERRERS, found[1][0]) is None:
+            continue
+        key = found[1][0]
+        try:
+            repository, subject, referrer = split_referrer(key)
+        except (InvalidError, ValueError, IndexError):
+            _remove_named(context, "referrer", name, "its key cannot be read")
+            continue
+        stored = read_manifest(context, referrer)
+        linked = context.value(Table.MANIFEST_LINKS, link_key(repository, referrer)) is not None
+        document = parse_manifest(stored.raw, stored.media_type) if stored and linked else None
+        if document is not None and document.subject is not None and document.subject.digest == subject:
+            payload = describe_referrer(referrer, document)
+            right = referrer_key(repository, subject, referrer)
+            how = "it was made again from its manifest"
+            context.repaired("referrer", name, how, _putting(Table.REFERRERS, right, payload))
+        else:
+            _remove_named(context, "referrer", name, "the repository has no such manifest about this subject")
+
+
+# -- the rest --------------------------------------------------------------------------------------------------
+
+
+def repair_leases(context: Context, *, missing: bool) -> None:
+    """Take leases out that cannot be read; with `missing` those, too, whose layers are not there and will not be."""
+    for name in context.names("lease"):
+        found = find_keys("lease", name)
+        key = found[1][0] if found else b""
+        if found is None or context.value(Table.LEASES, key) is None:
+            continue
+        reasons = " ".join(context.reasons("lease", name))
+        if not missing and "is not there" in reasons and context.is_sound(Table.LEASES, key):
+            continue
+        how = "a layer that it kept is lost" if missing else "it cannot be read; its holder takes another"
+        _remove_named(context, "lease", name, how, lost=missing)
+
+
+def repair_rest(context: Context) -> None:
+    """Records of tables that nothing needs: they are made again, or reserved."""
+    for kind in ("meta", "tree", "correction"):
+        for name in context.names(kind):
+            if (kind, name) != ("meta", "totals"):
+                _remove_named(context, kind, name, "it is made again when it is needed")
+
+
+def _remove_named(context: Context, kind: str, name: str, how: str, *, lost: bool = False) -> None:
+    found = find_keys(kind, name)
+    if found is None:
+        return
+    records: list[Lost] = [(found[0], key) for key in found[1]]
+    action = Action(kind, name, "quarantined" if lost else "set aside", how, context.images(kind, name))
+    context.remove(action, records, _deleting(records))
+
+
+def _deleting(lost: list[Lost]) -> Callable[[Writer], None]:
+    def apply(txn: Writer) -> None:
+        for table, key in lost:
+            txn.delete(table, key)
+
+    return apply
+
+
+def _putting(table: Table, key: bytes, payload: bytes) -> Callable[[Writer], None]:
+    def apply(txn: Writer) -> None:
+        txn.put(table, key, payload)
+
+    return apply
+
+
+def _linking(links: list[tuple[bytes, bytes]]) -> Callable[[Writer], None]:
+    def apply(txn: Writer) -> None:
+        for key, payload in links:
+            txn.put(Table.MANIFEST_LINKS, key, payload)
+
+    return apply

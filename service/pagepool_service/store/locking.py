@@ -1,0 +1,39 @@
+"""The lock of a data directory: whoever serves it, or must not be disturbed by one who does, holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from pagepool.errors import BusyError, ReadOnlyError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def lock_data(data: Path, *, read_only: bool) -> int | None:
+    """Take the lock of a data directory: one service each. Returns the descriptor that holds it.
+
+    Returns None where a read-only service cannot even make the lock file.
+
+    Raises:
+        BusyError: another service has it; names its process.
+        ReadOnlyError: the directory cannot be written to.
+    """
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        fd = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if read_only:
+            return None
+        raise ReadOnlyError(f"{error.filename}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise BusyError(f"{data} is in use by process {holder}") from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd

@@ -1,0 +1,357 @@
+"""Where repair gets content from, what it does to what it cannot get, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from blake3 import blake3
+
+from pagepool.digest import Digest
+from pagepool.pool import Pool
+from pagepool.transport import Session
+from pagepool_service.backup.repository import open_repository
+from pagepool_service.backup.taking import take_backup
+from pagepool_service.repair import context as acting
+from pagepool_service.repair import run as running
+from pagepool_service.repair.bits import mend_record
+from pagepool_service.repair.sources import BackupSource, LayoutSource, RegistrySource
+from pagepool_service.store.environment import Table, checksum
+from pagepool_service.store.schema import ContentKind
+from pagepool_service.store.store import Store
+from tests.backup.helpers import blobs_of, content
+from tests.faults import flip_file, flip_pages, in_child, records, replace_record
+from tests.repair.helpers import ROUNDS, file_frames, first, opaque_frames, repair, wreck, wreck_all
+from tests.store.checking import check
+from tests.store.helpers import gzipped, text
+from tests.store.samples import APP, OPAQUE, SPOOLED
+from tests.support.cli import pagepool
+from tests.support.server import running_service
+
+if TYPE_CHECKING:
+    from pagepool_service.repair.context import Action, Context
+    from tests.backup.conftest import Made
+    from tests.cli.conftest import Run
+
+
+@pytest.fixture(autouse=True)
+def checked_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsck in this process, but where it may crash, or the command is tested."""
+    if not {"crashing", "run"} & set(request.fixturenames):
+        monkeypatch.setattr(running, "check_store", lambda data, quick, watch: check(data, quick=quick))  # noqa: ARG005
+
+
+@pytest.fixture
+def crashing() -> None:
+    """Of tests whose checks may crash."""
+
+
+@pytest.fixture
+def alone(data: Path) -> Path:
+    """A store in which nothing has the files of the plain layer APP but that layer itself."""
+    with Store.open(data) as store:
+        store.registry.delete_blob("multi", Digest.of(gzipped(APP)))
+        assert store.blobs.stat(Digest.of(APP)).content is ContentKind.RECIPE
+    return data
+
+
+# -- one bit ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_one_bit_anywhere_in_a_record_is_mended(seed: int) -> None:
+    randomness = random.Random(f"bit {seed}")
+    key, payload = randomness.randbytes(randomness.randrange(1, 60)), randomness.randbytes(randomness.randrange(500))
+    whole = bytearray(key + payload + checksum(Table.TAGS, key, payload))
+    whole[randomness.randrange(len(whole))] ^= 1 << randomness.randrange(8)
+    changed, value = bytes(whole[: len(key)]), bytes(whole[len(key) :])
+    assert mend_record(Table.TAGS, changed, value) == (key, payload)
+    assert mend_record(Table.LINKS, changed, value) is None
+    twice = bytearray(value)
+    twice[randomness.randrange(len(twice))] ^= 0xFE
+    assert mend_record(Table.TAGS, changed, bytes(twice)) is None
+
+
+# -- from what is here -----------------------------------------------------------------------------------------
+
+
+def test_all_frames_of_files_are_lost_and_compressed_layers_bring_them_back(data: Path, made: Made) -> None:
+    wreck_all(data, file_frames(data))
+    assert repair(data).clean
+    assert check(data).problems == []
+    assert blobs_of(data, made.sample.blobs) == made.sample.blobs  # APP was pushed compressed, too
+
+
+def test_the_index_is_made_again_from_the_frames(data: Path, made: Made) -> None:
+    for record in records(data, Table.EXTENTS):
+        replace_record(data, Table.EXTENTS, record.key, None)
+    assert repair(data).clean
+    assert check(data).problems == []
+    assert blobs_of(data, made.sample.blobs) == made.sample.blobs
+
+
+def test_the_pool_has_files_that_the_store_has_lost(alone: Path, tmp_path: Path) -> None:
+    with Pool.open(tmp_path / "pool", budget=1 << 30) as pool:
+        for file in (text(600_000, "app"), text(500, "app")):
+            held = pool.put(blake3(file).digest(), file)
+            assert held is not None
+            held.close()
+    wreck_all(alone, file_frames(alone))
+    done = repair(alone, cache=tmp_path / "pool")
+    assert any("the pool" in action.how for action in done.actions)
+    assert done.clean
+    assert check(alone).problems == []
+    assert blobs_of(alone, [Digest.of(APP)]) == {Digest.of(APP): APP}
+
+
+def test_a_compressed_blob_is_made_again_from_its_layer(data: Path, made: Made) -> None:
+    """Its first extent is there, and tells how it was compressed."""
+    frame = opaque_frames(data, gzipped(APP))[-1]
+    replace_record(data, Table.FRAMES, frame.key, frame.value[:-2000] + bytes(2000))
+    done = repair(data)
+    assert any(action.how == "it was compressed again from its layer" for action in done.actions), done.actions
+    assert done.clean
+    assert blobs_of(data, made.sample.blobs) == made.sample.blobs
+
+
+def test_a_file_in_the_spool(data: Path) -> None:
+    """What of it is wrong was moved into frames already, as by a settling that was cut off: both together are whole."""
+    path = next((data / "spool").iterdir())
+    from pagepool.extents import EXTENT_SIZE, Role, encode_frame
+
+    with Store.open(data) as store, store.env.write() as txn:
+        second = SPOOLED[EXTENT_SIZE : 2 * EXTENT_SIZE]
+        store.extents.put_frames(txn, [encode_frame([(blake3(second).digest(), second)], Role.OPAQUE)])
+    flip_file(path, 200_000)
+    assert repair(data).clean
+    assert blobs_of(data, [Digest.of(SPOOLED)]) == {Digest.of(SPOOLED): SPOOLED}
+    assert check(data).problems == []
+
+
+# -- from elsewhere --------------------------------------------------------------------------------------------
+
+
+def _ruin(data: Path) -> None:
+    """Damage nearly everything: all content, blobs' records, manifests."""
+    randomness = random.Random("ruin")
+    wreck_all(data, records(data, Table.FRAMES))
+    for table in (Table.MANIFESTS, Table.BLOBS, Table.RECIPES, Table.LAYERS, Table.OBJECTS):
+        for record in records(data, table):
+            wreck(data, record, randomness)
+
+
+@pytest.mark.parametrize("how", ["registry", "backup"])
+def test_everything_is_fetched_again(data: Path, made: Made, tmp_path: Path, how: str) -> None:
+    before = {key for key in content(data) if key[0] in (Table.BLOBS, Table.LINKS, Table.MANIFESTS, Table.TAGS)}
+    _ruin(data)
+    flip_file(next((data / "spool").iterdir()), 1000)
+    if how == "registry":
+        shutil.copytree(made.data, tmp_path / "mirror")
+        with running_service(tmp_path / "mirror") as service, closing(RegistrySource(Session(service.url))) as mirror:
+            done = repair(data, sources=[mirror])
+    else:
+        with open_repository(tmp_path / "backup", write=True) as repository:
+            name = take_backup(made.data, repository)
+            done = repair(data, sources=[BackupSource(repository, repository.load(name))])
+    assert done.after.problems == []
+    if how == "registry":
+        assert done.clean
+        assert before <= content(data).keys()
+        assert blobs_of(data, made.sample.blobs) == made.sample.blobs
+
+
+# -- quarantine ------------------------------------------------------------------------------------------------
+
+
+def test_what_nothing_brings_back_is_named_and_can_be_pushed_again(alone: Path, tmp_path: Path, run: Run) -> None:
+    layout = tmp_path / "layout"
+    with running_service(alone) as service:
+        pagepool("pull", f"{service.host}/lib/two:1", layout)
+    wreck_all(alone, [*file_frames(alone), *opaque_frames(alone, OPAQUE)])
+    _heal_from_layout(alone, tmp_path / "healed", layout)
+    result = run("fsck", "--repair", "--json", "--data", alone)
+    assert result.code == 5
+    told = result.json
+    lost = {(a["kind"], a["name"]): a for a in told["actions"] if a["outcome"] == "quarantined"}
+    app, opaque = str(Digest.of(APP)), str(Digest.of(OPAQUE))
+    assert set(lost) == {("layer", app), ("blob", app), ("blob", opaque)}
+    layer = lost["layer", app]
+    assert layer["images"] == lost["blob", app]["images"] == ["lib/two:1"]
+    assert layer["paths"] == [f"{Digest.of(APP)} {path}" for path in ("srv/app", "srv/small")]
+    assert told["remaining"] == []
+    quarantine = Path(told["quarantine"])
+    lines = [json.loads(line) for line in (quarantine / "listing.jsonl").read_text().splitlines()]
+    assert str(Digest.of(APP)) in {line["name"] for line in lines}
+    assert all((quarantine / name).is_file() for line in lines for name in line["files"])
+    assert "image: lib/two:1" in (quarantine / "listing.txt").read_text()
+    assert run("fsck", "--repair", "--data", alone).code == 0
+    with running_service(alone) as service:
+        for repository, name in (("lib/two", app), ("lib/one", opaque)):
+            assert httpx.head(f"{service.url}/v2/{repository}/blobs/{name}").status_code == 404
+        pagepool("push", layout, f"{service.host}/lib/two:1")
+        pagepool("pull", f"{service.host}/lib/two:1", tmp_path / "again")
+    assert {p.name for p in (tmp_path / "again" / "blobs").rglob("*")} == {
+        p.name for p in (layout / "blobs").rglob("*")
+    }
+    assert check(alone).problems == []
+
+
+def _heal_from_layout(data: Path, copy: Path, layout: Path) -> None:
+    shutil.copytree(data, copy)
+    wreck_all(copy, [first(copy, Table.MANIFESTS)])
+    done = repair(copy, sources=[LayoutSource(layout, None)])
+    assert any(str(layout) in action.how for action in done.actions), done.actions
+    assert blobs_of(copy, [Digest.of(APP)]) == {Digest.of(APP): APP}
+    assert done.after.problems == []
+
+
+def test_a_dry_run_changes_nothing(alone: Path, run: Run) -> None:
+    wreck_all(alone, file_frames(alone))
+    for table in (Table.MANIFESTS, Table.TAGS, Table.LINKS, Table.LEASES, Table.JOBS):
+        wreck(alone, first(alone, table), random.Random(1))
+    before = {table: records(alone, table) for table in Table}
+    result = run("fsck", "--repair", "--dry-run", "--data", alone)
+    assert result.code == 5
+    assert "would be quarantined: layer" in result.out
+    assert "nothing was changed" in result.out
+    assert {table: records(alone, table) for table in Table} == before
+    assert not (alone / "quarantine").exists()
+    assert [path.name for path in (alone / "uploads").iterdir()] == []
+
+
+def test_what_cannot_be_asked_for(data: Path, run: Run, tmp_path: Path) -> None:
+    assert run("fsck", "--dry-run", "--data", data).code == 2
+    assert run("fsck", "--from", "x", "--data", data).code == 2
+    assert run("fsck", "--repair", "lib/one:1", "--data", data).code == 2
+    result = run("fsck", "--repair", "--from", tmp_path / "none", "--data", data)
+    assert (result.code, "there is no such file" in result.err) == (4, True)
+    assert run("fsck", "--repair", "--data", tmp_path / "none").code == 1
+    # A place that cannot be asked may have everything: nothing is given up for lost.
+    wreck_all(data, records(data, Table.FRAMES))
+    assert run("fsck", "--repair", "--from", "http://127.0.0.1:9", "--data", data).code == 6
+    assert not (data / "quarantine").exists()
+    shutil.rmtree(data)
+    Store.open(data).close()
+    assert "no problems found" in run("fsck", "--repair", "--data", data).out
+
+
+# -- a service that runs ---------------------------------------------------------------------------------------
+
+
+def test_beside_a_service(data: Path, made: Made, run: Run) -> None:
+    """The service's own maintenance reads the layers again that the repair asks for."""
+    wreck_all(data, file_frames(data))
+    wreck(data, first(data, Table.LAYERS), random.Random(3))
+    with running_service(data) as service:
+        result = run("fsck", "--repair", "--json", "--data", data)
+        assert result.code == 0, result.out
+        assert result.json["live"]
+        for digest, blob in made.sample.blobs.items():
+            for repository in ("lib/one", "lib/two", "lib/three", "multi", "waiting"):
+                answer = httpx.get(f"{service.url}/v2/{repository}/blobs/{digest}")
+                assert answer.status_code in (200, 404)
+                assert answer.status_code == 404 or answer.content == blob
+        assert service.faults() == ""
+    assert check(data).problems == []
+    assert blobs_of(data, made.sample.blobs) == made.sample.blobs
+
+
+def test_a_damaged_database_needs_the_service_stopped(data: Path, run: Run) -> None:
+    flip_pages(data, random.Random("live"), 40, trees=True)
+    lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT)
+    import fcntl
+
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        before = (data / "store" / "data.mdb").read_bytes()
+        result = run("fsck", "--repair", "--data", data)
+        assert result.code == 9
+        assert "stop the service" in result.err
+        assert (data / "store" / "data.mdb").read_bytes() == before
+    finally:
+        os.close(lock)
+
+
+# -- pages -----------------------------------------------------------------------------------------------------
+
+
+def _cut(data: Path) -> None:
+    path = data / "store" / "data.mdb"
+    os.truncate(path, path.stat().st_size // 2 // 4096 * 4096)
+
+
+def _zero_heads(data: Path) -> None:
+    with (data / "store" / "data.mdb").open("r+b") as file:
+        file.write(bytes(2 * 4096))
+
+
+@pytest.mark.usefixtures("crashing")
+@pytest.mark.parametrize("how", ["cut", "heads", *range(ROUNDS // 4)])
+def test_a_database_with_damaged_pages_is_saved(data: Path, made: Made, how: str | int) -> None:
+    if how == "cut":
+        _cut(data)
+    elif how == "heads":
+        _zero_heads(data)
+    else:
+        flip_pages(data, random.Random(f"pages {how}"), 30, trees=True)
+    damaged = (data / "store" / "data.mdb").read_bytes()
+    done = repair(data)
+    print(*done.actions, sep="\n")
+    assert done.after.problems == []
+    if any(action.kind == "database" for action in done.actions):
+        assert done.quarantine is not None
+        assert (done.quarantine / "store" / "data.mdb").read_bytes() == damaged
+    with Store.open(data) as store:
+        for digest, blob in made.sample.blobs.items():
+            if store.blobs.exists(digest):
+                assert b"".join(store.blobs.read(digest)) == blob
+            else:
+                assert how != "heads"
+    if how == "heads":  # nothing but where the trees begin is lost
+        assert blobs_of(data, made.sample.blobs) == made.sample.blobs
+    assert repair(data).actions == []
+
+
+# -- ended -----------------------------------------------------------------------------------------------------
+
+
+def _killed(data: Path, after: int, before_writing: bool) -> str:
+    """A repair that is killed at its n-th change."""
+    keep, count = acting.Context._keep, []
+
+    def counted(self: Context, action: Action, lost: object, files: object) -> None:
+        count.append(action)
+        if len(count) == after and not before_writing:
+            os.kill(os.getpid(), signal.SIGKILL)
+        keep(self, action, lost, files)  # type: ignore[arg-type]
+        if len(count) == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    acting.Context._keep = counted  # type: ignore[method-assign]
+    setattr(running, "check_store", lambda data, quick, watch: check(data, quick=quick))  # noqa: ARG005, B010
+    repair(data)
+    return "not killed"
+
+
+@pytest.mark.parametrize(("after", "before_writing"), [(2, True), (5, False)][: 1 + ROUNDS // 8])
+def test_a_repair_that_is_killed_is_done_again(data: Path, made: Made, after: int, before_writing: bool) -> None:
+    randomness = random.Random("killed")
+    wreck_all(data, file_frames(data))
+    for table in (Table.BLOBS, Table.LINKS, Table.OBJECTS, Table.REFERRERS, Table.JOBS):
+        wreck(data, first(data, table), randomness)
+    assert in_child(_killed, data, after, before_writing).signal is signal.SIGKILL
+    done = repair(data)
+    assert done.after.problems == []
+    with Store.open(data) as store:
+        for digest, blob in made.sample.blobs.items():
+            if store.blobs.exists(digest):
+                assert b"".join(store.blobs.read(digest)) == blob
+    assert repair(data).actions == []
