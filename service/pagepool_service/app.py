@@ -39,6 +39,7 @@ from pagepool_service.routes import (
 from pagepool_service.routes import (
     cache as cache_routes,
 )
+from pagepool_service.routes.bodies import BodyMemory
 from pagepool_service.routes.context import Context
 from pagepool_service.routes.streaming import Threads
 from pagepool_service.statistics import Statistics
@@ -116,7 +117,7 @@ def create_app(
     sessions = Uploads(store, max_size=settings.max_blob_bytes, quota_bytes=settings.quota_bytes)
     limit = SessionLimit(store.uploads, settings.max_uploads)
     learned = Profiles(settings.data / "profiles", readonly=settings.read_only)
-    threads = {name: Threads(executor) for name, executor in executors.items()}
+    threads = {name: Threads(executor, settings.transfer_bytes) for name, executor in executors.items()}
     app.state.context = Context(
         settings,
         store,
@@ -131,6 +132,7 @@ def create_app(
         pool,
         Statistics(store),
         **threads,
+        bodies=BodyMemory(settings.body_bytes),
         roster=roster,
     )
     errors.install(app)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pagepool_service.prebuild import WantedImages
     from pagepool_service.profiles import Profiles
     from pagepool_service.roster import Roster
+    from pagepool_service.routes.bodies import BodyMemory
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.settings import Settings
     from pagepool_service.statistics import Statistics
@@ -89,6 +90,7 @@ class Context:
         listings: for pages of images.
         merging: for trees and their images.
         counting: for statistics.
+        bodies: memory for documents on their way in.
         roster: of the processes of the service; None where this is the only one.
     """
 
@@ -109,6 +111,7 @@ class Context:
     listings: Threads
     merging: Threads
     counting: Threads
+    bodies: BodyMemory
     roster: Roster | None = None
 
     @property
