@@ -117,7 +117,7 @@ def create_app(
     sessions = Uploads(store, max_size=settings.max_blob_bytes, quota_bytes=settings.quota_bytes)
     limit = SessionLimit(store.uploads, settings.max_uploads)
     learned = Profiles(settings.data / "profiles", readonly=settings.read_only)
-    threads = {name: Threads(executor, settings.transfer_bytes) for name, executor in executors.items()}
+    threads = {name: Threads(executor, transfer_bytes=settings.transfer_bytes) for name, executor in executors.items()}
     app.state.context = Context(
         settings,
         store,

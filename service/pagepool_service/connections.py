@@ -92,6 +92,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_size = 0
     _in_head = False
     refused = False
+    _unread = 0
     idle_sweeps = 0
     head_since: tuple[object, float] | None = None
     watch: _Watch | None = None
@@ -111,6 +112,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes, unless the head of the request has become too large. Called for each page read: kept short."""
         if self.refused:
+            self._unread += len(data)
+            if self._unread > LONGEST_HEAD:
+                self.transport.close()
             return
         if self._in_head and self._head_size > LONGEST_HEAD:
             self.refuse(431, f"the head of a request may have {LONGEST_HEAD} bytes")

@@ -31,7 +31,7 @@ def test_room_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(BusyError, match="100 bytes of documents are on their way in: try again in a moment"):
             await body(1)
         go_on.set()
-        assert await asyncio.gather(first, second, small) == [80, 40, 20]
+        assert list(await asyncio.gather(first, second, small)) == [80, 40, 20]
         assert memory.held == 0
         async with memory.hold(1000):
             assert memory.held == 1000, "one that is larger than all is taken when there is no other"

@@ -147,7 +147,7 @@ def test_answers_share_memory() -> None:
 
     async def run() -> None:
         with ThreadPoolExecutor(4) as executor:
-            threads = Threads(executor, most)
+            threads = Threads(executor, transfer_bytes=most)
             pieces: list[bytes | Exception] = [bytes(64 << 10)] * 64
             opened = [await open_pieces(threads, lambda: Source(list(pieces))) for _ in range(10)]
             assert [sum(map(len, first)) for _, first in opened[::9]] == [PIECE_SIZE, 256 << 10]

@@ -86,11 +86,11 @@ def look_up(http: httpx.Client, this: Distribution) -> Row:
 
 def licence_of(this: Distribution) -> str:
     """What a package says of its licence: the expression, its classifiers, or the first line of the field."""
-    fields = this.metadata
-    if expression := fields.get("License-Expression"):
+    fields = this.metadata.json
+    if expression := fields.get("license_expression"):
         return str(expression)
-    named = [one.rpartition(" :: ")[2] for one in fields.get_all("Classifier") or () if one.startswith("License ::")]
-    return ", ".join(named) or str(fields.get("License") or "not said").splitlines()[0][:60]
+    named = [one.rpartition(" :: ")[2] for one in fields.get("classifier", ()) if one.startswith("License ::")]
+    return ", ".join(named) or str(fields.get("license") or "not said").splitlines()[0][:60]
 
 
 def main() -> int:

@@ -59,7 +59,7 @@ class Threads:
         transfer_bytes: memory for answers whose pieces are read in these threads.
     """
 
-    def __init__(self, executor: ThreadPoolExecutor, transfer_bytes: int = 256 << 20) -> None:
+    def __init__(self, executor: ThreadPoolExecutor, *, transfer_bytes: int = 256 << 20) -> None:
         self._executor = executor
         self.transfers = Transfers(transfer_bytes)
 
