@@ -124,7 +124,7 @@ def _control(data: bytes) -> None:
 def _mountinfo(data: bytes) -> None:
     """Names of mounts are whatever those who mount call them: no line is taken for another, and none is lost."""
     how = Reader(data)
-    name, source = how.block(), how.block()
+    name, source = b"/" + how.block(), how.block()
     line = b"36 35 98:0 / %b rw,noatime master:1 - ext4 %b rw\n" % (_escaped(name), _escaped(source))
     (point,) = parse_mountinfo(line)
     assert bytes(point.path) == bytes(Path(name.replace(b"\0", b"").decode("utf-8", "surrogateescape")))
