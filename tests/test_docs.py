@@ -89,6 +89,22 @@ def test_tests_that_the_design_names_are_there() -> None:
     assert named <= {path.name for path in (_ROOT / "tests").rglob("test_*.py")}
 
 
+def test_tests_that_hold_each_line_of_the_threat_model_are_there() -> None:
+    """`tests/FILE.py::test`, or `::test` of the file that was named before it in the same line."""
+    page = (_ROOT / "docs" / "security.md").read_text()
+    named: list[tuple[str, str]] = []
+    for line in page.splitlines():
+        file = ""
+        for found in re.finditer(r"`(?P<file>tests/[\w/]+\.py)?(?:::(?P<test>test_\w+))?`", line):
+            file = found["file"] or file
+            named.append((file, found["test"] or ""))
+    assert len(named) > 60
+    for file, test in named:
+        path = _ROOT / file
+        assert path.is_file(), f"{file} {test}"
+        assert not test or re.search(rf"^(?:async )?def {test}\(", path.read_text(), re.MULTILINE), f"{file}::{test}"
+
+
 def _anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

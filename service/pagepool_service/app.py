@@ -45,6 +45,7 @@ from pagepool_service.routes import (
     cache as cache_routes,
 )
 from pagepool_service.routes.access import authorize
+from pagepool_service.routes.bodies import BodyMemory
 from pagepool_service.routes.context import Context
 from pagepool_service.routes.streaming import Threads
 from pagepool_service.seeing.service import Seeing
@@ -149,7 +150,10 @@ def create_app(
     limit = SessionLimit(store.uploads, settings.max_uploads, settings.max_uploads_per_user)
     quotas = RepositoryQuotas(store, settings.repository_quota_bytes, authority)
     learned = Profiles(settings.data / "profiles", readonly=settings.read_only)
-    threads = {name: Threads(executor, name, tracing) for name, executor in executors.items()}
+    threads = {
+        name: Threads(executor, name, tracing, transfer_bytes=settings.transfer_bytes)
+        for name, executor in executors.items()
+    }
     app.state.context = Context(
         settings,
         store,
@@ -165,6 +169,7 @@ def create_app(
         Statistics(store),
         Seeing(settings, store, pool, roster, tally, place),
         **threads,
+        bodies=BodyMemory(settings.body_bytes),
         roster=roster,
         authority=authority,
         quotas=quotas,

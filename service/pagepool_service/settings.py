@@ -66,6 +66,13 @@ class Settings:
         max_uploads: most upload sessions open at a time; 0 for any number.
         upload_idle_s: an upload that nobody wrote to for so long is removed.
         body_timeout_s: longest wait for the next bytes of a request.
+        max_connections: most connections of a worker at a time.
+        max_connections_per_address: of these, most from one address but loopback; 0 for any number.
+        head_timeout_s: longest time for the head of a request to come.
+        least_rate_bytes: bytes a second that a client has to move, over `body_timeout_s`, when it is its turn to send
+            or to take; 0 asks nothing.
+        transfer_bytes: memory of a worker for answers on their way, about.
+        body_bytes: memory of a worker for documents on their way in, about.
         graceful_s: how long requests may go on after the service was told to stop.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
         log_format: ``text`` or ``json``, one line for each event.
@@ -114,6 +121,12 @@ class Settings:
     max_uploads: int = 10_000
     upload_idle_s: float = 24 * 3600.0
     body_timeout_s: float = 300.0
+    max_connections: int = 2048
+    max_connections_per_address: int = 512
+    head_timeout_s: float = 30.0
+    least_rate_bytes: int = 1 << 10
+    transfer_bytes: int = 256 << 20
+    body_bytes: int = 64 << 20
     graceful_s: float = 10.0
     log_level: str = "info"
     log_format: str = "text"
@@ -186,6 +199,10 @@ class Settings:
             "workers": (1, 256),
             "ingest_processes": (1, 64),
             "max_manifest_bytes": (1 << 10, 1 << 30),
+            "max_connections": (8, 1 << 20),
+            "head_timeout_s": (1, 1 << 20),
+            "transfer_bytes": (1 << 20, 1 << 40),
+            "body_bytes": (1 << 20, 1 << 40),
         }
         for field in fields(self):
             value = getattr(self, field.name)
@@ -389,6 +406,12 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_MAX_UPLOADS": ("max_uploads", int),
     "PAGEPOOL_UPLOAD_IDLE": ("upload_idle_s", float),
     "PAGEPOOL_BODY_TIMEOUT": ("body_timeout_s", float),
+    "PAGEPOOL_MAX_CONNECTIONS": ("max_connections", int),
+    "PAGEPOOL_MAX_CONNECTIONS_PER_ADDRESS": ("max_connections_per_address", int),
+    "PAGEPOOL_HEAD_TIMEOUT": ("head_timeout_s", float),
+    "PAGEPOOL_LEAST_RATE": ("least_rate_bytes", parse_size),
+    "PAGEPOOL_TRANSFER_MEMORY": ("transfer_bytes", parse_size),
+    "PAGEPOOL_BODY_MEMORY": ("body_bytes", parse_size),
     "PAGEPOOL_GRACEFUL_TIMEOUT": ("graceful_s", float),
     "PAGEPOOL_LOG_LEVEL": ("log_level", str),
     "PAGEPOOL_LOG_FORMAT": ("log_format", str),

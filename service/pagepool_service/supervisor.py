@@ -151,8 +151,6 @@ class Supervisor:
         lock_fd = lock_data(settings.data, read_only=settings.read_only)
         listener = listen(settings.host, settings.port)
         prepare(settings)
-        if settings.authenticates:
-            close_to_others(settings.data)
         authority = open_authority(settings)
         settings = self._settings = prepare_tracing(settings)
         metrics = _open_metrics(settings, alone=lock_fd is not None)
@@ -305,16 +303,6 @@ class Supervisor:
 def is_read_only(data: Path) -> bool:
     """Whether a store is there, on a file system that is mounted read-only."""
     return (data / "format").exists() and bool(os.statvfs(data).f_flag & os.ST_RDONLY)
-
-
-def close_to_others(data: Path) -> None:
-    """Keep other users of this machine out of a data directory: they are to log in, as everybody. Groups stay."""
-    try:
-        mode = data.stat().st_mode & 0o7777
-        if mode & 0o007:
-            data.chmod(mode & ~0o007)
-    except OSError as error:
-        log.warning("other users of this machine may be able to read %s: %s", data, error.strerror)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -20,6 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from pagepool_service.app import create_app
+from pagepool_service.connections import BoundedProtocol, ConnectionGuard, GuardedConfig, GuardedServer, Limits
 from pagepool_service.observing import Observer
 from pagepool_service.panic import end_at_once
 from pagepool_service.store.store import Store
@@ -41,15 +42,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pagepool.worker")
 
-_LONGEST_HEAD = 64 << 10
 _OBJECTS = b"/objects/"
 _PLAIN_URL = re.compile(rb"/v1/[a-z0-9:/._-]+")
 _SMALL = 64 << 10  # bytes that are worth copying, so that head and body are one call of the system
 _MOST_FILES = 65536
-_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain\r\ncontent-length: 0\r\n"
-    b"connection: close\r\n\r\n"
-)
 
 
 class _Nobody:
@@ -57,29 +53,6 @@ class _Nobody:
 
     def set(self) -> None:
         """Nothing to do."""
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a bound on a request's line and headers: it would gather them without end."""
-
-    _head_size = 0
-    _in_head = False
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes, unless the head of the request has become too large. Called for each page read: kept short."""
-        if self._in_head and self._head_size > _LONGEST_HEAD:
-            self.transport.write(_TOO_LARGE)
-            self.transport.close()
-            return
-        HttpToolsProtocol.data_received(self, data)
-        # A scope is made when a head begins, and its method is known when the head has ended.
-        if not self.scope or "method" in self.scope:
-            self._in_head = False
-        elif self._in_head:
-            # What a head begins or ends in may be mostly bodies; a head that goes on over a whole read is all head.
-            self._head_size += len(data)
-        else:
-            self._in_head, self._head_size = True, 0
 
 
 class _Answered:
@@ -140,7 +113,7 @@ class PageProtocol(BoundedProtocol):
         return True
 
 
-class Worker(uvicorn.Server):
+class Worker(GuardedServer):
     """uvicorn's server that tells a descriptor when it serves."""
 
     def __init__(self, config: uvicorn.Config, ready_fd: int) -> None:
@@ -187,7 +160,7 @@ def run_worker(
         store.registry.renewed_after_ns = settings.renewed_after_ns
         store.blobs.on_job = lambda: _wake(wake_fd)
         store.env.on_panic = end_at_once
-        config = uvicorn.Config(
+        config = GuardedConfig(
             create_app(
                 settings,
                 store,
@@ -199,6 +172,7 @@ def run_worker(
                 place=place - 1,
                 tracing=open_tracing(settings, f"worker {place}", pushes),
             ),
+            ConnectionGuard(Limits.of(settings)),
             http=PageProtocol,
             loop="uvloop",
             lifespan="on",

@@ -380,12 +380,14 @@ def test_read_ahead_is_raised(point: Path, records: Path) -> None:
 
 
 def test_mountinfo() -> None:
-    """Paths with blanks, optional fields, and what is mounted over something else."""
+    """Paths with blanks, optional fields, what is mounted over something else, and names that end lines elsewhere."""
     data = (
         b"22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw\n"
         b"40 22 0:39 / /mnt/with\\040blank ro,nodev shared:3 master:1 - fuse.pagepool app:1 ro,user_id=0\n"
+        b"41 22 0:40 / /mnt/a\rb\x0b\x1c rw - tmpfs x\r rw\n"
     )
     assert parse_mountinfo(data) == [
         MountPoint(Path("/"), "ext4", "/dev/root", (254, 1), False),
         MountPoint(Path("/mnt/with blank"), FUSE_TYPE, "app:1", (0, 39), True),
+        MountPoint(Path("/mnt/a\rb\x0b\x1c"), "tmpfs", "x\r", (0, 40), False),
     ]

@@ -123,7 +123,7 @@ def test_what_processes_map(tmp_path: Path) -> None:
 
 def test_parse_maps() -> None:
     text = (
-        b"7f0000000000-7f0000003000 r-xp 00002000 00:27 41                         /usr/lib/a b.so\n"
+        b"7f0000000000-7f0000003000 r-xp 00002000 00:27 41                         /usr/lib/a b.so\rc\n"
         b"7f0000003000-7f0000004000 rw-p 00000000 00:00 0 \n"
         b"7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0                          [stack]\n"
     )

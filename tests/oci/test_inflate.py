@@ -26,6 +26,7 @@ PLAIN = bytes(range(256)) * 3000
         zstandard.compress(PLAIN),
         zstandard.compress(PLAIN[:1000]) + zstandard.compress(PLAIN[1000:]),
         zstandard.ZstdCompressor(write_content_size=False).compress(PLAIN),
+        b"\x5f\x2a\x4d\x18\x04\x00\x00\x00skip" + zstandard.compress(PLAIN),
     ],
 )
 @pytest.mark.parametrize("step", [1, 3, 1000, 1 << 20])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pagepool.errors import CorruptError
-from pagepool_service.routes.streaming import PIECE_SIZE, BrokenOffError, PieceResponse, Threads, open_pieces
+from pagepool_service.routes.streaming import PIECE_SIZE, BrokenOffError, PieceResponse, Threads, Transfers, open_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,3 +134,28 @@ def test_client_that_leaves_is_noticed() -> None:
     respond(source, 100 * PIECE_SIZE, client)
     assert source.taken <= 6
     assert source.closed
+
+
+def test_answers_share_memory() -> None:
+    """The more there are, the smaller their pieces; one that has ended, or never began, has no share."""
+    most = 8 * PIECE_SIZE
+    transfers = Transfers(most)
+    assert transfers.piece_size == PIECE_SIZE
+    for count in (2, 5, 30):
+        transfers.count = count
+        assert transfers.piece_size == max(64 << 10, min(PIECE_SIZE, most // (4 * count)))
+
+    async def run() -> None:
+        with ThreadPoolExecutor(4) as executor:
+            threads = Threads(executor, transfer_bytes=most)
+            pieces: list[bytes | Exception] = [bytes(64 << 10)] * 64
+            opened = [await open_pieces(threads, lambda: Source(list(pieces))) for _ in range(10)]
+            assert [sum(map(len, first)) for _, first in opened[::9]] == [PIECE_SIZE, 256 << 10]
+            assert threads.transfers.count == 10
+            with pytest.raises(CorruptError):
+                await open_pieces(threads, lambda: Source([CorruptError("extent", "ab", "test")]))
+            for reader, _ in opened * 2:
+                reader.close()
+            assert threads.transfers.count == 0
+
+    asyncio.run(run())

@@ -40,6 +40,7 @@ class Service:
         arguments: of `pagepool serve`, but the data directory and address.
         environment: more variables.
         log_directory: where what it prints goes; beside the data directory without it.
+        prefix: a program that starts it, with its arguments: prlimit, for one.
         url: where it is, ``http://127.0.0.1:PORT``; the same over restarts.
     """
 
@@ -50,6 +51,7 @@ class Service:
     host: str = ""
     process: subprocess.Popen[bytes] | None = None
     log_directory: Path | None = None
+    prefix: tuple[str, ...] = ()
     log_path: Path = field(default_factory=Path)
 
     def start(self) -> None:
@@ -63,7 +65,7 @@ class Service:
         )
         self.log_path = Path(name)
         listen = self.host or "127.0.0.1:0"
-        program = [sys.executable, "-m", "pagepool.cli", "serve"]
+        program = [*self.prefix, sys.executable, "-m", "pagepool.cli", "serve"]
         command = [*program, "--data", str(self.data), "--listen", listen, "--cache-dir", str(self.cache)]
         command += self.arguments
         with os.fdopen(descriptor, "wb") as log:

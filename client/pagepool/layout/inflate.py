@@ -15,6 +15,7 @@ import zstandard
 from pagepool.errors import LayerInvalidError
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = tuple(bytes((first,)) + b"\x2a\x4d\x18" for first in range(0x50, 0x60))
 _PIECE = 1 << 20
 _MAX_WINDOW = 1 << 30
 # One call returns all that its input decompresses to, and 4 bytes can stand for a block of 128 KiB.
@@ -38,7 +39,7 @@ def inflate(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
     rest = _chain(head, source)
     if head.startswith(_GZIP):
         return _gzip(rest, name)
-    if head.startswith(_ZSTD):
+    if head.startswith((_ZSTD, *_ZSTD_SKIPPABLE)):
         return _zstd(rest, name)
     return rest
 

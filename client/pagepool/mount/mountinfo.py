@@ -38,7 +38,7 @@ class MountPoint(NamedTuple):
 def parse_mountinfo(data: bytes) -> list[MountPoint]:
     """Mounts in the order in which they were made; of several at one path the last one is what is seen."""
     found: list[MountPoint] = []
-    for line in data.splitlines():
+    for line in _lines(data):
         fields = line.split(b" ")
         dash = fields.index(b"-")
         major, _, minor = fields[2].partition(b":")
@@ -61,7 +61,7 @@ def mounted_at(path: Path) -> MountPoint | None:
     """
     # Of hundreds of mounts only those that may be there are looked at.
     shown = b" %b " % _SHOWN.sub(lambda found: b"\\%03o" % found[0][0], os.fsencode(path))
-    lines = [line for line in Path("/proc/self/mountinfo").read_bytes().splitlines() if shown in line]
+    lines = [line for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n") if shown in line]
     return next((point for point in reversed(parse_mountinfo(b"\n".join(lines))) if point.path == path), None)
 
 
@@ -77,6 +77,12 @@ def is_dead(path: Path) -> bool:
 def resolve(path: str | os.PathLike[str]) -> Path:
     """A path as mounts have it: absolute, without symlinks; also where a dead mount is in the way."""
     return Path(os.path.realpath(path))
+
+
+def _lines(data: bytes) -> list[bytes]:
+    # Not `splitlines`: of what ends a line elsewhere, a carriage return for one, the kernel shows all but \n as it is,
+    # and any user can have it in the name of a mount.
+    return [line for line in data.split(b"\n") if line]
 
 
 def _text(field: bytes) -> str:

@@ -81,7 +81,10 @@ class Channel:
                 return None
             self._received += data
         line, _, self._received = self._received.partition(b"\n")
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except RecursionError as error:
+            raise ValueError("a message is nested too deeply") from error
         if not isinstance(message, dict):
             raise ValueError("a message is no object")
         return message

@@ -88,11 +88,11 @@ def find_overlays(ours: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:
             key = f"{namespace} {(process / 'root').readlink()}"
             if key in seen:
                 continue
-            text = (process / "mountinfo").read_text(errors="surrogateescape")
+            text = os.fsdecode((process / "mountinfo").read_bytes())  # not `read_text`, to which \r ends a line
         except OSError:
             continue
         seen.add(key)
-        for line in text.splitlines():
+        for line in filter(None, text.split("\n")):
             mount, _, rest = line.partition(" - ")
             fields, about = mount.split(" "), rest.split(" ")
             if about[0] == "overlay" and ours(_plain(about[1])):

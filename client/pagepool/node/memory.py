@@ -217,7 +217,7 @@ def mapped_bytes(roots: Iterable[Path]) -> dict[Path, int]:
 
 def parse_maps(text: bytes) -> Iterator[tuple[int, int, int, int]]:
     """(device, inode, start, end) of each mapping of a file in /proc/PID/maps: which bytes of the file."""
-    for line in text.splitlines():
+    for line in filter(None, text.split(b"\n")):  # names of files may hold what ends a line elsewhere
         addresses, _, offset, device, inode = line.split(None, 5)[:5]
         if inode == b"0":
             continue

@@ -104,7 +104,9 @@ class MapFile:
             return None
         magic, _, _, count, size, _ = HEAD.unpack_from(raw)
         marks = raw[HEAD.size :]
-        if magic != _MAGIC or status.st_size != size or not size or len(marks) != count != -(-size // EXTENT_SIZE):
+        if magic != _MAGIC or status.st_size != size or not size:
+            return None
+        if not len(marks) == count == -(-size // EXTENT_SIZE):
             return None
         return _charged(size, marks)
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 router = APIRouter()
 
+_SMALL = 128 << 10  # bytes that a connection may hold until its client takes them
+
 _PATH = "/v2/{name:repository}/blobs/{digest}"
 _HEADERS = {"Docker-Content-Digest": DIGEST, "Content-Length": LENGTH, "ETag": header("The digest, quoted.")}
 _CONDITIONS = {
@@ -114,7 +116,7 @@ async def _send(
     if start == end:
         return Response(status_code=status, headers=headers)
     reader, first = await open_pieces(service.threads, service.store.blobs.read, digest, start, end)
-    if sum(map(len, first)) == end - start:
+    if end - start <= _SMALL and sum(map(len, first)) == end - start:
         reader.close()
         return Response(b"".join(first), status, headers)
     return PieceResponse(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pagepool_service.profiles import Profiles
     from pagepool_service.quotas import RepositoryQuotas
     from pagepool_service.roster import Roster
+    from pagepool_service.routes.bodies import BodyMemory
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.seeing.service import Seeing
     from pagepool_service.settings import Settings
@@ -93,6 +94,7 @@ class Context:
         listings: for pages of images.
         merging: for trees and their images.
         counting: for statistics.
+        bodies: memory for documents on their way in.
         roster: of the processes of the service; None where this is the only one.
         authority: says who asks and what he may do; None where everybody may do everything.
         quotas: of the repositories.
@@ -117,6 +119,7 @@ class Context:
     merging: Threads
     counting: Threads
     quotas: RepositoryQuotas
+    bodies: BodyMemory
     roster: Roster | None = None
     authority: Authority | None = None
 

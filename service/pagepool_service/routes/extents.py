@@ -18,7 +18,7 @@ from pagepool_service.extentstream import ExtentStream
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import binary_body, failures, success
 from pagepool_service.routes.objects import TreeText, parse_tree
-from pagepool_service.routes.parameters import Repository
+from pagepool_service.routes.parameters import Repository, content_length
 from pagepool_service.routes.streaming import BrokenOffError, body_chunks, until_disconnect
 
 if TYPE_CHECKING:
@@ -62,12 +62,14 @@ async def read_body(request: Request, service: Context, limit: int, what: str) -
 
     Raises:
         LimitError: it is larger than `limit`.
+        BusyError: too many others are on their way.
     """
     body = bytearray()
-    async for chunk in body_chunks(request, service.settings.body_timeout_s):
-        body += chunk
-        if len(body) > limit:
-            raise LimitError(what, len(body), limit)
+    async with service.bodies.hold(min(limit, limit if (size := content_length(request.headers)) is None else size)):
+        async for chunk in body_chunks(request, service.settings.body_timeout_s):
+            body += chunk
+            if len(body) > limit:
+                raise LimitError(what, len(body), limit)
     return bytes(body)
 
 

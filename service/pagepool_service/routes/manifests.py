@@ -112,13 +112,15 @@ async def put_manifest(
 ) -> Response:
     """Push a manifest. Blobs and manifests it refers to must be in the repository; its subject need not."""
     tags = _tags(reference, tag)
-    raw = await _read_body(request, service)
-    digest = Digest.of(raw, reference.algorithm if isinstance(reference, Digest) else "sha256")
-    if isinstance(reference, Digest) and digest != reference:
-        raise DigestMismatchError(reference, digest, len(raw))
-    document = await service.threads.run(parse_manifest, raw, request.headers.get("content-type"))
-    limit = service.quotas.limit(name)
-    await service.writers.run(service.registry.put_manifest, name, digest, document, tags, limit)
+    async with service.bodies.hold(_announced(request, service)):
+        raw = await _read_body(request, service)
+        digest = Digest.of(raw, reference.algorithm if isinstance(reference, Digest) else "sha256")
+        if isinstance(reference, Digest) and digest != reference:
+            raise DigestMismatchError(reference, digest, len(raw))
+        async with service.bodies.parsing(len(raw)):
+            document = await service.threads.run(parse_manifest, raw, request.headers.get("content-type"))
+        limit = service.quotas.limit(name)
+        await service.writers.run(service.registry.put_manifest, name, digest, document, tags, limit)
     if isinstance(document, Manifest):
         await service.threads.run(service.wanted.add, name, digest)
     return Response(status_code=201, headers=_put_headers(name, reference, digest, document, tag))
@@ -154,11 +156,21 @@ def _tags(reference: Digest | str, extra: list[str]) -> list[str]:
     return [validate_tag(tag) for tag in extra]
 
 
+def _announced(request: Request, service: Context) -> int:
+    """How large a manifest may become.
+
+    Raises:
+        LimitError: it is said to be too large.
+    """
+    limit = service.settings.max_manifest_bytes
+    announced = content_length(request.headers)
+    if announced is not None and announced > limit:
+        raise LimitError("manifest", announced, limit)
+    return limit if announced is None else announced
+
+
 async def _read_body(request: Request, service: Context) -> bytes:
     limit = service.settings.max_manifest_bytes
-    announced = content_length(request.headers) or 0
-    if announced > limit:
-        raise LimitError("manifest", announced, limit)
     parts: list[bytes] = []
     size = 0
     async for chunk in body_chunks(request, service.settings.body_timeout_s):

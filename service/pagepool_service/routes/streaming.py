@@ -33,20 +33,48 @@ if TYPE_CHECKING:
 log = logging.getLogger("pagepool.http")
 
 PIECE_SIZE = 1 << 20
+_SMALLEST_PIECE = 64 << 10
+
+
+class Transfers:
+    """Shares memory among the answers on their way: the more there are, the smaller their pieces. In the event loop.
+
+    Args:
+        most: bytes of memory, about. Pieces are never smaller than 64 KiB, or than what the store reads at once.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.count = 0
+        self._most = most
+
+    @property
+    def piece_size(self) -> int:
+        """Bytes of a piece: an answer has two, one that goes out and one that is read, and what they are cut out of."""
+        return max(_SMALLEST_PIECE, min(PIECE_SIZE, self._most // (4 * max(self.count, 1))))
 
 
 class Threads:
     """Where blocking work runs. What it logs has the id of the request that it is done for.
 
     Args:
+        executor: the threads.
         name: of the kind of work.
         tracing: has spans of what takes long; None for none.
+        transfer_bytes: memory for answers whose pieces are read in these threads.
     """
 
-    def __init__(self, executor: ThreadPoolExecutor, name: str = "", tracing: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        executor: ThreadPoolExecutor,
+        name: str = "",
+        tracing: Tracing | None = None,
+        *,
+        transfer_bytes: int = 256 << 20,
+    ) -> None:
         self._executor = executor
         self._name = name
         self._tracing = tracing
+        self.transfers = Transfers(transfer_bytes)
 
     async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Call a blocking function in a thread."""
@@ -61,24 +89,35 @@ class Threads:
 
 
 class PieceReader:
-    """Gathers what an iterator yields into pieces of about `PIECE_SIZE`. Blocks; one thread at a time."""
+    """Gathers what an iterator yields into pieces of about `PIECE_SIZE`. Blocks; one thread at a time.
 
-    def __init__(self, source: Iterator[bytes] | Iterator[bytes | memoryview]) -> None:
-        self._source = source
+    Made and closed in the event loop, by `open_pieces`.
+    """
+
+    def __init__(self, open_source: Callable[[], Iterator[bytes | memoryview]], transfers: Transfers) -> None:
+        self._open_source = open_source
+        self._source: Iterator[bytes | memoryview] | None = None
+        self._transfers: Transfers | None = transfers
+        transfers.count += 1
 
     def next(self) -> list[bytes | memoryview]:
         """The next pieces; empty at the end."""
         parts: list[bytes | memoryview] = []
-        size = 0
+        size, most = 0, PIECE_SIZE if self._transfers is None else self._transfers.piece_size
+        if self._source is None:
+            self._source = iter(self._open_source())
         for part in self._source:
             parts.append(part)
             size += len(part)
-            if size >= PIECE_SIZE:
+            if size >= most:
                 break
         return parts
 
     def close(self) -> None:
-        """Let go of what the source holds."""
+        """Let go of what the source holds, and of its share of memory. A second time nothing."""
+        if self._transfers is not None:
+            self._transfers.count -= 1
+            self._transfers = None
         close = getattr(self._source, "close", None)
         if close is not None:
             close()
@@ -160,12 +199,12 @@ async def open_pieces(
     threads: Threads, open_source: Callable[..., Iterator[bytes] | Iterator[bytes | memoryview]], *arguments: object
 ) -> tuple[PieceReader, list[bytes | memoryview]]:
     """Begin to read, so that what is wrong at once can still be answered. Returns the reader, and its first pieces."""
-
-    def begin() -> tuple[PieceReader, list[bytes | memoryview]]:
-        reader = PieceReader(open_source(*arguments))
-        return reader, reader.next()
-
-    return await threads.run(begin)
+    reader = PieceReader(lambda: open_source(*arguments), threads.transfers)
+    try:
+        return reader, await threads.run(reader.next)
+    except Exception:
+        reader.close()
+        raise
 
 
 async def body_chunks(request: Request, timeout_s: float) -> AsyncIterator[bytes]:

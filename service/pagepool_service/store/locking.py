@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, ReadOnlyError
@@ -22,7 +23,8 @@ def lock_data(data: Path, *, read_only: bool) -> int | None:
         ReadOnlyError: the directory cannot be written to.
     """
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(data, read_only=read_only)
         fd = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if read_only:
@@ -37,3 +39,13 @@ def lock_data(data: Path, *, read_only: bool) -> int | None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def _close_to_others(data: Path, *, read_only: bool) -> None:
+    """Take away what other users may do in a data directory: trees name all files, and hold the contents of small ones.
+
+    What a group may is for who made the directory to say.
+    """
+    found = data.stat()
+    if not read_only and found.st_uid == os.geteuid() and found.st_mode & 0o007:
+        data.chmod(stat.S_IMODE(found.st_mode) & ~0o007)

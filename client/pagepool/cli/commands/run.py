@@ -11,9 +11,10 @@ import click
 
 from pagepool.cli import exits, output, roots
 from pagepool.cli.background import in_background
-from pagepool.cli.nodes import SizeType, node_options
+from pagepool.cli.nodes import SizeType, node_client, node_options
 from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
 from pagepool.cli.target import PoolOptions
+from pagepool.cli.volumes import check_volumes
 from pagepool.container import Container, RunOptions, cleanup_stale, run_container
 from pagepool.container.options import check_options, parse_env, parse_env_file, parse_memory, parse_volume
 
@@ -151,6 +152,8 @@ def command(
     output.current().failure = exits.CONTAINER
     options = _options(words, given)
     check_options(options)
+    places = node_client().places
+    check_volumes(options.volumes, places.state, places.run)
     if detach and options.interactive:
         raise click.UsageError("--detach and --interactive exclude each other.")
     if log is not None and not detach:

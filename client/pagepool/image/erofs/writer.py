@@ -202,7 +202,10 @@ class _Layout:
         entries = self._scan.entries(number, record[9], record[10])
         if self._whiteouts:
             entries = [entry for entry in entries if entry[1] not in self._whiteouts]
-        entries += [(b".", number), (b"..", record[11] or ROOT)]
+        parent = record[11] or ROOT
+        if parent > self._scan.node_count:
+            raise CorruptError("tree", "", f"node {number} is said to be in {parent}, which is not there")
+        entries += [(b".", number), (b"..", parent)]
         entries.sort()
         longest = max(len(name) for name, _ in entries)
         if longest > erofs.LONGEST_NAME:

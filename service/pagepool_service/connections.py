@@ -1,0 +1,357 @@
+"""The connections of a worker: how many there may be, and how long each may keep a place without doing anything.
+
+A `BoundedProtocol` is a connection; the worker's `ConnectionGuard` knows all of them and looks at them once a second:
+
+- Whoever has no request under way has the lowest claim. When there is no place left, the longest idle connection is
+  closed, and the new one taken; one that has sent a part of a head counts as idle, too. Only if every place has a
+  request is a new one told 503.
+- A head that does not end in time is answered 408.
+- A client whose turn it is, to send the body or to take the answer, has to move a least number of bytes in each span
+  of time, by the kernel's own count (TCP_INFO). While the service works, nothing is asked of it.
+
+So an attacker has to pay for each place with a request that moves. One address has a share of the places; loopback,
+where a proxy or a node would be, has all. All is in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import resource
+import socket
+import struct
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from pagepool_service.settings import Settings
+
+log = logging.getLogger("pagepool.connections")
+
+LONGEST_HEAD: Final = 64 << 10
+_SWEEP_S: Final = 1.0
+_IDLE_SWEEPS: Final = 2
+"""A connection is idle once so many sweeps have found it so: who has just connected is about to send."""
+_LINGER_S: Final = 1.0
+_MOST_LINGERING: Final = 64
+_KEPT_FILES: Final = 256
+"""Descriptors that are not for connections: the store, the pool's objects, logs."""
+_AT_ONCE: Final = struct.pack("ii", 1, 0)
+_MOVED: Final = struct.Struct("=120xQQ")
+"""Of struct tcp_info: bytes that the other end has acknowledged, and bytes that came from it (Linux 4.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What connections may take.
+
+    Args:
+        most: connections at a time.
+        most_of_address: of these, from one address that is not loopback; 0 for all.
+        head_s: longest time for the head of a request.
+        window_s: a client whose turn it is has to move...
+        least_rate: ...so many bytes a second in each such window; 0 for none.
+    """
+
+    most: int
+    most_of_address: int
+    head_s: float
+    window_s: float
+    least_rate: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """Those of a service. Connections are no more than there are descriptors for."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = settings.max_connections
+        if soft != resource.RLIM_INFINITY and (room := max(8, soft - min(_KEPT_FILES, soft // 2))) < most:
+            log.warning("%d open files are allowed: there may be %d connections, not %d", soft, room, most)
+            most = room
+        return cls(
+            most,
+            settings.max_connections_per_address,
+            settings.head_timeout_s,
+            settings.body_timeout_s,
+            settings.least_rate_bytes,
+        )
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with a bound on a request's line and headers: it would gather them without end.
+
+    Known to the guard of its `GuardedConfig`.
+    """
+
+    _head_size = 0
+    _in_head = False
+    refused = False
+    _unread = 0
+    idle_sweeps = 0
+    head_since: tuple[object, float] | None = None
+    watch: _Watch | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, if there is a place for it."""
+        super().connection_made(transport)
+        if isinstance(self.config, GuardedConfig):
+            self.config.guard.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        super().connection_lost(exc)
+        if isinstance(self.config, GuardedConfig):
+            self.config.guard.remove(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, unless the head of the request has become too large. Called for each page read: kept short."""
+        if self.refused:
+            self._unread += len(data)
+            if self._unread > LONGEST_HEAD:
+                self.transport.close()
+            return
+        if self._in_head and self._head_size > LONGEST_HEAD:
+            self.refuse(431, f"the head of a request may have {LONGEST_HEAD} bytes")
+            return
+        HttpToolsProtocol.data_received(self, data)
+        # A scope is made when a head begins, and its method is known when the head has ended.
+        if not self.scope or "method" in self.scope:
+            self._in_head = False
+        elif self._in_head:
+            # What a head begins or ends in may be mostly bodies; a head that goes on over a whole read is all head.
+            self._head_size += len(data)
+        else:
+            self._in_head, self._head_size = True, 0
+
+    def refuse(self, status: int, message: str, *, retry_s: int = 0) -> None:
+        """Answer instead of the application, and close: with a moment in which the client can read it."""
+        self.refused = True
+        body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS" if retry_s else "UNSUPPORTED", "message": message}]})
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+        retry = b"retry-after: %d\r\n" % retry_s if retry_s else b""
+        self.transport.write(b"".join((STATUS_LINE[status], head, retry, b"\r\n", body.encode())))
+        if self.transport.can_write_eof():
+            # Closed with bytes that were not read, the kernel would reset the connection, and the answer with it.
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
+
+    def drop(self) -> None:
+        """Break the connection off, and what waits in the kernel to be taken with it."""
+        found = self.transport.get_extra_info("socket")
+        with contextlib.suppress(AttributeError, OSError):
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        self.transport.abort()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way whose head has come."""
+        return bool(self.pipeline) or not (self.cycle is None or self.cycle.response_complete)
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether the request under way cannot go on before the client sends, or takes, something."""
+        if self.flow.write_paused:
+            return True
+        cycle = self.cycle
+        return cycle.more_body and not cycle.body and not cycle.response_started
+
+    def moved(self) -> int | None:
+        """Bytes that went over the connection, both ways; None where the kernel does not tell."""
+        found = self.transport.get_extra_info("socket")
+        try:
+            acknowledged, received = _MOVED.unpack_from(found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256))
+        except (AttributeError, OSError, struct.error):
+            return None
+        return int(acknowledged + received)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """How a request has gone since a moment.
+
+    Args:
+        cycle: the request.
+        since: on the event loop's clock.
+        moved: bytes of the connection then.
+        sweeps, waits: how often it was looked at, and it was the client's turn.
+    """
+
+    cycle: object
+    since: float
+    moved: int
+    sweeps: int = 0
+    waits: int = 0
+
+
+class ConnectionGuard:
+    """Keeps the connections of a worker within limits.
+
+    Args:
+        limits: the limits.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.refused = 0
+        """Connections that were told that there is no place, ever."""
+        self.ended = 0
+        """Connections that were ended because they did not move, ever."""
+        self._open: dict[BoundedProtocol, None] = {}
+        self._addresses: Counter[str] = Counter()
+        self._idle: deque[BoundedProtocol] = deque()
+        self._told = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: BoundedProtocol) -> None:
+        """Take a connection, close an idle one for it, or refuse it."""
+        address = _address(connection)
+        most, share = self.limits.most, self.limits.most_of_address
+        if address and share and self._addresses[address] >= share:
+            self._refuse(connection, f"there are {share} connections from {address} already: close some, or wait")
+        elif len(self._open) >= most and not self._close_idle():
+            self._refuse(connection, f"all {most} connections have a request under way: try again in a moment")
+        else:
+            self._open[connection] = None
+            if address:
+                self._addresses[address] += 1
+
+    def remove(self, connection: BoundedProtocol) -> None:
+        """A connection is gone."""
+        if connection in self._open:
+            del self._open[connection]
+            if address := _address(connection):
+                self._addresses[address] -= 1
+                self._addresses += Counter()  # forgets those of none
+
+    def _refuse(self, connection: BoundedProtocol, reason: str) -> None:
+        self.refused += 1
+        lingering = [one for one in connection.connections if getattr(one, "refused", False)]
+        if len(lingering) > _MOST_LINGERING:
+            connection.refused = True
+            connection.transport.abort()
+        else:
+            connection.refuse(503, reason, retry_s=1)
+
+    def _close_idle(self) -> bool:
+        """Close the connection that has been idle for longest. False if none is."""
+        while self._idle:
+            connection = self._idle.popleft()
+            if connection in self._open and connection.idle_sweeps and not connection.is_busy:
+                self.remove(connection)
+                connection.transport.close()
+                return True
+        return False
+
+    def sweep(self, now_s: float) -> None:
+        """Look at all connections, and end those that keep a place for nothing."""
+        idle: list[BoundedProtocol] = []
+        for connection in list(self._open):
+            if connection.transport.is_closing():
+                continue
+            if connection.is_busy:
+                connection.idle_sweeps, connection.head_since = 0, None
+                self._watch(connection, now_s)
+            else:
+                connection.watch = None
+                connection.idle_sweeps += 1
+                if connection.idle_sweeps >= _IDLE_SWEEPS:
+                    idle.append(connection)
+                self._check_head(connection, now_s)
+        self._idle = deque(sorted(idle, key=lambda one: -one.idle_sweeps))
+        if self.refused + self.ended > self._told:
+            log.warning("%d connections were refused and %d ended, so far", self.refused, self.ended)
+            self._told = self.refused + self.ended
+
+    def _check_head(self, connection: BoundedProtocol, now_s: float) -> None:
+        """End a connection whose first or next request has begun, or should have, and does not come to its end."""
+        scope = connection.scope
+        if scope and "method" in scope:  # between requests: uvicorn's own time-out
+            connection.head_since = None
+            return
+        if connection.head_since is None or connection.head_since[0] is not scope:
+            connection.head_since = (scope, now_s)
+            connection.idle_sweeps = 0
+        elif now_s - connection.head_since[1] >= self.limits.head_s:
+            self.ended += 1
+            if scope:
+                connection.refuse(408, f"the head of a request has to come within {self.limits.head_s:g} s")
+            else:
+                connection.transport.close()
+
+    def _watch(self, connection: BoundedProtocol, now_s: float) -> None:
+        """End a connection whose client does not move though it is its turn."""
+        if not self.limits.least_rate:
+            return
+        watch = connection.watch
+        if watch is None or watch.cycle is not connection.cycle:
+            moved = connection.moved()
+            connection.watch = None if moved is None else _Watch(connection.cycle, now_s, moved)
+            return
+        watch.sweeps += 1
+        watch.waits += connection.waits_for_client
+        if now_s - watch.since < self.limits.window_s:
+            return
+        moved = connection.moved()
+        least = self.limits.least_rate * (now_s - watch.since)
+        if moved is not None and moved - watch.moved < least and 10 * watch.waits >= 9 * watch.sweeps:
+            self.ended += 1
+            log.info("a client moved %d bytes in %.0f s: it is let go of", moved - watch.moved, now_s - watch.since)
+            connection.drop()
+        else:
+            connection.watch = None
+
+    async def run(self) -> None:
+        """Look once a second, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            self.sweep(loop.time())
+
+
+class GuardedConfig(uvicorn.Config):
+    """uvicorn's configuration, with the guard that its connections are known to."""
+
+    def __init__(self, app: Any, guard: ConnectionGuard, **options: Any) -> None:
+        super().__init__(app, **options)
+        self.guard = guard
+
+
+class GuardedServer(uvicorn.Server):
+    """uvicorn's server, whose guard looks at its connections while it serves."""
+
+    _guarding: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
+        await super().startup(sockets)
+        if isinstance(self.config, GuardedConfig):
+            self._guarding = asyncio.create_task(self.config.guard.run())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Come to an end."""
+        if self._guarding is not None:
+            self._guarding.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._guarding
+        await super().shutdown(sockets)
+
+
+def _address(connection: BoundedProtocol) -> str:
+    """The address of a client; "" of one on this machine."""
+    found = connection.client
+    if found is None:
+        return ""
+    try:
+        return "" if ipaddress.ip_address(found[0]).is_loopback else found[0]
+    except ValueError:
+        return ""
