@@ -92,7 +92,7 @@ def test_a_password_in_a_form(http: httpx.Client) -> None:
         "Basic " + base64.b64encode(b"alice").decode(),
         "Bearer",
         "Bearer x.y.z",
-        "Bearer " + new_token(),
+        pytest.param("Bearer " + new_token(), id="a token that nobody knows"),
         "Digest username=alice",
         "nonsense",
     ],
