@@ -21,7 +21,7 @@ What each command says with `--help`. This page is made from it (`python tests/s
 compares the two.
 
 The client's commands work with any OCI registry, as far as it can answer; `pip install pagepool` has them. `serve`,
-`fsck`, `backup`, `restore`, `demo` and `bench` need the service: `pip install 'pagepool[service]'`.
+`auth`, `fsck`, `gc`, `backup`, `restore`, `demo` and `bench` need the service: `pip install 'pagepool[service]'`.
 """
 
 
