@@ -74,6 +74,7 @@ if TYPE_CHECKING:
 # Threads that block for requests, by what for: see `Context`. No work of one kind waits for work of another. What takes
 # seconds has few, so that its requests queue up behind each other and not before those for blobs.
 _THREADS = {"threads": 32, "writers": 8, "listings": 2, "merging": 1, "counting": 1}
+_FORMS = 8 << 20  # bytes of logins by form that are on their way in
 _TICK_S = 5.0
 _REREAD_S = 1.0
 
@@ -170,6 +171,7 @@ def create_app(
         Seeing(settings, store, pool, roster, tally, place),
         **threads,
         bodies=BodyMemory(settings.body_bytes),
+        forms=BodyMemory(min(settings.body_bytes, _FORMS)),
         roster=roster,
         authority=authority,
         quotas=quotas,

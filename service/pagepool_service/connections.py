@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any, Final
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from pagepool_service.handshakes import Handshakes
+
 if TYPE_CHECKING:
     from pagepool_service.settings import Settings
 
@@ -330,15 +332,39 @@ class GuardedServer(uvicorn.Server):
     """uvicorn's server, whose guard looks at its connections while it serves."""
 
     _guarding: asyncio.Task[None] | None = None
+    _accepting: tuple[asyncio.Task[None], ...] = ()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve."""
-        await super().startup(sockets)
-        if isinstance(self.config, GuardedConfig):
-            self._guarding = asyncio.create_task(self.config.guard.run())
+        """Begin to serve. With TLS, connections are accepted by `handshakes`."""
+        config = self.config
+        if not isinstance(config, GuardedConfig):
+            await super().startup(sockets)
+            return
+        secure = sockets is not None and config.ssl is not None
+        await super().startup([] if secure else sockets)
+        self._guarding = asyncio.create_task(config.guard.run())
+        if secure and self.started:
+            self._accepting = tuple(asyncio.create_task(self._handshakes(one).run()) for one in sockets or ())
+
+    def _handshakes(self, listener: socket.socket) -> Handshakes:
+        config = self.config
+        assert isinstance(config, GuardedConfig)
+        assert config.ssl is not None
+        limits = config.guard.limits
+
+        def make() -> asyncio.Protocol:
+            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return made
+
+        return Handshakes(listener, config.ssl, make, limits.most, limits.head_s)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Come to an end."""
+        for accepting in self._accepting:
+            accepting.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
         if self._guarding is not None:
             self._guarding.cancel()
             with contextlib.suppress(asyncio.CancelledError):

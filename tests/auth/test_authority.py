@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,38 @@ def test_only_so_many_wait(authority: Authority) -> None:
     answer = render(TooManyLoginsError("64 logins are being verified; try again"))
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
     assert b"TOOMANYREQUESTS" in answer.body
+
+
+def test_strangers_keep_nobody_waiting_who_was_in_before(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose password was right is verified again, though others send any number of wrong ones."""
+    go_on = threading.Event()
+    real = Htpasswd.verify
+
+    def slow(self: Htpasswd, name: str, secret: str) -> bool:
+        assert not secret.startswith("guess") or go_on.wait(30)
+        return real(self, name, secret)
+
+    monkeypatch.setattr(Htpasswd, "verify", slow)
+    good, bad = _headers("alice", password("alice")), _headers("alice", "wrong")
+
+    async def talk() -> None:
+        await authority.authenticate(good)
+        authority.renew()
+        guesses = [asyncio.create_task(authority.login("alice", f"guess {number}")) for number in range(64)]
+        await asyncio.sleep(0)
+        try:
+            assert (await authority.authenticate(good)).principal.name == "alice"
+            assert (await authority.login("alice", password("alice"))).principal.name == "alice"
+            for stranger in (_headers("bob", password("bob")), bad):
+                with pytest.raises(TooManyLoginsError):
+                    await authority.authenticate(stranger)
+        finally:
+            go_on.set()
+            await asyncio.gather(*guesses, return_exceptions=True)
+        assert (await authority.authenticate(_headers("bob", password("bob")))).principal.name == "bob"
+        authority.close()
+
+    asyncio.run(talk())
 
 
 def test_secrets_are_not_shown(authority: Authority) -> None:

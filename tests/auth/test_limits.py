@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import httpx
@@ -150,3 +152,21 @@ def test_whose_an_upload_is(tmp_path: Path) -> None:
         limit.take("")  # nobody's are not counted by user
         limit.give_back(first)
         limit.take("alice")
+
+
+def test_strangers_who_log_in_keep_no_documents_waiting(tmp_path: Path) -> None:
+    """Forms that do not come to their end have memory of their own."""
+    users = write_users(tmp_path / "users")
+    with (
+        running_service(
+            tmp_path / "data", "--workers", "1", "--htpasswd", str(users), PAGEPOOL_BODY_MEMORY="1MiB"
+        ) as service,
+        httpx.Client(base_url=service.url, timeout=30) as http,
+        ExitStack() as stack,
+    ):
+        host, port = service.host.split(":")
+        for _ in range(20):
+            slow = stack.enter_context(socket.create_connection((host, int(port))))
+            slow.sendall(b"POST /auth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 65536\r\n\r\n")
+        time.sleep(0.5)
+        push_image(http, "team/app", "1", basic("alice"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 
 import pytest
 
@@ -29,6 +30,8 @@ STATIC = "pp_" + "Ab-_0" * 8 + "xyz"
         ("connecting to https://alice:hunter2@registry.example/v2/", "hunter2"),
         (f"the token {JWT} has expired", JWT),
         (f"login({STATIC!r})", STATIC),
+        (f"GET /a.long-name.of-something/x-{JWT}?n=1 HTTP/1.1", JWT),
+        (f"{'-eyJ' * 100}.{JWT}", JWT),
     ],
 )
 def test_secrets_are_hidden(text: str, secret: str) -> None:
@@ -49,6 +52,15 @@ def test_secrets_are_hidden(text: str, secret: str) -> None:
 )
 def test_the_rest_is_not(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize("part", ["-eyJ", "-eyJ-eyJ-eyJ.", "://a:", "password", "bearer+", "pp_", "eyJ.", "Basic "])
+def test_long_lines_take_no_longer(part: str) -> None:
+    """A stranger's path is as long as a head may be, and is redacted in the event loop."""
+    text = part * ((512 << 10) // len(part))
+    began_s = time.thread_time()
+    redact(text)
+    assert time.thread_time() - began_s < 2
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])

@@ -19,6 +19,8 @@ from pagepool.transport import Credentials, RegistryClient, ServiceClient, Sessi
 from pagepool_service.auth.tokens import hash_token, new_token
 from tests.auth.conftest import basic, password, push_blob, push_image, write_users
 from tests.oci.samples import Sample, tar
+from tests.service.pushes import push_image as push_files
+from tests.service.test_images_api import settled
 from tests.support.server import Service, running_service
 
 if TYPE_CHECKING:
@@ -355,3 +357,25 @@ def test_another_server_of_tokens(tmp_path: Path) -> None:
         assert http.post("/v2/a/c/blobs/uploads/", headers=bearer(key)).status_code == 401
         assert http.get("/v2/_catalog", headers=bearer(key)).status_code == 401
         assert http.get("/v2/", headers=bearer(ec.generate_private_key(ec.SECP256R1()))).status_code == 401
+
+
+def test_who_sees_figures_sees_no_names_of_files(tmp_path: Path) -> None:
+    """The right `catalog` is about repositories; what is in an image is for who may pull it."""
+    rights = tmp_path / "rights.toml"
+    rights.write_text(
+        'admins = ["root"]\n[[rules]]\nwho = ["carol"]\nactions = ["catalog"]\n'
+        '[[rules]]\nwho = ["alice"]\nrepositories = ["team/*"]\nactions = ["pull", "push"]\n'
+    )
+    options = ("--htpasswd", str(write_users(tmp_path / "users")), "--rights", str(rights))
+    url = "/v1/team/app/images/1/sharing"
+    with (
+        running_service(tmp_path / "data", *options) as service,
+        httpx.Client(base_url=service.url, timeout=30, auth=basic("alice")) as http,
+    ):
+        push_files(http, "team/app", "1", {"of-alice": b"x"})
+        settled(http, "/v1/team/app/images/1")
+        watching = http.get(url, auth=basic("carol"))
+        assert watching.status_code == 200
+        assert (watching.json()["files"], watching.json()["largest"]) == (1, [])
+        assert [file["path"] for file in http.get(url, auth=basic("root")).json()["largest"]] == ["/of-alice"]
+        assert http.get(url).status_code == 403

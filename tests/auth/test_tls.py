@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import httpx
@@ -73,6 +74,31 @@ def test_a_renewed_certificate_is_taken_up(service: Service, authority: TestAuth
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert http.get("/readyz").status_code == 200
+
+
+def test_handshakes_that_do_not_end(tmp_path: Path, authority: TestAuthority) -> None:
+    """They take neither all descriptors nor the places of others."""
+    certificate, key = authority.issue("handshakes")
+    options = ("--workers", "1", "--tls-certificate", str(certificate), "--tls-key", str(key))
+    service = Service(tmp_path / "data", options, prefix=("prlimit", "--nofile=128:128"))
+    service.start()
+    try:
+        host, _, port = service.host.partition(":")
+        with ExitStack() as stack:
+            for data in 60 * (b"", b"\x16\x03"):
+                silent = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+                silent.sendall(data)
+            context = ssl.create_default_context(cafile=authority.path)
+            deadline = time.monotonic() + 90
+            while True:
+                try:
+                    assert httpx.get(f"{service.url}/readyz", verify=context, timeout=20).status_code == 200
+                    break
+                except httpx.TransportError:
+                    assert time.monotonic() < deadline
+        assert "Too many open files" not in service.log()
+    finally:
+        service.stop()
 
 
 def test_old_versions_are_refused(service: Service) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -161,6 +162,30 @@ def test_answers_of_a_token_server_that_cannot_be_used(answer: bytes) -> None:
     authorizer = Authorizer("host", False, Credentials(), send)
     with pytest.raises(UnauthorizedError, match="token"):
         authorizer.answer(['Bearer realm="http://127.0.0.1/t"'], "", "")
+
+
+def test_answers_of_a_token_server_have_a_limit() -> None:
+    """One that never ends is read no further than a token can reach."""
+    sent = 0
+
+    class Endless(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            nonlocal sent
+            while sent < 64 << 20:
+                sent += 64 << 10
+                yield b" " * (64 << 10)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/token":
+            return httpx.Response(200, stream=Endless())
+        return httpx.Response(401, headers={"WWW-Authenticate": 'Bearer realm="http://127.0.0.1/token"'})
+
+    with (
+        Session("http://127.0.0.1", transport=httpx.MockTransport(answer)) as link,
+        pytest.raises(UnauthorizedError, match="token"),
+    ):
+        RegistryClient(link).ping()
+    assert sent <= 2 << 20
 
 
 def test_secrets_are_not_in_repr() -> None:

@@ -22,7 +22,7 @@ from pagepool.transport.credentials import Credentials
 
 _DEFAULT_LIFE_S = 60
 _EARLY_S = 10
-_MAX_TOKEN_ANSWER = 1 << 20
+MAX_TOKEN_ANSWER = 1 << 20
 
 CATALOG_SCOPE = "registry:catalog:*"
 """What a token must allow to list what there is."""
@@ -173,7 +173,7 @@ class Authorizer:
                 f"the token server {response.request.url.host} answered {response.status_code}",
                 request=response.request,
             )
-        fields = load_object(response.content[:_MAX_TOKEN_ANSWER], "token", _bad_token)
+        fields = load_object(response.content[:MAX_TOKEN_ANSWER], "token", _bad_token)
         token = fields.optional_string("token") or fields.string("access_token")
         if not re.fullmatch(r"[\x21-\x7e]+", token):
             raise _bad_token("token", "holds characters that no header can")

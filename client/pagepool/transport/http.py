@@ -27,7 +27,7 @@ import httpx
 from pagepool.errors import InvalidError, LimitError, UnauthorizedError, UnreachableError
 from pagepool.transport.addresses import is_loopback
 from pagepool.transport.answers import Subject, error_of
-from pagepool.transport.auth import Authorizer, add_params
+from pagepool.transport.auth import MAX_TOKEN_ANSWER, Authorizer, add_params
 from pagepool.transport.credentials import Credentials
 from pagepool.transport.retry import RETRY_STATUSES, RetryPolicy
 from pagepool.transport.tracecontext import trace_headers
@@ -117,7 +117,7 @@ class Session:
             self.where,
             self.base.scheme == "https",
             credentials or Credentials(),
-            lambda request: self._client.send(request),
+            self._send_plainly,
         )
         self._on_warning = on_warning
         self._warned: set[str] = set()
@@ -269,6 +269,16 @@ class Session:
             _close(response)
             raise UnauthorizedError(self._authorizer.complaint())
         return response
+
+    def _send_plainly(self, request: httpx.Request) -> httpx.Response:
+        """Send a request to a token server, and read of its answer what a token can have."""
+        request.headers.setdefault("Accept-Encoding", "identity")
+        response = self._client.send(request, stream=True)
+        try:
+            body = _read_up_to(response, MAX_TOKEN_ANSWER)
+        finally:
+            _close(response)
+        return httpx.Response(response.status_code, content=body[:MAX_TOKEN_ANSWER], request=request)
 
     def _send(self, call: Call, url: httpx.URL, authorization: str) -> httpx.Response:
         headers = {**trace_headers(), **call.headers}

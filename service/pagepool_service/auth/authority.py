@@ -3,7 +3,8 @@
 One for each worker; made before the fork, so that what is wrong in a file is said at the start. Verifying a password
 takes about 50 ms of a processor and is done in threads, a few at a time, and once for each header however many
 requests bring it; then it is remembered for a minute, as is a token until it ends, under a keyed hash of the header. So
-a request by a known client costs a hash and a look-up.
+a request by a known client costs a hash and a look-up. That a password was right is remembered for longer: it is
+verified again beside those of strangers, who may send any number of wrong ones, and not behind them.
 
 The event loop calls `known` and `authenticate`; `refresh` blocks for the time of reading some small files.
 """
@@ -42,7 +43,7 @@ log = logging.getLogger("pagepool.auth")
 REMEMBERED_S: Final = 60.0
 _MOST_REMEMBERED = 16384
 _MOST_WAITING = 64
-_VERIFIERS = 2  # passwords verified at a time: the rest of the machine is for serving
+_VERIFIERS = 2  # of strangers, and of those who are known: the rest of the machine is for serving
 _FIELD = b"authorization"
 _STAMP_SIZE = 16
 
@@ -90,8 +91,10 @@ class Authority:
         self._files = self._put_together()
         self._hasher = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=16)
         self._known: dict[bytes, Access] = {}
+        self._proven: dict[bytes, None] = {}  # marks of names and passwords that were right when they were verified
         self._verifying: dict[bytes, asyncio.Task[Access]] = {}
-        self._executor: ThreadPoolExecutor | None = None
+        self._strangers = 0  # of these
+        self._executors: dict[bool, ThreadPoolExecutor] = {}  # of those who are proven, and of strangers
         self._nobody = self._make_nobody()
 
     @classmethod
@@ -174,17 +177,20 @@ class Authority:
         """
         if is_token(password):
             return self._of_static(password)
-        mark = self._mark(f"\0{name}:{password}".encode(errors="surrogatepass")) if mark is None else mark
+        proof = self._mark(f"\0{name}:{password}".encode(errors="surrogatepass"))
+        mark = proof if mark is None else mark
         known = self._known.get(mark)
         if known is not None and time.monotonic() < known.until:
             return known
         running = self._verifying.get(mark)
         if running is None:
-            if len(self._verifying) >= _MOST_WAITING:
-                raise TooManyLoginsError(f"{len(self._verifying)} logins are being verified; try again")
-            running = asyncio.create_task(self._verify(mark, name, password))
+            stranger = proof not in self._proven
+            if stranger and self._strangers >= _MOST_WAITING:
+                raise TooManyLoginsError(f"{self._strangers} logins are being verified; try again")
+            self._strangers += stranger
+            running = asyncio.create_task(self._verify(mark, proof, name, password))
             self._verifying[mark] = running
-            running.add_done_callback(lambda task: self._verified(mark, task))
+            running.add_done_callback(lambda task: self._verified(mark, task, stranger=stranger))
         return await asyncio.shield(running)
 
     def redeem(self, token: str) -> tuple[Principal, str]:
@@ -261,8 +267,8 @@ class Authority:
 
     def close(self) -> None:
         """End the threads."""
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+        for executor in self._executors.values():
+            executor.shutdown(cancel_futures=True)
 
     def _put_together(self) -> _Files:
         read, settings = self._read, self._settings
@@ -289,19 +295,25 @@ class Authority:
         self._known[mark] = access
         return access
 
-    async def _verify(self, mark: bytes, name: str, password: str) -> Access:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(_VERIFIERS, thread_name_prefix="password")
+    async def _verify(self, mark: bytes, proof: bytes, name: str, password: str) -> Access:
+        proven = proof in self._proven
+        if proven not in self._executors:
+            self._executors[proven] = ThreadPoolExecutor(_VERIFIERS, thread_name_prefix="password")
         files = self._files
         loop = asyncio.get_running_loop()
-        if not await loop.run_in_executor(self._executor, files.htpasswd.verify, name, password):
+        if not await loop.run_in_executor(self._executors[proven], files.htpasswd.verify, name, password):
+            self._proven.pop(proof, None)
             raise CredentialsError
+        if not proven and len(self._proven) >= _MOST_REMEMBERED:
+            del self._proven[next(iter(self._proven))]
+        self._proven[proof] = None
         access = Access(files.rights.principal(name), files.rights, until=time.monotonic() + REMEMBERED_S)
         # Not if the files have changed meanwhile: then it is verified against the new ones next time.
         return self._remember(mark, access) if files is self._files else access
 
-    def _verified(self, mark: bytes, task: asyncio.Task[Access]) -> None:
+    def _verified(self, mark: bytes, task: asyncio.Task[Access], *, stranger: bool) -> None:
         self._verifying.pop(mark, None)
+        self._strangers -= stranger
         if not task.cancelled():
             task.exception()  # whoever waited for it may have left
 

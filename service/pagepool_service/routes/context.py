@@ -95,6 +95,7 @@ class Context:
         merging: for trees and their images.
         counting: for statistics.
         bodies: memory for documents on their way in.
+        forms: the same for those of strangers who log in: they keep nobody else's waiting.
         roster: of the processes of the service; None where this is the only one.
         authority: says who asks and what he may do; None where everybody may do everything.
         quotas: of the repositories.
@@ -120,6 +121,7 @@ class Context:
     counting: Threads
     quotas: RepositoryQuotas
     bodies: BodyMemory
+    forms: BodyMemory
     roster: Roster | None = None
     authority: Authority | None = None
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from pagepool_service.routes.bodies import BodyMemory
     from pagepool_service.routes.streaming import Threads
 
 log = logging.getLogger("pagepool.http")
@@ -57,15 +58,21 @@ async def post_extents(request: Request, service: Service, name: Repository, tre
     return StreamResponse(service.threads, pieces, first, service.settings.body_timeout_s)
 
 
-async def read_body(request: Request, service: Context, limit: int, what: str) -> bytes:
+async def read_body(
+    request: Request, service: Context, limit: int, what: str, memory: BodyMemory | None = None
+) -> bytes:
     """A request's body, which is small.
+
+    Args:
+        memory: that it shares; None for that of all documents.
 
     Raises:
         LimitError: it is larger than `limit`.
         BusyError: too many others are on their way.
     """
     body = bytearray()
-    async with service.bodies.hold(min(limit, limit if (size := content_length(request.headers)) is None else size)):
+    announced = content_length(request.headers)
+    async with (memory or service.bodies).hold(limit if announced is None else min(limit, announced)):
         async for chunk in body_chunks(request, service.settings.body_timeout_s):
             body += chunk
             if len(body) > limit:

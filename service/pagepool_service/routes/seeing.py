@@ -13,6 +13,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
 from pagepool.errors import InvalidError, PendingError
+from pagepool_service.routes.access import Caller
 from pagepool_service.routes.context import Service
 from pagepool_service.routes.described import Responses, failures, json_object, success
 from pagepool_service.routes.images import RETRY, PlatformQuery, find_tree
@@ -221,14 +222,17 @@ async def get_sharing(
 @router.get("/v1/{name:repository}/images/{reference}/sharing", responses=_SHARING_ANSWERS)
 async def get_image_sharing(
     service: Service,
+    caller: Caller,
     name: Repository,
     reference: Reference,
     n: Annotated[str, _count("Most other images to return.", 1, _MOST_NEIGHBOURS)] = "20",
     files: Annotated[str, _count("Most files to return.", 0, LARGEST_FILES)] = "20",
     platform: PlatformQuery = None,
 ) -> JSONResponse:
-    """Tell what an image holds, and which others share most with it."""
+    """Tell what an image holds, and which others share most with it. Its files are named to who may pull it."""
     limit, most_files = _number(n, 1, _MOST_NEIGHBOURS, "n"), _number(files, 0, LARGEST_FILES, "files")
+    if not caller.sees(name):
+        most_files = 0
     try:
         _, tree = await find_tree(service, name, reference, platform)
         found = await service.counting.run(service.seeing.sharing.neighbours, tree, limit, most_files)

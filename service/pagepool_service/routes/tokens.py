@@ -98,7 +98,7 @@ async def get_token(
 async def post_token(request: Request, service: Service) -> JSONResponse:
     """Get a token, with a password or a refresh token in a form."""
     authority = _authority(service)
-    form = _parse_form(await read_body(request, service, _LARGEST_FORM, "form"))
+    form = _parse_form(await read_body(request, service, _LARGEST_FORM, "form", service.forms))
     grant = form.get("grant_type", "")
     try:
         if grant == "password":
