@@ -12,11 +12,13 @@ from blake3 import blake3
 
 from pagepool.digest import Digest
 from pagepool.errors import BlobUnknownError, BusyError, CorruptError, ManifestUnknownError, NameUnknownError
+from pagepool.extents import EXTENT_SIZE
 from pagepool_service import ingest
 from pagepool_service.store import cycle
 from pagepool_service.store.collect import Collector, Policy, Report, TagRule, estimate_garbage
 from pagepool_service.store.collect.collector import drop_cut_off, lock_collection
 from pagepool_service.store.collect.frames import plan_threshold
+from pagepool_service.store.collect.marking import Marker
 from pagepool_service.store.collect.marks import Marks
 from pagepool_service.store.collect.policy import plan_tags
 from pagepool_service.store.environment import Table
@@ -25,7 +27,7 @@ from pagepool_service.store.schema import u64
 from pagepool_service.store.statistics import collect_totals
 from pagepool_service.store.store import Store
 from tests.faults import flip_record, records
-from tests.store.collecting import Layer, Pushed, assert_whole, contents, keys, push_image, push_index
+from tests.store.collecting import Layer, Pushed, assert_whole, contents, cut, keys, push_image, push_index
 from tests.store.helpers import ingest_all, make_tar, noise, push, read, text
 
 if TYPE_CHECKING:
@@ -414,6 +416,30 @@ def test_a_layer_whose_extents_were_swept_is_read_again(store: Store, monkeypatc
     assert swept[0] >= 30
     assert store.blobs.stat(second).state == 1
     assert read(store, second) == make_tar({**files, "more": b"more"})
+
+
+def test_a_list_of_extents_that_was_swept_and_is_written_anew_keeps_what_it_names(store: Store) -> None:
+    """A file is named that was swept after it was looked up; the layer is read again, and finds its extents."""
+    digest = push(store, layer(13).blob, repository=REPOSITORY)
+    ingest_all(store)
+    content = FILES[13]
+    name, extents = blake3(content).digest(), cut(content)
+    names = [blake3(content[start : start + EXTENT_SIZE]).digest() for start in range(0, len(content), EXTENT_SIZE)]
+    store.registry.delete_blob(REPOSITORY, digest)
+    with store.env.write() as txn:
+        cycle.Cycle.begin(txn, 1)
+        txn.delete(Table.OBJECTS, name)
+    marker = Marker(store.env, store.leases)
+    marker.mark_all()
+    with store.env.write() as txn:
+        cycle.note(txn, cycle.NoteKind.OBJECT, [name])
+    marker.catch_up()
+    assert not any(extent in marker.live for extent in extents)
+    with store.env.write() as txn:
+        store.extents.put_object(txn, name, len(content), names)
+        cycle.note(txn, cycle.NoteKind.OBJECT, [name])
+    marker.catch_up()
+    assert all(extent in marker.live for extent in extents)
 
 
 def test_a_deleted_blob_is_unknown(store: Store) -> None:
