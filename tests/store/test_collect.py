@@ -286,6 +286,26 @@ def test_a_manifest_that_cannot_be_read_keeps_the_blobs_of_its_repository(data: 
         assert REPOSITORY in report.problems[0]
 
 
+@pytest.mark.parametrize("how", ["damaged", "lost"])
+def test_a_lost_index_keeps_what_it_lists(data: Path, how: str) -> None:
+    """It may be fetched again, or pushed: then its parts have to be there."""
+    with Store.open(data) as store:
+        children = [push_image(store, REPOSITORY, [layer(4, 5 + number)], note=str(number)) for number in range(2)]
+        outer = push_index(store, REPOSITORY, children, tags=["all"])
+        ingest_all(store)
+        with store.env.write() as txn:
+            raw = bytes(txn.get(Table.MANIFESTS, outer.digest.key) or b"")
+            txn.delete(Table.MANIFESTS, outer.digest.key)
+            if how == "damaged":
+                txn.put_as_is(Table.MANIFESTS, outer.digest.key, raw)
+        assert REPOSITORY in collect(store).problems[0]
+        push_index(store, REPOSITORY, children, tags=["all"])
+        assert store.registry.manifest(REPOSITORY, "all").digest == outer.digest
+        assert_whole(store, REPOSITORY, outer)
+        assert not collect(store).problems
+        assert_whole(store, REPOSITORY, outer)
+
+
 def test_a_damaged_frame_is_left_where_it_is(data: Path) -> None:
     with Store.open(data) as store:
         image = push_image(store, REPOSITORY, [layer(4, 6)], tags=["1"])
