@@ -14,7 +14,8 @@ from pagepool.digest import Digest
 from pagepool.errors import BlobUnknownError, BusyError, CorruptError, ManifestUnknownError, NameUnknownError
 from pagepool.extents import EXTENT_SIZE
 from pagepool_service import ingest
-from pagepool_service.store import cycle
+from pagepool_service.store import cycle, links
+from pagepool_service.store.catalogue import link_key, link_time, referrer_key
 from pagepool_service.store.collect import Collector, Policy, Report, TagRule, estimate_garbage
 from pagepool_service.store.collect.collector import drop_cut_off, lock_collection
 from pagepool_service.store.collect.frames import plan_threshold
@@ -460,6 +461,30 @@ def test_a_list_of_extents_that_was_swept_and_is_written_anew_keeps_what_it_name
         cycle.note(txn, cycle.NoteKind.OBJECT, [name])
     marker.catch_up()
     assert all(extent in marker.live for extent in extents)
+
+
+def test_a_push_beside_many_referrers_and_damage_keeps_its_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own parts come before all that is about its subject; and who is damaged keeps nobody from pushing."""
+    monkeypatch.setattr(links, "_MOST_RENEWED", 3)
+    subject = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    about = [push_image(store, REPOSITORY, [layer(5)], subject=subject.digest, note=str(number)) for number in range(8)]
+    damaged = about[0].digest
+    near = [push_image(store, REPOSITORY, [layer(6)], subject=one, note="new") for one in (subject.digest, damaged)]
+    long_name = Digest.of(b"{}", "sha512")
+    with store.env.write() as txn:
+        cycle.Cycle.begin(txn, 1)
+        raw = bytes(txn.get(Table.MANIFESTS, damaged.key) or b"")
+        txn.put_as_is(Table.MANIFESTS, damaged.key, raw)
+        txn.put(Table.REFERRERS, referrer_key(REPOSITORY, subject.digest, long_name), b"{}")
+    for image in near:
+        with store.env.write() as txn:
+            for digest in image.blobs:
+                txn.put(Table.LINKS, link_key(REPOSITORY, digest), bytes(8))
+            links.renew_around(txn, REPOSITORY, image.digest)
+            for digest in image.blobs:
+                assert link_time(store.registry.link_record(txn, Table.LINKS, REPOSITORY, digest) or b"")
+        with store.env.write() as txn:
+            links.renew_around(txn, REPOSITORY, subject.digest)
 
 
 def test_a_deleted_blob_is_unknown(store: Store) -> None:
