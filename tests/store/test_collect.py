@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from pagepool.digest import Digest
 from pagepool.errors import BlobUnknownError, BusyError, CorruptError, ManifestUnknownError, NameUnknownError
-from pagepool.extents import EXTENT_SIZE
+from pagepool.extents import EXTENT_SIZE, Role, encode_frame
 from pagepool_service import ingest
 from pagepool_service.store import cycle, links
 from pagepool_service.store.catalogue import link_key, link_time, referrer_key
@@ -318,6 +318,29 @@ def test_a_damaged_frame_is_left_where_it_is(data: Path) -> None:
         report = collect(store)
         assert "damaged" in report.problems[0]
     assert len(records(data, Table.FRAMES)) == 1 < len(frames)
+
+
+def test_an_extent_that_the_index_has_lost_is_kept_if_it_is_needed(store: Store) -> None:
+    """Its frame is the only place that it can be found in again; one that is moved is in the index again."""
+    image = push_image(store, REPOSITORY, [layer(4), layer(11)], tags=["1"])
+    lost = push_image(store, REPOSITORY, [layer(18, 3)], tags=["2"])
+    ingest_all(store)
+    with store.env.write() as txn:
+        needed = [blake3(FILES[number]).digest() for number in (4, 11)]
+        places = [store.extents.find(txn, name) for name in needed]
+        dead = [blake3(FILES[number]).digest() for number in (18, 3)]
+        data = {name: bytes(store.extents.extent(txn, name)) for name in (*needed, *dead)}
+        for name in data:
+            txn.delete(Table.EXTENTS, name)
+        for place in places:
+            assert place is not None
+            txn.delete(Table.FRAMES, u64(place.frame))
+        store.extents.put_frames(txn, [encode_frame(list(data.items()), Role.FILES)])
+        txn.delete(Table.EXTENTS, needed[0])
+    store.registry.delete_manifest(REPOSITORY, lost.digest)
+    assert collect(store).compacted == 1
+    assert_whole(store, REPOSITORY, image)
+    assert store.blobs.exists(layer(4).digest)
 
 
 def test_a_cycle_that_was_cut_off_is_dropped(store: Store, data: Path) -> None:
