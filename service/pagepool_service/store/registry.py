@@ -329,10 +329,13 @@ class Registry:
             whether there was one.
         """
         key = tag_key(repository, tag)
-        payload = txn.get(Table.TAGS, key)
-        if payload is None:
-            return False
-        touch(txn, Table.MANIFEST_LINKS, repository, Tag.decode(key, payload).digest)
+        try:
+            payload = txn.get(Table.TAGS, key)
+            if payload is None:
+                return False
+            touch(txn, Table.MANIFEST_LINKS, repository, Tag.decode(key, payload).digest)
+        except CorruptError as error:  # nobody knows which manifest it leaves; it must not keep others from pushing
+            log.error("the tag %s:%s is written over or removed: %s", repository, tag, error)
         return txn.delete(Table.TAGS, key)
 
     def delete_manifest(self, repository: str, digest: Digest) -> None:
