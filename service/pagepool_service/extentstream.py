@@ -241,6 +241,17 @@ def read_extents(store: Store, wanted: Sequence[bytes]) -> Iterator[tuple[bytes,
     Yields:
         (digest, its bytes), or (digest, why it cannot be had). The views stay valid.
     """
+    failed: dict[bytes, CorruptError] = {}
+    for digest, data in _read_once(store, wanted):
+        if isinstance(data, CorruptError):
+            failed[digest] = data
+        else:
+            yield digest, data
+    if failed:  # collection may have moved them since they were looked up
+        yield from _read_once(store, list(failed))
+
+
+def _read_once(store: Store, wanted: Sequence[bytes]) -> Iterator[tuple[bytes, memoryview | CorruptError]]:
     plan = plan_frames(store, wanted)
     for record in plan.failures:
         yield record.digest, CorruptError("extent", record.digest.hex(), record.reason)

@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,8 @@ import pytest
 from blake3 import blake3
 
 from pagepool.digest import Digest
+from pagepool.errors import BusyError
+from pagepool.oci import parse_manifest
 from pagepool.pool import Pool
 from pagepool.transport import Session
 from pagepool_service.backup.repository import open_repository
@@ -24,11 +28,13 @@ from pagepool_service.repair import context as acting
 from pagepool_service.repair import run as running
 from pagepool_service.repair.bits import mend_record
 from pagepool_service.repair.sources import BackupSource, LayoutSource, RegistrySource
+from pagepool_service.store.catalogue import tag_key
+from pagepool_service.store.collect.collector import lock_collection
 from pagepool_service.store.environment import Table, checksum
 from pagepool_service.store.schema import ContentKind
 from pagepool_service.store.store import Store
 from tests.backup.helpers import blobs_of, content
-from tests.faults import flip_file, flip_pages, in_child, records, replace_record
+from tests.faults import flip_file, flip_pages, flip_record, in_child, records, replace_record
 from tests.repair.helpers import ROUNDS, file_frames, first, opaque_frames, repair, wreck, wreck_all
 from tests.store.checking import check
 from tests.store.helpers import gzipped, text
@@ -262,6 +268,55 @@ def test_beside_a_service(data: Path, made: Made, run: Run) -> None:
         assert service.faults() == ""
     assert check(data).problems == []
     assert blobs_of(data, made.sample.blobs) == made.sample.blobs
+
+
+def test_it_waits_for_a_collection_and_keeps_others_from_beginning(data: Path) -> None:
+    record = first(data, Table.TAGS)
+    flip_record(data, record, 2)
+    said: list[str] = []
+    busy: list[bool] = []
+
+    def hear(text: str) -> None:
+        said.append(text)
+        if text == "repairing frames":
+            with pytest.raises(BusyError, match="collects"), lock_collection(data):
+                pytest.fail("a collection began")
+            busy.append(True)
+
+    with ThreadPoolExecutor(1) as pool:
+        with lock_collection(data):
+            repairing = pool.submit(repair, data, tell=hear)
+            time.sleep(0.3)
+            assert said == ["waiting until no collection runs"]
+            assert not repairing.done()
+        assert repairing.result().clean
+    assert busy == [True]
+    assert first(data, Table.TAGS) == record
+
+
+@pytest.mark.parametrize("table", [Table.MANIFESTS, Table.TAGS])
+def test_what_is_pushed_while_it_is_taken_out_stays(data: Path, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(data) as store:
+        image = store.registry.list_images(1)[0][0]
+        raw = store.registry.manifest(image.repository, image.tag)
+    key = tag_key(image.repository, image.tag) if table is Table.TAGS else image.digest.key
+    wreck_all(data, [first(data, table, lambda record: record.key == key)])
+    keep = acting.Context._keep
+    pushed: list[bool] = []
+
+    def push_first(self: Context, action: Action, *rest: object) -> None:
+        if not pushed and action.kind == table.label.rstrip("s"):
+            pushed.append(True)
+            document = parse_manifest(raw.raw, raw.media_type)
+            self.store.registry.put_manifest(image.repository, image.digest, document, [image.tag])
+        keep(self, action, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(acting.Context, "_keep", push_first)
+    repair(data)
+    assert pushed
+    assert repair(data).before.clean
+    with Store.open(data) as store:
+        assert store.registry.manifest(image.repository, image.tag).raw == raw.raw
 
 
 def test_a_damaged_database_needs_the_service_stopped(data: Path, run: Run) -> None:

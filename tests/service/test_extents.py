@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from pagepool.digest import Digest, blake3_raw
-from pagepool.extents import EXTENT_SIZE, Frame
+from pagepool.extents import EXTENT_SIZE, Frame, Role, encode_frame
 from pagepool.extents.wire import MAX_WANTED, EndRecord, FailureRecord, StreamDecoder
 from pagepool_service.extentstream import ExtentStream, read_extents
 from pagepool_service.store.environment import Table
-from pagepool_service.store.extents import FrameCache
+from pagepool_service.store.extents import ExtentStore, FrameCache
 from pagepool_service.store.schema import u64
 from tests.store.helpers import noise, text
 from tests.support.objects import ObjectService, object_service
@@ -218,6 +218,30 @@ def test_an_extent_that_lies_where_another_should_is_not_sent(service: ObjectSer
     read = dict(read_extents(store, names))
     assert isinstance(read[names[0]], Exception)
     assert bytes(read[names[1]]) == text(5000, "b")  # type: ignore[arg-type]
+
+
+def test_extents_that_are_moved_while_they_are_read(service: ObjectService) -> None:
+    """Collection puts what lives of a frame into another one: whoever looked it up before finds it there."""
+    whole = noise(8 * EXTENT_SIZE, "moved")
+    pieces = {
+        blake3_raw(whole[at : at + EXTENT_SIZE]): whole[at : at + EXTENT_SIZE]
+        for at in range(0, len(whole), EXTENT_SIZE)
+    }
+    service.image(NAME, {"a": whole})
+    store = service.store
+    store.extents = ExtentStore()  # nothing is kept in memory
+    reading = read_extents(store, list(pieces))
+    found = [next(reading)]
+    with store.env.write() as txn:
+        frames = {bytes(key) for key, _ in txn.scan(Table.FRAMES)}
+        for digest in pieces:
+            txn.delete(Table.EXTENTS, digest)
+        for key in frames:
+            txn.delete(Table.FRAMES, key)
+        store.extents.put_frames(txn, [encode_frame([one], Role.FILES) for one in pieces.items()])
+    found += reading
+    assert {digest: bytes(data) for digest, data in found if not isinstance(data, Exception)} == pieces
+    assert len(found) == len(pieces)
 
 
 class _BrokenOff(logging.Handler):

@@ -111,7 +111,7 @@ def test_no_store_another_collector_and_damage(full: Path, tmp_path: Path) -> No
     flip_record(full, records(full, Table.MANIFESTS)[0], 40)
     code, text = run(full, "--grace", "0")
     assert code == 5
-    assert f"{NAME} keeps all its blobs" in text
+    assert f"{NAME} keeps all its blobs and manifests" in text
 
 
 def test_it_collects_by_itself_when_it_is_worth_it(full: Path) -> None:

@@ -12,11 +12,14 @@ from blake3 import blake3
 
 from pagepool.digest import Digest
 from pagepool.errors import BlobUnknownError, BusyError, CorruptError, ManifestUnknownError, NameUnknownError
+from pagepool.extents import EXTENT_SIZE, Role, encode_frame
 from pagepool_service import ingest
-from pagepool_service.store import cycle
+from pagepool_service.store import cycle, links
+from pagepool_service.store.catalogue import link_key, link_time, referrer_key
 from pagepool_service.store.collect import Collector, Policy, Report, TagRule, estimate_garbage
 from pagepool_service.store.collect.collector import drop_cut_off, lock_collection
 from pagepool_service.store.collect.frames import plan_threshold
+from pagepool_service.store.collect.marking import Marker
 from pagepool_service.store.collect.marks import Marks
 from pagepool_service.store.collect.policy import plan_tags
 from pagepool_service.store.environment import Table
@@ -25,7 +28,7 @@ from pagepool_service.store.schema import u64
 from pagepool_service.store.statistics import collect_totals
 from pagepool_service.store.store import Store
 from tests.faults import flip_record, records
-from tests.store.collecting import Layer, Pushed, assert_whole, contents, keys, push_image, push_index
+from tests.store.collecting import Layer, Pushed, assert_whole, contents, cut, keys, push_image, push_index
 from tests.store.helpers import ingest_all, make_tar, noise, push, read, text
 
 if TYPE_CHECKING:
@@ -284,6 +287,26 @@ def test_a_manifest_that_cannot_be_read_keeps_the_blobs_of_its_repository(data: 
         assert REPOSITORY in report.problems[0]
 
 
+@pytest.mark.parametrize("how", ["damaged", "lost"])
+def test_a_lost_index_keeps_what_it_lists(data: Path, how: str) -> None:
+    """It may be fetched again, or pushed: then its parts have to be there."""
+    with Store.open(data) as store:
+        children = [push_image(store, REPOSITORY, [layer(4, 5 + number)], note=str(number)) for number in range(2)]
+        outer = push_index(store, REPOSITORY, children, tags=["all"])
+        ingest_all(store)
+        with store.env.write() as txn:
+            raw = bytes(txn.get(Table.MANIFESTS, outer.digest.key) or b"")
+            txn.delete(Table.MANIFESTS, outer.digest.key)
+            if how == "damaged":
+                txn.put_as_is(Table.MANIFESTS, outer.digest.key, raw)
+        assert REPOSITORY in collect(store).problems[0]
+        push_index(store, REPOSITORY, children, tags=["all"])
+        assert store.registry.manifest(REPOSITORY, "all").digest == outer.digest
+        assert_whole(store, REPOSITORY, outer)
+        assert not collect(store).problems
+        assert_whole(store, REPOSITORY, outer)
+
+
 def test_a_damaged_frame_is_left_where_it_is(data: Path) -> None:
     with Store.open(data) as store:
         image = push_image(store, REPOSITORY, [layer(4, 6)], tags=["1"])
@@ -295,6 +318,29 @@ def test_a_damaged_frame_is_left_where_it_is(data: Path) -> None:
         report = collect(store)
         assert "damaged" in report.problems[0]
     assert len(records(data, Table.FRAMES)) == 1 < len(frames)
+
+
+def test_an_extent_that_the_index_has_lost_is_kept_if_it_is_needed(store: Store) -> None:
+    """Its frame is the only place that it can be found in again; one that is moved is in the index again."""
+    image = push_image(store, REPOSITORY, [layer(4), layer(11)], tags=["1"])
+    lost = push_image(store, REPOSITORY, [layer(18, 3)], tags=["2"])
+    ingest_all(store)
+    with store.env.write() as txn:
+        needed = [blake3(FILES[number]).digest() for number in (4, 11)]
+        places = [store.extents.find(txn, name) for name in needed]
+        dead = [blake3(FILES[number]).digest() for number in (18, 3)]
+        data = {name: bytes(store.extents.extent(txn, name)) for name in (*needed, *dead)}
+        for name in data:
+            txn.delete(Table.EXTENTS, name)
+        for place in places:
+            assert place is not None
+            txn.delete(Table.FRAMES, u64(place.frame))
+        store.extents.put_frames(txn, [encode_frame(list(data.items()), Role.FILES)])
+        txn.delete(Table.EXTENTS, needed[0])
+    store.registry.delete_manifest(REPOSITORY, lost.digest)
+    assert collect(store).compacted == 1
+    assert_whole(store, REPOSITORY, image)
+    assert store.blobs.exists(layer(4).digest)
 
 
 def test_a_cycle_that_was_cut_off_is_dropped(store: Store, data: Path) -> None:
@@ -414,6 +460,54 @@ def test_a_layer_whose_extents_were_swept_is_read_again(store: Store, monkeypatc
     assert swept[0] >= 30
     assert store.blobs.stat(second).state == 1
     assert read(store, second) == make_tar({**files, "more": b"more"})
+
+
+def test_a_list_of_extents_that_was_swept_and_is_written_anew_keeps_what_it_names(store: Store) -> None:
+    """A file is named that was swept after it was looked up; the layer is read again, and finds its extents."""
+    digest = push(store, layer(13).blob, repository=REPOSITORY)
+    ingest_all(store)
+    content = FILES[13]
+    name, extents = blake3(content).digest(), cut(content)
+    names = [blake3(content[start : start + EXTENT_SIZE]).digest() for start in range(0, len(content), EXTENT_SIZE)]
+    store.registry.delete_blob(REPOSITORY, digest)
+    with store.env.write() as txn:
+        cycle.Cycle.begin(txn, 1)
+        txn.delete(Table.OBJECTS, name)
+    marker = Marker(store.env, store.leases)
+    marker.mark_all()
+    with store.env.write() as txn:
+        cycle.note(txn, cycle.NoteKind.OBJECT, [name])
+    marker.catch_up()
+    assert not any(extent in marker.live for extent in extents)
+    with store.env.write() as txn:
+        store.extents.put_object(txn, name, len(content), names)
+        cycle.note(txn, cycle.NoteKind.OBJECT, [name])
+    marker.catch_up()
+    assert all(extent in marker.live for extent in extents)
+
+
+def test_a_push_beside_many_referrers_and_damage_keeps_its_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own parts come before all that is about its subject; and who is damaged keeps nobody from pushing."""
+    monkeypatch.setattr(links, "_MOST_RENEWED", 3)
+    subject = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    about = [push_image(store, REPOSITORY, [layer(5)], subject=subject.digest, note=str(number)) for number in range(8)]
+    damaged = about[0].digest
+    near = [push_image(store, REPOSITORY, [layer(6)], subject=one, note="new") for one in (subject.digest, damaged)]
+    long_name = Digest.of(b"{}", "sha512")
+    with store.env.write() as txn:
+        cycle.Cycle.begin(txn, 1)
+        raw = bytes(txn.get(Table.MANIFESTS, damaged.key) or b"")
+        txn.put_as_is(Table.MANIFESTS, damaged.key, raw)
+        txn.put(Table.REFERRERS, referrer_key(REPOSITORY, subject.digest, long_name), b"{}")
+    for image in near:
+        with store.env.write() as txn:
+            for digest in image.blobs:
+                txn.put(Table.LINKS, link_key(REPOSITORY, digest), bytes(8))
+            links.renew_around(txn, REPOSITORY, image.digest)
+            for digest in image.blobs:
+                assert link_time(store.registry.link_record(txn, Table.LINKS, REPOSITORY, digest) or b"")
+        with store.env.write() as txn:
+            links.renew_around(txn, REPOSITORY, subject.digest)
 
 
 def test_a_deleted_blob_is_unknown(store: Store) -> None:

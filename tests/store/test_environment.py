@@ -256,6 +256,24 @@ def _read_shared(path: Path, key: bytes) -> bytes | None:
         return get(env, key)
 
 
+def test_a_read_only_reader_keeps_its_snapshot_while_a_command_writes(data: Path) -> None:
+    """It takes part in the table of readers where it can; a writer would use the pages that it looks at again."""
+    with Environment.open(data / "store") as env:
+        put(env, b"key", b"value")
+    (data / "store" / "lock.mdb").unlink()
+    with Environment.open(data / "store", readonly=True) as env, env.read() as txn:
+        seen = txn.version
+        assert in_child(_oldest_after_writing, data / "store").value == seen
+        assert bytes(txn.get(Table.TREES, b"key") or b"") == b"value"
+
+
+def _oldest_after_writing(path: Path) -> int:
+    with Environment.open(path) as env:
+        put(env, b"other", b"value")
+        put(env, b"another", b"value")
+        return env.oldest_reader(env.version())
+
+
 def test_read_only_makes_nothing(data: Path) -> None:
     with pytest.raises(PagepoolError):
         Environment.open(data / "store", readonly=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, LeaseUnknownError, LimitError, StoreFullError, TreeUnknownError
 from pagepool_service.maintenance import Maintenance
+from pagepool_service.store import cycle
 from pagepool_service.store import leases as leases_module
 from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
@@ -80,6 +83,27 @@ def test_renewing_moves_the_end_and_nothing_else(leases: Leases, clock: Clock, s
         leases.renew(NAME, TREE, taken.id, "node b", 60)
     with store.env.read() as txn:
         assert list(leases.roots(txn)) == []
+
+
+def test_a_renewal_is_told_to_a_collector_and_counts_from_its_own_transaction(
+    leases: Leases, clock: Clock, store: Store
+) -> None:
+    """A collector that looked when it had just expired must hear of it; one that ends while it waits has ended."""
+    taken = leases.take(NAME, TREE, "node a", 60, ORIGIN)
+    with store.env.write() as txn:
+        cycle.Cycle.begin(txn, clock.now)
+    clock.now += 59 * 10**9
+    leases.renew(NAME, TREE, taken.id, "node a", 120)
+    leases.renew(NAME, TREE, taken.id, "node a", 60)  # well before its end: this needs no word
+    with store.env.read() as txn:
+        assert [found.key for found in cycle.notes_after(txn, 0, 10)] == [layer.key for layer in ORIGIN[1]]
+    with ThreadPoolExecutor(1) as pool:
+        with store.env.write():
+            renewing = pool.submit(leases.renew, NAME, TREE, taken.id, "node a", 60)
+            time.sleep(0.1)
+            clock.now += 60 * 10**9
+        with pytest.raises(LeaseUnknownError):
+            renewing.result()
 
 
 def test_it_is_of_one_tree_in_one_repository(leases: Leases) -> None:

@@ -43,6 +43,15 @@ def test_an_aborted_transaction_gives_its_numbers_back(store: Store) -> None:
         assert take_number(txn, "recipe") == 1
 
 
+def test_totals_that_were_counted_too_low_keep_nobody_from_writing(store: Store) -> None:
+    with store.env.write() as txn:
+        totals = Totals.load(txn)
+        totals.dead_bytes -= 1
+        totals.store(txn)
+    with store.env.read() as txn:
+        assert Totals.load(txn) == Totals()
+
+
 def test_damaged_totals_are_corrupt(data: Path) -> None:
     with Store.open(data) as store:
         push(store, b"blob")

@@ -15,7 +15,7 @@ from pagepool.errors import CorruptError, InvalidError, PagepoolError
 from pagepool.oci import Index, parse_manifest
 from pagepool_service.repair.bits import is_sound
 from pagepool_service.repair.blobs import remove_blob
-from pagepool_service.repair.context import Action
+from pagepool_service.repair.context import Action, expect
 from pagepool_service.repair.fetching import fetch_blob
 from pagepool_service.repair.keys import find_keys, split_held
 from pagepool_service.store.catalogue import StoredManifest, Tag, holder_key, link_key, referrer_key, repository_prefix
@@ -70,8 +70,11 @@ def _fetch_or_remove(context: Context, kind: str, name: str, digest: Digest, hol
     lost: list[Lost] = [(Table.MANIFESTS, digest.key)]
     for repository in holders:
         lost += _of_manifest(context, repository, digest)
+    delete = _deleting(context, lost)
+    if read_manifest(context, digest) is not None:
+        return  # somebody has pushed it meanwhile
     action = Action(kind, name, "quarantined", "it cannot be read, and was found nowhere", context.images(kind, name))
-    context.remove(action, lost, _deleting(lost))
+    context.remove(action, lost, delete)
 
 
 def _of_manifest(context: Context, repository: str, digest: Digest) -> list[Lost]:
@@ -129,8 +132,11 @@ def _repair_link(context: Context, table: Table, named: tuple[str, str], reposit
     lost: list[Lost] = [(table, key) for key in present]
     if table is Table.MANIFEST_LINKS:
         lost += _of_manifest(context, repository, digest)
+    delete = _deleting(context, lost)
+    if any(context.is_sound(table, key) for key in present):
+        return  # somebody has pushed it meanwhile
     action = Action(*named, "quarantined", "nothing proves that the repository has it", context.images(*named))
-    context.remove(action, lost, _deleting(lost))
+    context.remove(action, lost, delete)
 
 
 def _has_target(context: Context, table: Table, digest: Digest) -> bool:
@@ -211,7 +217,7 @@ def _repair_tag(context: Context, name: str, key: bytes, value: bytes) -> None:
                 how = f"most of its digest is that of {digest}, which the repository has"
                 context.repaired("tag", name, how, _putting(Table.TAGS, key, tag.encode()))
                 return
-    _remove_named(context, "tag", name, "it cannot be known which manifest it pointed to", lost=True)
+    _remove_named(context, "tag", name, "it cannot be known which manifest it pointed to", lost=True, seen=value)
 
 
 def _linked(context: Context, repository: str) -> list[Digest]:
@@ -269,17 +275,28 @@ def repair_rest(context: Context) -> None:
                 _remove_named(context, kind, name, "it is made again when it is needed")
 
 
-def _remove_named(context: Context, kind: str, name: str, how: str, *, lost: bool = False) -> None:
+def _remove_named(
+    context: Context, kind: str, name: str, how: str, *, lost: bool = False, seen: bytes | None = None
+) -> None:
+    """Take out what a name stands for; with `seen` only if its record is still that."""
     found = find_keys(kind, name)
     if found is None:
         return
     records: list[Lost] = [(found[0], key) for key in found[1]]
+    delete = _deleting(context, records)
+    if seen is not None and context.value(*records[0]) != seen:
+        return
     action = Action(kind, name, "quarantined" if lost else "set aside", how, context.images(kind, name))
-    context.remove(action, records, _deleting(records))
+    context.remove(action, records, delete)
 
 
-def _deleting(lost: list[Lost]) -> Callable[[Writer], None]:
+def _deleting(context: Context, lost: list[Lost]) -> Callable[[Writer], None]:
+    """What deletes records, if they are as they are now when it is done."""
+    values = [(table, key, context.value(table, key)) for table, key in lost]
+
     def apply(txn: Writer) -> None:
+        for table, key, value in values:
+            expect(txn, table, key, value)
         for table, key in lost:
             txn.delete(table, key)
 

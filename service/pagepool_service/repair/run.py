@@ -30,6 +30,7 @@ from pagepool_service.repair.layers import repair_layers, repair_objects
 from pagepool_service.repair.quarantine import Quarantine
 from pagepool_service.repair.salvage import salvage
 from pagepool_service.repair.work import count_totals, do_work, repair_totals
+from pagepool_service.store.collect.collector import lock_collection
 from pagepool_service.store.fsck import Report, check_store
 from pagepool_service.store.locking import lock_data
 from pagepool_service.store.store import Store
@@ -97,7 +98,7 @@ def repair_store(data: Path, plan: Plan) -> Repaired:
         BusyError: pages of the database are damaged, which can only be repaired while no service runs.
         StoreFullError, ReadOnlyError: the store cannot be written to; what was done so far is whole.
     """
-    with _locked(data) as live:
+    with _locked(data) as live, _uncollected(data, plan):
         report = check_store(data, quick=plan.quick, watch=plan.watch)
         done = Repaired(report, report, live=live)
         quarantine = Quarantine(data)
@@ -158,6 +159,20 @@ def _mend(context: Context, plan: Plan, *, live: bool, last: bool) -> None:
     do_work(context, live=live, tell=plan.tell)
     repair_leases(context, missing=last or not context.actions)
     count_totals(context)
+
+
+@contextmanager
+def _uncollected(data: Path, plan: Plan) -> Iterator[None]:
+    """Have no collection run: it takes what nothing leads to, which may be what a record that is damaged led to.
+
+    One that runs is waited for.
+    """
+    if plan.dry_run or not (data / "store" / "data.mdb").exists():
+        yield
+        return
+    plan.tell("waiting until no collection runs")
+    with lock_collection(data, wait=True):
+        yield
 
 
 @contextmanager

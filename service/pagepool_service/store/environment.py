@@ -17,6 +17,7 @@ Format: docs/format/store.md.
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from contextlib import contextmanager
 from enum import Enum
@@ -251,7 +252,8 @@ class Environment:
 
         Args:
             shared: with `readonly`: others may write meanwhile. Takes part in the readers' table, which must be
-                writable; without it, pages that this reader looks at may be written over.
+                writable. Without it, it does so where it can: a command may write beside a service that does not,
+                and would write over pages that this one looks at.
 
         Raises:
             StoreFormatError: it is of another format version, or not a store.
@@ -260,9 +262,10 @@ class Environment:
         try:
             if not readonly:
                 path.mkdir(parents=True, exist_ok=True)
+            locks = shared or not readonly or _can_take_part(path)
             env = lmdb.open(
                 str(path), map_size=MAP_SIZE, max_dbs=len(Table) + 4, max_readers=MAX_READERS, readonly=readonly,
-                create=not readonly, lock=shared or not readonly, readahead=False, meminit=False, max_spare_txns=16,
+                create=not readonly, lock=locks, readahead=False, meminit=False, max_spare_txns=16,
                 mode=0o600,
             )  # fmt: skip
         except (lmdb.Error, OSError) as error:
@@ -396,6 +399,12 @@ class Environment:
                 return
             self._mapped_bytes = 0
         self.trim()
+
+
+def _can_take_part(path: Path) -> bool:
+    """Whether a reader can have itself noted in the table of readers."""
+    table = path / "lock.mdb"
+    return os.access(table if table.exists() else path, os.R_OK | os.W_OK)
 
 
 def _translated(error: Exception, path: Path, *, writing: bool = False) -> PagepoolError:

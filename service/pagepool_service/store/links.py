@@ -7,9 +7,12 @@ they were (`collect.catalogue`): whoever writes one anew has what it stands for 
 from __future__ import annotations
 
 import time
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest
+from pagepool.errors import PagepoolError
 from pagepool.oci import Index, parse_manifest
 from pagepool_service.store.catalogue import StoredManifest, encode_link, holder_key, link_key, referrers_prefix
 from pagepool_service.store.environment import Table
@@ -35,29 +38,45 @@ def touch(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
 def renew_around(txn: Writer, repository: str, digest: Digest) -> None:
     """Renew the links of a manifest and of all that is kept with it: what it needs, its subject, and its referrers.
 
-    A collector that has decided, in a snapshot of before, that nothing keeps them sees that it is late.
+    A collector that has decided, in a snapshot of before, that nothing keeps them sees that it is late. What is nearest
+    comes first; all parts of a manifest are renewed, however many there are, and as many referrers as that leaves. A
+    manifest that cannot be read is passed over: its repository is left alone.
     """
-    waiting, seen = [digest], {digest}
-    while waiting and len(seen) < _MOST_RENEWED:
-        found = waiting.pop()
+    waiting, seen = deque([digest]), {digest}
+    while waiting:
+        found = waiting.popleft()
         touch(txn, Table.LINKS, repository, found)
         if not txn.has(Table.MANIFEST_LINKS, link_key(repository, found)):
             continue
         touch(txn, Table.MANIFEST_LINKS, repository, found)
-        near = [Digest.from_key(key[-len(found.key) :]) for key in _referrers(txn, repository, found)]
-        payload = txn.get(Table.MANIFESTS, found.key)
-        if payload is not None:
-            stored = StoredManifest.decode(found, payload)
-            document = parse_manifest(stored.raw, stored.media_type)
-            entries = document.manifests if isinstance(document, Index) else document.blobs
-            near += [entry.digest for entry in entries]
-            near += [] if document.subject is None else [document.subject.digest]
-        waiting += [one for one in near if one not in seen]
-        seen.update(near)
+        if len(seen) >= _MOST_RENEWED:
+            continue
+        near = _parts(txn, found)
+        near += _referrers(txn, repository, found, max(0, _MOST_RENEWED - len(seen) - len(near)))
+        for one in near:
+            if one not in seen:
+                seen.add(one)
+                waiting.append(one)
 
 
-def _referrers(txn: Reader, repository: str, subject: Digest) -> list[bytes]:
-    return [key for key, _ in txn.scan(Table.REFERRERS, referrers_prefix(repository, subject), check=False)]
+def _parts(txn: Reader, manifest: Digest) -> list[Digest]:
+    """What a manifest needs, and its subject."""
+    try:
+        payload = txn.get(Table.MANIFESTS, manifest.key)
+        if payload is None:
+            return []
+        stored = StoredManifest.decode(manifest, payload)
+        document = parse_manifest(stored.raw, stored.media_type)
+    except PagepoolError:
+        return []
+    entries = document.manifests if isinstance(document, Index) else document.blobs
+    return [entry.digest for entry in entries] + ([] if document.subject is None else [document.subject.digest])
+
+
+def _referrers(txn: Reader, repository: str, subject: Digest, most: int) -> list[Digest]:
+    prefix = referrers_prefix(repository, subject)
+    records = txn.scan(Table.REFERRERS, prefix, check=False)
+    return [Digest.from_key(key[len(prefix) :]) for key, _ in islice(records, most)]
 
 
 def unlink(txn: Writer, table: Table, repository: str, digest: Digest) -> None:

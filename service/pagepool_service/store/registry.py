@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pagepool.digest import Digest
 from pagepool.errors import (
     BlobUnknownError,
+    CorruptError,
     ManifestBlobUnknownError,
     ManifestUnknownError,
     NameUnknownError,
@@ -267,7 +268,8 @@ class Registry:
             _check_parts(txn, repository, document)
             if not txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)):
                 check_room(txn, repository, limit, len(document.raw))
-            txn.put_new(Table.MANIFESTS, digest.key, stored.encode())
+            if not _can_be_read(txn, digest):
+                txn.put(Table.MANIFESTS, digest.key, stored.encode())
             link(txn, Table.MANIFEST_LINKS, repository, digest)
             for tag in tags:
                 self.drop_tag(txn, repository, tag)
@@ -327,10 +329,13 @@ class Registry:
             whether there was one.
         """
         key = tag_key(repository, tag)
-        payload = txn.get(Table.TAGS, key)
-        if payload is None:
-            return False
-        touch(txn, Table.MANIFEST_LINKS, repository, Tag.decode(key, payload).digest)
+        try:
+            payload = txn.get(Table.TAGS, key)
+            if payload is None:
+                return False
+            touch(txn, Table.MANIFEST_LINKS, repository, Tag.decode(key, payload).digest)
+        except CorruptError as error:  # nobody knows which manifest it leaves; it must not keep others from pushing
+            log.error("the tag %s:%s is written over or removed: %s", repository, tag, error)
         return txn.delete(Table.TAGS, key)
 
     def delete_manifest(self, repository: str, digest: Digest) -> None:
@@ -456,6 +461,14 @@ def _exists(txn: Reader, repository: str) -> bool:
     prefix = repository_prefix(repository)
     tables = (Table.MANIFEST_LINKS, Table.LINKS)
     return any(next(txn.scan(table, prefix), None) is not None for table in tables)
+
+
+def _can_be_read(txn: Reader, digest: Digest) -> bool:
+    """Whether a manifest is stored, and not damaged: what is acknowledged now must not rest on a record that is."""
+    try:
+        return txn.get(Table.MANIFESTS, digest.key) is not None
+    except CorruptError:
+        return False
 
 
 def _check_parts(txn: Reader, repository: str, document: Manifest | Index) -> None:

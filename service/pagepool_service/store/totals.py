@@ -61,8 +61,12 @@ class Totals:
         return self.files_stored + self.opaque_stored
 
     def store(self, txn: Writer) -> None:
-        """Write them back, in the transaction that changed what they count."""
-        txn.put(Table.META, _KEY, _struct().pack(*astuple(self)))
+        """Write them back, in the transaction that changed what they count.
+
+        None goes below 0. One that would was wrong before, as after a repair that was cut off: fsck says so, and nobody
+        is kept from writing by it.
+        """
+        txn.put(Table.META, _KEY, _struct().pack(*(max(0, number) for number in astuple(self))))
 
     def count_frame(self, role: Role, plain: int, stored: int, extents: int, *, sign: int = 1) -> None:
         """Add a frame, or take it off again with sign=-1."""

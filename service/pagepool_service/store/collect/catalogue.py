@@ -5,8 +5,8 @@ transaction, whether the link or tag is the very record of that snapshot: whoeve
 its link (`registry`), and while a cycle runs whoever pushes a manifest renews those of all its parts. So nothing goes
 that somebody has come to rely on meanwhile.
 
-The last link of a blob takes its record along. A repository with a manifest that cannot be read keeps all its blobs:
-nobody knows which the manifest needs.
+The last link of a blob takes its record along. A repository with a manifest that cannot be read, or is
+lost, keeps all its blobs and manifests: nobody knows which it needs.
 """
 
 from __future__ import annotations
@@ -97,11 +97,13 @@ class CatalogueSweep:
     def _sweep(self, name: str) -> None:
         repository = self._read(name)
         expired = self._expire_tags(repository)
-        kept = self._sweep_manifests(repository, expired)
         if repository.whole:
+            kept = self._sweep_manifests(repository, expired)
             self._sweep_links(repository, kept)
         else:
-            self._report.problems.append(f"{name} keeps all its blobs: a manifest of it cannot be read (pagepool fsck)")
+            self._report.problems.append(
+                f"{name} keeps all its blobs and manifests: a manifest of it cannot be read (pagepool fsck)"
+            )
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -114,21 +116,22 @@ class CatalogueSweep:
                 found.tags[split_tag_key(key)[1]] = tag.digest, tag.updated_ns, bytes(payload)
             found.links = {key[len(prefix) :]: bytes(value) for key, value in txn.scan(Table.MANIFEST_LINKS, prefix)}
         for key, link in found.links.items():
-            facts = self._facts(key, link_time(link))
+            facts = self._facts(name, key, link_time(link))
             if facts is None:
                 found.whole = False
                 facts = ManifestFacts(self._now_ns)
             found.facts[key] = facts
         return found
 
-    def _facts(self, key: bytes, since_ns: int) -> ManifestFacts | None:
-        """What a manifest needs; None if it cannot be read. One that is gone by now needs nothing."""
+    def _facts(self, name: str, key: bytes, since_ns: int) -> ManifestFacts | None:
+        """What a manifest needs; None if it cannot be read, or is lost. One that is gone by now needs nothing."""
         digest = Digest.from_key(key)
         try:
             with self._env.read() as txn:
                 payload = txn.get(Table.MANIFESTS, key)
                 if payload is None:
-                    return ManifestFacts(since_ns)
+                    gone = self._store.registry.link_record(txn, Table.MANIFEST_LINKS, name, digest) is None
+                    return ManifestFacts(since_ns) if gone else None
                 stored = StoredManifest.decode(digest, payload)
             document = parse_manifest(stored.raw, stored.media_type)
         except PagepoolError:

@@ -23,7 +23,7 @@ from pagepool_service.store.schema import Location, u64
 from pagepool_service.store.totals import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pagepool_service.store.collect.gate import Gate, Turn
     from pagepool_service.store.collect.marking import Marker
@@ -163,7 +163,7 @@ class FrameSweep:
         """Whether an extent is needed, and this is where it is read from."""
         if digest not in self._marker.live:
             return False
-        return not self._misplaced or _is_at(txn, digest, number)
+        return not (self._misplaced and _is_elsewhere(txn, digest, number))
 
     def _forecast(self, plan: _Plan, threshold: int) -> None:
         self._report.freed["frames"] += sum(1 for step in plan.classes if step == _STEPS)
@@ -185,7 +185,7 @@ class FrameSweep:
         except CorruptError:
             self._problem(number)
             return
-        if any(digest in self._marker.live and _is_at(txn, digest, number) for digest, _ in head.extents):
+        if any(digest in self._marker.live and not _is_elsewhere(txn, digest, number) for digest, _ in head.extents):
             return
         totals = Totals.load(txn)
         self._remove(txn, totals, number, head, len(payload))
@@ -217,9 +217,7 @@ class FrameSweep:
                 head, _ = FrameHead.decode(value[:-CHECKSUM_SIZE], str(number))
                 frame = Frame.decode(number, value[:-CHECKSUM_SIZE])
                 seen = bytes(value[-CHECKSUM_SIZE:])
-                alive = {
-                    digest for digest in frame.index if digest in self._marker.live and _is_at(txn, digest, number)
-                }
+                alive = self._alive(txn, frame.index, number)
             for digest in alive:
                 offset, size = frame.index[digest]
                 check_extent(digest, frame.view[offset : offset + size], f"frame {number}")
@@ -248,6 +246,9 @@ class FrameSweep:
         if self._gate.run(lambda turn: self._replace(turn, group, fresh)):
             self._report.compacted += len(group.sources)
 
+    def _alive(self, txn: Reader, digests: Iterable[bytes], number: int) -> set[bytes]:
+        return {one for one in digests if one in self._marker.live and not _is_elsewhere(txn, one, number)}
+
     def _replace(self, turn: Turn, group: _Group, fresh: EncodedFrame | None) -> bool:
         """The transaction of `_move`. Returns whether all was still as it had been; else nothing was changed."""
         txn = turn.txn
@@ -257,8 +258,7 @@ class FrameSweep:
             if value is None or value[-CHECKSUM_SIZE:] != seen:
                 return False  # compressed once more, or damaged and forgotten: the next cycle looks again
             head, _ = FrameHead.decode(value[:-CHECKSUM_SIZE], str(number))
-            now = {digest for digest, _ in head.extents if digest in self._marker.live and _is_at(txn, digest, number)}
-            if now != alive:
+            if self._alive(txn, (digest for digest, _ in head.extents), number) != alive:
                 return False
             heads.append((number, head, len(value) - CHECKSUM_SIZE))
         totals = Totals.load(txn)
@@ -271,6 +271,15 @@ class FrameSweep:
             self._extents.put_frames(txn, [fresh])
             self._report.frame_bytes -= len(fresh.payload)
         return True
+
+
+def _is_elsewhere(txn: Reader, digest: bytes, number: int) -> bool:
+    """Whether the index leads to another frame for an extent.
+
+    One that it does not have at all has lost its record, and has no other place: if it is needed it is not to be lost.
+    """
+    payload = txn.get(Table.EXTENTS, digest)
+    return payload is not None and Location.decode(payload).frame != number
 
 
 def _is_at(txn: Reader, digest: bytes, number: int) -> bool:

@@ -189,8 +189,12 @@ class Marker:
 
     def _mark_object(self, txn: Reader, digest: bytes) -> bool:
         payload = txn.get(Table.OBJECTS, digest)
-        if payload is not None:  # else it is of one extent, and marked
+        if payload is not None:
             self.live.update(extent for _, extent in ObjectRecord.decode(payload, digest.hex()).runs)
+        else:
+            # It is of one extent, and marked; or its list was swept before it was named, and whoever names it writes
+            # the list anew. Then the extents of that have to be marked.
+            self._known.discard(digest)
         return True
 
     def mark_chunk(self, payload: memoryview, name: str) -> int:
