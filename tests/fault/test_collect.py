@@ -279,11 +279,36 @@ def test_collection_under_load(tmp_path: Path) -> None:
                 assert read_image(http, repository, tag) == manifest
         assert service.faults() == ""
     assert load.done["pushes"] > 5
+    assert load.done["collections by command"] + load.done["collectors killed"] > 0
+    assert MINUTES < 1 or load.done["frames freed by command"] > 0
     _check_exact(tmp_path / "data", load)
     report = check_store(tmp_path / "data")
     assert report.problems == []
     assert report.notes == []
     _compare_with_fresh(tmp_path, load)
+
+
+def test_a_service_collects_by_itself(tmp_path: Path) -> None:
+    """Nobody asks for it: what was deleted goes, what has a tag stays, and the disk has its space back."""
+    settings = {"PAGEPOOL_GC": "yes", "PAGEPOOL_GC_INTERVAL": "0.2", "PAGEPOOL_GC_GARBAGE": "0"}
+    settings |= {"PAGEPOOL_GC_GRACE": "0.5s", "PAGEPOOL_GC_UNTAGGED": "0.5s"}
+    with running_service(tmp_path / "data", **settings) as service, httpx.Client(base_url=service.url) as http:
+        push_image(http, "kept", "1", {"kept": os.urandom(300_000)})
+        gone = push_image(http, "gone", "1", {"gone": os.urandom(8 << 20)})
+        _await_jobs(service)
+        file = service.data / "store" / "data.mdb"
+        before = file.stat().st_blocks * 512
+        assert http.delete(f"/v2/gone/manifests/{gone}").status_code == 202
+        deadline = time.monotonic() + 60
+        while file.stat().st_blocks * 512 > before - (8 << 20):
+            assert time.monotonic() < deadline, service.log()
+            time.sleep(
+                1.0
+            )  # longer than what was deleted is kept; a store that nobody writes to is looked at each hour
+            push_image(http, "kept", "2", {"kept": os.urandom(1000)})
+        assert http.get("/v1/stats").json()["total"]["last_collection"]["ended"]
+        assert read_image(http, "kept", "1")
+        assert service.faults() == ""
 
 
 def _make_layer(randomness: random.Random) -> tuple[bytes, str]:
