@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, CorruptError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from pagepool.digest import Digest
     from pagepool_service.repair.context import Context
-    from pagepool_service.store.environment import Writer
+    from pagepool_service.store.environment import Reader, Writer
     from pagepool_service.store.store import Store
 
 _LOOK_S = 0.2
@@ -83,21 +84,36 @@ def repair_totals(context: Context) -> None:
 def count_totals(context: Context) -> None:
     """Count the totals anew if something was done that they do not follow.
 
-    Most of it happens in a snapshot; only if others write all the time they have to wait.
+    It is done in a snapshot. Where others write all the time, what they have added since is added.
     """
     if not context.recount or context.dry_run:
         return
     known = _known(context)
-    for _ in range(_TRIES):
+    for tries_left in reversed(range(_TRIES)):
         with context.env.read() as reader:
-            version, totals = reader.version, recount_totals(reader, known)
+            version, before, totals = reader.version, _loaded(reader), recount_totals(reader, known)
         with context.env.write() as txn:
             # A write transaction has the number that it will commit: one more than the last one.
             if txn.version - 1 == version:
                 _store(context, txn, totals)
                 return
-    with context.env.write() as txn:
+            now = _loaded(txn)
+            if not tries_left and before is not None and now is not None:
+                _store(context, txn, _moved(totals, before, now))
+                return
+    with context.env.write() as txn:  # nobody can say what was added: they are damaged
         _store(context, txn, recount_totals(txn, known))
+
+
+def _moved(totals: Totals, before: Totals, now: Totals) -> Totals:
+    """Totals of a snapshot, with what the record says has come to it since."""
+    counted = {
+        name: max(getattr(totals, name), getattr(now, name))
+        if name.startswith("next_")
+        else getattr(totals, name) + getattr(now, name) - getattr(before, name)
+        for name in (field.name for field in fields(Totals))
+    }
+    return Totals(**counted)
 
 
 def _store(context: Context, txn: Writer, totals: Totals) -> None:
@@ -107,8 +123,13 @@ def _store(context: Context, txn: Writer, totals: Totals) -> None:
 
 def _known(context: Context) -> Totals:
     """The numbers that are known to have been used: what damaged totals say is not believed."""
+    with context.env.read() as txn:
+        return _loaded(txn) or Totals()
+
+
+def _loaded(txn: Reader) -> Totals | None:
+    """The totals as they are recorded; None if they are damaged."""
     try:
-        with context.env.read() as txn:
-            return Totals.load(txn)
+        return Totals.load(txn)
     except CorruptError:
-        return Totals()
+        return None
