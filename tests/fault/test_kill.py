@@ -1,6 +1,6 @@
 """The whole service is killed at random moments of concurrent pushes; what was acknowledged is there, and right.
 
-The number of rounds is PAGEPOOL_KILL_ROUNDS (10 by default; 100 and more before a release), PAGEPOOL_KILL_SEED
+The number of rounds is PAGEPOOL_KILL_ROUNDS (7 by default; 100 and more before a release), PAGEPOOL_KILL_SEED
 another run of random moments. A failure prints the seed.
 """
 
@@ -23,7 +23,7 @@ from tests.support.server import Service
 if TYPE_CHECKING:
     from pathlib import Path
 
-ROUNDS = int(os.environ.get("PAGEPOOL_KILL_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("PAGEPOOL_KILL_ROUNDS", "7"))
 SEED = os.environ.get("PAGEPOOL_KILL_SEED", "1")
 PUSHERS = 3
 FULL_CHECK_EVERY = 10

@@ -28,9 +28,9 @@ _NOISE = random.Random(3)
 SHARED = {f"usr/lib/part{number}": _NOISE.randbytes(150_000) for number in range(4)}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One for all tests."""
+    """One for all tests of a module: as long as it is there this process has an event loop that runs."""
     with running_browser() as running:
         yield running
 
