@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CHUNK_SIZE = 2 << 20
 _IsalError = cast("type[Exception]", igzip_lib.IsalError)
+_TAKEN = 1 << 20  # compressed bytes at a time: few of them make small chunks, and each chunk costs the splitter
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_WINDOW = 128 << 20  # what zstd's own command line accepts without being told to
 
@@ -82,10 +83,14 @@ class BlobFile(io.RawIOBase):
         return True
 
     def take(self) -> bytes:
-        """The next piece, as it came; empty at the end. Not to be mixed with reads."""
-        piece = next(self._pieces, b"")
-        self.consumed += len(piece)
-        return piece
+        """The next pieces, about `_TAKEN` bytes; empty at the end. Not to be mixed with reads."""
+        pieces: list[bytes] = []
+        size = 0
+        while size < _TAKEN and (piece := next(self._pieces, b"")):
+            pieces.append(piece)
+            size += len(piece)
+        self.consumed += size
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """Fill as much of `buffer` as the next piece has."""
@@ -144,7 +149,7 @@ def _read_chunks(file: io.RawIOBase | zstandard.ZstdDecompressionReader) -> Iter
 def _gunzip(file: BlobFile) -> Iterator[bytes]:
     """The plain bytes of a gzip stream: members, and zeros between and after them.
 
-    The decompressor gets the pieces of the blob as they are; a file object would copy each byte twice more.
+    The decompressor gets the pieces of the blob; a file object would copy each plain byte twice more.
     """
     data = file.take()
     while data:
