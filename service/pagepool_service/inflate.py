@@ -9,6 +9,7 @@ gzip and checks its CRC; both libraries release the GIL.
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from dataclasses import dataclass
 from enum import Enum
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 CHUNK_SIZE = 2 << 20
 _IsalError = cast("type[Exception]", igzip_lib.IsalError)
 _TAKEN = 1 << 20  # compressed bytes at a time: few of them make small chunks, and each chunk costs the splitter
+_FIRST_WINDOW = 4 << 10  # of a member after others: it may end soon, and what follows it is copied each time
+_ZEROS = re.compile(rb"\0*")
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_WINDOW = 128 << 20  # what zstd's own command line accepts without being told to
 
@@ -151,22 +154,33 @@ def _gunzip(file: BlobFile) -> Iterator[bytes]:
 
     The decompressor gets the pieces of the blob; a file object would copy each plain byte twice more.
     """
-    data = file.take()
-    while data:
+    taken, position = file.take(), 0
+    window = _TAKEN
+    while taken:
         member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)  # checks the CRC and the size
-        while True:
-            if chunk := member.decompress(data, CHUNK_SIZE):
+        while not member.eof:
+            given = b""
+            if member.needs_input:
+                if position == len(taken):
+                    taken, position = file.take(), 0
+                    if not taken:
+                        raise EOFError("it is cut short")
+                given = taken[position : position + window]
+                position += len(given)
+                window = min(2 * window, _TAKEN)
+            if chunk := member.decompress(given, CHUNK_SIZE):
                 yield chunk
-            if member.eof:
-                break
-            data = b""
-            if member.needs_input and not (data := file.take()):
-                raise EOFError("it is cut short")
-        data = member.unused_data.lstrip(b"\0")
-        while not data and (data := file.take()):
-            data = bytes(data).lstrip(b"\0")
-        if data and data[0] != _GZIP_MAGIC[0]:
+        position -= len(member.unused_data)
+        window = _FIRST_WINDOW
+        while (position := _past_zeros(taken, position)) == len(taken) and taken:
+            taken, position = file.take(), 0
+        if taken and taken[position] != _GZIP_MAGIC[0]:
             raise ValueError("after its last member come bytes that are not zeros, and no member")
+
+
+def _past_zeros(data: bytes, position: int) -> int:
+    match = _ZEROS.match(data, position)
+    return position if match is None else match.end()
 
 
 def _guarded(

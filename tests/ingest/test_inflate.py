@@ -72,3 +72,9 @@ def test_long_streams_come_in_bounded_chunks() -> None:
 def test_what_follows_a_member_is_named(behind: bytes, reason: str, size: int) -> None:
     with pytest.raises(LayerInvalidError, match=reason):
         inflated(gzip.compress(PLAIN) + behind, size)
+
+
+@pytest.mark.parametrize("size", [5000, 1 << 17])
+def test_very_many_members_and_some_that_are_long(size: int) -> None:
+    parts = [b""] * 20_000 + [noise(9_000, number) for number in range(40)] + [PLAIN, b"a"]
+    assert inflated(b"".join(gzip.compress(part, 1) for part in parts), size) == b"".join(parts)
