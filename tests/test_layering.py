@@ -7,35 +7,14 @@ for it, and must find exactly that.
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).parents[1]
-_PACKAGES = {"pagepool": _ROOT / "client", "pagepool_service": _ROOT / "service"}
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """One thing that a module uses: another module, or an attribute chain such as ``os.environ``."""
-
-    line: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """A module's name, and what its syntax tree says that it uses."""
-
-    name: str
-    imports: tuple[Use, ...]
-    chains: tuple[Use, ...]
+from tests.support.imports import ENVIRONMENT, PACKAGES, Module, Use, parse_module, parse_modules, read_modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +56,7 @@ def _only(who: str, *allowed: str) -> Callable[[Module], Iterator[Use]]:
 
     def find(module: Module) -> Iterator[Use]:
         if _below(module.name, who):
-            ours = (use for use in module.imports if _below(use.name, *_PACKAGES))
+            ours = (use for use in module.imports if _below(use.name, *PACKAGES))
             yield from (use for use in ours if not _below(use.name, who, _LAZILY, *allowed))
 
     return find
@@ -118,14 +97,12 @@ def _environment(module: Module) -> Iterator[Use]:
     told = ("pagepool_service.metrics.recording",)
     allowed = ("pagepool_service.settings", "pagepool.cli", "pagepool_service.commands", *told, *node)
     if not _below(module.name, *allowed):
-        yield from (use for use in module.chains if use.name in _ENVIRONMENT)
-        yield from (use for use in module.imports if use.name in _ENVIRONMENT)
+        yield from (use for use in module.chains if use.name in ENVIRONMENT)
+        yield from (use for use in module.imports if use.name in ENVIRONMENT)
 
 
 _WORKER = ("pagepool.node.worker", "pagepool.node.operations")
 """What puts a node together, and stands above all of its parts."""
-
-_ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.path.expandvars"}
 
 
 def _transactions(module: Module) -> Iterator[Use]:
@@ -533,80 +510,6 @@ RULES = (
 )
 
 
-def parse_module(name: str, source: str, is_package: bool, known: frozenset[str]) -> Module:
-    """Read a module's uses off its source.
-
-    Args:
-        name: its dotted name.
-        source: its text.
-        is_package: whether it is a package's ``__init__``.
-        known: the names of all modules, which tell `from a import b` of a module from that of anything else.
-    """
-    imports: list[Use] = []
-    chains: list[Use] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            imports += (Use(node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            imports += _imported(node, name if is_package else name.rpartition(".")[0], known)
-        elif isinstance(node, ast.Call) and (target := _dynamic(node)):
-            imports.append(Use(node.lineno, target))
-        elif isinstance(node, ast.Attribute) and (chain := _chain(node)):
-            chains.append(Use(node.lineno, chain))
-    return Module(name, tuple(imports), tuple(chains))
-
-
-def _imported(node: ast.ImportFrom, package: str, known: frozenset[str]) -> Iterator[Use]:
-    base = node.module or ""
-    if node.level:
-        above = package.split(".")[: len(package.split(".")) - node.level + 1]
-        base = ".".join([*above, *filter(None, [node.module])])
-    for alias in node.names:
-        whole = f"{base}.{alias.name}"
-        # `from os import environ` is a use of os.environ; `from pagepool import oci` one of pagepool.oci.
-        yield Use(node.lineno, whole if whole in known or whole in _ENVIRONMENT else base)
-
-
-def _dynamic(node: ast.Call) -> str:
-    """The module that `import_module("…")` or `__import__("…")` names, as far as the source says."""
-    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    if called not in ("import_module", "__import__") or not node.args:
-        return ""
-    argument = node.args[0]
-    if isinstance(argument, ast.JoinedStr) and argument.values:
-        argument = argument.values[0] if isinstance(argument.values[0], ast.Constant) else argument
-    value = argument.value if isinstance(argument, ast.Constant) else ""
-    return str(value).rstrip(".")
-
-
-def _chain(node: ast.expr) -> str:
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([*([node.id] if isinstance(node, ast.Name) else [""]), *reversed(parts)])
-
-
-def read_modules() -> dict[str, tuple[str, bool]]:
-    """Every module of the project: name -> source, and whether it is a package."""
-    found: dict[str, tuple[str, bool]] = {}
-    for package, root in _PACKAGES.items():
-        for path in sorted((root / package).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            is_package = parts[-1] == "__init__"
-            name = ".".join(parts[:-1] if is_package else parts)
-            found[name] = path.read_text(), is_package
-    return found
-
-
-@cache
-def parse_modules() -> tuple[Module, ...]:
-    """Every module of the project, parsed once: that takes seconds."""
-    sources = read_modules()
-    known = frozenset(sources)
-    return tuple(parse_module(name, source, is_package, known) for name, (source, is_package) in sources.items())
-
-
 def violations(rule: Rule, modules: Iterable[Module]) -> list[str]:
     """Where a rule is broken: ``module:line uses name``."""
     return [f"{module.name}:{use.line} uses {use.name}" for module in modules for use in rule.find(module)]
@@ -641,12 +544,15 @@ def test_all_modules_are_read() -> None:
     ]
 
 
-@pytest.mark.parametrize("package", sorted(path.parent.name for path in _ROOT.glob("client/pagepool/*/__init__.py")))
+_CLIENT = PACKAGES["pagepool"]
+
+
+@pytest.mark.parametrize("package", sorted(path.parent.name for path in _CLIENT.glob("pagepool/*/__init__.py")))
 def test_the_client_loads_without_the_service(package: str) -> None:
     """What the rules say about source must be true of a running program, too."""
     blocked = ("fastapi", "starlette", "uvicorn", "lmdb", "isal", "pagepool_service")
     program = (
-        f"import sys; sys.modules |= dict.fromkeys({blocked!r}); sys.path.insert(0, {str(_ROOT / 'client')!r});"
+        f"import sys; sys.modules |= dict.fromkeys({blocked!r}); sys.path.insert(0, {str(_CLIENT)!r});"
         f" import pagepool.{package}"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
