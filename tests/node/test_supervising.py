@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import select
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pagepool.errors import BusyError, UnsupportedError
+from pagepool.node import handover
 from pagepool.node.guard import Guard
 from pagepool.node.handover import SUPERVISOR, WORKER, Post, delay_s
 from pagepool.node.supervisor import start_node
@@ -181,3 +185,28 @@ def test_started_by_hand() -> None:
     """A guard without a supervisor says what is wrong."""
     with pytest.raises(UnsupportedError, match="not by hand"):
         Guard()
+
+
+def test_whoever_is_given_a_post_is_the_last_to_sign(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A post of which nobody knew the holder could not be told to end: however late the one who starts goes on."""
+    child = "import os, sys, time; os.pwrite(int(sys.argv[1]), b'%20d\\n' % os.getpid(), 0); print(); time.sleep(60)"
+    lock = Post(place, SUPERVISOR).take()
+    assert lock is not None
+    started = subprocess.Popen
+
+    def late(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        """Come back only once the child has signed."""
+        process = started(*arguments, **{**options, "stdout": subprocess.PIPE})
+        assert process.stdout is not None
+        with process.stdout as said:
+            said.readline()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", late)
+    command = [sys.executable, "-c", child, str(lock)]
+    process = handover.Handover(str(place), command, {}).start(command, lock, detaches=True)
+    try:
+        assert Post(place, SUPERVISOR).holder() == process.pid
+    finally:
+        process.kill()
+        process.wait()

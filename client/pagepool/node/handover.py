@@ -72,6 +72,8 @@ class Handover:
         """
         given = replace(self, lock=lock)
         try:
+            if detaches:  # before it is there: its child signs, and must be the last to
+                _sign(lock, 0)
             with Path(self.run, "log").open("ab") as log:
                 process = subprocess.Popen(
                     command,
@@ -83,7 +85,8 @@ class Handover:
                     cwd="/",
                     start_new_session=True,
                 )
-            _sign(lock, 0 if detaches else process.pid)
+            if not detaches:
+                _sign(lock, process.pid)
         finally:
             os.close(lock)
         return process
