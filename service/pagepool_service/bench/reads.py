@@ -9,15 +9,16 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pagepool.errors import UnsupportedError
 from pagepool.library import Client
 from pagepool.linux.processes import process_tree
 from pagepool_service.bench import clients, localreads, streams
+from pagepool_service.bench.figures import Figure
 from pagepool_service.bench.fusereads import measure_mount
 from pagepool_service.bench.pagereads import Rate, bare_server, measure_reads, page_request, warm
 from pagepool_service.bench.servers import PAGEPOOL, PEER, Launcher, Server
@@ -37,44 +38,6 @@ _SECONDS = 2.0
 _STREAM_ROUNDS = 5
 _COLD_ROUNDS = 3
 _MOST_PATHS = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One figure, and what it is compared with.
-
-    Args:
-        name: with its unit.
-        value: measured.
-        other: of the counterpart; None if there is none.
-        against: what the counterpart is.
-        aim: what the ratio (or, without a counterpart, the value) should be.
-        at_least: whether at least that, or at most.
-    """
-
-    name: str
-    value: float
-    other: float | None = None
-    against: str = ""
-    aim: float | None = None
-    at_least: bool = True
-
-    @property
-    def ratio(self) -> float | None:
-        """The value to its counterpart's."""
-        return self.value / self.other if self.other else None
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the aim was reached; None if there is none."""
-        judged = self.value if self.other is None else self.ratio
-        if self.aim is None or judged is None:
-            return None
-        return judged >= self.aim if self.at_least else judged <= self.aim
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {**asdict(self), "ratio": self.ratio, "met": self.met}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,10 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.options import output_options
+from pagepool_service.bench.collecting import CollectPlan, measure_collection
+from pagepool_service.bench.figures import Figure
 from pagepool_service.bench.images import find_images, find_pair
-from pagepool_service.bench.reads import Figure, ReadPlan
+from pagepool_service.bench.reads import ReadPlan
 from pagepool_service.bench.reads import measure as measure_reads
 from pagepool_service.bench.registry import Plan, measure
 from pagepool_service.bench.report import make_report
@@ -22,6 +24,8 @@ from pagepool_service.bench.servers import PEER, Launcher, peer_installed
 from pagepool_service.commands.benchmount import mount
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pagepool_service.bench.report import Line, Report, Target
 
 _EXPECTED = 8
@@ -39,6 +43,12 @@ _READS_EPILOG = """
 Examples:
   pagepool bench reads --images images
   pagepool bench reads --images images/debian-old --images images/debian-new --clients 50 --json
+"""
+_COLLECT_EPILOG = """
+\b
+Examples:
+  pagepool bench collect --images images
+  pagepool bench collect --images images/numpy-old --images images/node-new --json
 """
 _MEMORY = (
     "PSS: the highest sample, ten a second, of all processes together; mapped files are in it. "
@@ -153,6 +163,56 @@ def reads(places: tuple[Path, ...], peer: bool | None, clients: int, work: Path 
     if output.current().json:
         output.print_json({"images": [image.name for image in pair], "figures": [one.as_json() for one in figures]})
         return
+    _print_figures(figures)
+
+
+@bench.command(epilog=_COLLECT_EPILOG)
+@click.option(
+    "--images",
+    "places",
+    multiple=True,
+    envvar="PAGEPOOL_BENCH_IMAGES",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="OCI layouts, or directories of them: all but the first are deleted. [$PAGEPOOL_BENCH_IMAGES]",
+)
+@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Workers of the service.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
+    help="Where to put data meanwhile, on a real disk. [the system's directory for temporary files]",
+)
+@click.option(
+    "--quiet-time",
+    type=click.FloatRange(0.1, 3600),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to look at pushes and reads without a collection.",
+)
+@output_options
+def collect(places: tuple[Path, ...], workers: int, work: Path | None, quiet_time: float) -> None:
+    """Collect images that were deleted while others are pushed and read: what do those notice of it?
+
+    Small pushes, page reads, and a file that is written and synced on the same disk, during a collection, beside the
+    same without one in the same run.
+    """
+    images = find_images(places) if places else []
+    if len(images) < 2:
+        raise click.UsageError(f"two images at least: build some with\n\n    {_BUILD} --dir DIR\n\nand give --images.")
+    environment = _environment()
+    signal.signal(signal.SIGTERM, _interrupt)
+    launcher = Launcher(environment, workers)
+    plan = CollectPlan(images, launcher, environment, work or Path(tempfile.gettempdir()), quiet_time, output.note)
+    figures, said = measure_collection(plan)
+    if output.current().json:
+        names = [image.name for image in images]
+        output.print_json({"images": names, "figures": [one.as_json() for one in figures], "collection": said})
+        return
+    _print_figures(figures)
+
+
+def _print_figures(figures: Sequence[Figure]) -> None:
     headers = ("", "pagepool", "beside it", "ratio", "aim", "", "what is beside it")
     output.print_table(headers, [_figure_cells(one) for one in figures], right=(1, 2, 3, 4))
 

@@ -348,6 +348,17 @@ class Environment:
             raise _translated(error, self._path, writing=True) from error
         self._count_mapped(writer.mapped)
 
+    def sync(self) -> None:
+        """Have everything of the database written that is in the page cache. Blocks; holds no lock of LMDB.
+
+        Raises:
+            StoreFullError, ReadOnlyError: the disk refused it.
+        """
+        try:
+            self._env.sync(True)
+        except lmdb.Error as error:
+            raise _translated(error, self._path, writing=True) from error
+
     def check_readers(self) -> int:
         """Free the reader slots of processes that died. Returns how many there were."""
         return self._env.reader_check()

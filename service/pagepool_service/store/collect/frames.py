@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _SNAPSHOT_S: Final = 0.05
 _STEPS: Final = 20  # classes of frames, by which part of them is dead
-_MOST_EXTENTS: Final = 1024  # of the frames of one transaction: each is a write to the index, under the lock
+_MOST_EXTENTS: Final = 256  # of the frames of one transaction: each is a write to the index, under the lock
 TOLERATED: Final = 0.02
 """Of what lives, so much may be dead beside it in frames that are left as they are."""
 

@@ -37,7 +37,7 @@ log = logging.getLogger("pagepool.collect")
 
 _PUNCH_HOLE_KEEP_SIZE: Final = 3
 _KEPT: Final = 256 << 10  # bytes of free pages that are left
-_LONGEST: Final = 8 << 20  # bytes of one call
+_LONGEST: Final = 1 << 20  # bytes of one call
 _NOT_WORTH: Final = 0.01  # of what is in use: so much may stay in the smallest runs
 _ATTEMPTS: Final = 5
 _libc = ctypes.CDLL(None, use_errno=True)
