@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from struct import iter_unpack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError, ExtentUnknownError
 from pagepool.extents import Frame, FrameHead, Role, check_extent, encode_frame
@@ -30,11 +30,14 @@ from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import Location, u64
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pagepool.image.treefile import TreeFile
     from pagepool_service.store.environment import Reader
     from pagepool_service.store.store import Store
+
+    Wanted = Mapping[bytes, Location | None]
+    """Of a frame, what is wanted: where the index says that it lies, or None if only the frame's head said so."""
 
 PIECE_SIZE = 1 << 20
 # Below this share of its plain bytes a frame is cut: docs/benchmarks.md, "Bytes that nobody asked for".
@@ -50,11 +53,11 @@ class Plan:
     """What to send for a request.
 
     Args:
-        frames: by id, what is wanted of each: (digest, place).
+        frames: by id, what is wanted of each.
         failures: wanted extents of which the place is not known.
     """
 
-    frames: dict[int, list[tuple[bytes, Location]]] = field(default_factory=dict)
+    frames: dict[int, dict[bytes, Location | None]] = field(default_factory=dict)
     failures: list[FailureRecord] = field(default_factory=list)
 
 
@@ -62,25 +65,20 @@ class Membership:
     """Which extents belong to a tree, as fast as a request of a size needs it."""
 
     def __init__(self, tree: TreeFile, expected: int) -> None:
-        self.has: Callable[[bytes], bool]
-        if expected * _SEARCHES_PER_EXTENT < tree.extent_count:
-            self.has = tree.has_extent
-        else:
-            self.has = _Members({digest for (digest,) in iter_unpack("32s", tree.extents)}).has
+        self._digests: set[bytes] | None = None
+        self._has: Callable[[bytes], bool] = tree.has_extent
+        if expected * _SEARCHES_PER_EXTENT >= tree.extent_count:
+            self._digests = {digest for (digest,) in iter_unpack("32s", tree.extents)}
+            self._has = self._digests.__contains__
+
+    def has_all(self, digests: Iterable[bytes]) -> bool:
+        """Whether each of them belongs to the tree."""
+        return all(map(self._has, digests)) if self._digests is None else self._digests.issuperset(digests)
 
     def check(self, wanted: Sequence[bytes]) -> None:
         """Raise ExtentUnknownError for the first that does not belong to the tree."""
-        for digest in wanted:
-            if not self.has(digest):
-                raise ExtentUnknownError(digest.hex())
-
-
-@dataclass(frozen=True, slots=True)
-class _Members:
-    digests: Container[bytes]
-
-    def has(self, digest: bytes) -> bool:
-        return digest in self.digests
+        if not self.has_all(wanted):
+            raise ExtentUnknownError(next(digest for digest in wanted if not self._has(digest)).hex())
 
 
 @dataclass(slots=True)
@@ -118,7 +116,7 @@ class ExtentStream:
         self._wanted = wanted
         self._cut_below = cut_below
         self._end = EndRecord()
-        self._moved: dict[int, list[tuple[bytes, Location]]] | None = {}
+        self._moved: dict[int, dict[bytes, Location | None]] | None = {}
         self.sent = Sent()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -126,13 +124,9 @@ class ExtentStream:
         plan = plan_frames(self._store, self._wanted)
         if plan.failures:
             yield self._count(b"".join(map(self._failure, plan.failures)))
-        frames = iter(sorted(plan.frames.items()))
-        while piece := self._piece(frames):
-            yield self._count(b"".join(piece))
+        yield from self._pieces(plan.frames)
         moved, self._moved = self._moved or {}, None
-        frames = iter(sorted(moved.items()))
-        while piece := self._piece(frames):
-            yield self._count(b"".join(piece))
+        yield from self._pieces(moved)
         yield self._count(encode_end(self._end))
 
     def _count(self, piece: bytes) -> bytes:
@@ -143,17 +137,22 @@ class ExtentStream:
         self._end = self._end.with_failure()
         return encode_failure(record)
 
-    def _piece(self, frames: Iterator[tuple[int, list[tuple[bytes, Location]]]]) -> list[bytes]:
+    def _pieces(self, frames: Mapping[int, Wanted]) -> Iterator[bytes]:
+        left = iter(sorted(frames.items()))
+        while piece := self._piece(left):
+            yield self._count(piece)
+
+    def _piece(self, frames: Iterator[tuple[int, Wanted]]) -> bytes:
         """The next records; what they are cut out of is decompressed after the transaction."""
-        parts: list[bytes] = []
-        cuts: list[tuple[int, bytes, list[tuple[bytes, Location]]]] = []
+        parts: list[bytes | memoryview] = []
+        cuts: list[tuple[int, bytes, Wanted]] = []
         size = 0
         with self._store.env.read() as txn:
             for number, wanted in frames:
                 try:
                     payload = _payload(txn, number)
                     if self._goes_whole(payload, number, wanted):
-                        parts += (encode_frame_head(len(payload)), bytes(payload))
+                        parts += (encode_frame_head(len(payload)), payload)
                     else:
                         cuts.append((number, bytes(payload), wanted))
                     size += len(payload)
@@ -161,39 +160,37 @@ class ExtentStream:
                     parts += self._failed(self._not_moved(txn, number, wanted), error)
                 if size >= PIECE_SIZE:
                     break
-        for cut in cuts:
-            parts += self._cut(*cut)
-        return parts
+            piece = b"".join(parts)  # the only copy: the views end with the transaction
+        return piece + b"".join(part for cut in cuts for part in self._cut(*cut)) if cuts else piece
 
-    def _not_moved(
-        self, txn: Reader, number: int, wanted: list[tuple[bytes, Location]]
-    ) -> list[tuple[bytes, Location]]:
+    def _not_moved(self, txn: Reader, number: int, wanted: Wanted) -> list[bytes]:
         """Those that are in no other frame, by the index; the others are read from there in the end, once."""
         if self._moved is None:
-            return wanted
-        stay: list[tuple[bytes, Location]] = []
-        for digest, place in wanted:
+            return list(wanted)
+        stay: list[bytes] = []
+        for digest in wanted:
             with suppress(CorruptError):
                 found = self._store.extents.find(txn, digest)
                 if found is not None and found.frame != number:
-                    self._moved.setdefault(found.frame, []).append((digest, found))
+                    self._moved.setdefault(found.frame, {})[digest] = found
                     continue
-            stay.append((digest, place))
+            stay.append(digest)
         return stay
 
-    def _goes_whole(self, payload: memoryview, number: int, wanted: Sequence[tuple[bytes, Location]]) -> bool:
+    def _goes_whole(self, payload: memoryview, number: int, wanted: Wanted) -> bool:
         head, _ = FrameHead.decode(payload, str(number))
-        asked = sum(place.length for _, place in wanted)
-        if asked < self._cut_below * head.plain_size:
+        sizes = dict(head.extents)
+        if not _lie_there(sizes, wanted):
             return False
-        if not _lie_there(head, wanted) or not all(self._members.has(digest) for digest, _ in head.extents):
+        asked = head.plain_size if len(wanted) == len(sizes) else sum(map(sizes.__getitem__, wanted))
+        if asked < self._cut_below * head.plain_size or not self._members.has_all(sizes):
             return False
         self._end = self._end.with_frame(len(head.extents), head.plain_size)
         self.sent.whole += 1
         self.sent.unasked += head.plain_size - asked
         return True
 
-    def _cut(self, number: int, payload: bytes, wanted: Sequence[tuple[bytes, Location]]) -> list[bytes]:
+    def _cut(self, number: int, payload: bytes, wanted: Wanted) -> list[bytes]:
         """A frame of the wanted extents alone; failures for those that cannot be had."""
         try:
             frame = Frame.decode(number, memoryview(payload))
@@ -201,11 +198,11 @@ class ExtentStream:
             return self._failed(wanted, error)
         parts: list[bytes] = []
         kept: list[tuple[bytes, memoryview]] = []
-        for digest, place in wanted:
+        for digest in _as_they_lie(frame, wanted):
             try:
-                kept.append((digest, _extent(frame, digest, place)))
+                kept.append((digest, _extent(frame, digest, wanted[digest])))
             except CorruptError as error:
-                parts += self._failed([(digest, place)], error)
+                parts += self._failed([digest], error)
         if kept:
             made = encode_frame(kept, Role.FILES, compress=len(payload) < len(frame.plain))
             self._end = self._end.with_frame(len(made.extents), made.plain_size)
@@ -213,8 +210,8 @@ class ExtentStream:
             parts += (encode_frame_head(len(made.payload)), made.payload)
         return parts
 
-    def _failed(self, wanted: Sequence[tuple[bytes, Any]], error: CorruptError) -> list[bytes]:
-        return [self._failure(FailureRecord(True, digest, str(error))) for digest, _ in wanted]
+    def _failed(self, wanted: Iterable[bytes], error: CorruptError) -> list[bytes]:
+        return [self._failure(FailureRecord(True, digest, str(error))) for digest in wanted]
 
 
 def plan_frames(store: Store, wanted: Sequence[bytes]) -> Plan:
@@ -260,11 +257,11 @@ def _read_once(store: Store, wanted: Sequence[bytes]) -> Iterator[tuple[bytes, m
             with store.env.read() as txn:
                 frame = store.extents.frame(txn, number)
         except CorruptError as error:
-            yield from ((digest, error) for digest, _ in some)
+            yield from ((digest, error) for digest in some)
             continue
-        for digest, place in some:
+        for digest in _as_they_lie(frame, some):
             try:
-                yield digest, _extent(frame, digest, place)
+                yield digest, _extent(frame, digest, some[digest])
             except CorruptError as error:
                 yield digest, error
 
@@ -278,25 +275,22 @@ def _look_up(store: Store, txn: Reader, digest: bytes, plan: Plan, left: set[byt
     if place is None:
         plan.failures.append(FailureRecord(False, digest, "it is referred to and not there"))
     else:
-        some = plan.frames.setdefault(place.frame, [])
-        some.append((digest, place))
+        some = plan.frames.setdefault(place.frame, {})
+        some[digest] = place
         if len(left) >= _WORTH_LOOKING:
-            some += _neighbours(txn, place.frame, left)
+            found = _neighbours(txn, place.frame, left)
+            left -= found
+            some.update(dict.fromkeys(found))
 
 
-def _neighbours(txn: Reader, number: int, left: set[bytes]) -> Iterator[tuple[bytes, Location]]:
-    """What else of `left` a frame says that it has; takes it out of `left`."""
+def _neighbours(txn: Reader, number: int, left: set[bytes]) -> set[bytes]:
+    """What else of `left` a frame says that it has."""
     value = txn.get_unchecked(Table.FRAMES, u64(number))
     try:
         head, _ = FrameHead.decode(value or memoryview(b""), str(number))
     except CorruptError:
-        return
-    offset = 0
-    for digest, size in head.extents:
-        if digest in left:
-            left.remove(digest)
-            yield digest, Location(number, offset, size)
-        offset += size
+        return set()
+    return left.intersection(dict(head.extents))
 
 
 def _payload(txn: Reader, number: int) -> memoryview:
@@ -309,15 +303,23 @@ def _payload(txn: Reader, number: int) -> memoryview:
     return payload
 
 
-def _lie_there(head: FrameHead, wanted: Sequence[tuple[bytes, Location]]) -> bool:
-    """Whether a frame's head and the index agree on each."""
-    sizes = dict(head.extents)
-    return all(sizes.get(digest) == place.length for digest, place in wanted)
+def _lie_there(sizes: Mapping[bytes, int], wanted: Wanted) -> bool:
+    """Whether a frame's head has each, and agrees with the index."""
+    if not wanted.keys() <= sizes.keys():
+        return False
+    return all(place is None or sizes[digest] == place.length for digest, place in wanted.items())
 
 
-def _extent(frame: Frame, digest: bytes, place: Location) -> memoryview:
-    if frame.index.get(digest) != (place.offset, place.length):
-        raise CorruptError("extent", digest.hex(), f"its place in frame {place.frame} holds another")
-    data = frame.view[place.offset : place.offset + place.length]
-    check_extent(digest, data, f"frame {place.frame}")
+def _as_they_lie(frame: Frame, wanted: Wanted) -> list[bytes]:
+    """Those of a frame in its order, then those that it has not."""
+    here = [digest for digest in frame.index if digest in wanted]
+    return here if len(here) == len(wanted) else [*here, *(digest for digest in wanted if digest not in frame.index)]
+
+
+def _extent(frame: Frame, digest: bytes, place: Location | None) -> memoryview:
+    lies = frame.index.get(digest)
+    if lies is None or (place is not None and lies != (place.offset, place.length)):
+        raise CorruptError("extent", digest.hex(), f"its place in frame {frame.number} holds another")
+    data = frame.view[lies[0] : lies[0] + lies[1]]
+    check_extent(digest, data, f"frame {frame.number}")
     return data
