@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-PACKAGES = {"docker": "docker.io", "dockerd": "docker.io", "unshare": "util-linux"}
+PACKAGES = {"docker": "docker.io", "dockerd": "docker.io", "mksquashfs": "squashfs-tools", "unshare": "util-linux"}
 """Tool -> the Debian package that has it, where the two have different names."""
 
 _TIMEOUT_S = 300.0

@@ -5,6 +5,9 @@ there. "Cold" is a first read through the mount, which reaches the server, of fi
 the mount costs, not the disk. "Hot" is every further read, out of the kernel's page cache; the server has no part in
 it, so it is measured in processor time of this process, which others that use the machine disturb least. The server is
 a process of its own; its processor time is what a request costs. Best of a few rounds.
+
+Where squashfuse is installed, a FUSE file system in C, the hot reads are made through it, too: what no FUSE server can
+change, the kernel's part, is in both.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import shutil
+import subprocess
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import blake3_raw
+from pagepool.errors import UnreachableError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.image import Kind, Node, Tree, TreeFile, encode_tree
 from pagepool.linux.processes import cpu_seconds
 from pagepool.mount import list_mounts, serve_in_background, unmount
+from pagepool.mount.mountinfo import mounted_at
 from pagepool.overlay import OverlayFileSystem
 from pagepool.vfs import TreeFileSystem
 
@@ -35,6 +42,7 @@ _SMALL_SIZE: Final = 16 << 10
 _READ_SIZE: Final = 1 << 20
 _PAGE: Final = 4096
 _ROUNDS: Final = 5
+_START_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +68,13 @@ class Pair:
         name: what, with its unit.
         mount: through the mount.
         plain: in the plain directory.
+        peer: through squashfuse; None if that is not measured.
     """
 
     name: str
     mount: float
     plain: float
+    peer: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -117,10 +127,22 @@ def measure_mount(directory: Path, work: Workload | None = None) -> MountFigures
         work: how much is done.
     """
     work = work or Workload()
-    plain, point, upper = (directory / name for name in ("plain", "mount", "upper"))
-    for path in (plain / "small", plain / "new", point):
+    plain = directory / "plain"
+    for path in (plain / "small", plain / "new", directory / "mount"):
         path.mkdir(parents=True)
     _make_files(plain, work)
+    with contextlib.ExitStack() as stack:
+        peer = stack.enter_context(_squashed(plain, directory)) if peer_installed() else None
+        return _measure(directory, work, peer)
+
+
+def peer_installed() -> bool:
+    """Tell whether squashfuse is there, and what makes an image for it."""
+    return None not in map(shutil.which, ("mksquashfs", "squashfuse"))
+
+
+def _measure(directory: Path, work: Workload, peer: Path | None) -> MountFigures:
+    plain, point, upper = (directory / name for name in ("plain", "mount", "upper"))
     records = directory / "records"
     record = serve_in_background(partial(_open, plain, upper), point, directory=records)
     try:
@@ -130,10 +152,10 @@ def measure_mount(directory: Path, work: Workload | None = None) -> MountFigures
         pairs = [
             _pair("first read of a big file, MB/s", partial(_read_big, work), point, plain, rounds=1, unit=1e6),
             _pair("first read of small files, files/s", partial(_read_small, small), point, plain, rounds=1),
-            _pair("hot read of a big file, MB/s", partial(_read_big, work), point, plain, unit=1e6),
-            _pair("hot 4 KiB reads, reads/s", partial(_read_pages, work), point, plain),
-            _pair("hot read of small files, files/s", partial(_read_small, small), point, plain),
-            _pair("open and close, /s", partial(_open_often, work), point, plain),
+            _pair("hot read of a big file, MB/s", partial(_read_big, work), point, plain, unit=1e6, peer=peer),
+            _pair("hot 4 KiB reads, reads/s", partial(_read_pages, work), point, plain, peer=peer),
+            _pair("hot read of small files, files/s", partial(_read_small, small), point, plain, peer=peer),
+            _pair("open and close, /s", partial(_open_often, work), point, plain, peer=peer),
             _pair("write of a big file, MB/s", partial(_write, work), point, plain, rounds=1, unit=1e6),
             _pair("new files of 4 KiB, files/s", partial(_create, work), point, plain, rounds=1),
         ]
@@ -177,18 +199,48 @@ def _open(plain: Path, upper: Path) -> Iterator[FileSystem]:
                 yield overlay
 
 
+@contextlib.contextmanager
+def _squashed(plain: Path, directory: Path) -> Iterator[Path]:
+    """The plain files in a squashfs image, not compressed, mounted by squashfuse for the length of the block."""
+    image, point = directory / "squashed", directory / "peer"
+    point.mkdir()
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(["mksquashfs", plain, image, "-noD", "-noF", "-no-progress"], **quiet)  # type: ignore[call-overload]
+    server = subprocess.Popen(["squashfuse", "-f", image, point], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + _START_S
+        while mounted_at(point) is None:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise UnreachableError("squashfuse", "it did not mount")
+            time.sleep(0.01)
+        yield point
+    finally:
+        server.terminate()  # which unmounts
+        server.wait()
+
+
 def _pair(
-    name: str, act: Callable[[Path], int], mount: Path, plain: Path, *, rounds: int = _ROUNDS, unit: float = 1
+    name: str,
+    act: Callable[[Path], int],
+    mount: Path,
+    plain: Path,
+    *,
+    rounds: int = _ROUNDS,
+    unit: float = 1,
+    peer: Path | None = None,
 ) -> Pair:
-    """Do something both ways, in turns: the best rate of each. A first time (one round) is measured in seconds."""
+    """Do something each way, in turns: the best rate of each. A first time (one round) is measured in seconds."""
     clock = time.perf_counter if rounds == 1 else time.process_time
-    best = [0.0, 0.0]
-    for _ in range(rounds):
-        for number, root in enumerate((mount, plain)):
+    roots = [root for root in (mount, plain, peer) if root is not None]
+    best = [0.0] * len(roots)
+    for turn in range(rounds + (peer is not None)):
+        for number, root in enumerate(roots):
             begun = clock()
             done = act(root)
-            best[number] = max(best[number], done / (clock() - begun))
-    return Pair(name, best[0] / unit, best[1] / unit)
+            if turn or peer is None:  # the peer has not been read before
+                best[number] = max(best[number], done / (clock() - begun))
+    rates = [rate / unit for rate in best]
+    return Pair(name, rates[0], rates[1], None if peer is None else rates[2])
 
 
 def _stat_all(root: Path, names: Sequence[str]) -> int:

@@ -162,6 +162,8 @@ def _fuse(plan: ReadPlan, _server: Server, _client: Client, _tree: TreeFile, wor
         against = "a plain directory"
         # As a rate: within 1.2 of the time is at least 1 / 1.2 of the speed.
         yield Figure(f"FUSE, {pair.name}", pair.mount, pair.plain, against, round(1 / 1.2, 3) if hot else None)
+        if pair.peer is not None:
+            yield Figure("the same", pair.mount, pair.peer, "squashfuse, a FUSE file system in C")
 
 
 def _memory(plan: ReadPlan, server: Server, _client: Client, _tree: TreeFile, work: Path) -> Iterator[Figure]:
