@@ -1,11 +1,12 @@
 """Whether two streams are the same, without having both at hand: a tag of each, under a key made for that one question.
 
 GMAC: what AES-GCM computes over data that it does not encrypt. It is no hash: who knows the key can make another stream
-with the same tag. Without it nobody can do better than by chance: two streams that differ have the same tag for one key
-in 2^128, times their length in blocks of 16 bytes (McGrew and Viega, 2004; NIST SP 800-38D), whoever made them and
-however. That holds for a key that is random, that was not known when the streams were chosen, and that is used for
-one pair of streams: so a key is made for each comparison and never stored, and tags are compared with each other only.
-It takes a fifth of the time of BLAKE3.
+with the same tag. Without it nobody can do better than by chance: two streams that differ have the same tag with a
+probability of at most their length in blocks of 16 bytes, and one, in 2^128, whoever made them and however (McGrew and
+Viega, 2004: their tags differ by a polynomial in what AES makes of the key, which has no more zeros than that). That
+holds for a key that is random, that was not known when the streams were chosen, and that is used for one pair of
+streams: so a key is made for each comparison and never stored, and tags are compared with each other only. It takes a
+fifth of the time of BLAKE3.
 """
 
 from __future__ import annotations
