@@ -460,13 +460,17 @@ RULES = (
         ("pagepool_service.auth.deciding", "from pagepool_service.store.registry import Registry\n"),
     ),
     Rule(
-        "cryptography is loaded only where somebody can log in",
-        "a service without users has no use for it, and it takes time and memory in each process",
+        "cryptography is loaded only where somebody can log in, and where layers are read",
+        "workers of a service without users have no use for it, and it takes time and memory in each process",
         _all(
             *(
                 _nobody_but(("pagepool_service.auth", "pagepool_service.commands.auth"), name)
-                for name in ("bcrypt", "jwt", "cryptography")
-            )
+                for name in ("bcrypt", "jwt")
+            ),
+            _nobody_but(
+                ("pagepool_service.auth", "pagepool_service.commands.auth", "pagepool_service.streamtag"),
+                "cryptography",
+            ),
         ),
         ("pagepool_service.app", "import jwt\n"),
     ),

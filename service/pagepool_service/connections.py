@@ -45,6 +45,9 @@ _LINGER_S: Final = 1.0
 _MOST_LINGERING: Final = 64
 _KEPT_FILES: Final = 256
 """Descriptors that are not for connections: the store, the pool's objects, logs."""
+_UPLOADS: Final = "/blobs/uploads/"
+_WHOLE_OR_NOT: Final = (b"content-length", b"content-range")
+"""Headers with which nothing of a body counts unless all of it comes (`routes.uploads`)."""
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
 _MOVED: Final = struct.Struct("=120xQQ")
 """Of struct tcp_info: bytes that the other end has acknowledged, and bytes that came from it (Linux 4.1)."""
@@ -164,6 +167,19 @@ class BoundedProtocol(HttpToolsProtocol):
             return True
         cycle = self.cycle
         return cycle.more_body and not cycle.body and not cycle.response_started
+
+    @property
+    def sends_stream(self) -> bool:
+        """Whether the request under way sends an upload as a stream: what has come of it is kept, however it ends."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.more_body:
+            return False
+        scope = cycle.scope
+        return (
+            scope["method"] == "PATCH"
+            and _UPLOADS in scope["path"]
+            and not any(name in _WHOLE_OR_NOT for name, _ in scope["headers"])
+        )
 
     def moved(self) -> int | None:
         """Bytes that went over the connection, both ways; None where the kernel does not tell."""
@@ -312,6 +328,18 @@ class ConnectionGuard:
         else:
             connection.watch = None
 
+    def end_streams(self) -> None:
+        """Break off uploads that are sent as streams: the service ends, and they may be longer than it can wait.
+
+        It is as if the connection had been lost. The client asks where to go on, or begins anew, once there is a
+        service again: the sooner this one has ended, the sooner that is.
+        """
+        streams = [connection for connection in self._open if connection.sends_stream]
+        for connection in streams:
+            connection.transport.abort()
+        if streams:
+            log.info("%d uploads were broken off; what came of them is kept", len(streams))
+
     async def run(self) -> None:
         """Look once a second, for ever."""
         loop = asyncio.get_running_loop()
@@ -369,6 +397,9 @@ class GuardedServer(uvicorn.Server):
             self._guarding.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._guarding
+        if isinstance(self.config, GuardedConfig):
+            # Once no connection is taken any more, which is the first that is done: a client comes back at once.
+            asyncio.get_running_loop().call_soon(self.config.guard.end_streams)
         await super().shutdown(sockets)
 
 

@@ -3,14 +3,14 @@ counts.
 
 A pipeline of threads, each mostly inside code that releases the GIL:
 
-    inflate, BLAKE3 -> split, BLAKE3, look up -> zstd (pool) -> LMDB batch -> rebuild, BLAKE3, SHA-256
+    inflate, tag -> split, BLAKE3, look up -> zstd (pool) -> LMDB batch -> rebuild, tag, SHA-256
 
 The splitting thread owns all decisions. It gathers new extents into frames, and frames, objects and recipe
 chunks into a batch; a batch is committed as one transaction, so a recipe chunk is never visible before the
 extents it names. The verifier (`verifying`) reads each committed chunk back and rebuilds the tar from what is stored,
 in a process of its own where the service runs.
-A layer is ready when what was rebuilt is what came in: its BLAKE3 is compared, at a quarter of what SHA-256
-costs, and the diff_id is the SHA-256 of what was *rebuilt*.
+A layer is ready when what was rebuilt is what came in: tags of both are compared (`streamtag`), at a tenth of what
+SHA-256 costs, and the diff_id is the SHA-256 of what was *rebuilt*.
 
 Each maintenance process ingests one layer at a time. Two may meet the same new extent: whoever commits second
 leaves it out. What a crash leaves (chunks of an unfinished recipe, extents nobody refers to) is removed by the next
@@ -24,6 +24,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -36,9 +37,10 @@ from pagepool_service.store.cycle import NoteKind, note
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
 from pagepool_service.store.schema import LayerRecord, ObjectRecord, recipe_key
 from pagepool_service.store.totals import Totals
+from pagepool_service.streamtag import StreamTag, make_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from pagepool.digest import Digest
@@ -115,14 +117,17 @@ class LayerIngest:
         """
         chunks: queue.Queue[bytes | None] = queue.Queue(_CHUNKS_AHEAD)
         with ThreadPoolExecutor(3 + ZSTD_THREADS, thread_name_prefix="ingest") as pool:
-            committer = Committer(self._store, self.recipe, self._verifier, self._stop, pool)
+            key = make_key()
+            committer = Committer(
+                self._store, self.recipe, partial(self._verifier.rebuild, self.recipe, key), self._stop, pool
+            )
             try:
-                hashing = pool.submit(self._inflate, plain, chunks)
+                tagging = pool.submit(self._inflate, plain, StreamTag(key), chunks)
                 splitting = Splitting(self._store, committer, pool, self._limits)
                 with splitting:
                     while (chunk := chunks.get()) is not None:
                         splitting.feed(chunk)
-                    came_in = hashing.result()
+                    came_in = tagging.result()
                     splitting.close()
                 rebuilt = committer.finish()
             except BaseException:
@@ -130,8 +135,10 @@ class LayerIngest:
                 committer.abandon()
                 _drain(chunks)
                 raise
-        if rebuilt.content != came_in:
-            raise CorruptError("layer", came_in.hex(), f"what was stored rebuilds to {rebuilt.content.hex()}")
+        if rebuilt.tag != came_in:
+            raise CorruptError(
+                "layer", str(rebuilt.diff_id), "what was stored rebuilds to this, and something else came in"
+            )
         record = LayerRecord(self.recipe, committer.plain_size, splitting.members, splitting.file_bytes)
         return Ingested(rebuilt.diff_id, record)
 
@@ -140,18 +147,17 @@ class LayerIngest:
         with self._store.env.write() as txn:
             discard_recipe(txn, self.recipe)
 
-    def _inflate(self, plain: Iterator[bytes], chunks: queue.Queue[bytes | None]) -> bytes:
-        """Thread: inflate and hash. Always ends the queue with None. Returns the BLAKE3 of the tar."""
-        content = blake3()
+    def _inflate(self, plain: Iterator[bytes], tag: StreamTag, chunks: queue.Queue[bytes | None]) -> bytes:
+        """Thread: inflate. Always ends the queue with None. Returns the tag of the tar."""
         try:
             for chunk in plain:
-                content.update(chunk)
+                tag.update(chunk)
                 chunks.put(chunk)
                 if self._stop.is_set():
                     break
         finally:
             chunks.put(None)
-        return content.digest()
+        return tag.tag()
 
 
 def discard_recipe(txn: Writer, recipe: int) -> None:
@@ -411,7 +417,12 @@ class Committer:
     """The committing thread, and the one that has it verified."""
 
     def __init__(
-        self, store: Store, recipe: int, verifier: Verifier, stop: threading.Event, pool: ThreadPoolExecutor
+        self,
+        store: Store,
+        recipe: int,
+        rebuild: Callable[[Iterator[int]], Rebuilt],
+        stop: threading.Event,
+        pool: ThreadPoolExecutor,
     ) -> None:
         self._store = store
         self._recipe = recipe
@@ -421,7 +432,7 @@ class Committer:
         self.committed = 0
         self.plain_size = 0
         self._committing = pool.submit(self._commit_all)
-        self._verifying = pool.submit(verifier.rebuild, recipe, self._starts())
+        self._verifying = pool.submit(rebuild, self._starts())
 
     def put(self, batch: Batch | None) -> None:
         """Hand a batch over, or None at the end. Waits while too many are under way; raises what a thread raised."""

@@ -249,7 +249,11 @@ class Maintenance:
     def _run(self, job: Job) -> bool:
         try:
             record = self._store.blobs.stat(job.blob)
-        except (BlobUnknownError, CorruptError) as error:
+        except BlobUnknownError:  # removed before its turn came
+            log.debug("job on %s dropped: the blob was removed", job.blob)
+            self._drop(job)
+            return True
+        except CorruptError as error:
             log.warning("job on %s dropped: %s", job.blob, error)
             self._drop(job)
             return True

@@ -2,7 +2,7 @@
 
 Owns the process that does so beside a maintenance process. It shares no lock of Python's with the threads that read
 the layer: on two cores a near-identical image is ready a tenth sooner. It only reads the store. One request at a time:
-the recipe's number, where its chunks begin as they are committed, None; then comes one answer.
+the recipe's number and the key of its tag, where its chunks begin as they are committed, None; then comes one answer.
 
 When it ends, whatever ended it (pages of the database that are damaged may), the maintenance process ends with an
 error, and the job's attempts count that. It ends with the process that started it.
@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Protocol, Self
 
-from blake3 import blake3
-
 from pagepool.digest import Digest
 from pagepool.errors import PagepoolError
 from pagepool_service.allocator import give_back
@@ -28,6 +26,7 @@ from pagepool_service.store.checks.findings import CarriedError
 from pagepool_service.store.rebuild import rebuild_chunk
 from pagepool_service.store.schema import recipe_key
 from pagepool_service.store.store import Store
+from pagepool_service.streamtag import StreamTag
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,19 +42,20 @@ _IDLE_S = 1.0  # without a layer: then memory is given back
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What was rebuilt from the store: the SHA-256 of the tar, and its BLAKE3."""
+    """What was rebuilt from the store: the SHA-256 of the tar, and its tag (`streamtag`)."""
 
     diff_id: Digest
-    content: bytes
+    tag: bytes
 
 
 class Verifier(Protocol):
     """What rebuilds a layer."""
 
-    def rebuild(self, recipe: int, starts: Iterable[int]) -> Rebuilt:
+    def rebuild(self, recipe: int, key: bytes, starts: Iterable[int]) -> Rebuilt:
         """Rebuild a tar from the store, and hash it.
 
         Args:
+            key: of the tag.
             starts: where the recipe's chunks begin, each once it is committed.
 
         Raises:
@@ -69,14 +69,14 @@ class HereVerifier:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def rebuild(self, recipe: int, starts: Iterable[int]) -> Rebuilt:
+    def rebuild(self, recipe: int, key: bytes, starts: Iterable[int]) -> Rebuilt:
         """See `Verifier`."""
-        sha, content = hashlib.sha256(), blake3()
+        sha, tag = hashlib.sha256(), StreamTag(key)
         for start in starts:
             for piece in rebuild_chunk(self._store.env, self._store.extents, recipe_key(recipe, start)):
                 sha.update(piece)
-                content.update(piece)
-        return Rebuilt(Digest("sha256", sha.digest()), content.digest())
+                tag.update(piece)
+        return Rebuilt(Digest("sha256", sha.digest()), tag.tag())
 
 
 class VerifierProcess:
@@ -111,14 +111,14 @@ class VerifierProcess:
         self._connection.close()
         os.waitpid(self.pid, 0)
 
-    def rebuild(self, recipe: int, starts: Iterable[int]) -> Rebuilt:
+    def rebuild(self, recipe: int, key: bytes, starts: Iterable[int]) -> Rebuilt:
         """See `Verifier`.
 
         Raises:
             ChildProcessError: the process has ended.
         """
         try:
-            self._connection.send(recipe)
+            self._connection.send((recipe, key))
             for start in starts:
                 self._connection.send(start)
             self._connection.send(None)
@@ -151,12 +151,12 @@ def _run(data: Path, connection: Connection, parent: int) -> None:
 def _answer_all(verifier: Verifier, connection: Connection) -> None:
     while True:
         try:
-            recipe = connection.recv()
+            recipe, key = connection.recv()
         except EOFError:
             return
         starts = iter(connection.recv, None)
         try:
-            connection.send(verifier.rebuild(recipe, starts))
+            connection.send(verifier.rebuild(recipe, key, starts))
         except PagepoolError as error:
             for _ in starts:
                 pass

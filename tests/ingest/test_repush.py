@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,6 +37,19 @@ def push_again(store: Store, digest: Digest) -> None:
     """Remove the blob and push the same bytes: a new record, and new jobs beside those of the first."""
     store.registry.delete_blob(REPOSITORY, digest)
     assert push(store, BLOB) == digest
+
+
+def test_a_blob_that_is_removed_while_it_waits_is_no_reason_to_warn(
+    data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "pagepool")
+    with Store.open(data) as store:
+        digest = push(store, BLOB)
+        store.registry.delete_blob(REPOSITORY, digest)
+        assert Maintenance(store).run_all() == 1
+    said = [(record.levelno, record.getMessage()) for record in caplog.records if str(digest) in record.getMessage()]
+    assert said == [(logging.DEBUG, f"job on {digest} dropped: the blob was removed")]
+    assert check_store(data).clean
 
 
 def test_a_settle_of_an_earlier_life_does_not_undo_what_ingest_found(data: Path) -> None:

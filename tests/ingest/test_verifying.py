@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from blake3 import blake3
 
 from pagepool.errors import CorruptError
 from pagepool_service.maintenance import Maintenance
@@ -18,14 +17,24 @@ from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
 from pagepool_service.store.schema import LayerState, parse_recipe_key
 from pagepool_service.store.store import Store
-from pagepool_service.verifying import HereVerifier, VerifierProcess
+from pagepool_service.streamtag import StreamTag, make_key
+from pagepool_service.verifying import HereVerifier, Rebuilt, VerifierProcess
 from tests.faults import flip_record, records
 from tests.store.helpers import gzipped, ingest_all, make_tar, noise, push, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 TAR = make_tar({"large": text(900_000, 1), "noise": noise(300_000, 2), "small": text(3000, 3)})
+
+
+KEY = make_key()
+
+
+def _tag(data: bytes) -> bytes:
+    tag = StreamTag(KEY)
+    tag.update(data)
+    return tag.tag()
 
 
 @pytest.fixture
@@ -58,9 +67,34 @@ def test_it_answers_as_the_thread_does_time_and_again(verifier: VerifierProcess,
         ingest_all(store)
     recipe, starts = _recipe(data)
     with Store.open(data) as store:
-        here = HereVerifier(store).rebuild(recipe, starts)
-    assert here.content == blake3(TAR).digest()
-    assert [verifier.rebuild(recipe, starts) for _ in range(3)] == [here] * 3
+        here = HereVerifier(store).rebuild(recipe, KEY, starts)
+    assert here.tag == _tag(TAR)
+    assert here.diff_id.hex == sha256(TAR).hexdigest()
+    assert [verifier.rebuild(recipe, KEY, starts) for _ in range(3)] == [here] * 3
+
+
+class _WrongVerifier:
+    """Rebuilds the same bytes in another order: as if chunks of the recipe had been mixed up."""
+
+    def __init__(self, store: Store) -> None:
+        self._right = HereVerifier(store)
+
+    def rebuild(self, recipe: int, key: bytes, starts: Iterable[int]) -> Rebuilt:
+        """See `Verifier`."""
+        return self._right.rebuild(recipe, key, reversed(list(starts)))
+
+
+def test_what_rebuilds_to_other_bytes_is_not_ready(data: Path) -> None:
+    with Store.open(data) as store:
+        digest = push(store, gzipped(make_tar({"first": text(5_000_000, 1), "second": text(5_000_000, 2)})))
+        maintenance = Maintenance(store, verifier=_WrongVerifier(store))
+        while store.blobs.stat(digest).state is LayerState.PENDING:
+            maintenance.run_one()
+        record = store.blobs.stat(digest)
+        assert record.state is LayerState.UNMOUNTABLE
+        assert "something else came in" in record.reason
+    assert records(data, Table.LAYERS) == []
+    assert records(data, Table.RECIPES) == []
 
 
 def test_damage_is_named_and_the_next_request_answered(verifier: VerifierProcess, data: Path) -> None:
@@ -70,11 +104,11 @@ def test_damage_is_named_and_the_next_request_answered(verifier: VerifierProcess
     recipe, starts = _recipe(data)
     flip_record(data, next(record for record in records(data, Table.FRAMES) if record.value[1] == 0), 100)
     with pytest.raises(CorruptError) as caught:
-        verifier.rebuild(recipe, starts)
+        verifier.rebuild(recipe, KEY, starts)
     assert caught.value.kind == "frame"
     with pytest.raises(CorruptError):
-        verifier.rebuild(recipe + 1, [0])
-    assert verifier.rebuild(recipe, []).content == blake3().digest()
+        verifier.rebuild(recipe + 1, KEY, [0])
+    assert verifier.rebuild(recipe, KEY, []).tag == _tag(b"")
 
 
 def test_its_end_is_an_error_and_leaves_the_job(data: Path) -> None:

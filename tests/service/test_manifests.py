@@ -121,6 +121,31 @@ def test_index_may_list_blobs(http: httpx.Client) -> None:
     assert put(http, "/v2/listing/manifests/x", json.dumps(index).encode(), OCI_INDEX).status_code == 201
 
 
+@pytest.mark.parametrize("difference", [-1, 1])
+def test_size_that_a_listed_manifest_has_not(http: httpx.Client, difference: int) -> None:
+    """400 MANIFEST_INVALID, which names the entry; nothing is stored, and with the right size it is taken."""
+    push_image(http, "entries", "one")
+    manifest = http.get("/v2/entries/manifests/one").content
+    entry = descriptor(OCI_MANIFEST, manifest)
+    index: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
+    entry["size"] += difference
+    answer = put(http, f"/v2/entries/manifests/x{difference}", json.dumps(index).encode(), OCI_INDEX)
+    assert (answer.status_code, code_of(answer)) == (400, "MANIFEST_INVALID")
+    assert f"entry {entry['digest']}" in answer.json()["errors"][0]["message"]
+    assert http.head(f"/v2/entries/manifests/x{difference}").status_code == 404
+    entry["size"] -= difference
+    assert put(http, f"/v2/entries/manifests/x{difference}", json.dumps(index).encode(), OCI_INDEX).status_code == 201
+
+
+def test_size_that_a_listed_blob_has_not(http: httpx.Client) -> None:
+    """400 SIZE_INVALID, as in a manifest."""
+    push_blob(http, "listed", b"a blob")
+    entry = descriptor("text/plain", b"a blob") | {"size": 7}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
+    answer = put(http, "/v2/listed/manifests/x", json.dumps(index).encode(), OCI_INDEX)
+    assert (answer.status_code, code_of(answer)) == (400, "SIZE_INVALID")
+
+
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 def test_push_by_digest(http: httpx.Client, algorithm: str) -> None:
     """Under the digest it was pushed by, with tags beside."""

@@ -141,6 +141,33 @@ def test_requests_that_do_not_end_are_cut_off(tmp_path: Path) -> None:
         service.stop()
 
 
+def test_a_stream_is_broken_off_and_kept(tmp_path: Path) -> None:
+    """An upload without a length would keep the service from ending; it goes on where it was."""
+    service = Service(tmp_path / "data", ("--graceful-timeout", "600"))
+    service.start()
+    host, port = service.host.split(":")
+    data = b"x" * (3 << 20)
+    with httpx.Client(base_url=service.url) as http:
+        location = begin_upload(http, "stream")
+    upload = next((tmp_path / "data" / "uploads").glob("*-????????????"))
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"PATCH {location} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode() + b"%x\r\n%b\r\n" % (len(data), data))
+        until(lambda: upload.stat().st_size > 0, "some of it was written")
+        assert service.stop(60.0) == 0  # in a second or two; if it waited, this would raise
+    kept = upload.stat().st_size
+    assert 0 < kept <= len(data)
+    service.start()
+    try:
+        with httpx.Client(base_url=service.url) as http:
+            assert http.get(location).headers["range"] == f"0-{kept - 1}"
+            http.patch(location, content=data[kept:])
+            assert http.put(finishing(location, Digest.of(data))).status_code == 201
+    finally:
+        service.stop()
+    assert not service.faults()
+
+
 def test_read_only(tmp_path: Path) -> None:
     """Everything can be read; every write is refused with 405 and nothing else happens."""
     data = tmp_path / "data"

@@ -100,7 +100,11 @@ def push_image(
 
 def push_index(store: Store, repository: str, children: Sequence[Pushed], *, tags: Sequence[str] = ()) -> Pushed:
     """Push an index of manifests that are there."""
-    entries = [{"mediaType": MANIFEST, "digest": str(one.digest), "size": 1} for one in children]
+    sizes = [len(store.registry.manifest(repository, one.digest).raw) for one in children]
+    entries = [
+        {"mediaType": MANIFEST, "digest": str(one.digest), "size": size}
+        for one, size in zip(children, sizes, strict=True)
+    ]
     document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
     return Pushed(_put(store, repository, document, tags), children)
 

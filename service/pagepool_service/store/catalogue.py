@@ -126,6 +126,11 @@ class StoredManifest:
             raise CorruptError("manifest", str(digest), f"its record cannot be read: {error}") from error
         return cls(digest, media_type, created, bytes(payload[start:]))
 
+    @staticmethod
+    def size_of(payload: memoryview) -> int:
+        """How many bytes the document of a record has, without reading it."""
+        return len(payload) - _MANIFEST.size - int(_MANIFEST.unpack_from(payload)[1])
+
 
 @dataclass(frozen=True, slots=True)
 class Tag:

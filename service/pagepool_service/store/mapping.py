@@ -38,7 +38,11 @@ class MappedFile:
         try:
             # Fields of statm count pages; the third is what is backed by files. By name: a descriptor that stays open
             # would be of the process that opened it.
-            pages = int(Path("/proc/self/statm").read_bytes().split()[2])
+            statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                pages = int(os.read(statm, 256).split(None, 3)[2])
+            finally:
+                os.close(statm)
         except OSError:  # no descriptor left: better once too often
             return self.release()
         return pages * mmap.PAGESIZE > most and self.release()

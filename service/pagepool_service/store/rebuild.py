@@ -52,9 +52,23 @@ def rebuild(env: Environment, extents: ExtentStore, recipe: int, start: int, end
         position = chunk_end
 
 
-def rebuild_chunk(env: Environment, extents: ExtentStore, key: bytes) -> Iterator[bytes]:
-    """The bytes that one chunk of a recipe stands for."""
-    yield from assemble(env, extents, read_chunk(env, key))
+def rebuild_chunk(env: Environment, extents: ExtentStore, key: bytes) -> Iterator[bytes | memoryview]:
+    """The bytes that one chunk of a recipe stands for, for whoever only looks at them: large runs of them uncopied.
+
+    Views are valid until the next step, or keep a decoded frame in memory.
+    """
+    for parts in _gather(env, extents, read_chunk(env, key)):
+        small: list[bytes | memoryview] = []
+        for part in parts:
+            if len(part) < _COPIED:
+                small.append(part)
+                continue
+            if small:
+                yield b"".join(small)
+                small.clear()
+            yield part
+        if small:
+            yield b"".join(small)
 
 
 def read_chunk(env: Environment, key: bytes) -> Sequence[Op]:
@@ -72,6 +86,11 @@ def read_chunk(env: Environment, key: bytes) -> Sequence[Op]:
 
 def assemble(env: Environment, extents: ExtentStore, ops: Sequence[Op]) -> Iterator[bytes]:
     """Carry operations out, in pieces of about 1 MiB."""
+    return map(b"".join, _gather(env, extents, ops))
+
+
+def _gather(env: Environment, extents: ExtentStore, ops: Sequence[Op]) -> Iterator[list[bytes | memoryview]]:
+    """Carry operations out: buffers that follow each other, about 1 MiB at a time."""
     assembler = _Assembler(extents)
     steps = iter(ops)
     done = False
@@ -93,12 +112,12 @@ class _Assembler:
         self.parts: list[bytes | memoryview] = []
         self._size = 0
 
-    def take(self) -> bytes:
-        """The bytes gathered."""
-        piece = b"".join(self.parts)
+    def take(self) -> list[bytes | memoryview]:
+        """The buffers gathered."""
+        parts = self.parts
         self.parts = []
         self._size = 0
-        return piece
+        return parts
 
     def step(self, txn: Reader, ops: Iterator[Op]) -> bool:
         """Gather one piece. Returns whether everything is done."""

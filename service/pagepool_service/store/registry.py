@@ -29,6 +29,7 @@ from pagepool.errors import (
     BlobUnknownError,
     CorruptError,
     ManifestBlobUnknownError,
+    ManifestInvalidError,
     ManifestUnknownError,
     NameUnknownError,
     NotFoundError,
@@ -54,7 +55,7 @@ from pagepool_service.store.catalogue import (
     tag_key,
 )
 from pagepool_service.store.cycle import is_collecting
-from pagepool_service.store.environment import Table
+from pagepool_service.store.environment import CHECKSUM_SIZE, Table
 from pagepool_service.store.links import is_held, link, renew_around, touch, unlink
 from pagepool_service.store.room import NO_LIMIT, RoomLimit, check_room
 from pagepool_service.store.schema import BlobRecord
@@ -260,6 +261,7 @@ class Registry:
             RepositoryFullError: it would hold too much.
             ManifestBlobUnknownError: it refers to a blob or manifest that the repository lacks.
             SizeInvalidError: it says another size of a blob than that has.
+            ManifestInvalidError: or of a manifest.
             StoreFullError, ReadOnlyError: nothing was kept.
         """
         now = time.time_ns()
@@ -477,7 +479,11 @@ def _check_parts(txn: Reader, repository: str, document: Manifest | Index) -> No
         for entry in document.manifests:
             key = link_key(repository, entry.digest)
             # An index may list things that are no manifests; those are blobs.
-            if not txn.has(Table.MANIFEST_LINKS, key) and not txn.has(Table.LINKS, key):
+            if txn.has(Table.MANIFEST_LINKS, key):
+                _check_entry(txn, entry)
+            elif txn.has(Table.LINKS, key):
+                _check_size(txn, entry)
+            else:
                 raise ManifestBlobUnknownError(str(entry.digest), f"{repository} has no such manifest")
         return
     for entry in document.blobs:
@@ -485,6 +491,15 @@ def _check_parts(txn: Reader, repository: str, document: Manifest | Index) -> No
             _check_size(txn, entry)
         elif not (is_foreign_layer(entry.media_type) and entry.urls):
             raise ManifestBlobUnknownError(str(entry.digest), f"{repository} has no such blob")
+
+
+def _check_entry(txn: Reader, entry: Descriptor) -> None:
+    """Nor do they pull a manifest of another size than an index says."""
+    # Not read: an index may name thousands of manifests of megabytes, and nobody writes meanwhile.
+    value = txn.get_unchecked(Table.MANIFESTS, entry.digest.key)
+    size = entry.size if value is None else StoredManifest.size_of(value[:-CHECKSUM_SIZE])
+    if size != entry.size:
+        raise ManifestInvalidError(f"entry {entry.digest}", f"it says {entry.size} bytes of a manifest that has {size}")
 
 
 def _check_size(txn: Reader, entry: Descriptor) -> None:
