@@ -42,6 +42,8 @@ _SWEEP_S: Final = 1.0
 _IDLE_SWEEPS: Final = 2
 """A connection is idle once so many sweeps have found it so: who has just connected is about to send."""
 _LINGER_S: Final = 1.0
+_LINGER_TURNS: Final = 5
+_LINGER_BYTES: Final = 8 << 20
 _MOST_LINGERING: Final = 64
 _KEPT_FILES: Final = 256
 """Descriptors that are not for connections: the store, the pool's objects, logs."""
@@ -115,7 +117,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Take bytes, unless the head of the request has become too large. Called for each page read: kept short."""
         if self.refused:
             self._unread += len(data)
-            if self._unread > LONGEST_HEAD:
+            if self._unread > _LINGER_BYTES:
                 self.transport.close()
             return
         if self._in_head and self._head_size > LONGEST_HEAD:
@@ -132,18 +134,33 @@ class BoundedProtocol(HttpToolsProtocol):
             self._in_head, self._head_size = True, 0
 
     def refuse(self, status: int, message: str, *, retry_s: int = 0) -> None:
-        """Answer instead of the application, and close: with a moment in which the client can read it."""
+        """Answer instead of the application, and close once the client has had time to read it."""
         self.refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # what it says would follow the end
+            self.cycle.message_event.set()
         body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS" if retry_s else "UNSUPPORTED", "message": message}]})
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
         retry = b"retry-after: %d\r\n" % retry_s if retry_s else b""
         self.transport.write(b"".join((STATUS_LINE[status], head, retry, b"\r\n", body.encode())))
-        if self.transport.can_write_eof():
-            # Closed with bytes that were not read, the kernel would reset the connection, and the answer with it.
+        if self.transport.can_write_eof():  # not with TLS
             self.transport.write_eof()
-            self.loop.call_later(_LINGER_S, self.transport.close)
-        else:
+        self._linger(-1, _LINGER_TURNS)
+
+    def _linger(self, seen: int, turns: int) -> None:
+        """Close, unless bytes still come: closed with some that were not read, the kernel would reset the connection,
+        and the client, who may read only after having sent everything, would not have the answer. What comes is not
+        kept, and has a bound in time here, and in bytes in `data_received`."""
+        if self.transport.is_closing():
+            return
+        if seen == self._unread or not turns:
             self.transport.close()
+        else:
+            self.loop.call_later(_LINGER_S, self._linger, self._unread, turns - 1)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  (uvicorn's; ours say what was expected)
+        """Answer what is no request."""
+        self.refuse(400, "that is no request of HTTP/1.1")
 
     def drop(self) -> None:
         """Break the connection off, and what waits in the kernel to be taken with it."""
@@ -258,7 +275,7 @@ class ConnectionGuard:
         """Look at all connections, and end those that keep a place for nothing."""
         idle: list[BoundedProtocol] = []
         for connection in list(self._open):
-            if connection.transport.is_closing():
+            if connection.transport.is_closing() or connection.refused:
                 continue
             if connection.is_busy:
                 connection.idle_sweeps, connection.head_since = 0, None
