@@ -141,8 +141,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
         body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS" if retry_s else "UNSUPPORTED", "message": message}]})
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+        common = b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
         retry = b"retry-after: %d\r\n" % retry_s if retry_s else b""
-        self.transport.write(b"".join((STATUS_LINE[status], head, retry, b"\r\n", body.encode())))
+        self.transport.write(b"".join((STATUS_LINE[status], common, head, retry, b"\r\n", body.encode())))
         if self.transport.can_write_eof():  # not with TLS
             self.transport.write_eof()
         self._linger(-1, _LINGER_TURNS)
@@ -338,10 +339,14 @@ class ConnectionGuard:
 
 
 class GuardedConfig(uvicorn.Config):
-    """uvicorn's configuration, with the guard that its connections are known to."""
+    """uvicorn's configuration, with the guard that its connections are known to.
+
+    Every answer says that it is what its type says: a blob may be anything, a page with scripts for one, and browsers
+    look into what they are sent.
+    """
 
     def __init__(self, app: Any, guard: ConnectionGuard, **options: Any) -> None:
-        super().__init__(app, **options)
+        super().__init__(app, headers=[("X-Content-Type-Options", "nosniff")], **options)
         self.guard = guard
 
 
