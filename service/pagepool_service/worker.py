@@ -182,6 +182,8 @@ def run_worker(
             log_config=None,
             access_log=False,  # the observer has it, with more in it
             server_header=False,
+            proxy_headers=bool(settings.trusted_proxies),  # uvicorn would believe whoever comes from loopback
+            forwarded_allow_ips=list(settings.trusted_proxies),
             backlog=2048,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, round(settings.graceful_s)),
