@@ -11,6 +11,8 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,6 +208,37 @@ def test_the_dashboard_is_provisioned_and_whole() -> None:
         taken |= cells
     (provider,) = load("grafana/provisioning/dashboards/pagepool.yml")["providers"]
     assert f"./grafana/dashboards:{provider['options']['path']}:ro" in compose()["grafana"]["volumes"]
+
+
+def test_what_the_image_is_built_of_is_all_that_there_is(tmp_path: Path) -> None:
+    """The first stage's pip gets what is copied, of what .dockerignore lets through; and the wheel that it makes of
+    that has every file of both packages, and the program."""
+    context = (_ROOT / ".dockerignore").read_text().splitlines()
+    sources = [
+        source
+        for line in (_ROOT / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for source in line.split()[1:-1]
+    ]
+    assert sorted(sources) == sorted(line[1:] for line in context if line.startswith("!"))
+    left_out = [line.removeprefix("**/") for line in context if line.startswith("**/")]
+    for source in sources:
+        place = tmp_path / "src" / source
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if (_ROOT / source).is_dir():
+            shutil.copytree(_ROOT / source, place, ignore=shutil.ignore_patterns(*left_out))
+        else:
+            shutil.copy(_ROOT / source, place)
+    run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, tmp_path / "src"])
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+        (entries,) = (archive.read(name).decode() for name in held if name.endswith("/entry_points.txt"))
+    assert "pagepool = pagepool.cli" in entries
+    packages = (tmp_path / "src/client/pagepool", tmp_path / "src/service/pagepool_service")
+    files = {str(file.relative_to(top.parent)) for top in packages for file in top.rglob("*") if file.is_file()}
+    assert len(files) > 300
+    assert files <= held
 
 
 @pytest.fixture
