@@ -155,9 +155,16 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if seen == self._unread or not turns:
-            self.transport.close()
+            self.end()
         else:
             self.loop.call_later(_LINGER_S, self._linger, self._unread, turns - 1)
+
+    def end(self) -> None:
+        """Close: at once, if what was to be sent has been; else nobody may ever take it, and it would stay open."""
+        if self.transport.get_write_buffer_size():
+            self.drop()
+        else:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  (uvicorn's; ours say what was expected)
         """Answer what is no request."""
@@ -172,16 +179,23 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request is under way whose head has come."""
-        return bool(self.pipeline) or not (self.cycle is None or self.cycle.response_complete)
+        """Whether a request is under way whose head has come, or its answer."""
+        if self.pipeline or not (self.cycle is None or self.cycle.response_complete):
+            return True
+        return self._is_left
 
     @property
     def waits_for_client(self) -> bool:
         """Whether the request under way cannot go on before the client sends, or takes, something."""
-        if self.flow.write_paused:
+        if self.flow.write_paused or self._is_left:
             return True
         cycle = self.cycle
         return cycle.more_body and not cycle.body and not cycle.response_started
+
+    @property
+    def _is_left(self) -> bool:
+        """Whether something is still to be sent of what the application has said, or before it is closed."""
+        return self.transport.get_write_buffer_size() > 0
 
     def moved(self) -> int | None:
         """Bytes that went over the connection, both ways; None where the kernel does not tell."""
@@ -276,13 +290,15 @@ class ConnectionGuard:
         """Look at all connections, and end those that keep a place for nothing."""
         idle: list[BoundedProtocol] = []
         for connection in list(self._open):
-            if connection.transport.is_closing() or connection.refused:
+            if connection.refused:  # until it has been closed: it ends by itself
                 continue
             if connection.is_busy:
                 connection.idle_sweeps, connection.head_since = 0, None
                 self._watch(connection, now_s)
             else:
                 connection.watch = None
+                if connection.transport.is_closing():
+                    continue
                 connection.idle_sweeps += 1
                 if connection.idle_sweeps >= _IDLE_SWEEPS:
                     idle.append(connection)

@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -223,6 +223,32 @@ def test_readers_that_take_nothing(small: Service) -> None:
             for one in stuck:
                 assert len(read_all_later(one)) < len(blob)
         assert http.get(f"/v2/slow/blobs/{digest}").content == blob
+
+
+def test_readers_that_take_nothing_and_are_refused(small: Service) -> None:
+    """Whose next bytes are no request: what was on its way to them is given up."""
+    before = sockets(small)
+    with httpx.Client(base_url=small.url, timeout=_OTHERS_S) as http:
+        digest = push_blob(http, "slow", noise(24 << 20, "slow"))
+    request = f"GET /v2/slow/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with connections(small, 4, request, 4096) as stuck:
+        time.sleep(0.5)  # or the kernel may have taken all that there was
+        for one in stuck:
+            one.sendall(b"\0 garbage\r\n\r\n")
+        deadline = time.monotonic() + 40
+        while sockets(small) > before:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def sockets(service: Service) -> int:
+    """How many sockets the service's processes have open."""
+    found = 0
+    for pid in service.children():
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                found += str(file.readlink()).startswith("socket:")
+    return found
 
 
 def read_all_later(one: socket.socket) -> bytes:
