@@ -42,6 +42,8 @@ _SWEEP_S: Final = 1.0
 _IDLE_SWEEPS: Final = 2
 """A connection is idle once so many sweeps have found it so: who has just connected is about to send."""
 _LINGER_S: Final = 1.0
+_LINGER_TURNS: Final = 5
+_LINGER_BYTES: Final = 8 << 20
 _MOST_LINGERING: Final = 64
 _KEPT_FILES: Final = 256
 """Descriptors that are not for connections: the store, the pool's objects, logs."""
@@ -118,7 +120,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Take bytes, unless the head of the request has become too large. Called for each page read: kept short."""
         if self.refused:
             self._unread += len(data)
-            if self._unread > LONGEST_HEAD:
+            if self._unread > _LINGER_BYTES:
                 self.transport.close()
             return
         if self._in_head and self._head_size > LONGEST_HEAD:
@@ -135,18 +137,41 @@ class BoundedProtocol(HttpToolsProtocol):
             self._in_head, self._head_size = True, 0
 
     def refuse(self, status: int, message: str, *, retry_s: int = 0) -> None:
-        """Answer instead of the application, and close: with a moment in which the client can read it."""
+        """Answer instead of the application, and close once the client has had time to read it."""
         self.refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # what it says would follow the end
+            self.cycle.message_event.set()
         body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS" if retry_s else "UNSUPPORTED", "message": message}]})
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+        common = b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
         retry = b"retry-after: %d\r\n" % retry_s if retry_s else b""
-        self.transport.write(b"".join((STATUS_LINE[status], head, retry, b"\r\n", body.encode())))
-        if self.transport.can_write_eof():
-            # Closed with bytes that were not read, the kernel would reset the connection, and the answer with it.
+        self.transport.write(b"".join((STATUS_LINE[status], common, head, retry, b"\r\n", body.encode())))
+        if self.transport.can_write_eof():  # not with TLS
             self.transport.write_eof()
-            self.loop.call_later(_LINGER_S, self.transport.close)
+        self._linger(-1, _LINGER_TURNS)
+
+    def _linger(self, seen: int, turns: int) -> None:
+        """Close, unless bytes still come: closed with some that were not read, the kernel would reset the connection,
+        and the client, who may read only after having sent everything, would not have the answer. What comes is not
+        kept, and has a bound in time here, and in bytes in `data_received`."""
+        if self.transport.is_closing():
+            return
+        if seen == self._unread or not turns:
+            self.end()
+        else:
+            self.loop.call_later(_LINGER_S, self._linger, self._unread, turns - 1)
+
+    def end(self) -> None:
+        """Close: at once, if what was to be sent has been; else nobody may ever take it, and it would stay open."""
+        if self.transport.get_write_buffer_size():
+            self.drop()
         else:
             self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  (uvicorn's; ours say what was expected)
+        """Answer what is no request."""
+        self.refuse(400, "that is no request of HTTP/1.1")
 
     def drop(self) -> None:
         """Break the connection off, and what waits in the kernel to be taken with it."""
@@ -157,13 +182,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request is under way whose head has come."""
-        return bool(self.pipeline) or not (self.cycle is None or self.cycle.response_complete)
+        """Whether a request is under way whose head has come, or its answer."""
+        if self.pipeline or not (self.cycle is None or self.cycle.response_complete):
+            return True
+        return self._is_left
 
     @property
     def waits_for_client(self) -> bool:
         """Whether the request under way cannot go on before the client sends, or takes, something."""
-        if self.flow.write_paused:
+        if self.flow.write_paused or self._is_left:
             return True
         cycle = self.cycle
         return cycle.more_body and not cycle.body and not cycle.response_started
@@ -180,6 +207,11 @@ class BoundedProtocol(HttpToolsProtocol):
             and _UPLOADS in scope["path"]
             and not any(name in _WHOLE_OR_NOT for name, _ in scope["headers"])
         )
+
+    @property
+    def _is_left(self) -> bool:
+        """Whether something is still to be sent of what the application has said, or before it is closed."""
+        return self.transport.get_write_buffer_size() > 0
 
     def moved(self) -> int | None:
         """Bytes that went over the connection, both ways; None where the kernel does not tell."""
@@ -274,13 +306,15 @@ class ConnectionGuard:
         """Look at all connections, and end those that keep a place for nothing."""
         idle: list[BoundedProtocol] = []
         for connection in list(self._open):
-            if connection.transport.is_closing():
+            if connection.refused:  # until it has been closed: it ends by itself
                 continue
             if connection.is_busy:
                 connection.idle_sweeps, connection.head_since = 0, None
                 self._watch(connection, now_s)
             else:
                 connection.watch = None
+                if connection.transport.is_closing():
+                    continue
                 connection.idle_sweeps += 1
                 if connection.idle_sweeps >= _IDLE_SWEEPS:
                     idle.append(connection)
@@ -349,10 +383,14 @@ class ConnectionGuard:
 
 
 class GuardedConfig(uvicorn.Config):
-    """uvicorn's configuration, with the guard that its connections are known to."""
+    """uvicorn's configuration, with the guard that its connections are known to.
+
+    Every answer says that it is what its type says: a blob may be anything, a page with scripts for one, and browsers
+    look into what they are sent.
+    """
 
     def __init__(self, app: Any, guard: ConnectionGuard, **options: Any) -> None:
-        super().__init__(app, **options)
+        super().__init__(app, headers=[("X-Content-Type-Options", "nosniff")], **options)
         self.guard = guard
 
 

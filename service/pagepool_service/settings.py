@@ -6,6 +6,7 @@ supervisor makes one, and every process it forks has the same.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass, fields
@@ -86,6 +87,7 @@ class Settings:
         rights: file of rights (`auth.rights`); None to let everybody who has credentials do everything.
         anonymous_pull: whether everybody may pull everything. Not with `rights`, which say so themselves.
         challenge: ``bearer`` or ``basic``: how clients are asked for credentials. Both are always taken.
+        trusted_proxies: addresses and networks of proxies: what these say of their clients counts.
         external_url: where clients reach the service, without a slash at the end; None for what they say.
         token_service: what this service is called in tokens.
         token_realm: address of another server that makes the tokens; None to make them here.
@@ -140,6 +142,7 @@ class Settings:
     rights: Path | None = None
     anonymous_pull: bool = False
     challenge: str = "bearer"
+    trusted_proxies: tuple[str, ...] = ()
     external_url: str | None = None
     token_service: str = "pagepool"
     token_realm: str | None = None
@@ -372,6 +375,23 @@ def parse_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def parse_proxies(text: str) -> tuple[str, ...]:
+    """Addresses and networks, with commas between them.
+
+    Raises:
+        SettingInvalidError: one is neither.
+    """
+    found = tuple(part.strip() for part in text.split(","))
+    try:
+        for part in found:
+            ipaddress.ip_network(part)
+    except ValueError as error:
+        raise SettingInvalidError(
+            text, f"is no addresses and networks, as 10.0.0.7,192.168.1.0/24 is: {error}"
+        ) from None
+    return found
+
+
 def _parsed(variable: str, name: str, parse: Callable[[str], Any], text: str) -> dict[str, Any]:
     try:
         value = parse(text)
@@ -425,6 +445,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_RIGHTS": ("rights", Path),
     "PAGEPOOL_ANONYMOUS_PULL": ("anonymous_pull", parse_flag),
     "PAGEPOOL_CHALLENGE": ("challenge", str),
+    "PAGEPOOL_TRUSTED_PROXIES": ("trusted_proxies", parse_proxies),
     "PAGEPOOL_EXTERNAL_URL": ("external_url", parse_url),
     "PAGEPOOL_TOKEN_SERVICE": ("token_service", str),
     "PAGEPOOL_TOKEN_REALM": ("token_realm", parse_url),

@@ -14,7 +14,7 @@ import os
 import re
 import resource
 import signal
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -70,6 +70,10 @@ class PageProtocol(BoundedProtocol):
     goes wrong, takes uvicorn's own way.
     """
 
+    _common: ClassVar[list[tuple[bytes, bytes]]] = []
+    _common_lines: ClassVar[bytes] = b""
+    """The headers of every answer, of all connections, and how they are written."""
+
     def on_headers_complete(self) -> None:
         """A head has ended."""
         if _OBJECTS not in self.url or not self._answer_page():
@@ -93,12 +97,11 @@ class PageProtocol(BoundedProtocol):
         if found is None:
             return False
         status, fields, body = found
-        head = [
-            STATUS_LINE[status],
-            *(b"%b: %b\r\n" % pair for pair in self.server_state.default_headers),
-            fields,
-            b"\r\n",
-        ]
+        common = self.server_state.default_headers
+        if common is not PageProtocol._common:  # once a second there are new ones
+            PageProtocol._common = common
+            PageProtocol._common_lines = b"".join([b"%b: %b\r\n" % pair for pair in common])
+        head = [STATUS_LINE[status], PageProtocol._common_lines, fields, b"\r\n"]
         size = len(body)
         front.page_reads += 1
         front.page_bytes += size
@@ -179,6 +182,8 @@ def run_worker(
             log_config=None,
             access_log=False,  # the observer has it, with more in it
             server_header=False,
+            proxy_headers=bool(settings.trusted_proxies),  # uvicorn would believe whoever comes from loopback
+            forwarded_allow_ips=list(settings.trusted_proxies),
             backlog=2048,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, round(settings.graceful_s)),

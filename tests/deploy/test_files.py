@@ -11,16 +11,22 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from pagepool.version import __version__
 from pagepool_service import settings
+from tests.support.certificates import TestAuthority
 from tests.support.server import running_service
 from tests.support.tools import require, run
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 _ROOT = Path(__file__).parents[2]
 _DEPLOY = _ROOT / "deploy"
@@ -204,18 +210,74 @@ def test_the_dashboard_is_provisioned_and_whole() -> None:
     assert f"./grafana/dashboards:{provider['options']['path']}:ro" in compose()["grafana"]["volumes"]
 
 
-def test_the_health_check_asks_the_service_that_runs(tmp_path: Path) -> None:
+def test_what_the_image_is_built_of_is_all_that_there_is(tmp_path: Path) -> None:
+    """The first stage's pip gets what is copied, of what .dockerignore lets through; and the wheel that it makes of
+    that has every file of both packages, and the program."""
+    context = (_ROOT / ".dockerignore").read_text().splitlines()
+    sources = [
+        source
+        for line in (_ROOT / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for source in line.split()[1:-1]
+    ]
+    assert sorted(sources) == sorted(line[1:] for line in context if line.startswith("!"))
+    left_out = [line.removeprefix("**/") for line in context if line.startswith("**/")]
+    for source in sources:
+        place = tmp_path / "src" / source
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if (_ROOT / source).is_dir():
+            shutil.copytree(_ROOT / source, place, ignore=shutil.ignore_patterns(*left_out))
+        else:
+            shutil.copy(_ROOT / source, place)
+    run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, tmp_path / "src"])
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+        (entries,) = (archive.read(name).decode() for name in held if name.endswith("/entry_points.txt"))
+    assert "pagepool = pagepool.cli" in entries
+    packages = (tmp_path / "src/client/pagepool", tmp_path / "src/service/pagepool_service")
+    files = {str(file.relative_to(top.parent)) for top in packages for file in top.rglob("*") if file.is_file()}
+    assert len(files) > 300
+    assert files <= held
+
+
+@pytest.fixture
+def health() -> ModuleType:
+    """deploy/health.py."""
     spec = importlib.util.spec_from_file_location("health", _DEPLOY / "health.py")
     assert spec
     assert spec.loader
-    health = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(health)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_health_check_asks_the_service_that_runs(health: ModuleType, tmp_path: Path) -> None:
     with running_service(tmp_path / "data", "--workers", "1") as service:
         words = ["serve", "--workers", "1", "--listen", service.host]
         assert health.check_service(words) is None
         assert health.check_service(["serve", f"--listen={service.host}"]) is None
         service.stop()
         assert service.host in health.check_service(words)
+
+
+def test_the_health_check_asks_by_tls_where_the_service_has_it(
+    health: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options and variables say whether it has, also half and half. Its certificate is for others to judge."""
+    certificate, key = map(str, TestAuthority(tmp_path / "authority").issue("service"))
+    options = ("--workers", "1", "--tls-certificate", certificate, "--tls-key", key)
+    with running_service(tmp_path / "data", *options) as service:
+        listen = ["serve", "--listen", service.host]
+        assert health.check_service([*listen, *options]) is None
+        assert health.check_service([*listen, f"--tls-certificate={certificate}"]) is None
+        assert service.host in health.check_service(listen)  # it would be asked without
+        monkeypatch.setenv("PAGEPOOL_TLS_CERTIFICATE", certificate)
+        assert health.check_service(listen) is None
+        monkeypatch.setenv("PAGEPOOL_LISTEN", service.host.replace("127.0.0.1", "0.0.0.0"))
+        assert health.check_service(["serve"]) is None
+        service.stop()
+        assert service.host.partition(":")[2] in health.check_service(["serve"])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from pathlib import Path
@@ -20,9 +21,11 @@ from pagepool.node.handover import SUPERVISOR, WORKER, Post
 from pagepool.node.places import NodePlaces
 from pagepool.node.start import ensure_node
 from pagepool.node.worker import WorkerOptions
+from pagepool.scrapes import MOST
 from tests.fault.test_node import LAZILY, contents, point, push
 from tests.node.guarded import wait_post
 from tests.support.nodeserver import require_kernel_mounts, running_node
+from tests.support.scraping import idle_connections, is_ended
 from tests.support.server import running_service
 
 if TYPE_CHECKING:
@@ -129,6 +132,19 @@ def test_a_node_is_scraped_whatever_becomes_of_its_processes(tmp_path: Path) -> 
         assert again["pagepool_node_process_starts_total{process=worker}"] == 2
         assert again["pagepool_node_process_starts_total{process=supervisor}"] == 1
         assert again["pagepool_node_mounts{}"] == 1
+
+
+def test_connections_that_do_nothing(tmp_path: Path) -> None:
+    """They take few of the worker's descriptors and threads, and keep Prometheus from nothing."""
+    files = "pagepool_node_process_open_fds{process=worker}"
+    with running_node(tmp_path, _OPTIONS) as node:
+        before = scrape(node)[files]
+        with idle_connections(str(node.status()["metrics"])) as idle:
+            assert scrape(node)[files] <= before + MOST
+            threads = re.search(r"(?m)^Threads:\s(\d+)$", Path(f"/proc/{node.status()['pid']}/status").read_text())
+            assert threads
+            assert int(threads[1]) < len(idle)
+            assert all(map(is_ended, idle))
 
 
 def _address(node: NodeClient) -> tuple[str, int]:

@@ -13,11 +13,13 @@ import pytest
 from blake3 import blake3
 from prometheus_client.parser import text_string_to_metric_families
 
+from pagepool.scrapes import MOST
 from pagepool_service.bench.pagereads import page_request, warm
 from pagepool_service.metrics.directory import make_directory, remove_directory
 from pagepool_service.settings import Settings
 from tests.service.pushes import push_image
 from tests.service.test_images_api import settled
+from tests.support.scraping import idle_connections, is_ended, trickle
 from tests.support.server import Service, running_service
 
 if TYPE_CHECKING:
@@ -137,6 +139,19 @@ def test_only_metrics_are_there(counted: Service) -> None:
     assert found
     assert httpx.get(f"{found[1]}/v2/").status_code == 404
     assert httpx.get(f"{counted.url}/metrics").status_code == 404
+
+
+def test_connections_that_do_nothing(counted: Service) -> None:
+    """They take few descriptors and threads, and keep Prometheus from nothing. Those that have not made room for
+    others end by themselves."""
+    found = _ADDRESS.search(counted.log())
+    assert found
+    files = figure(scrape(counted), "pagepool_process_open_fds", process="metrics")
+    with idle_connections(found[1].removeprefix("http://")) as idle:
+        assert figure(scrape(counted), "pagepool_process_open_fds", process="metrics") <= files + MOST
+        trickle(idle[-1])
+        assert all(map(is_ended, idle[:-1]))
+    assert not counted.faults()
 
 
 def test_counters_outlive_a_worker(counted: Service) -> None:

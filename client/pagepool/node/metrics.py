@@ -1,9 +1,9 @@
-"""Answers Prometheus for a node: `GET /metrics`, and nothing else, from a thread of the worker.
+"""Answers Prometheus for a node: `GET /metrics`, and nothing else, from threads of the worker.
 
 The socket is opened when the node is started, so an address that cannot be had is an error of the command, and it is
-handed from worker to worker: an address stays answered while workers come and go. One request is answered at a time,
-each within seconds; looking costs about a millisecond and takes no lock that a container waits for. Whatever goes
-wrong here is logged, and the node goes on without.
+handed from worker to worker: an address stays answered while workers come and go. One request is answered at a time;
+who is slow waits in a thread of his own, of which there are few (`pagepool.scrapes`). Looking costs about a millisecond
+and takes no lock that a container waits for. Whatever goes wrong here is logged, and the node goes on without.
 
 No figure is about one image or one container: the number of figures is bounded by the code.
 """
@@ -14,8 +14,7 @@ import logging
 import os
 import socket
 import threading
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +22,7 @@ from pagepool.errors import UnreachableError
 from pagepool.mount.fuse.protocol import Opcode
 from pagepool.node.exposition import CONTENT_TYPE, Family, Sample, counter, encode, gauge
 from pagepool.node.handover import SUPERVISOR, WORKER, Post, count_starts
+from pagepool.scrapes import ScrapeHandler, ScrapeServer
 from pagepool.version import __version__
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from pagepool.node.sources import Source, Sources
     from pagepool.pool import Pool
 
-_REQUEST_S: Final = 5.0
 _LOOK_S: Final = 0.5
 _BACKLOG: Final = 16
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -80,7 +79,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class MetricsServer:
-    """The thread that answers.
+    """The threads that answer.
 
     Args:
         listener: stays open, for the next worker.
@@ -106,50 +105,41 @@ class MetricsServer:
     def _serve(self) -> None:
         while not self._stopped.is_set():
             self._server.handle_request()
+            self._server.service_actions()
 
 
-class _Server(HTTPServer):
+class _Server(ScrapeServer, HTTPServer):
     timeout = _LOOK_S
 
     def __init__(self, listener: socket.socket, collect: Callable[[], Iterable[Family]]) -> None:
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
-        self.collect = collect
+        self._collect = collect
+        self._looking = threading.Lock()
+
+    def collect(self) -> bytes:
+        """The figures, for one after the other."""
+        with self._looking:
+            return encode(self._collect())
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's names
         log.debug("metrics: %s was not answered", client_address, exc_info=True)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(ScrapeHandler):
     """One request, of HTTP/1.0."""
 
     server: _Server
     server_version = "pagepool"
     sys_version = ""
-    timeout = _REQUEST_S
 
-    def setup(self) -> None:
-        super().setup()
-        # Whoever sends a byte now and then is no reason for others to wait.
-        self._timer = threading.Timer(2 * _REQUEST_S, self._break_off)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def finish(self) -> None:
-        self._timer.cancel()
-        super().finish()
-
-    def _break_off(self) -> None:
-        with suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802  (the library's name)
         if self.path.partition("?")[0] != "/metrics":
             self.send_error(404, explain="only /metrics is here")
             return
         try:
-            body = encode(self.server.collect())
+            body = self.server.collect()
         except Exception:
             log.exception("the figures cannot be had")
             self.send_error(500)
@@ -157,6 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", CONTENT_TYPE)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         self.wfile.write(body)
 

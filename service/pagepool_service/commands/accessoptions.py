@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pagepool_service.settings import SettingInvalidError, parse_size, parse_url
+from pagepool_service.settings import SettingInvalidError, parse_proxies, parse_size, parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +45,12 @@ _OPTIONS = (
     ),
     click.option(
         "--challenge", type=click.Choice(["bearer", "basic"]), help="How clients are asked for credentials. [bearer]"
+    ),
+    click.option(
+        "--trusted-proxies",
+        metavar="ADDRESSES",
+        callback=parsed(parse_proxies),
+        help="Proxies whose X-Forwarded-For and -Proto count: addresses and networks. [none]",
     ),
     click.option(
         "--external-url",

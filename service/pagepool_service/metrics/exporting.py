@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from pagepool.scrapes import ScrapeHandler, ScrapeServer
 from pagepool_service.metrics.collecting import ServiceCollector
 from pagepool_service.pools import open_pool
 from pagepool_service.store.store import Store
@@ -30,17 +30,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("pagepool.metrics")
 
 
-class _Handler(WSGIRequestHandler):
-    """Logs nothing of a request that went well, and waits for no client for long."""
-
-    timeout = 10.0
+class _Handler(ScrapeHandler, WSGIRequestHandler):
+    """Logs nothing of a request that went well."""
 
     def log_message(self, format: str, *arguments: Any) -> None:
         log.debug(format, *arguments)
 
 
-class _Server(ThreadingWSGIServer):
-    """Serves on a socket that listens already."""
+class _Server(ScrapeServer, WSGIServer):
+    """Serves on a socket that listens already. Few clients at a time, and none for long: `pagepool.scrapes`."""
 
     def __init__(self, listener: socket.socket, app: WSGIApplication) -> None:
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
@@ -49,6 +47,9 @@ class _Server(ThreadingWSGIServer):
         self.server_name, self.server_port = listener.getsockname()[:2]
         self.setup_environ()
         self.set_app(app)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's names
+        log.debug("%s was not answered", client_address, exc_info=True)
 
 
 def run(settings: Settings, listener: socket.socket, directory: Path, roster: Roster) -> None:

@@ -17,7 +17,6 @@ from pagepool.errors import (
     NotFoundError,
     ResponseError,
 )
-from pagepool.extents import Frame, FrameHead
 from pagepool.layout import open_source
 from pagepool.layout.files import DirectoryFiles
 from pagepool.layout.source import blob_name
@@ -25,7 +24,7 @@ from pagepool.oci import Descriptor, mediatypes, parse_manifest
 from pagepool.transport import RegistryClient, Session
 from pagepool.transport.answers import Subject
 from pagepool.transport.http import Call
-from pagepool_service.backup.segments import decode_segment
+from pagepool_service.backup.reading import SnapshotBlobs
 from pagepool_service.store.environment import Table
 
 if TYPE_CHECKING:
@@ -186,64 +185,38 @@ class LayoutSource:
 
 
 class BackupSource:
-    """The newest snapshot of a directory of backups: extents out of its frames, and manifests."""
+    """The newest snapshot of a directory of backups: all that it has, read out of it where it lies."""
 
     def __init__(self, repository: Repository, snapshot: Snapshot) -> None:
-        self._repository = repository
-        self._snapshot = snapshot
-        self._places: dict[bytes, str] | None = None
+        self._path = repository.path
+        self._content = SnapshotBlobs(repository, snapshot)
 
     @property
     def where(self) -> str:
         """The path."""
-        return str(self._repository.path)
+        return str(self._path)
 
-    def blob(self, repositories: Sequence[str], digest: Digest, size: int | None) -> Iterator[bytes] | None:  # noqa: ARG002 - see below
-        """A blob's file, if it was in the spool; the extents of others are found by themselves."""
-        path = self._repository.spool_path(str(digest))
-        return _pieces(path.open("rb")) if path.exists() else None
+    def blob(self, repositories: Sequence[str], digest: Digest, size: int | None) -> Iterator[bytes] | None:  # noqa: ARG002 - it has all
+        """See `Source`."""
+        try:
+            return self._content.blobs.read(digest)
+        except (NotFoundError, CorruptError):
+            return None
 
     def manifest(self, repositories: Sequence[str], digest: Digest) -> tuple[str, bytes] | None:  # noqa: ARG002 - it has all
         """See `Source`."""
-        for entry in self._snapshot.tables.get(Table.MANIFESTS.label, ()):
-            if entry.first <= digest.key.hex() <= entry.last:
-                for record in self._records(entry.name):
-                    if record[0] == digest.key:
-                        payload = record[1]
-                        end = 9 + payload[8]  # docs/format/catalogue.md, manifest
-                        return bytes(payload[9:end]).decode("ascii", "replace"), bytes(payload[end:])
-        return None
+        payload = self._content.records.get(Table.MANIFESTS, digest.key)
+        if payload is None:
+            return None
+        end = 9 + payload[8]  # docs/format/catalogue.md, manifest
+        return bytes(payload[9:end]).decode("ascii", "replace"), bytes(payload[end:])
 
     def extent(self, digest: bytes) -> bytes | None:
         """See `Source`."""
-        if self._places is None:
-            self._places = dict(self._heads())
-        name = self._places.get(digest)
-        for key, payload in self._records(name) if name else ():
-            frame = Frame.decode(int.from_bytes(key, "big"), payload)
-            if digest in frame.index:
-                offset, size = frame.index[digest]
-                return frame.plain[offset : offset + size]
-        return None
+        return self._content.extent(digest)
 
     def close(self) -> None:
         """See `Source`."""
-
-    def _heads(self) -> Iterator[tuple[bytes, str]]:
-        """Which extents lie in which segments. Reads all of the backup's frames, once."""
-        for entry in self._snapshot.tables.get(Table.FRAMES.label, ()):
-            for key, payload in self._records(entry.name):
-                head, _ = FrameHead.decode(payload, key.hex())
-                for digest, _ in head.extents:
-                    yield digest, entry.name
-
-    def _records(self, name: str) -> list[tuple[bytes, memoryview]]:
-        try:
-            _, records = decode_segment(self._repository.segment_path(name).read_bytes(), name)
-        except (OSError, CorruptError) as error:
-            log.warning("%s: %s", self.where, error)
-            return []
-        return [(record.key, record.payload) for record in records]
 
 
 def _pieces(source: Readable) -> Iterator[bytes]:
