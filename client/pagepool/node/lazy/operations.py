@@ -2,7 +2,7 @@
 
     fetch/ab/cdef…   an object that is small is brought into the pool, and then there is no such file: overlayfs goes on
                      to ``fetched/``, where it is now. So it does when bringing failed, and comes to fail/ in the end.
-                     An object that is large, or cannot be kept, is a file.
+                     An object that is large, or read in parts, or cannot be kept, is a file.
     fail/ab/cdef…    EIO, whatever it is called; but an object that was brought not long ago, and has lost its name in
                      ``fetched/`` before overlayfs came there, is a file
 
@@ -27,7 +27,7 @@ from pagepool.errors import PagepoolError
 from pagepool.mount.fuse import protocol
 from pagepool.mount.fuse.protocol import Opcode
 from pagepool.node.lazy import nodes, wire
-from pagepool.node.lazy.source import Served, Whole
+from pagepool.node.lazy.source import InParts, Served, Whole
 from pagepool.node.lazy.waiting import SingleFlight
 from pagepool.vfs.interface import Usage
 
@@ -166,7 +166,7 @@ class Operations:
 
     def _bring_or_number(self, digest: bytes) -> int | None:
         size = self._source.size(digest)
-        if size is None or size <= self._large:
+        if size is None or (size <= self._large and not self._is_in_parts(digest, size)):
             if self._flights.do(digest, self._source.bring):
                 self._note_brought(digest)
                 return None
@@ -180,6 +180,9 @@ class Operations:
         node = self._table.add(digest, size)
         self._tell(digest)
         return node
+
+    def _is_in_parts(self, digest: bytes, size: int) -> bool:
+        return isinstance(self._source, InParts) and self._source.in_parts(digest, size)
 
     def _tell(self, digest: bytes) -> None:
         """An object is a file now."""
