@@ -60,9 +60,18 @@ class TreeContent:
         tree: closed by the caller.
         fetch: brings extents of the tree.
         ask: where the pool is somebody else's: asks for objects to be brought into it.
+        in_order: brings extents in the order in which they are asked for, about; for `prefetch_parts`.
     """
 
-    def __init__(self, cache: ObjectCache, tree: TreeFile, fetch: Fetch, ask: Ask | None = None) -> None:
+    def __init__(
+        self,
+        cache: ObjectCache,
+        tree: TreeFile,
+        fetch: Fetch,
+        ask: Ask | None = None,
+        in_order: Fetch | None = None,
+    ) -> None:
+        self._in_order = in_order or fetch
         self._cache = cache
         self._tree = tree
         self._source = fetch
@@ -114,7 +123,8 @@ class TreeContent:
                 on_bytes(sum(info.size for info in self._ask_batch(self._ask, batch)))
 
     def prefetch_parts(self, parts: Mapping[int, Collection[int] | None]) -> None:
-        """Fetch objects, of some of them only a part, in as few requests as possible. Blocks. Raises as `view`.
+        """Fetch objects in this order, of some of them only a part, in as few requests as possible. Blocks. Raises as
+        `view`.
 
         Only into a pool of one's own.
 
@@ -209,10 +219,10 @@ class TreeContent:
                 self._ahead.popitem(last=False)
         return window
 
-    def _fetch(self, wanted: Sequence[bytes]) -> Iterator[tuple[bytes, memoryview]]:
+    def _fetch(self, wanted: Sequence[bytes], source: Fetch | None = None) -> Iterator[tuple[bytes, memoryview]]:
         """Extents that were asked for; others that came along are kept at once."""
         asked = frozenset(wanted)
-        for digest, data in self._source(wanted):
+        for digest, data in (source or self._source)(wanted):
             if digest in asked:
                 yield digest, data
             else:
@@ -268,7 +278,8 @@ class TreeContent:
         if not places:
             return
         try:
-            for digest, data in self._fetch(list(places)):
+            source = self._source if parts is None else self._in_order
+            for digest, data in self._fetch(list(places), source):
                 for info, number in places[digest]:
                     self._cache.keep(info, number, data)
                     on_bytes(len(data))

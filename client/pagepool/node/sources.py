@@ -80,8 +80,9 @@ class Source:
         self.session = open_session(record, timeout_s)
         self.failure: tuple[float, str] | None = None
         """What went wrong when something was last asked for, and when (seconds since 1970); None if nothing did."""
-        fetch = ExtentClient(self.session, record.repository, Digest("blake3", bytes.fromhex(record.tree)))
-        self.content = TreeContent(cache, tree, figures.counted(fetch))
+        where = self.session, record.repository, Digest("blake3", bytes.fromhex(record.tree))
+        fetch, in_order = (figures.counted(ExtentClient(*where, as_asked=as_asked)) for as_asked in (False, True))
+        self.content = TreeContent(cache, tree, fetch, in_order=in_order)
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
@@ -428,6 +429,8 @@ class Sources:
             try:
                 with source.noting():
                     source.content.prefetch([index])
+                if source.content.whole(index) is not None:
+                    self.note_whole(digest)
             except (PagepoolError, OSError) as error:  # who reads it finds out
                 log.info("object %s does not come as a whole: %s", digest.hex(), error)
             finally:
