@@ -215,3 +215,4 @@ def test_what_is_fetched_ahead() -> None:
     ]
     assert plan.partial == {digests[1], digests[3], digests[5]}
     assert plan.settled == {digests[2]}
+    assert list(plan_prefetch(profile, tree, 4 * MIDDLE, MIDDLE).wanted) == [places[5], places[1], places[0]]

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 SECONDS: Final = 10.0
 _MOST_OF_A_TREE: Final = 4
 """Recordings at a time. Many containers that start together open the same."""
+MOST_AHEAD: Final = 2 << 30
+"""Bytes that are fetched ahead at most, whatever a profile says."""
 _WHOLE_SHARE: Final = 0.9
 """An object of which a start reads more than that is fetched whole: then it need not be read through the node."""
 
@@ -163,31 +165,33 @@ class Plan:
     settled: frozenset[bytes] = frozenset()
 
 
-def plan_prefetch(profile: Profile, tree: TreeFile, large: int) -> Plan:
+def plan_prefetch(profile: Profile, tree: TreeFile, large: int, most: int = MOST_AHEAD) -> Plan:
     """Decide what to fetch ahead. Pure. What a profile says may be anything: of a tree only its own extents come.
 
     Args:
         large: objects of more bytes are left out, unless it is known what is read of them.
+        most: bytes; what would make it more is left out.
     """
     wanted: dict[int, tuple[int, ...] | None] = {}
-    partial, settled = set(), set()
+    in_parts, settled = set(), set()
     for digest in profile.objects:
         index = tree.find_object(digest)
-        if index < 0:
+        size = tree.object_key(index)[1] if index >= 0 else 0
+        parts = profile.parts.get(digest) if size > MIDDLE else None
+        numbers = None if parts is None else tuple(number for number in parts if number * EXTENT_SIZE < size)
+        is_settled = numbers is not None and len(numbers) * EXTENT_SIZE >= size * _WHOLE_SHARE
+        if is_settled:
+            numbers = None
+        plain = size if numbers is None else len(numbers) * EXTENT_SIZE
+        if index < 0 or plain > most or (size > large and parts is None):
             continue
-        size, parts = tree.object_key(index)[1], profile.parts.get(digest)
-        if parts is None or size <= MIDDLE:
-            if size <= large:
-                wanted[index] = None
-            continue
-        numbers = tuple(number for number in parts if number * EXTENT_SIZE < size)
-        if len(numbers) * EXTENT_SIZE < size * _WHOLE_SHARE:
-            partial.add(digest)
-            wanted[index] = numbers
-        else:
+        most -= plain
+        wanted[index] = numbers
+        if numbers is not None:
+            in_parts.add(digest)
+        elif is_settled:
             settled.add(digest)
-            wanted[index] = None
-    return Plan(wanted, frozenset(partial), frozenset(settled))
+    return Plan(wanted, frozenset(in_parts), frozenset(settled))
 
 
 def node_finder(metadata: Path) -> Callable[[int], int]:
