@@ -14,6 +14,7 @@ import pytest
 
 from pagepool.digest import Digest, blake3_raw
 from pagepool.extents import EXTENT_SIZE
+from pagepool.node.forgetting import LetGo
 from pagepool.node.handover import WORKER
 from pagepool.node.parts import MIDDLE, Parts
 from pagepool.node.recording import plan_prefetch
@@ -183,6 +184,18 @@ def test_reads_are_noted_of_objects_that_were_met_during_the_start() -> None:
     assert parts.noted(time.monotonic()) == {}, "of an object that was met before not all reads were seen"
     parts.end(TREE)
     assert parts.noted(0.0) == {}
+
+
+def test_overlays_are_to_let_go_of_wholes_ever_more_seldom() -> None:
+    now = [100.0]
+    letting_go = LetGo(lambda: now[0])
+    due: list[float] = []
+    for second in range(2000):
+        now[0] = second
+        wholes = {ONE, OTHER} if second >= 600 else {ONE}
+        if letting_go.is_due(frozenset() if second < 10 else frozenset(wholes)):
+            due.append(second)
+    assert due == [25, 85, 325, 615, 675, 915, 1875]
 
 
 def test_what_is_fetched_ahead() -> None:

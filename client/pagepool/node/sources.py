@@ -458,6 +458,16 @@ class Sources:
         for source, index in self._find(digest):
             source.content.forget(index)
 
+    def forgotten(self, digest: bytes) -> None:
+        """No mount reads an object through the lazy mount any more."""
+        with self._lock:
+            self._lazy.pop(digest, None)
+
+    def lazy_wholes(self) -> frozenset[bytes]:
+        """The objects that are read through the lazy mount, though they are whole."""
+        with self._lock:
+            return frozenset(digest for digest, whole in self._lazy.items() if whole != math.inf)
+
     def lazy_objects(self) -> list[bytes]:
         """The objects that were read through the lazy mount."""
         with self._lock:

@@ -22,7 +22,7 @@ from pagepool.library.client import default_budget
 from pagepool.node.control import ControlServer
 from pagepool.node.figures import Figures
 from pagepool.node.filling import Filler
-from pagepool.node.forgetting import forget_unused
+from pagepool.node.forgetting import LetGo, forget_unused, let_go
 from pagepool.node.guard import Guard
 from pagepool.node.images import Images
 from pagepool.node.lazy import LARGE, STARTING_READ_AHEAD_KIB, LazyServer, set_read_ahead, settle
@@ -86,6 +86,7 @@ class Worker:
         self._guard = guard
         self._stopped = threading.Event()
         self._is_set_up = False
+        self._letting_go = LetGo()
         descriptors = guard.descriptors()
         self.custody = Custody(places.run, places.fetched, self._in_use, release=self._forget_unused)
         initial = _initial_budget(places)
@@ -179,6 +180,8 @@ class Worker:
             try:
                 self.custody.unlink_old()
                 self.pool.stats()  # which counts what lost its names and is not used any more
+                if self._letting_go.is_due(self.sources.lazy_wholes()):
+                    let_go(self.places.lazy)
                 if tick % _PRUNE_TICKS == 0:
                     self.mounts.prune()
                     for source in self.sources.all():

@@ -62,6 +62,15 @@ class InParts(Protocol):
 
 
 @runtime_checkable
+class Forgetful(Protocol):
+    """A source that wants to know which objects are not read by anybody any more."""
+
+    def forgotten(self, digest: bytes) -> None:
+        """The kernel has forgotten an object that it was told of: no mount has it, until it is looked up again. Must
+        not block."""
+
+
+@runtime_checkable
 class Whole(Protocol):
     """A source that can tell when a large object need not be served any more."""
 
