@@ -204,7 +204,8 @@ RULES = (
         _only(
             *("pagepool.node", "pagepool.content", "pagepool.image", "pagepool.mount", "pagepool.upper"),
             *("pagepool.pool", "pagepool.linux", "pagepool.transport", "pagepool.vfs.interface", "pagepool.oci"),
-            *("pagepool.library.client", "pagepool.scrapes", "pagepool.version", "pagepool.digest", "pagepool.errors"),
+            *("pagepool.extents", "pagepool.library.client", "pagepool.scrapes", "pagepool.version"),
+            *("pagepool.digest", "pagepool.errors"),
         ),
         ("pagepool.node.running", "from pagepool.container import run_container\n"),
     ),

@@ -27,6 +27,12 @@ class Inherited:
     source: StartProfile
     objects: Sequence[bytes]
 
+    def parts(self) -> dict[bytes, tuple[int, ...]]:
+        """Of the objects of which that is known, the extents that are read."""
+        known = ((digest, self.source.seen.get(digest)) for digest in self.objects)
+        told = ((digest, None if one is None else one.parts()) for digest, one in known)
+        return {digest: parts for digest, parts in told if parts is not None}
+
 
 def choose_similar(tree: TreeFile, profiles: Iterable[StartProfile]) -> StartProfile | None:
     """The profile most of whose objects are in the tree, the first of several; None if none has any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import httpx
 import pytest
 
 from pagepool.digest import Digest, blake3_raw
+from pagepool.extents import EXTENT_SIZE
 from pagepool.transport import ProfileClient, Session
 from tests.service.pushes import push_image
 from tests.service.test_images_api import settled
@@ -46,8 +48,8 @@ def test_a_profile_is_shown_and_deleted(run: Run, service: Service) -> None:
     with Session(service.url) as session:
         ProfileClient(session).record("shown", tree, [LIBC, TOOL])
     shown = run("profile", "show", f"{name}:1")
-    assert shown.out.split() == ["SIZE", "PATH", "6", "B", "/lib/libc.so", "4", "B", "/bin/same"]
-    assert "2 contents, 10 B, learned from 1 start\n" in shown.err
+    assert shown.out.split() == ["SIZE", "READ", "PATH", "6", "B", "/lib/libc.so", "4", "B", "/bin/same"]
+    assert "2 contents, 10 B of 10 B, learned from 1 start\n" in shown.err
     inherited = run("profile", "show", "--similar", "--json", f"{name}:2").json
     assert [one["path"] for one in inherited["objects"]] == ["/lib/libc.so", "/bin/same"]
     assert (inherited["tree"], inherited["learned_from"], inherited["starts"]) == (str(newer), str(tree), 1)
@@ -58,6 +60,18 @@ def test_a_profile_is_shown_and_deleted(run: Run, service: Service) -> None:
     assert run("profile", "rm", f"{name}:1").out == f"{name}:1\n"
     assert run("profile", "rm", f"{name}:1").code == 3
     assert run("profile", "list", "--json", name).json == []
+
+
+def test_it_says_how_much_of_each_is_read(run: Run, service: Service) -> None:
+    big = os.urandom(EXTENT_SIZE * 3 + 1)
+    tree = push(service, "read", "1", FILES | {"lib/big.so": big})
+    with Session(service.url) as session:
+        ProfileClient(session).record("read", tree, [LIBC, blake3_raw(big)], {blake3_raw(big): [0, 3]})
+    shown = run("profile", "show", f"{service.host}/read:1")
+    assert shown.out.splitlines()[2].split() == ["393.2", "kB", "131.1", "kB", "/lib/big.so"]
+    assert "2 contents, 131.1 kB of 393.2 kB, learned from 1 start\n" in shown.err
+    libc, part = run("profile", "show", "--json", f"{service.host}/read:1").json["objects"]
+    assert (libc["read"], part["read"], part["size"]) == (None, EXTENT_SIZE + 1, len(big))
 
 
 def test_wrong_usage(run: Run, service: Service) -> None:

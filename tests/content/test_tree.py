@@ -77,6 +77,28 @@ def test_reading_here_and_there_fetches_what_is_read(content: TreeContent, tree:
     assert source.asked == [[names[30]], [names[7]], [names[22]]]
 
 
+def test_parts_are_fetched_in_one_request_in_the_order_of_asking(pool: Pool, tree: TreeFile, source: Source) -> None:
+    in_order = Source.of(*FILES.values())
+    content = TreeContent(ObjectCache(pool, BUDGET), tree, source, in_order=in_order)
+    large, names, small = place(tree, LARGE), extent_names(LARGE), SMALL[7]
+    content.prefetch_parts({large: (30, 7), place(tree, small): None})
+    assert in_order.asked == [[names[7], names[30], *extent_names(small)]]
+    assert content.is_here(large, 30 * EXTENT_SIZE, 31 * EXTENT_SIZE)
+    assert not content.is_here(large, 30 * EXTENT_SIZE, 31 * EXTENT_SIZE + 1)
+    content.prefetch_parts({large: (30, 7)})
+    assert len(in_order.asked) == 1
+    assert source.asked == []
+
+
+def test_what_is_missing_is_fetched_with_its_neighbours(content: TreeContent, tree: TreeFile, source: Source) -> None:
+    """Of an aligned piece, those that are not here; and who goes on in order gets more and more."""
+    index, names = place(tree, LARGE), extent_names(LARGE)
+    content.prefetch_parts({index: (9,)})
+    for number in (10, 16, 24):
+        content.view(index, number * EXTENT_SIZE + 5, number * EXTENT_SIZE + 10, 8)
+    assert source.asked == [[names[9]], [names[8], *names[10:16]], names[16:24], names[24:40]]
+
+
 def test_small_files_are_fetched_ahead_of_who_walks_the_tree(
     content: TreeContent, tree: TreeFile, source: Source
 ) -> None:

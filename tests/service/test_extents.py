@@ -103,8 +103,25 @@ def test_a_whole_tree_comes_as_the_store_has_it(service: ObjectService, http: ht
     assert records[-1] == EndRecord(len(numbers), len(wanted), 0, tree.object_bytes)
 
 
+def test_frames_come_as_asked_if_that_is_asked_for(service: ObjectService, http: httpx.Client) -> None:
+    tree = service.image(NAME, {f"f{number}": noise(1 << 20, number) for number in range(4)})
+    wanted = all_extents(tree)
+    orders = []
+    for params, some in (({"order": "asked"}, wanted), ({"order": "asked"}, wanted[::-1]), ({}, wanted[::-1])):
+        answer = http.post(url(tree), params=params, content=b"".join(some))
+        found = list(contents(decode(answer.content)))
+        assert sorted(found) == sorted(wanted)
+        orders.append(found)
+        if params:
+            frames = [list(record.index) for record in decode(answer.content) if isinstance(record, Frame)]
+            firsts = [min(map(some.index, frame)) for frame in frames]
+            assert firsts == sorted(firsts)
+    assert orders[0] != orders[1] != orders[2]
+    assert http.post(url(tree), params={"order": "any"}, content=wanted[0]).status_code == 400
+
+
 def test_a_private_neighbour_is_not_sent(service: ObjectService, http: httpx.Client) -> None:
-    public, private = text(3000, "public"), text(3000, "private")
+    public, private = text(9500, "public"), text(3000, "private")
     theirs = service.image("theirs/app", {"a-private": private, "b-public": public})
     mine = service.image("mine/app", {"public": public})
     names = blake3_raw(public), blake3_raw(private)
@@ -142,8 +159,8 @@ def test_a_small_part_of_a_frame_is_cut_out(service: ObjectService, http: httpx.
     assert contents(ask(http, tree, small)) == {small[0]: files["f3"]}
     other = [blake3_raw(files[f"f{number}"]) for number in (1, 4, 7)]
     assert sorted(contents(ask(http, tree, other))) == sorted(other)
-    some = [blake3_raw(files[f"f{number}"]) for number in (1, 2, 4, 5, 7, 8)]
-    assert sorted(contents(ask(http, tree, some))) == all_extents(tree), "more than half: the frame goes as it is"
+    some = [blake3_raw(files[f"f{number}"]) for number in (0, 1, 2, 4, 5, 7, 8, 9)]
+    assert sorted(contents(ask(http, tree, some))) == all_extents(tree), "over three quarters: the frame goes as it is"
 
 
 def test_extents_that_come_several_times_are_sent_once(service: ObjectService, http: httpx.Client) -> None:

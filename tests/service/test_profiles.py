@@ -5,13 +5,22 @@ from __future__ import annotations
 import math
 import os
 import random
+import struct
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 from pagepool.digest import Digest, blake3_raw
-from pagepool.errors import ObjectUnknownError, ProfileUnknownError, ReadOnlyError, StoreFullError, TreeUnknownError
+from pagepool.errors import (
+    ObjectUnknownError,
+    PagepoolError,
+    ProfileUnknownError,
+    ReadOnlyError,
+    StoreFullError,
+    TreeUnknownError,
+)
+from pagepool.extents import EXTENT_SIZE
 from pagepool.transport import ProfileClient, Session
 from pagepool_service import profiles as profiles_module
 from pagepool_service.inherit import choose_similar, find_replaced, inherit
@@ -82,7 +91,7 @@ def test_objects_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_file_is_read_back() -> None:
-    profile = learned(objects(1, 2), objects(2, 3))
+    profile = learned(objects(1, 2), objects(2, 3)).with_start(objects(2), 3, dict.fromkeys(objects(2), (0, 300)))
     data = profile.encode()
     assert StartProfile.decode(data, TREE) == profile
     assert StartProfile.decode(data, b"u" * 32) is None
@@ -92,6 +101,42 @@ def test_the_file_is_read_back() -> None:
         damaged[randomness.randrange(len(data))] ^= 1 << randomness.randrange(8)
         assert StartProfile.decode(bytes(damaged), TREE) is None
         assert StartProfile.decode(data[: randomness.randrange(len(data))], TREE) is None
+
+
+def test_of_an_object_the_extents_that_most_starts_read_are_answered() -> None:
+    """Of the starts that told: one that did not, since it read the object without us, says nothing."""
+    (one,) = objects(1)
+    profile = StartProfile(TREE)
+    for read in ({5, 0}, None, {0, 1}, {0}, {0}, {0, 1}, None):
+        profile = profile.with_start([one], 0, {} if read is None else {one: read})
+    assert (profile.seen[one].starts, profile.seen[one].told) == (7, 5)
+    assert profile.seen[one].parts() == (0, 1)
+    assert profile.with_start([one], 0, {one: set()}).seen[one].parts() == (0, 1)
+    assert StartProfile(TREE).with_start([one], 0, {one: ()}).seen[one].parts() == ()
+    assert learned([one]).seen[one].parts() is None
+    for _ in range(1000):
+        profile = profile.with_start([one], 0, {one: [7]})
+    assert profile.seen[one].parts() == (7,)
+    assert StartProfile.decode(profile.encode(), TREE) == profile
+    for _ in range(1000):
+        profile = profile.with_start([one], 0)
+    assert (profile.seen[one].parts(), profile.seen[one].extents) == (None, b"")
+
+
+def test_extents_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the objects seen most stay; the objects all do."""
+    monkeypatch.setattr(profiles_module, "MOST_EXTENTS", 10)
+    usual, seldom = objects(1, 2)
+    profile = learned([usual]).with_start([seldom, usual], 0, {usual: [7], seldom: [2]})
+    assert (profile.seen[usual].parts(), profile.seen[seldom].parts()) == ((7,), None)
+    assert profile.seen[seldom].starts == 1
+
+
+def test_a_file_of_version_1_is_read() -> None:
+    head = b"PPPROF\r\n" + struct.pack(">I32sQII", 1, TREE, 9, 2, 1)
+    data = head + struct.pack(">32sId", LIBC, 2, 0.5)
+    found = StartProfile.decode(data + blake3_raw(data)[:8], TREE)
+    assert found == StartProfile(TREE, 2, 9, {LIBC: profiles_module.Seen(2, 0.5)})
 
 
 def test_a_mean_that_is_no_number_is_dropped() -> None:
@@ -181,6 +226,8 @@ def test_a_newer_image_inherits(server: ObjectService) -> None:
     assert list(inherit(newer, profile, lambda: older).objects) == [CONF, libc, TOOL]
     assert list(inherit(newer, profile, lambda: None).objects) == [CONF, TOOL]
     assert find_replaced(older, newer, [LIBC, DATA, b"x" * 32]) == {LIBC: libc}
+    read = profile.with_start([CONF, LIBC], 2, {CONF: [0], LIBC: [0]})
+    assert inherit(newer, read, lambda: older).parts() == {CONF: (0,)}
     same = StartProfile(newer.digest).with_start([CONF], 1)
 
     def never() -> TreeFile:
@@ -238,9 +285,34 @@ def test_the_client(server: ObjectService) -> None:
             client.delete(NAME, first)
 
 
+def test_extents_come_back(server: ObjectService) -> None:
+    big = os.urandom(EXTENT_SIZE * 4)
+    tree = server.image(NAME, FILES | {"lib/big.so": big})
+    digest, one = Digest("blake3", tree.digest), blake3_raw(big)
+    with Session(server.url) as session:
+        client = ProfileClient(session)
+        client.record(NAME, digest, [one, LIBC], {one: [3, 0, 1], TOOL: [0]})
+        found = client.get(NAME, digest)
+        assert found is not None
+        assert (found.objects, dict(found.parts)) == ((one, LIBC), {one: (0, 1, 3)})
+        with pytest.raises(PagepoolError, match="beyond the 4 extents"):
+            client.record(NAME, digest, [one], {one: [4]})
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
+        ({"objects": [TOOL.hex()], "extents": 5}, 400),
+        ({"objects": [TOOL.hex()], "extents": {TOOL.hex(): [0]}}, 400),
+        ({"objects": [TOOL.hex()], "extents": {"x": "0"}}, 400),
+        ({"objects": [TOOL.hex()], "extents": {TOOL.hex(): "0-"}}, 400),
+        ({"objects": [TOOL.hex()], "extents": {TOOL.hex(): "1"}}, 400),
+        ({"objects": [TOOL.hex()], "extents": {TOOL.hex(): "0,0"}}, 400),
+        ({"objects": [TOOL.hex()], "extents": {TOOL.hex(): "0-999999999"}}, 400),
+        ({"objects": [TOOL.hex()], "extents": {f"{number:064x}": "0" for number in range(16_385)}}, 413),
+        ({"objects": [TOOL.hex()], "extents": {LIBC.hex(): "7"}}, 200),
+        ({"objects": [TOOL.hex()], "extents": {f"blake3:{TOOL.hex()}": "0"}}, 200),
+        ({"objects": [TOOL.hex()], "extents": None}, 200),
         ({}, 400),
         ({"objects": 5}, 400),
         ({"objects": [5]}, 400),

@@ -28,7 +28,7 @@ from pagepool.errors import CorruptError, PagepoolError, UnreachableError, Unsup
 from pagepool.extents import EXTENT_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from pagepool.content.cache import Fetch, ObjectCache
     from pagepool.image.treefile import ObjectInfo, TreeFile
@@ -60,9 +60,18 @@ class TreeContent:
         tree: closed by the caller.
         fetch: brings extents of the tree.
         ask: where the pool is somebody else's: asks for objects to be brought into it.
+        in_order: brings extents in the order in which they are asked for, about; for `prefetch_parts`.
     """
 
-    def __init__(self, cache: ObjectCache, tree: TreeFile, fetch: Fetch, ask: Ask | None = None) -> None:
+    def __init__(
+        self,
+        cache: ObjectCache,
+        tree: TreeFile,
+        fetch: Fetch,
+        ask: Ask | None = None,
+        in_order: Fetch | None = None,
+    ) -> None:
+        self._in_order = in_order or fetch
         self._cache = cache
         self._tree = tree
         self._source = fetch
@@ -76,13 +85,21 @@ class TreeContent:
         self._files = FilesAhead(tree)
         self._fetching_ahead = threading.Lock()
 
-    def view(self, index: int, start: int, end: int) -> memoryview:
-        """See `Content`."""
+    def view(self, index: int, start: int, end: int, around: int = 1) -> memoryview:
+        """See `Content`.
+
+        Args:
+            around: what is missing is fetched with its neighbours, up to so many extents of an object.
+        """
         info = self._info(index)
         found = self._cache.view(info, start, end)
         if found is None and info.size <= EXTENT_SIZE and self._fetch_ahead(index):
             found = self._cache.view(info, start, end)
-        return self._obtain(info, start, end) if found is None else found
+        return self._obtain(info, start, end, around) if found is None else found
+
+    def is_here(self, index: int, start: int, end: int) -> bool:
+        """Whether bytes of an object are in the pool; nothing is fetched."""
+        return self._cache.view(self._info(index), start, end) is not None
 
     def whole(self, index: int) -> memoryview | None:
         """All of an object if it is here; nothing is fetched."""
@@ -99,11 +116,24 @@ class TreeContent:
         Args:
             on_bytes: told of plain bytes as they are there, those included that were there already.
         """
-        for batch in self._batches(indices, on_bytes):
+        for batch in self._batches(dict.fromkeys(indices), on_bytes):
             if self._ask is None:
                 self._fetch_batch(batch, on_bytes)
             else:
                 on_bytes(sum(info.size for info in self._ask_batch(self._ask, batch)))
+
+    def prefetch_parts(self, parts: Mapping[int, Collection[int] | None]) -> None:
+        """Fetch objects in this order, of some of them only a part, in as few requests as possible. Blocks. Raises as
+        `view`.
+
+        Only into a pool of one's own.
+
+        Args:
+            parts: by the place of an object, the numbers of the extents that are wanted of it; None: all of it.
+        """
+        wanted = {self._info(index).digest: numbers for index, numbers in parts.items()}
+        for batch in self._batches(parts):
+            self._fetch_batch(batch, parts=wanted)
 
     def close(self) -> None:
         """See `Content`. The cache, which others use too, stays open."""
@@ -131,7 +161,7 @@ class TreeContent:
             self._fetching_ahead.release()
         return True
 
-    def _obtain(self, info: ObjectInfo, start: int, end: int) -> memoryview:
+    def _obtain(self, info: ObjectInfo, start: int, end: int, around: int = 1) -> memoryview:
         """Bytes that are not in the pool."""
         first, last = start // EXTENT_SIZE, -(-end // EXTENT_SIZE)
         if self._passing and self._passing.keys() >= set(info.extents(first, last)):
@@ -141,8 +171,12 @@ class TreeContent:
             # Somebody else's pool is read object by object: a large one is brought into it once that pays.
             taken = not self._is_sample(info) and self._ask_until(self._ask, info)
         else:
-            until = min(max(last, first + window), info.extent_count)
-            taken = self._cache.fill(info, first, until, self._fetch, window=max(window, WINDOW))
+            begin = first - first % around
+            until = min(max(last, first + window, begin + around), info.extent_count)
+            if around > 1:
+                with self._lock:
+                    self._ahead[info.digest] = until, max(window, WINDOW // 2)
+            taken = self._cache.fill(info, begin, until, self._fetch, window=max(window, WINDOW))
         found = self._cache.view(info, start, end) if taken else None
         if found is not None:
             return found
@@ -185,10 +219,10 @@ class TreeContent:
                 self._ahead.popitem(last=False)
         return window
 
-    def _fetch(self, wanted: Sequence[bytes]) -> Iterator[tuple[bytes, memoryview]]:
+    def _fetch(self, wanted: Sequence[bytes], source: Fetch | None = None) -> Iterator[tuple[bytes, memoryview]]:
         """Extents that were asked for; others that came along are kept at once."""
         asked = frozenset(wanted)
-        for digest, data in self._source(wanted):
+        for digest, data in (source or self._source)(wanted):
             if digest in asked:
                 yield digest, data
             else:
@@ -200,30 +234,42 @@ class TreeContent:
         if place >= 0:
             self._cache.keep(self._info(place), 0, data)
 
-    def _batches(self, indices: Iterable[int], on_bytes: Callable[[int], object]) -> Iterator[list[ObjectInfo]]:
+    def _batches(
+        self, parts: Mapping[int, Collection[int] | None], on_bytes: Callable[[int], object] = lambda _: None
+    ) -> Iterator[list[ObjectInfo]]:
         """Objects that are not whole here, in parts that are worth a request."""
         batch: list[ObjectInfo] = []
         size = extents = 0
-        for index in dict.fromkeys(indices):
+        for index, numbers in parts.items():
             info = self._info(index)
             if self._cache.view(info, 0, info.size) is not None:
                 on_bytes(info.size)
                 continue
-            if batch and (size + info.size > _BATCH_BYTES or extents + info.extent_count > _BATCH_EXTENTS):
+            count = info.extent_count if numbers is None else len(numbers)
+            plain = min(info.size, count * EXTENT_SIZE)
+            if batch and (size + plain > _BATCH_BYTES or extents + count > _BATCH_EXTENTS):
                 yield batch
                 batch, size, extents = [], 0, 0
             batch.append(info)
-            size += info.size
-            extents += info.extent_count
+            size += plain
+            extents += count
         if batch:
             yield batch
 
-    def _fetch_batch(self, batch: list[ObjectInfo], on_bytes: Callable[[int], object]) -> None:
+    def _fetch_batch(
+        self,
+        batch: list[ObjectInfo],
+        on_bytes: Callable[[int], object] = lambda _: None,
+        parts: Mapping[bytes, Collection[int] | None] | None = None,
+    ) -> None:
         """Fetch objects in one request, each extent once; what the pool does not take is not kept."""
         places: dict[bytes, list[tuple[ObjectInfo, int]]] = {}
         for info in batch:
             # That it is not whole was seen before.
             wanted = frozenset(self._cache.missing(info) if info.extent_count > 1 else (0,))
+            numbers = None if parts is None else parts[info.digest]
+            if numbers is not None:
+                wanted &= frozenset(numbers)
             for number, digest in enumerate(info.extents()):
                 if number in wanted:
                     places.setdefault(digest, []).append((info, number))
@@ -232,7 +278,8 @@ class TreeContent:
         if not places:
             return
         try:
-            for digest, data in self._fetch(list(places)):
+            source = self._source if parts is None else self._in_order
+            for digest, data in self._fetch(list(places), source):
                 for info, number in places[digest]:
                     self._cache.keep(info, number, data)
                     on_bytes(len(data))

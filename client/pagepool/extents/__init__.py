@@ -13,6 +13,7 @@ from pagepool.extents.frame import (
     encode_frame,
     recompress_frame,
 )
+from pagepool.extents.ranges import format_ranges, parse_ranges
 
 __all__ = [
     "EXTENT_SIZE",
@@ -25,5 +26,7 @@ __all__ = [
     "Role",
     "check_extent",
     "encode_frame",
+    "format_ranges",
+    "parse_ranges",
     "recompress_frame",
 ]

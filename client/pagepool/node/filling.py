@@ -124,15 +124,13 @@ class Filler:
             return
         info = source.tree.object(index)
         path = self._objects / object_name(info.digest)
-        if path.exists():
-            self._on_whole(info.digest)
-            return
-        with source.noting():
-            source.content.prefetch([index])
         if not path.exists():
-            return  # the pool does not take it
+            with source.noting():
+                source.content.prefetch([index])
+            if not path.exists():
+                return  # the pool does not take it
+            self._sync()
         self._on_whole(info.digest)
-        self._sync()
         # The kernel has pages of its own of what was read through the lazy mount; those of the file are twice the same.
         source.content.forget(index)
         with contextlib.suppress(FileNotFoundError):

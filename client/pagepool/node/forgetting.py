@@ -5,6 +5,9 @@ memory is short, or it is unmounted. Reconfiguring a mount without changing anyt
 file system remembers and nobody uses (`reconfigure_super`: `shrink_dcache_sb`). Nothing else on the machine notices;
 what is open, mapped or executed stays; the next open finds the object by its name again, or has it fetched.
 
+Objects that were read through the lazy mount, and are whole now, are let go of in the same way: by the overlays, and
+then by the lazy mount, whose kernel tells of that (`LetGo` decides when). What some program has open stays.
+
 That also heals an overlay that remembers an object which the scrub has found damaged and replaced.
 
 Only mounts of ours are touched: overlays whose source begins with `pagepool:`. They are found in the mount namespaces
@@ -18,6 +21,7 @@ import errno
 import logging
 import os
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,9 +37,55 @@ _FSPICK_CLOEXEC: Final = 1
 _SET_FLAG: Final = 0
 _RECONFIGURE: Final = 7
 _AT_FDCWD: Final = -100
+_FIRST_S: Final = 15.0
+_SLOWER: Final = 4
+_LAST_S: Final = 3600.0
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 log = logging.getLogger("pagepool.node")
+
+
+class LetGo:
+    """When to have overlays forget the files that they read through the lazy mount though they are whole: some seconds
+    after the last one has become that; then ever more seldom, since what a program has open it may have for days.
+
+    Args:
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: frozenset[bytes] = frozenset()
+        self._delay_s = self._due = 0.0
+
+    def is_due(self, wholes: frozenset[bytes]) -> bool:
+        """Whether to do it now. To be asked again and again; True is said once.
+
+        Args:
+            wholes: which objects it is about.
+        """
+        now = self._clock()
+        if wholes - self._known:
+            self._delay_s, self._due = _FIRST_S, now + _FIRST_S
+        self._known = wholes
+        if not wholes or now < self._due:
+            return False
+        self._delay_s = min(self._delay_s * _SLOWER, _LAST_S)
+        self._due = now + self._delay_s
+        return True
+
+
+def let_go(lazy: Path) -> None:
+    """Have our overlays, and then the lazy mount, forget what nobody has open.
+
+    Args:
+        lazy: where the lazy mount is.
+    """
+    forget_unused()
+    try:
+        reconfigure(lazy)
+    except OSError as error:
+        log.debug("the lazy mount does not forget: %s", error)
 
 
 def forget_unused(ours: Callable[[str], bool] = lambda source: source.startswith("pagepool:")) -> int:

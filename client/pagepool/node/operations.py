@@ -87,6 +87,8 @@ class Operations:
                 source, metadata, offline = self._open_source(request)
                 if request.get("mounted"):
                     return self._take_over(request, source, offline=offline)
+                if self._worker.options.profiles and not offline and not request.get("eager"):
+                    self._worker.profiles.ahead(source)
                 _check_seen(request)
                 config = self._config(source) if request.get("config") else None
                 if request.get("eager"):

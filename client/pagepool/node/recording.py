@@ -1,9 +1,10 @@
-"""Start-up profiles: what containers open in their first seconds, written down and used.
+"""Start-up profiles: what containers open and read in their first seconds, written down and used.
 
 For each mount a recorder (`recorder`) looks at what is opened through it, for a few seconds, until enough was seen or
-it is unmounted; then the service is told, which keeps what most starts have in common. The next mount of the image, on
-any node, fetches that in one streamed request, while the container starts. All of it is a help and nothing else: what
-goes wrong is logged, and the mount does without.
+it is unmounted; of what is read piece by piece the lazy mount knows which pieces (`parts`). Then the service is told,
+which keeps what most starts have in common. The next mount of the image, on any node, fetches that in one streamed
+request, while the container starts. All of it is a help and nothing else: what goes wrong is logged, and the mount does
+without.
 """
 
 from __future__ import annotations
@@ -14,25 +15,33 @@ import mmap
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, PagepoolError
+from pagepool.extents import EXTENT_SIZE
 from pagepool.image.erofs import node_number
+from pagepool.node.parts import KNOWN_S, MIDDLE
 from pagepool.node.recorder import Recorder, tree_resolver, try_record
 from pagepool.transport.profiles import ProfileClient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from pagepool.image import TreeFile
     from pagepool.node.sources import Source, Sources
+    from pagepool.transport.profiles import Profile
 
 SECONDS: Final = 10.0
 _MOST_OF_A_TREE: Final = 4
 """Recordings at a time. Many containers that start together open the same."""
-_AHEAD_S: Final = 60.0
-"""A profile that was fetched is good for so long."""
+MOST_AHEAD: Final = 2 << 30
+"""Bytes that are fetched ahead at most, whatever a profile says."""
+_WHOLE_SHARE: Final = 0.9
+"""An object of which a start reads more than that is fetched whole: then it need not be read through the node."""
 
 log = logging.getLogger("pagepool.node")
 
@@ -42,7 +51,7 @@ class Profiles:
 
     Args:
         sources: the trees.
-        large: objects of more bytes are not fetched ahead.
+        large: objects of more bytes are not fetched ahead as a whole.
     """
 
     def __init__(self, sources: Sources, large: int) -> None:
@@ -62,25 +71,44 @@ class Profiles:
             source: its tree.
             metadata: the metadata image of the tree.
         """
-        tree, now = source.record.tree, time.monotonic()
-        with self._lock:
-            is_ahead = self._ahead.get(tree, -math.inf) > now - _AHEAD_S
-            self._ahead = {one: since for one, since in self._ahead.items() if since > now - _AHEAD_S} | {tree: now}
-            is_enough = self._under_way[tree] >= _MOST_OF_A_TREE
-        if not is_ahead:
-            threading.Thread(target=self._prefetch, args=(source,), name="node-profile", daemon=True).start()
-        if is_enough:
-            return
-        recorder = try_record(mount, tree_resolver(source.tree, node_finder(metadata)), seconds=SECONDS)
+        self.ahead(source)
+        tree, begun = source.record.tree, time.monotonic()
+        self._sources.parts.begin(tree)
+        recorder = None
+        try:
+            recorder = self._record(mount, source, metadata)
+        finally:
+            if recorder is None:
+                timer = threading.Timer(SECONDS, self._sources.parts.end, (tree,))
+                timer.daemon = True
+                timer.start()
         if recorder is None:
-            log.info("nothing is recorded of starts: this kernel has no fanotify for it")
             return
         with self._lock:
             self._recorders[identity] = recorder
             self._under_way[tree] += 1
         threading.Thread(
-            target=self._finish, args=(identity, recorder, source), name="node-record", daemon=True
+            target=self._finish, args=(identity, recorder, source, begun), name="node-record", daemon=True
         ).start()
+
+    def ahead(self, source: Source) -> None:
+        """Fetch what others opened first, unless that was done a moment ago. Does not wait for it."""
+        tree, now = source.record.tree, time.monotonic()
+        with self._lock:
+            is_ahead = self._ahead.get(tree, -math.inf) > now - KNOWN_S
+            self._ahead = {one: since for one, since in self._ahead.items() if since > now - KNOWN_S} | {tree: now}
+        if not is_ahead:
+            self._sources.parts.expect(tree)
+            threading.Thread(target=self._prefetch, args=(source,), name="node-profile", daemon=True).start()
+
+    def _record(self, mount: int, source: Source, metadata: Path) -> Recorder | None:
+        with self._lock:
+            if self._under_way[source.record.tree] >= _MOST_OF_A_TREE:
+                return None
+        recorder = try_record(mount, tree_resolver(source.tree, node_finder(metadata)), seconds=SECONDS)
+        if recorder is None:
+            log.info("nothing is recorded of starts: this kernel has no fanotify for it")
+        return recorder
 
     def end(self, identity: str) -> None:
         """A mount is about to go: what was recorded so far is all there will be. It holds the mount no more then."""
@@ -94,14 +122,20 @@ class Profiles:
         try:
             profile = ProfileClient(source.session).get(record.repository, _tree(record.tree))
             if profile is not None:
-                count = self._sources.prefetch(source, profile.objects, self._large)
-                log.info("%s: the %d objects of its start-up profile are here", record.image, count)
+                plan = plan_prefetch(profile, source.tree, self._large)
+                answer = partial(self._sources.parts.answer, record.tree, plan.partial, plan.settled)
+                self._sources.prefetch(source, plan.wanted, answer)
+                log.info("%s: the %d objects of its start-up profile are here", record.image, len(plan.wanted))
         except (PagepoolError, OSError) as error:
             log.info("the start-up profile of %s is not used: %s", record.image, error)
+        finally:
+            self._sources.parts.answer(record.tree)  # in case that nothing came of it
 
-    def _finish(self, identity: str, recorder: Recorder, source: Source) -> None:
+    def _finish(self, identity: str, recorder: Recorder, source: Source, begun: float) -> None:
         recorder.wait()
         recording = recorder.stop()
+        parts = self._sources.parts.noted(begun)
+        self._sources.parts.end(source.record.tree)
         with self._lock:
             self._recorders.pop(identity, None)
             self._under_way[source.record.tree] -= 1
@@ -111,9 +145,53 @@ class Profiles:
             return
         record = source.record
         try:
-            ProfileClient(source.session).record(record.repository, _tree(record.tree), opened)
+            ProfileClient(source.session).record(record.repository, _tree(record.tree), opened, parts)
         except PagepoolError as error:
             log.info("the start-up profile of %s is not sent: %s", record.image, error)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to fetch ahead.
+
+    Args:
+        wanted: by the place of an object in the tree, which of its extents; None: all.
+        partial: digests of those of which not all is wanted.
+        settled: digests of those of which all is wanted, since that much is read.
+    """
+
+    wanted: Mapping[int, tuple[int, ...] | None]
+    partial: frozenset[bytes] = frozenset()
+    settled: frozenset[bytes] = frozenset()
+
+
+def plan_prefetch(profile: Profile, tree: TreeFile, large: int, most: int = MOST_AHEAD) -> Plan:
+    """Decide what to fetch ahead. Pure. What a profile says may be anything: of a tree only its own extents come.
+
+    Args:
+        large: objects of more bytes are left out, unless it is known what is read of them.
+        most: bytes; what would make it more is left out.
+    """
+    wanted: dict[int, tuple[int, ...] | None] = {}
+    in_parts, settled = set(), set()
+    for digest in profile.objects:
+        index = tree.find_object(digest)
+        size = tree.object_key(index)[1] if index >= 0 else 0
+        parts = profile.parts.get(digest) if size > MIDDLE else None
+        numbers = None if parts is None else tuple(number for number in parts if number * EXTENT_SIZE < size)
+        is_settled = numbers is not None and len(numbers) * EXTENT_SIZE >= size * _WHOLE_SHARE
+        if is_settled:
+            numbers = None
+        plain = size if numbers is None else len(numbers) * EXTENT_SIZE
+        if index < 0 or plain > most or (size > large and parts is None):
+            continue
+        most -= plain
+        wanted[index] = numbers
+        if numbers is not None:
+            in_parts.add(digest)
+        elif is_settled:
+            settled.add(digest)
+    return Plan(wanted, frozenset(in_parts), frozenset(settled))
 
 
 def node_finder(metadata: Path) -> Callable[[int], int]:

@@ -23,16 +23,20 @@ import time
 from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import httpx
 
 from pagepool.content import TreeContent
+from pagepool.content.cache import WINDOW
 from pagepool.digest import Digest
 from pagepool.errors import ObjectUnknownError, PagepoolError, UnreachableError
+from pagepool.extents import EXTENT_SIZE
 from pagepool.image.treefile import TreeFile
 from pagepool.node.figures import LOOKUP, READ, Figures
 from pagepool.node.inuse import ObjectsInUse
+from pagepool.node.lazy import LARGE
+from pagepool.node.parts import MIDDLE, Parts
 from pagepool.node.records import SourceRecord, read_records, write_record
 from pagepool.pool.layout import object_name
 from pagepool.transport import Credentials, Session
@@ -40,7 +44,7 @@ from pagepool.transport.extents import ExtentClient
 from pagepool.transport.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from pagepool.content import ObjectCache
@@ -76,8 +80,9 @@ class Source:
         self.session = open_session(record, timeout_s)
         self.failure: tuple[float, str] | None = None
         """What went wrong when something was last asked for, and when (seconds since 1970); None if nothing did."""
-        fetch = ExtentClient(self.session, record.repository, Digest("blake3", bytes.fromhex(record.tree)))
-        self.content = TreeContent(cache, tree, figures.counted(fetch))
+        where = self.session, record.repository, Digest("blake3", bytes.fromhex(record.tree))
+        fetch, in_order = (figures.counted(ExtentClient(*where, as_asked=as_asked)) for as_asked in (False, True))
+        self.content = TreeContent(cache, tree, fetch, in_order=in_order)
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
@@ -95,6 +100,21 @@ class Source:
         self.session.close()
 
 
+class _Coming(NamedTuple):
+    """An object that is in a stream.
+
+    Args:
+        event: set when that has ended.
+        extents: which of its extents; None: all.
+    """
+
+    event: threading.Event
+    extents: frozenset[int] | None
+
+    def brings(self, number: int) -> bool:
+        return self.extents is None or number in self.extents
+
+
 class Sources:
     """The trees of a node.
 
@@ -105,6 +125,8 @@ class Sources:
         link: gives an object of the pool its second name: `Custody.link`.
         on_large: told of an object that is read through the lazy mount, and should become local: source, index.
         figures: counts what is fetched, and how long somebody waits for it.
+        parts: what is read in parts while containers start.
+        large: an object of more bytes is read through the lazy mount, whatever is known of it.
     """
 
     def __init__(
@@ -115,7 +137,11 @@ class Sources:
         link: Callable[[bytes], bool],
         on_large: Callable[[Source, int], None] = lambda _source, _index: None,
         figures: Figures | None = None,
+        parts: Parts | None = None,
+        large: int = LARGE,
     ) -> None:
+        self.parts = parts or Parts()
+        self._large = large
         self._places = places
         self._cache = cache
         self._timeout_s = timeout_s
@@ -128,7 +154,7 @@ class Sources:
         self._replaced: list[tuple[float, Source]] = []
         self._in_use = ObjectsInUse()
         self._lazy: dict[bytes, float] = {}
-        self._coming: dict[bytes, threading.Event] = {}
+        self._coming: dict[bytes, _Coming] = {}
         self._waiting = 0
         self._patience = Patience(timeout_s)
 
@@ -238,36 +264,48 @@ class Sources:
         """Whether somebody waits for an object just now."""
         return self._waiting > 0
 
-    def prefetch(self, source: Source, digests: Iterable[bytes], largest: int) -> int:
+    def prefetch(
+        self,
+        source: Source,
+        wanted: Mapping[int, Collection[int] | None],
+        on_expected: Callable[[], None] = lambda: None,
+    ) -> None:
         """Fetch objects in one streamed request, before or while they are asked for. Blocks.
 
         Whoever asks for one of them meanwhile waits for the stream instead of asking a second time.
 
         Args:
-            largest: leave out objects of more bytes: of those programs often read a little.
-
-        Returns:
-            how many were fetched, or were here.
+            wanted: by the place of an object in the tree, which of its extents; None: all.
+            on_expected: called when whoever asks for one of them would wait.
 
         Raises:
             PagepoolError, OSError: not all of them could be had.
         """
-        tree = source.tree
-        found = {digest: index for digest in digests if (index := tree.find_object(digest)) >= 0}
-        found = {digest: index for digest, index in found.items() if tree.object_key(index)[1] <= largest}
-        event = threading.Event()
-        with self._lock:
-            self._coming |= dict.fromkeys(found, event)
+        coming = self._expect(source, wanted)
         try:
+            on_expected()
             with source.noting():
-                source.content.prefetch(found.values())
+                source.content.prefetch_parts(wanted)
         finally:
-            with self._lock:
-                for digest in found:
-                    if self._coming.get(digest) is event:
-                        del self._coming[digest]
-            event.set()
-        return len(found)
+            self._expect_no_more(coming)
+
+    def _expect(self, source: Source, wanted: Mapping[int, Collection[int] | None]) -> dict[bytes, _Coming]:
+        event = threading.Event()
+        coming = {
+            source.tree.object(index).digest: _Coming(event, None if numbers is None else frozenset(numbers))
+            for index, numbers in wanted.items()
+        }
+        with self._lock:
+            self._coming |= coming
+        return coming
+
+    def _expect_no_more(self, coming: Mapping[bytes, _Coming]) -> None:
+        with self._lock:
+            for digest, one in coming.items():
+                if self._coming.get(digest) is one:
+                    del self._coming[digest]
+        for one in coming.values():
+            one.event.set()
 
     # -- what the lazy mount asks ------------------------------------------------------------------------------
 
@@ -302,8 +340,9 @@ class Sources:
             return self._patience.ask(source.record.url, question)
 
     def _bring(self, source: Source, index: int, digest: bytes) -> bool:
+        self.parts.await_answer(source.record.tree)
         coming = self._coming.get(digest)
-        while coming is not None and source.content.whole(index) is None and not coming.wait(_GLANCE_S):
+        while coming is not None and source.content.whole(index) is None and not coming.event.wait(_GLANCE_S):
             pass
         size = source.tree.object(index).size
         # What is open here is not evicted before it is linked.
@@ -331,6 +370,7 @@ class Sources:
             ObjectUnknownError: no tree here has it.
             PagepoolError, OSError: they cannot be had.
         """
+        self.parts.read(digest, start, end)
         with self._figures.waiting(READ):
             return self._view(digest, start, end)
 
@@ -341,23 +381,67 @@ class Sources:
         error: Exception = ObjectUnknownError(digest.hex())
         for source, index in self._find(digest):
             try:
-                return self._ask(source, partial(source.content.view, index, start, end))
+                return self._ask(source, partial(self._read_part, source, index, digest, start, end))
             except (PagepoolError, OSError) as caught:
                 error = caught
         raise error
 
+    def _read_part(self, source: Source, index: int, digest: bytes, start: int, end: int) -> memoryview:
+        coming = self._coming.get(digest)
+        if coming is not None:
+            for at in range(start - start % EXTENT_SIZE, end, EXTENT_SIZE):
+                piece = max(start, at), min(end, at + EXTENT_SIZE)
+                while coming.brings(at // EXTENT_SIZE) and not source.content.is_here(index, *piece):
+                    if coming.event.wait(_GLANCE_S):
+                        break
+        # What other starts have read is here or coming, and what they have not may be all that is read now.
+        around = 1 if self.parts.is_partial(digest) else WINDOW
+        return source.content.view(index, start, end, around)
+
+    def in_parts(self, digest: bytes, size: int) -> bool:
+        """Whether an object that is not large is to be read through the lazy mount, too. See `parts`."""
+        return size > MIDDLE and self.parts.serves(digest, [source.record.tree for source, _ in self._find(digest)])
+
     def opened_large(self, digest: bytes) -> None:
-        """An object is read through the lazy mount: have it brought in as a whole."""
+        """An object is read through the lazy mount: have it brought in as a whole, at once if it is not large and
+        nobody knows which parts of it are read."""
+        self.parts.met(digest)
+        for source, index in self._find(digest):
+            if source.tree.object_key(index)[1] <= self._large and not self.parts.is_partial(digest):
+                self._bring_behind(source, index, digest)
+            break
+        self._note_lazy(digest)
+
+    def _note_lazy(self, digest: bytes) -> None:
         with self._lock:
             self._lazy.setdefault(digest, math.inf)
         for source, index in self._find(digest):
             self._on_large(source, index)
             return
 
+    def _bring_behind(self, source: Source, index: int, digest: bytes) -> None:
+        """Bring an object in while it is read: who wants a part of it waits for that part."""
+        if digest in self._coming:
+            return
+        coming = self._expect(source, {index: None})
+
+        def bring() -> None:
+            try:
+                with source.noting():
+                    source.content.prefetch([index])
+                if source.content.whole(index) is not None:
+                    self.note_whole(digest)
+            except (PagepoolError, OSError) as error:  # who reads it finds out
+                log.info("object %s does not come as a whole: %s", digest.hex(), error)
+            finally:
+                self._expect_no_more(coming)
+
+        threading.Thread(target=bring, name="node-bring", daemon=True).start()
+
     def take_up_lazy(self, digests: Iterable[bytes]) -> None:
         """An earlier process served these objects through the lazy mount."""
         for digest in digests:
-            self.opened_large(digest)
+            self._note_lazy(digest)
 
     def note_whole(self, digest: bytes) -> None:
         """An object is whole now: mounts that are made from here on do not read it through the lazy mount."""
@@ -373,6 +457,16 @@ class Sources:
         """Let go of an object that is open here: it was damaged."""
         for source, index in self._find(digest):
             source.content.forget(index)
+
+    def forgotten(self, digest: bytes) -> None:
+        """No mount reads an object through the lazy mount any more."""
+        with self._lock:
+            self._lazy.pop(digest, None)
+
+    def lazy_wholes(self) -> frozenset[bytes]:
+        """The objects that are read through the lazy mount, though they are whole."""
+        with self._lock:
+            return frozenset(digest for digest, whole in self._lazy.items() if whole != math.inf)
 
     def lazy_objects(self) -> list[bytes]:
         """The objects that were read through the lazy mount."""

@@ -22,13 +22,14 @@ from pagepool.library.client import default_budget
 from pagepool.node.control import ControlServer
 from pagepool.node.figures import Figures
 from pagepool.node.filling import Filler
-from pagepool.node.forgetting import forget_unused
+from pagepool.node.forgetting import LetGo, forget_unused, let_go
 from pagepool.node.guard import Guard
 from pagepool.node.images import Images
-from pagepool.node.lazy import LARGE, LazyServer, settle
+from pagepool.node.lazy import LARGE, STARTING_READ_AHEAD_KIB, LazyServer, set_read_ahead, settle
 from pagepool.node.leases import LeaseKeeper
 from pagepool.node.mounts import NodeMounts
 from pagepool.node.operations import Operations
+from pagepool.node.parts import Parts
 from pagepool.node.recording import Profiles
 from pagepool.node.scrubbing import NodeScrub
 from pagepool.node.sessions import Sessions
@@ -85,6 +86,7 @@ class Worker:
         self._guard = guard
         self._stopped = threading.Event()
         self._is_set_up = False
+        self._letting_go = LetGo()
         descriptors = guard.descriptors()
         self.custody = Custody(places.run, places.fetched, self._in_use, release=self._forget_unused)
         initial = _initial_budget(places)
@@ -94,7 +96,16 @@ class Worker:
         self.cache = ObjectCache(self.pool, self.pool.budget)
         self._ticker = Ticker(self.cache)
         self.figures = Figures()
-        self.sources = Sources(places, self.cache, options.timeout_s, self.custody.link, self._on_large, self.figures)
+        self.sources = Sources(
+            places,
+            self.cache,
+            options.timeout_s,
+            self.custody.link,
+            self._on_large,
+            self.figures,
+            Parts(self._on_starting),
+            options.large,
+        )
         self.sessions = Sessions(options.timeout_s)
         self.scrubbing = NodeScrub(
             self.pool, self.sources.bring, self.sources.forget, self._forget_unused, on_report=self._count_scrub
@@ -126,6 +137,7 @@ class Worker:
         self.sources.take_up_lazy(self.lazy.large_objects())
         self.lazy.start()
         settle(self.places.lazy)
+        self._on_starting(False)  # the worker before may have died while a container started
         self._control.start()
         self._guard.ready()
         if self.metrics is not None:
@@ -168,6 +180,8 @@ class Worker:
             try:
                 self.custody.unlink_old()
                 self.pool.stats()  # which counts what lost its names and is not used any more
+                if self._letting_go.is_due(self.sources.lazy_wholes()):
+                    let_go(self.places.lazy)
                 if tick % _PRUNE_TICKS == 0:
                     self.mounts.prune()
                     for source in self.sources.all():
@@ -207,6 +221,9 @@ class Worker:
 
     def _on_large(self, source: object, index: int) -> None:
         self.filler.bring_object(source, index)  # type: ignore[arg-type]
+
+    def _on_starting(self, starting: bool) -> None:
+        set_read_ahead(self.places.lazy, *((STARTING_READ_AHEAD_KIB,) if starting else ()))
 
     def _on_unused(self, tree: str) -> None:
         self.leases.release(tree)

@@ -44,11 +44,13 @@ class ExtentClient:
         session: the service.
         name: repository.
         tree: the tree's digest, raw or with its algorithm.
+        as_asked: whether extents are to come about in the order in which they are asked for: what is wanted first is
+            here first. Else they come as the service reads them fastest.
     """
 
-    def __init__(self, session: Session, name: str, tree: Digest | bytes) -> None:
+    def __init__(self, session: Session, name: str, tree: Digest | bytes, *, as_asked: bool = False) -> None:
         self._session = session
-        self._target = _Target(name, tree)
+        self._target = _Target(name, tree, (("order", "asked"),) if as_asked else ())
 
     def __call__(self, wanted: Sequence[bytes]) -> Iterator[Extent]:
         """Fetch extents.
@@ -161,14 +163,23 @@ class _AgainError(Exception):
 class _Target:
     """Where to ask."""
 
-    def __init__(self, name: str, tree: Digest | bytes) -> None:
+    def __init__(self, name: str, tree: Digest | bytes, params: tuple[tuple[str, str], ...] = ()) -> None:
+        self._params = params
         digest = Digest("blake3", tree) if isinstance(tree, bytes) else tree
         self.path = f"/v1/{name}/trees/{digest}/extents"
         self.about = Subject(TreeUnknownError, str(digest), name)
         self._scope = repository_scope(name)
 
     def call(self, body: bytes) -> Call:
-        return Call("POST", self.path, self.about, headers=self.headers(body), body=lambda: (body,), scope=self._scope)
+        return Call(
+            "POST",
+            self.path,
+            self.about,
+            headers=self.headers(body),
+            body=lambda: (body,),
+            params=self._params,
+            scope=self._scope,
+        )
 
     def headers(self, body: bytes) -> dict[str, str]:
         return {

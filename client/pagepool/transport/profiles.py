@@ -1,13 +1,14 @@
-"""Start-up profiles of a pagepool service: which objects containers open first. Blocks; thread-safe."""
+"""Start-up profiles of a pagepool service: what containers open and read first. Blocks; thread-safe."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pagepool.digest import Digest
-from pagepool.errors import InvalidError, NameUnknownError, ProfileUnknownError, TreeUnknownError
+from pagepool.errors import InvalidError, LimitError, NameUnknownError, ProfileUnknownError, TreeUnknownError
+from pagepool.extents import format_ranges, parse_ranges
 from pagepool.oci.fields import Object, load_object
 from pagepool.transport.answers import Subject
 from pagepool.transport.auth import repository_scope
@@ -16,6 +17,8 @@ from pagepool.transport.service import answer_error
 
 MOST_OBJECTS = 16384
 """Of one start."""
+MOST_EXTENTS = 65536
+"""Of all objects of one start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class Profile:
 
     Args:
         objects: raw BLAKE3, most urgent first: those seen in at least a quarter of the starts.
+        parts: of those of which that is known, the numbers of the extents that are read. The service has checked them
+            only when they were told: they may be beyond the object's end.
         starts: how many starts it was learned from; old ones fade.
         tree: that it was learned from: another than was asked for, if it is inherited.
         updated_ns: when the last start was recorded, in nanoseconds since 1970.
@@ -33,6 +38,7 @@ class Profile:
     starts: int
     tree: Digest
     updated_ns: int = 0
+    parts: Mapping[bytes, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +83,28 @@ class ProfileClient:
         except ProfileUnknownError:
             return None
         objects = tuple(_raw(answer, text) for text in answer.strings("objects"))
-        return Profile(objects, answer.integer("starts"), answer.digest("tree"), answer.integer("updated_ns"))
+        extents = answer.string_map("extents").items()
+        parts = {_raw(answer, digest): _numbers(answer, text) for digest, text in extents}
+        return Profile(objects, answer.integer("starts"), answer.digest("tree"), answer.integer("updated_ns"), parts)
 
-    def record(self, name: str, tree: Digest, objects: Sequence[bytes]) -> None:
+    def record(
+        self, name: str, tree: Digest, objects: Sequence[bytes], parts: Mapping[bytes, Collection[int]] | None = None
+    ) -> None:
         """Tell of one start.
 
         Args:
             objects: raw BLAKE3 of objects of the tree, in the order in which they were opened; of more than
                 `MOST_OBJECTS` the first are sent.
+            parts: of those of which that is known, the numbers of the extents that were read; of more than
+                `MOST_EXTENTS` the first are sent.
 
         Raises:
             TreeUnknownError, ObjectUnknownError: the repository does not have the tree, or the tree not the object.
             ReadOnlyError, StoreFullError: the service learns nothing now.
         """
-        body = json.dumps({"objects": [digest.hex() for digest in objects[:MOST_OBJECTS]]}).encode()
+        sent = objects[:MOST_OBJECTS]
+        document = {"objects": [digest.hex() for digest in sent], "extents": _texts(sent, parts or {})}
+        body = json.dumps(document).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         about = Subject(TreeUnknownError, str(tree), name)
         # Not sent again: what was counted already would be counted twice, and nobody misses one start.
@@ -128,6 +142,23 @@ class ProfileClient:
 
 def _path(name: str, tree: Digest) -> str:
     return f"/v1/{name}/trees/{tree}/profile"
+
+
+def _texts(objects: Sequence[bytes], parts: Mapping[bytes, Collection[int]]) -> dict[str, str]:
+    """What is sent of the extents of objects."""
+    texts, left = {}, MOST_EXTENTS
+    for digest in objects:
+        if digest in parts and len(parts[digest]) <= left:
+            left -= len(parts[digest])
+            texts[digest.hex()] = format_ranges(parts[digest])
+    return texts
+
+
+def _numbers(answer: Object, text: str) -> tuple[int, ...]:
+    try:
+        return parse_ranges(text, MOST_EXTENTS, MOST_EXTENTS)
+    except (InvalidError, LimitError):
+        answer.refuse("extents", f"{text[:80]!r} is no list of extents")
 
 
 def _raw(answer: Object, text: str) -> bytes:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 VERSIONS = 20
 CHANGED = 0.03  # of the bytes, from one version to the next
-SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 _LAZY = 0.1  # of the objects are read one by one
 
 

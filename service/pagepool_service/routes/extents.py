@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from pagepool.errors import LimitError, PagepoolError
+from pagepool.errors import InvalidError, LimitError, PagepoolError
 from pagepool.extents.wire import DIGEST_SIZE, MAX_WANTED, MEDIA_TYPE, parse_wanted
 from pagepool_service.extentstream import ExtentStream
 from pagepool_service.routes.context import Context, Service
@@ -35,6 +35,14 @@ router = APIRouter()
 _LARGEST_BODY = MAX_WANTED * DIGEST_SIZE
 _PART = 256 << 10
 
+OrderQuery = Annotated[
+    str | None,
+    Query(
+        description="asked: frames come in the order in which they were asked for; else as they are stored.",
+        json_schema_extra={"enum": ["stored", "asked"]},
+    ),
+]
+
 
 @router.post(
     "/v1/{name:repository}/trees/{tree}/extents",
@@ -45,13 +53,18 @@ _PART = 256 << 10
         **failures(413),
     },
 )
-async def post_extents(request: Request, service: Service, name: Repository, tree: TreeText) -> Response:
+async def post_extents(
+    request: Request, service: Service, name: Repository, tree: TreeText, order: OrderQuery = None
+) -> Response:
     """Read extents of a tree, as frames. Every one has to belong to the tree."""
+    if order not in (None, "stored", "asked"):
+        raise InvalidError(order[:32], "order is stored or asked")
     wanted = parse_wanted(await read_body(request, service, _LARGEST_BODY, "list of extents"))
     digest = parse_tree(tree)
 
     def begin() -> tuple[Iterator[bytes], bytes]:
-        pieces = iter(ExtentStream(service.store, service.treefiles.resolve(name, digest), wanted))
+        found = service.treefiles.resolve(name, digest)
+        pieces = iter(ExtentStream(service.store, found, wanted, as_asked=order == "asked"))
         return pieces, next(pieces)
 
     pieces, first = await service.threads.run(begin)

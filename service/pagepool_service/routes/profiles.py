@@ -1,4 +1,4 @@
-"""Start-up profiles: what the containers of a tree open first, told by those that ran them, asked by the next.
+"""Start-up profiles: what the containers of a tree open and read first, told by those that ran them, asked by the next.
 
 Never needed: a profile is a hint, learned from what clients send, and every one can be seen and deleted.
 """
@@ -19,8 +19,9 @@ from pagepool.errors import (
     ProfileUnknownError,
     TreeUnknownError,
 )
+from pagepool.extents import format_ranges, parse_ranges
 from pagepool_service.inherit import Inherited, choose_similar, inherit
-from pagepool_service.profiles import MOST_OBJECTS, MOST_STARTS, StartProfile
+from pagepool_service.profiles import MOST_EXTENTS, MOST_OBJECTS, MOST_STARTS, StartProfile
 from pagepool_service.routes.bodies import json_body, read_object
 from pagepool_service.routes.context import Service
 from pagepool_service.routes.described import failures, json_object, success
@@ -28,6 +29,8 @@ from pagepool_service.routes.objects import TreeText, parse_object, parse_tree
 from pagepool_service.routes.parameters import Repository
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from pagepool.image.treefile import TreeFile
     from pagepool_service.routes.context import Context
 
@@ -43,17 +46,31 @@ _OBJECTS: dict[str, Any] = {
     "maxItems": MOST_OBJECTS,
     "items": {"type": "string", "pattern": r"^(blake3:)?[0-9a-f]{64}$"},
 }
+_EXTENTS: dict[str, Any] = {
+    "type": "object",
+    "propertyNames": {"pattern": r"^(blake3:)?[0-9a-f]{64}$"},
+    "additionalProperties": {"type": "string", "pattern": r"^([0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)?$"},
+}
 _STARTS = {**_COUNT, "maximum": MOST_STARTS, "description": "How many starts it was learned from; old ones fade."}
 _BODY = json_body(
     "Objects of the tree in the order in which a container opened them in its first seconds.",
     ("objects",),
     objects=_OBJECTS,
+    extents={
+        **_EXTENTS,
+        "description": "Of those of which that is known, the extents that were read: `0-3,7`, the first is 0.",
+    },
 )
 _PROFILE = json_object(
     tree={**_TEXT, "description": "The tree that it was learned from; another than that asked for if it is inherited."},
     starts=_STARTS,
     updated_ns={**_COUNT, "description": "When the last start was recorded, in nanoseconds since 1970."},
     objects={**_OBJECTS, "description": "Those seen in at least a quarter of the starts, most urgent first."},
+    extents={
+        **_EXTENTS,
+        "description": "Of those of which that is known, the extents that are read: `0-3,7`; none if it is empty. Of "
+        "the others nothing is known.",
+    },
 )
 _RECORDED = json_object(starts=_STARTS, objects={**_COUNT, "description": "How many it knows now."})
 _LISTED = json_object(
@@ -80,9 +97,10 @@ SimilarQuery = Annotated[
     responses={200: success("It was counted.", content=_RECORDED), **failures(405, 413, 507)},
 )
 async def post_profile(request: Request, service: Service, name: Repository, tree: TreeText) -> JSONResponse:
-    """Record which objects a container opened when it started."""
+    """Record which objects a container opened when it started, and what it read of them."""
     document = await read_object(request, service, _LARGEST_BODY, "list of objects")
     objects = _parse_objects(document.get("objects"))
+    extents = _parse_extents(document.get("extents"))
     digest = parse_tree(tree)
 
     def record() -> StartProfile:
@@ -90,7 +108,7 @@ async def post_profile(request: Request, service: Service, name: Repository, tre
         unknown = next((one for one in objects if found.find_object(one) < 0), None)
         if unknown is not None:
             raise ObjectUnknownError(Digest("blake3", unknown))
-        return service.profiles.record(name, digest, objects)
+        return service.profiles.record(name, digest, objects, _read_extents(found, objects, extents))
 
     profile = await service.threads.run(record)
     return JSONResponse({"starts": profile.starts, "objects": len(profile.seen)})
@@ -118,6 +136,7 @@ async def get_profile(service: Service, name: Repository, tree: TreeText, simila
             "starts": source.starts,
             "updated_ns": source.updated_ns,
             "objects": [one.hex() for one in answer.objects],
+            "extents": {one.hex(): format_ranges(parts) for one, parts in answer.parts().items()},
         }
     )
 
@@ -191,3 +210,37 @@ def _parse_objects(objects: object) -> list[bytes]:
     if len(objects) > MOST_OBJECTS:
         raise LimitError("number of objects", len(objects), MOST_OBJECTS)
     return [parse_object(one) for one in objects]
+
+
+def _parse_extents(extents: object) -> dict[bytes, str]:
+    """What a start tells of the extents that it read.
+
+    Raises:
+        InvalidError, DigestInvalidError: that is not of objects, or no text.
+        LimitError: it is of more than `MOST_OBJECTS`.
+    """
+    if extents is None:
+        return {}
+    if not isinstance(extents, dict) or not all(isinstance(one, str) for one in extents.values()):
+        raise InvalidError("body", "its extents are no texts")
+    if len(extents) > MOST_OBJECTS:
+        raise LimitError("number of objects", len(extents), MOST_OBJECTS)
+    return {parse_object(digest): text for digest, text in extents.items()}
+
+
+def _read_extents(
+    tree: TreeFile, objects: Collection[bytes], extents: Mapping[bytes, str]
+) -> dict[bytes, tuple[int, ...]]:
+    """The numbers of the extents that a start tells of; of objects that were not opened it tells nothing.
+
+    Raises:
+        InvalidError: an object does not have one of them.
+        LimitError: they are more than `MOST_EXTENTS`.
+    """
+    found, left, opened = {}, MOST_EXTENTS, frozenset(objects)
+    for digest, text in extents.items():
+        if digest in opened:
+            count = tree.object(tree.find_object(digest)).extent_count
+            found[digest] = parse_ranges(text, count, left)
+            left -= len(found[digest])
+    return found

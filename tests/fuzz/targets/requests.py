@@ -12,6 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers
 
 from pagepool.errors import InvalidError, LimitError, RangeInvalidError
+from pagepool.extents import format_ranges, parse_ranges
 from pagepool_service import settings
 from pagepool_service.profiles import StartProfile
 from pagepool_service.routes.bodies import text_field
@@ -20,7 +21,7 @@ from pagepool_service.routes.images import _after
 from pagepool_service.routes.leases import parse_lease
 from pagepool_service.routes.objects import parse_object, parse_tree
 from pagepool_service.routes.parameters import _limit, byte_range, content_length, next_link, upload_range
-from pagepool_service.routes.profiles import _parse_objects
+from pagepool_service.routes.profiles import _parse_extents, _parse_objects
 from pagepool_service.routes.ranges import MOST_RANGES, plan_answer
 from tests.fuzz.target import Reader, Target, blocks
 from tests.fuzz.targets.documents import JSON_WORDS
@@ -79,10 +80,12 @@ def _bodies(data: bytes) -> None:
         assert all(one.first >= 0 and len(one.digest) == 32 for one in wanted)
     elif kind == 1:
         profile = StartProfile.decode(body, _TREE)
-        assert profile is None or profile.encode() == body or len(profile.seen) * 52 < len(body)
+        assert profile is None or profile.encode() == body or len(profile.seen) * 44 < len(body)
         if profile is not None:
             profile.urgent()
-            profile.with_start([_TREE], 5).encode()
+            for one in profile.seen.values():
+                one.parts()
+            profile.with_start([_TREE], 5, {_TREE: [0, 9]}).encode()
     else:
         try:
             document: Any = json.loads(body)
@@ -90,6 +93,10 @@ def _bodies(data: bytes) -> None:
             raise InvalidError("body", "it is not JSON") from error
         if isinstance(document, dict):
             _parse_objects(document.get("objects"))
+            for text in _parse_extents(document.get("extents")).values():
+                numbers = parse_ranges(text, 100, 50)
+                assert len(numbers) <= 50
+                assert parse_ranges(format_ranges(numbers), 100, 50) == numbers
             assert 0 < len(text_field(document, "holder", 100)) <= 100
 
 
@@ -115,9 +122,11 @@ def _some_bodies() -> Iterator[bytes]:
     fill = {"objects": [{"object": digest}, {"object": digest, "first": 1, "end": 3}], "within_s": 2.5}
     yield b"\0" + json.dumps(fill).encode()
     yield b"\2" + json.dumps({"objects": [digest], "holder": "node", "ttl_s": 5}).encode()
+    extents = {digest: "0-3,7", "cd" * 32: "", "ef" * 32: "99"}
+    yield b"\2" + json.dumps({"objects": [digest], "extents": extents, "holder": "node"}).encode()
     profile = StartProfile(_TREE, 0, 0, {})
     for number in range(3):
-        profile = profile.with_start([_TREE, bytes((number,)) * 32], number)
+        profile = profile.with_start([_TREE, bytes((number,)) * 32], number, {_TREE: range(number * 3)})
     yield b"\1" + profile.encode()
 
 
@@ -131,6 +140,6 @@ TARGETS = (
         _bodies,
         (InvalidError, LimitError),
         _some_bodies,
-        (*JSON_WORDS, b'"objects":[', b"Infinity", b"1e400"),
+        (*JSON_WORDS, b'"objects":[', b'"extents":{', b"0-3,7", b"Infinity", b"1e400"),
     ),
 )

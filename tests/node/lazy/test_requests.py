@@ -27,6 +27,8 @@ class _Source:
         self.brought: list[bytes] = []
         self.large: list[bytes] = []
         self.given: list[tuple[bytes, int, int]] = []
+        self.unread: list[bytes] = []
+        self.parts: set[bytes] = set()
         self.is_whole = False
         self.is_down = False
 
@@ -51,6 +53,13 @@ class _Source:
 
     def served(self, digest: bytes, start: int, end: int) -> None:
         self.given.append((digest, start, end))
+
+    def forgotten(self, digest: bytes) -> None:
+        self.unread.append(digest)
+
+    def in_parts(self, digest: bytes, size: int) -> bool:
+        assert _SIZES[digest] == size
+        return digest in self.parts
 
     def whole(self, digest: bytes) -> bool:
         return self.is_whole and digest == _LARGE
@@ -201,6 +210,39 @@ def test_large_objects(asking: _Asking, source: _Source) -> None:
         error, body = asking.ask(Opcode.READ, node, protocol.READ_IN.pack(0, start, size, 0, 0, 0, 0))
         assert (error, body) == (0, bytes(got))
     assert source.given == [(_LARGE, 0, 4096), (_LARGE, 4096, 5000)]
+
+
+def test_an_object_that_is_read_in_parts(asking: _Asking, source: _Source) -> None:
+    """It is a file as a large one is, and stays one."""
+    source.parts = {_SMALL}
+    error, node = asking.lookup(_SMALL)
+    assert (error, source.large, source.brought) == (0, [_SMALL], [])
+    source.parts = set()
+    assert asking.lookup(_SMALL) == (0, node)
+
+
+def test_what_the_kernel_has_forgotten_is_told(asking: _Asking, source: _Source) -> None:
+    _, node = asking.lookup(_LARGE)
+    asking.lookup(_LARGE)
+    asking.send(Opcode.FORGET, node, protocol.FORGET_IN.pack(1))
+    assert source.unread == []
+    asking.send(Opcode.BATCH_FORGET, 0, protocol.BATCH_FORGET_IN.pack(1, 0) + protocol.FORGET_ONE.pack(node, 1))
+    assert (source.unread, source.large) == ([_LARGE], [_LARGE])
+    assert asking.lookup(_LARGE) == (0, node), "its number stays"
+    assert source.large == [_LARGE, _LARGE], "and it is read again"
+    asking.send(Opcode.FORGET, node, protocol.FORGET_IN.pack(1))
+    assert source.unread == [_LARGE, _LARGE]
+    asking.send(Opcode.FORGET, nodes.FETCH_CHILDREN, protocol.FORGET_IN.pack(1))
+    assert asking.receive() is None, "nobody waits for an answer"
+
+
+def test_what_a_server_before_has_told_the_kernel_is_not_known(tmp_path: Path, source: _Source) -> None:
+    with _asking(tmp_path / "state", source) as before:
+        _, node = before.lookup(_LARGE)
+    with _asking(tmp_path / "state", source) as asking:
+        asking.lookup(_LARGE)
+        asking.send(Opcode.FORGET, node, protocol.FORGET_IN.pack(1))
+        assert source.unread == [], "the one before has given references, too"
 
 
 def test_a_whole_large_object(asking: _Asking, source: _Source) -> None:

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from threading import Event, Semaphore
 
 import pytest
 
 from pagepool.mount.fuse.protocol import Opcode
+from pagepool.node.forgetting import reconfigure
 from pagepool.node.lazy import LazyServer, settle
 from tests.node.stack import LARGE, ScriptedSource, Stack, name_of, open_gate
 
@@ -200,6 +202,29 @@ def _tell(server: LazyServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[floa
 
     monkeypatch.setattr(server._waiting, "interrupt", interrupted)
     return told.wait
+
+
+def test_it_is_told_when_no_mount_reads_an_object_any_more(mounted: _Mounted) -> None:
+    """What is open stays; once it is closed both file systems forget it, and the kernel says so."""
+    stack, _ = mounted
+    digests = {name: stack.add(name, name.encode() * LARGE) for name in ("one", "other")}
+    unread: SimpleQueue[bytes] = SimpleQueue()
+
+    class Source(ScriptedSource):
+        def forgotten(self, digest: bytes) -> None:
+            unread.put(digest)
+
+    _serve(mounted, Source(stack.root))
+    with (stack.at / "one").open("rb") as file:
+        assert (stack.at / "other").read_bytes() == stack.files["other"]
+        for path in (stack.at, stack.root / "lazy"):
+            reconfigure(path)
+        assert unread.get(timeout=60) == digests["other"]
+        assert file.read() == stack.files["one"]
+    for path in (stack.at, stack.root / "lazy"):
+        reconfigure(path)
+    assert unread.get(timeout=60) == digests["one"]
+    assert {name: (stack.at / name).read_bytes() for name in digests} == stack.files
 
 
 def test_the_mount_is_usable_by_its_numbers(mounted: _Mounted) -> None:

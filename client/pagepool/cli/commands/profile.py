@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -11,6 +12,7 @@ from pagepool.cli import output
 from pagepool.cli.connect import Connection, ServerOptions, connect, on_server
 from pagepool.cli.options import ReferenceType, output_options, platform_option, server_options
 from pagepool.errors import NotFoundError, ProfileUnknownError
+from pagepool.extents import EXTENT_SIZE
 from pagepool.image import Kind, TreeFile
 from pagepool.image.treefile import ROOT
 from pagepool.oci import Platform, Reference
@@ -18,12 +20,12 @@ from pagepool.transport.profiles import ListedProfile, Profile, ProfileClient
 from pagepool.transport.trees import TreeClient, TreeState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 @click.group(name="profile", short_help="Show or delete what was learned of containers' starts.")
 def command() -> None:
-    """Look after start-up profiles: which files the containers of an image open in their first seconds.
+    """Look after start-up profiles: which files the containers of an image open and read in their first seconds.
 
     Nodes record them, and send them to the service; the next start fetches these files first. Nothing needs them.
 
@@ -73,6 +75,8 @@ def list_(repository: Reference, **server: Unpack[ServerOptions]) -> None:
 def show(reference: Reference, similar: bool, platform: Platform | None, **server: Unpack[ServerOptions]) -> None:
     """Show which files the containers of an image open first, most urgent first: one path for each content.
 
+    READ is how much of a larger file they read, as far as that is known: only so much of it is fetched at once.
+
     \b
     Examples:
       pagepool profile show app:1
@@ -87,15 +91,19 @@ def show(reference: Reference, similar: bool, platform: Platform | None, **serve
         tree = TreeFile(TreeClient(connection.session).fetch(reference.repository, state.tree), state.tree.raw)
     paths = _paths(tree)
     rows = [(digest, tree.find_object(digest)) for digest in profile.objects]
-    files = [(digest, paths.get(place, ""), tree.object(place).size) for digest, place in rows if place >= 0]
+    files = [_File.of(digest, place, tree, paths, profile) for digest, place in rows if place >= 0]
     if output.current().json:
         output.print_json(_shown(state, profile, files))
         return
     inherited = "" if profile.tree == state.tree else f", inherited from tree {profile.tree.short}"
     plural = "" if profile.starts == 1 else "s"
-    size = output.human_size(sum(size for *_, size in files))
-    output.note(f"{len(files)} contents, {size}, learned from {profile.starts} start{plural}{inherited}")
-    output.print_table(("SIZE", "PATH"), [(output.human_size(size), path) for _, path, size in files], right=(0,))
+    size, read = (output.human_size(sum(getattr(one, name) for one in files)) for name in ("size", "fetched"))
+    output.note(f"{len(files)} contents, {read} of {size}, learned from {profile.starts} start{plural}{inherited}")
+    table = [
+        (output.human_size(one.size), "" if one.read is None else output.human_size(one.read), one.path)
+        for one in files
+    ]
+    output.print_table(("SIZE", "READ", "PATH"), table, right=(0, 1))
 
 
 @command.command(name="rm")
@@ -150,14 +158,36 @@ def _files(tree: TreeFile) -> Iterator[tuple[bytes, int]]:
                 yield above + b"/" + name, number
 
 
-def _shown(state: TreeState, profile: Profile, files: list[tuple[bytes, str, int]]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An object of a profile: its digest, a path, and how much of it is read, if that is known."""
+
+    digest: bytes
+    path: str
+    size: int
+    read: int | None
+
+    @classmethod
+    def of(cls, digest: bytes, place: int, tree: TreeFile, paths: Mapping[int, str], profile: Profile) -> _File:
+        size, parts = tree.object(place).size, profile.parts.get(digest)
+        read = None if parts is None else sum(max(0, min(EXTENT_SIZE, size - one * EXTENT_SIZE)) for one in parts)
+        return cls(digest, paths.get(place, ""), size, read)
+
+    @property
+    def fetched(self) -> int:
+        return self.size if self.read is None else self.read
+
+
+def _shown(state: TreeState, profile: Profile, files: list[_File]) -> dict[str, Any]:
     return {
         "image": str(state.image),
         "tree": str(state.tree),
         "learned_from": str(profile.tree),
         "starts": profile.starts,
         "updated_ns": profile.updated_ns,
-        "objects": [{"object": digest.hex(), "path": path, "size": size} for digest, path, size in files],
+        "objects": [
+            {"object": one.digest.hex(), "path": one.path, "size": one.size, "read": one.read} for one in files
+        ],
     }
 
 

@@ -2,7 +2,7 @@
 
     fetch/ab/cdef…   an object that is small is brought into the pool, and then there is no such file: overlayfs goes on
                      to ``fetched/``, where it is now. So it does when bringing failed, and comes to fail/ in the end.
-                     An object that is large, or cannot be kept, is a file.
+                     An object that is large, or read in parts, or cannot be kept, is a file.
     fail/ab/cdef…    EIO, whatever it is called; but an object that was brought not long ago, and has lost its name in
                      ``fetched/`` before overlayfs came there, is a file
 
@@ -27,7 +27,8 @@ from pagepool.errors import PagepoolError
 from pagepool.mount.fuse import protocol
 from pagepool.mount.fuse.protocol import Opcode
 from pagepool.node.lazy import nodes, wire
-from pagepool.node.lazy.source import Served, Whole
+from pagepool.node.lazy.references import References
+from pagepool.node.lazy.source import Forgetful, InParts, Served, Whole
 from pagepool.node.lazy.waiting import SingleFlight
 from pagepool.vfs.interface import Usage
 
@@ -58,13 +59,14 @@ class Request:
         node: what it is about.
         process: the thread that waits for it; 0 if nobody does, or it cannot be told.
         body: what follows the header; only until it is answered.
+        entry: the number of the object that the kernel knows once this is answered; 0: none.
         taken: bytes that the kernel has a copy of once this is answered: digest, start, end.
     """
 
-    __slots__ = ("body", "node", "opcode", "process", "taken", "unique")
+    __slots__ = ("body", "entry", "node", "opcode", "process", "taken", "unique")
 
     def __init__(self) -> None:
-        self.opcode = self.unique = self.node = self.process = 0
+        self.opcode = self.unique = self.node = self.process = self.entry = 0
         self.body = memoryview(b"")
         self.taken: tuple[bytes, int, int] | None = None
 
@@ -89,6 +91,7 @@ class Operations:
         self._flights = SingleFlight()
         self._lock = Lock()
         self._brought: OrderedDict[bytes, float] = OrderedDict()  # object -> when; in that order
+        self._references = References(nodes.FIRST_OBJECT + len(table))
 
     def handlers(self) -> dict[int, Handler]:
         """What handles which request; the kernel is to do without all others."""
@@ -99,8 +102,8 @@ class Operations:
             Opcode.READ: self.read,
             Opcode.READDIR: self.readdir,
             Opcode.STATFS: self.statfs,
-            Opcode.FORGET: ignore,
-            Opcode.BATCH_FORGET: ignore,
+            Opcode.FORGET: self.forget,
+            Opcode.BATCH_FORGET: self.forget_some,
             Opcode.DESTROY: lambda _: b"",
         }
 
@@ -113,20 +116,26 @@ class Operations:
         if (parent, name) == (nodes.ROOT, b"probe"):
             return protocol.encode_entry(wire.object_attributes(nodes.PROBE, 0))
         if nodes.FAIL_CHILDREN <= parent < nodes.FAIL_CHILDREN + 256:
-            return self._last_resort(parent, name)
+            return self._last_resort(request, parent, name)
         digest = nodes.digest_of(parent, name)
         if digest is None:
             fail(errno.ENOENT)
-        return self._entry(self._table.number(digest) or self._find(digest), errno.ENOENT)
+        node = self._table.number(digest)
+        if node is None:
+            node = self._find(digest)
+        elif self._references.is_forgotten(node):
+            self._tell(digest)
+        return self._entry(request, node, errno.ENOENT)
 
-    def _entry(self, node: int | None, otherwise: int) -> Buffer:
+    def _entry(self, request: Request, node: int | None, otherwise: int) -> Buffer:
         """A large object; an errno if it is none."""
         known = None if node is None else self._table.object(node)
         if node is None or known is None:
             fail(otherwise)
+        request.entry = node
         return protocol.encode_entry(wire.object_attributes(node, known.size))
 
-    def _last_resort(self, parent: int, name: bytes) -> Buffer:
+    def _last_resort(self, request: Request, parent: int, name: bytes) -> Buffer:
         """A name in fail/: whoever gets here has found the object nowhere."""
         digest = nodes.digest_of(parent - nodes.FAIL_CHILDREN + nodes.FETCH_CHILDREN, name)
         if digest is None or not self._was_brought(digest):
@@ -137,7 +146,7 @@ class Operations:
         _log.warning("object %s had gone again before it was found; it is read through the node", digest.hex())
         node = self._table.add(digest, size)
         self._tell(digest)
-        return self._entry(node, errno.EIO)
+        return self._entry(request, node, errno.EIO)
 
     def _note_brought(self, digest: bytes) -> None:
         now = self._clock()
@@ -166,7 +175,7 @@ class Operations:
 
     def _bring_or_number(self, digest: bytes) -> int | None:
         size = self._source.size(digest)
-        if size is None or size <= self._large:
+        if size is None or (size <= self._large and not self._is_in_parts(digest, size)):
             if self._flights.do(digest, self._source.bring):
                 self._note_brought(digest)
                 return None
@@ -180,6 +189,9 @@ class Operations:
         node = self._table.add(digest, size)
         self._tell(digest)
         return node
+
+    def _is_in_parts(self, digest: bytes, size: int) -> bool:
+        return isinstance(self._source, InParts) and self._source.in_parts(digest, size)
 
     def _tell(self, digest: bytes) -> None:
         """An object is a file now."""
@@ -210,10 +222,29 @@ class Operations:
         request.taken = (known.digest, start, end)
         return view
 
-    def served(self, taken: tuple[bytes, int, int]) -> None:
-        """Tell the source which bytes the kernel has got."""
-        if isinstance(self._source, Served):
-            self._source.served(*taken)
+    def answered(self, request: Request) -> None:
+        """The kernel has got the answer: count what it knows now, or tell the source which bytes it has."""
+        if request.entry and self._references.given(request.entry):
+            self._forgotten(request.entry)
+        if request.taken is not None and isinstance(self._source, Served):
+            self._source.served(*request.taken)
+
+    def forget(self, request: Request) -> None:
+        """The kernel has forgotten something. It keeps its number, whoever looks it up again."""
+        (count,) = protocol.unpack(protocol.FORGET_IN, request.body)
+        if self._references.returned(request.node, count):
+            self._forgotten(request.node)
+
+    def forget_some(self, request: Request) -> None:
+        """The same, of several."""
+        for node, count in protocol.parse_forgets(request.body):
+            if self._references.returned(node, count):
+                self._forgotten(node)
+
+    def _forgotten(self, node: int) -> None:
+        known = self._table.object(node)
+        if known is not None and isinstance(self._source, Forgetful):
+            self._source.forgotten(known.digest)
 
     def readdir(self, request: Request) -> Buffer:
         """Nothing is listed: overlayfs lists no layer that only has data, and every name that could be is there."""
@@ -234,10 +265,6 @@ _CHANGES: Final = (
     *(Opcode.RENAME, Opcode.RENAME2, Opcode.WRITE, Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.FALLOCATE),
     *(Opcode.CREATE, Opcode.TMPFILE),
 )
-
-
-def ignore(_request: Request) -> None:
-    """Take note of something that has no answer. Numbers are kept for good, so there is nothing to forget."""
 
 
 def _refuse(_request: Request) -> NoReturn:

@@ -260,7 +260,7 @@ class LazyServer:
         _, opcode, unique, node, _, _, process, extra, _ = protocol.IN_HEADER.unpack_from(data)
         request.opcode, request.unique, request.node, request.process = opcode, unique, node, process
         request.body = data[protocol.IN_HEADER.size : max(len(data) - 8 * extra, protocol.IN_HEADER.size)]
-        request.taken = None
+        request.taken, request.entry = None, 0
         self.requests[opcode] += 1
         if opcode == Opcode.INIT:
             self._init(request)
@@ -279,11 +279,11 @@ class LazyServer:
     def _finish(self, request: Request, reply: tuple[Buffer, ...]) -> None:
         if not self._send(request.unique, reply):
             self._send(request.unique, (protocol.encode_error(request.unique, errno.EIO),))
-        elif request.taken is not None:
+        elif request.entry or request.taken is not None:
             try:
-                self._operations.served(request.taken)
+                self._operations.answered(request)
             except Exception:  # noqa: BLE001 - it is answered already
-                _log.exception("the source did not take note of what was read")
+                _log.exception("it was not taken note of what the kernel knows")
 
     def _send(self, unique: int, parts: tuple[Buffer, ...]) -> bool:
         """Write an answer. False if the kernel does not take it as it is."""

@@ -54,6 +54,23 @@ class Served(Protocol):
 
 
 @runtime_checkable
+class InParts(Protocol):
+    """A source that wants some objects to be read piece by piece that are not large."""
+
+    def in_parts(self, digest: bytes, size: int) -> bool:
+        """Whether an object is to be served by `view` rather than brought. May block for a moment."""
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """A source that wants to know which objects are not read by anybody any more."""
+
+    def forgotten(self, digest: bytes) -> None:
+        """The kernel has forgotten an object that it was told of: no mount has it, until it is looked up again. Must
+        not block."""
+
+
+@runtime_checkable
 class Whole(Protocol):
     """A source that can tell when a large object need not be served any more."""
 
