@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -17,6 +18,7 @@ from pagepool.digest import Digest, blake3_raw
 from pagepool.extents import EXTENT_SIZE
 from pagepool.node.forgetting import LetGo
 from pagepool.node.handover import WORKER
+from pagepool.node.links import Links, ReadInParts
 from pagepool.node.parts import MIDDLE, Parts
 from pagepool.node.recording import plan_prefetch
 from pagepool.node.worker import WorkerOptions
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
     from pagepool.node.client import NodeClient
 
-_OPTIONS = WorkerOptions(timeout_s=2.0, fill=False, large=8 << 20, metrics_listen=("127.0.0.1", 0))
+_OPTIONS = WorkerOptions(
+    timeout_s=2.0, fill=False, large=8 << 20, parts=ReadInParts.ALWAYS, metrics_listen=("127.0.0.1", 0)
+)
 _FILES = {
     "lib/middle.so": random.Random(1).randbytes(6 << 20),
     "lib/large.so": random.Random(2).randbytes(10 << 20),
@@ -155,8 +159,11 @@ def test_objects_are_read_in_parts_while_a_start_is_recorded() -> None:
     told: list[bool] = []
     parts = Parts(told.append)
     assert not parts.serves(ONE, [TREE])
-    parts.begin(TREE)
-    parts.begin(TREE)
+    parts.begin("other", in_parts=False)
+    assert not parts.serves(ONE, ["other"])
+    assert told == []
+    parts.begin(TREE, in_parts=True)
+    parts.begin(TREE, in_parts=True)
     assert parts.serves(ONE, ["other", TREE])
     assert not parts.serves(ONE, ["other"])
     parts.end(TREE)
@@ -164,11 +171,42 @@ def test_objects_are_read_in_parts_while_a_start_is_recorded() -> None:
     parts.end(TREE)
     assert not parts.serves(ONE, [TREE])
     assert told == [True, False]
+    parts.end("other")
+    assert told == [True, False]
+
+
+def test_over_a_fast_link_only_large_files_are_read_in_parts(service: Service, tmp_path: Path) -> None:
+    """What is not large is a file of the pool as soon as it is opened. (What is fast is no matter of this test.)"""
+    reference = push(service, "app", _FILES)
+    with running_node(tmp_path / "node", replace(_OPTIONS, parts=ReadInParts.NEVER)) as node:
+        at = point(tmp_path, "one")
+        with node.mount(service.url, reference, at, LAZILY):
+            start(at)
+            assert node.mounts()[0]["lazily_read"] == 1
+        until(lambda: profile_of(service, "app") is not None)
+    learned = profile_of(service, "app")
+    assert learned is not None
+    assert set(learned.parts) == {blake3_raw(_FILES["lib/large.so"])}
+
+
+def test_which_links_are_slow() -> None:
+    """A tree file of 2 MB comes in 20 ms from a machine nearby; over 100 Mbit/s and 20 ms it takes more than 100."""
+    links = Links()
+    assert not links.in_parts("one")
+    links.note("one", 2_000_000, 0.12)
+    links.note("other", 2_000_000, 0.02)
+    links.note("little", 30_000, 0.01)
+    links.note("far", 30_000, 0.021)
+    assert [links.in_parts(one) for one in ("one", "other", "little", "far")] == [True, False, False, True]
+    for choice, expected in ((ReadInParts.ALWAYS, True), (ReadInParts.NEVER, False)):
+        links = Links(choice)
+        links.note("one", 1, 1.0 if expected else 100.0)
+        assert links.in_parts("one") is expected
 
 
 def test_what_a_profile_says_of_an_object_counts() -> None:
     parts = Parts()
-    parts.begin(TREE)
+    parts.begin(TREE, in_parts=True)
     parts.expect(TREE)
     parts.answer(TREE, [ONE], [OTHER])
     parts.answer(TREE, [OTHER])  # too late
@@ -182,7 +220,7 @@ def test_what_a_profile_says_of_an_object_counts() -> None:
 def test_reads_are_noted_of_objects_that_were_met_during_the_start() -> None:
     parts = Parts()
     parts.met(ONE)
-    parts.begin(TREE)
+    parts.begin(TREE, in_parts=True)
     parts.met(OTHER)
     parts.read(ONE, 0, 1)
     parts.read(OTHER, EXTENT_SIZE - 1, EXTENT_SIZE + 1)
@@ -235,4 +273,9 @@ def test_what_is_fetched_ahead() -> None:
     ]
     assert plan.partial == {digests[1], digests[3], digests[5]}
     assert plan.settled == {digests[2]}
+    whole_plan = plan_prefetch(profile, tree, 4 * MIDDLE, in_parts=False)
+    assert [one for one in whole_plan.wanted.values() if one is not None] == [(1,)]
+    assert whole_plan.partial == {digests[5]}
+    assert not whole_plan.settled
+    assert whole_plan.wanted.keys() == plan.wanted.keys()
     assert list(plan_prefetch(profile, tree, 4 * MIDDLE, MIDDLE).wanted) == [places[5], places[1], places[0]]

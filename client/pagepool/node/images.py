@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from pagepool.node.links import Links
     from pagepool.node.places import NodePlaces
     from pagepool.oci import Platform
     from pagepool.transport import Session
@@ -53,9 +55,11 @@ class Images:
 
     Args:
         places: of the node.
+        links: told how long tree files take.
     """
 
-    def __init__(self, places: NodePlaces) -> None:
+    def __init__(self, places: NodePlaces, links: Links) -> None:
+        self._links = links
         self._trees = places.tree_files
         self._notes = places.state / "images"
         self._lock = threading.Lock()
@@ -101,11 +105,17 @@ class Images:
             try:
                 TreeFile.open(path, tree.raw).close()
             except FileNotFoundError:
-                _replace(path, TreeClient(session).fetch(repository, tree))
+                _replace(path, self._fetch(session, repository, tree))
             except (CorruptError, DigestMismatchError) as error:
                 log.warning("the tree file %s is fetched again: %s", path.name, error)
-                _replace(path, TreeClient(session).fetch(repository, tree))
+                _replace(path, self._fetch(session, repository, tree))
             self._verified[path] = _identity(path)
+
+    def _fetch(self, session: Session, repository: str, tree: Digest) -> bytes:
+        begun = time.monotonic()
+        data = TreeClient(session).fetch(repository, tree)
+        self._links.note(session.where, len(data), time.monotonic() - begun)
+        return data
 
     def metadata(self, session: Session, repository: str, tree: Digest) -> Path:
         """The metadata image of a tree, verified. It is read whole once by this process.

@@ -5,7 +5,8 @@ much is fetched at once, and the object is read through the lazy mount until the
 that is not known the reads of the lazy mount are noted, for as long as a start is being recorded: it is read through
 the lazy mount for that, though all of it is fetched at once.
 
-Only objects of more than `MIDDLE` bytes: of smaller ones a start reads nearly all. A mount that has met an object in
+Only objects of more than `MIDDLE` bytes: of smaller ones a start reads nearly all. And, but for large ones, only from
+services over slow links (`links`). A mount that has met an object in
 parts goes on reading it through the node (design, "Large objects"), so nothing is read in parts without need.
 
 Thread-safe. In memory; a worker that takes over has no recording under way, and notes nothing.
@@ -54,7 +55,8 @@ class Parts:
     """What is read in parts.
 
     Args:
-        on_starting: told True when a first container starts, and False when none does any more.
+        on_starting: told True when a first container starts of which files are read in parts, and False when none does
+            any more.
     """
 
     def __init__(self, on_starting: Callable[[bool], None] = lambda _: None) -> None:
@@ -62,6 +64,7 @@ class Parts:
         self._lock = threading.Lock()
         self._known: dict[str, _Known] = {}
         self._starting: Counter[str] = Counter()
+        self._in_parts: set[str] = set()
         self._noted: dict[bytes, _Noted] = {}
 
     # -- what profiles say -------------------------------------------------------------------------------------
@@ -110,26 +113,35 @@ class Parts:
             return True
         with self._lock:
             settled = any(digest in known.settled for known in self._known.values())
-            return not settled and any(tree in self._starting for tree in trees)
+            return not settled and not self._in_parts.isdisjoint(trees)
 
     # -- what starts read --------------------------------------------------------------------------------------
 
-    def begin(self, tree: str) -> None:
-        """A container of a tree is about to start. To be followed by `end`, seconds later."""
+    def begin(self, tree: str, *, in_parts: bool) -> None:
+        """A container of a tree is about to start. To be followed by `end`, seconds later.
+
+        Args:
+            in_parts: whether files of which nothing is known are to be read in parts.
+        """
         with self._lock:
-            is_first = not self._starting
             self._starting[tree] += 1
-            if is_first:
-                self._on_starting(True)
+            if in_parts:
+                is_first = not self._in_parts
+                self._in_parts.add(tree)
+                if is_first:
+                    self._on_starting(True)
 
     def end(self, tree: str) -> None:
         """It has started."""
         with self._lock:
             self._starting[tree] -= 1
             self._starting += Counter()  # leaves out what is 0
+            if tree in self._in_parts and tree not in self._starting:
+                self._in_parts.remove(tree)
+                if not self._in_parts:
+                    self._on_starting(False)
             if not self._starting:
                 self._noted.clear()
-                self._on_starting(False)
 
     def met(self, digest: bytes) -> None:
         """An object has become one of the lazy mount: from now on the kernel asks for what is read of it."""

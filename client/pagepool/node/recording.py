@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pagepool.image import TreeFile
+    from pagepool.node.links import Links
     from pagepool.node.sources import Source, Sources
     from pagepool.transport.profiles import Profile
 
@@ -52,9 +53,11 @@ class Profiles:
     Args:
         sources: the trees.
         large: objects of more bytes are not fetched ahead as a whole.
+        links: to services.
     """
 
-    def __init__(self, sources: Sources, large: int) -> None:
+    def __init__(self, sources: Sources, large: int, links: Links) -> None:
+        self._links = links
         self._sources = sources
         self._large = large
         self._lock = threading.Lock()
@@ -73,7 +76,7 @@ class Profiles:
         """
         self.ahead(source)
         tree, begun = source.record.tree, time.monotonic()
-        self._sources.parts.begin(tree)
+        self._sources.parts.begin(tree, in_parts=self._links.in_parts(source.session.where))
         recorder = None
         try:
             recorder = self._record(mount, source, metadata)
@@ -122,7 +125,8 @@ class Profiles:
         try:
             profile = ProfileClient(source.session).get(record.repository, _tree(record.tree))
             if profile is not None:
-                plan = plan_prefetch(profile, source.tree, self._large)
+                in_parts = self._links.in_parts(source.session.where)
+                plan = plan_prefetch(profile, source.tree, self._large, in_parts=in_parts)
                 answer = partial(self._sources.parts.answer, record.tree, plan.partial, plan.settled)
                 self._sources.prefetch(source, plan.wanted, answer)
                 log.info("%s: the %d objects of its start-up profile are here", record.image, len(plan.wanted))
@@ -165,19 +169,23 @@ class Plan:
     settled: frozenset[bytes] = frozenset()
 
 
-def plan_prefetch(profile: Profile, tree: TreeFile, large: int, most: int = MOST_AHEAD) -> Plan:
+def plan_prefetch(
+    profile: Profile, tree: TreeFile, large: int, most: int = MOST_AHEAD, *, in_parts: bool = True
+) -> Plan:
     """Decide what to fetch ahead. Pure. What a profile says may be anything: of a tree only its own extents come.
 
     Args:
         large: objects of more bytes are left out, unless it is known what is read of them.
         most: bytes; what would make it more is left out.
+        in_parts: whether to fetch only a part of objects that are not large, too.
     """
     wanted: dict[int, tuple[int, ...] | None] = {}
-    in_parts, settled = set(), set()
+    least = MIDDLE if in_parts else large
+    partly, settled = set(), set()
     for digest in profile.objects:
         index = tree.find_object(digest)
         size = tree.object_key(index)[1] if index >= 0 else 0
-        parts = profile.parts.get(digest) if size > MIDDLE else None
+        parts = profile.parts.get(digest) if size > least else None
         numbers = None if parts is None else tuple(number for number in parts if number * EXTENT_SIZE < size)
         is_settled = numbers is not None and len(numbers) * EXTENT_SIZE >= size * _WHOLE_SHARE
         if is_settled:
@@ -188,10 +196,10 @@ def plan_prefetch(profile: Profile, tree: TreeFile, large: int, most: int = MOST
         most -= plain
         wanted[index] = numbers
         if numbers is not None:
-            in_parts.add(digest)
+            partly.add(digest)
         elif is_settled:
             settled.add(digest)
-    return Plan(wanted, frozenset(in_parts), frozenset(settled))
+    return Plan(wanted, frozenset(partly), frozenset(settled))
 
 
 def node_finder(metadata: Path) -> Callable[[int], int]:

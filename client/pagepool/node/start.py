@@ -33,6 +33,7 @@ from pagepool.node.control import converse, decode_error, encode_error
 from pagepool.node.guard import Guard
 from pagepool.node.handover import SUPERVISOR, Post
 from pagepool.node.lazy import mount_lazy
+from pagepool.node.links import ReadInParts
 from pagepool.node.places import NodePlaces
 from pagepool.node.supervisor import start_node
 from pagepool.node.worker import Worker, WorkerOptions
@@ -121,7 +122,7 @@ def _error_said(places: NodePlaces, said: str, code: int) -> Exception:
 def arguments(places: NodePlaces, options: WorkerOptions) -> list[str]:
     """Words that say the same to `parse`. How big a pool image is to be is no business of the worker's."""
     words = ["--state", str(places.state), "--run", str(places.run), "--timeout", str(options.timeout_s)]
-    words += ["--large", str(options.large)]
+    words += ["--large", str(options.large), "--parts", options.parts]
     words += [] if options.budget is None else ["--budget", str(options.budget)]
     words += [] if options.reserve is None else ["--reserve", str(options.reserve)]
     return words + ["--no-fill"] * (not options.fill) + ["--no-profiles"] * (not options.profiles)
@@ -135,6 +136,7 @@ def parse(words: Sequence[str]) -> tuple[str, NodePlaces, WorkerOptions]:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--timeout", type=float, default=30.0)
     parser.add_argument("--large", type=int, default=WorkerOptions().large)
+    parser.add_argument("--parts", type=ReadInParts, default=ReadInParts.AUTO)
     parser.add_argument("--budget", type=int)
     parser.add_argument("--reserve", type=int)
     parser.add_argument("--pool-image", type=int)
@@ -149,6 +151,7 @@ def parse(words: Sequence[str]) -> tuple[str, NodePlaces, WorkerOptions]:
         large=found.large,
         fill=not found.no_fill,
         profiles=not found.no_profiles,
+        parts=found.parts,
         reserve=found.reserve,
         pool_image=found.pool_image,
         metrics_listen=None if found.metrics_host is None else (found.metrics_host, found.metrics_port),

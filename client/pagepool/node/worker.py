@@ -27,6 +27,7 @@ from pagepool.node.guard import Guard
 from pagepool.node.images import Images
 from pagepool.node.lazy import LARGE, STARTING_READ_AHEAD_KIB, LazyServer, set_read_ahead, settle
 from pagepool.node.leases import LeaseKeeper
+from pagepool.node.links import Links, ReadInParts
 from pagepool.node.mounts import NodeMounts
 from pagepool.node.operations import Operations
 from pagepool.node.parts import Parts
@@ -57,6 +58,7 @@ class WorkerOptions:
         large: objects of more bytes are read piece by piece through the lazy mount.
         fill: whether images that were mounted are fetched as a whole, when there is time.
         profiles: whether start-up profiles are recorded and used.
+        parts: when files that are not large are read in parts, too, while containers start.
         reserve: bytes of the pool's file system that are left free for what containers write; None: as it was.
         pool_image: bytes of a file with a file system for everything that the node keeps; None: none is made.
         metrics_listen: address and port that answer Prometheus, port 0: any; None: nobody is answered.
@@ -67,6 +69,7 @@ class WorkerOptions:
     large: int = LARGE
     fill: bool = True
     profiles: bool = True
+    parts: ReadInParts = ReadInParts.AUTO
     reserve: int | None = None
     pool_image: int | None = None
     metrics_listen: tuple[str, int] | None = None
@@ -112,9 +115,10 @@ class Worker:
         )
         self.lazy = LazyServer(descriptors["fuse"], self.sources, state=places.serving, large=options.large)
         self.filler = Filler(places.objects, self.sources.busy, self.pool.sync, self.sources.note_whole)
-        self.profiles = Profiles(self.sources, options.large)
+        links = Links(options.parts)
+        self.profiles = Profiles(self.sources, options.large, links)
         self.leases = LeaseKeeper(self.sources)
-        self.images = Images(places)
+        self.images = Images(places, links)
         self.mounts = NodeMounts(places, self._on_unused)
         listener = socket.socket(fileno=os.dup(descriptors["control"]))
         self._control = ControlServer(listener, Operations(self).handlers())

@@ -71,6 +71,13 @@ def command(context: click.Context) -> None:
 @click.option("--fill/--no-fill", default=True, show_default=True, help="Fetch the rest of what is mounted.")
 @click.option("--profiles/--no-profiles", default=True, show_default=True, help="Learn what containers open first.")
 @click.option(
+    "--parts",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Read files of over 1 MiB piece by piece, too, while containers start; auto: over slow links.",
+)
+@click.option(
     "--pool-image",
     type=SizeType(),
     metavar="SIZE",
@@ -96,6 +103,7 @@ def start(
     large: int,
     fill: bool,
     profiles: bool,
+    parts: str,
     pool_image: int | None,
     metrics_listen: tuple[str, int] | None,
     foreground: bool,
@@ -112,12 +120,20 @@ def start(
       pagepool node start --pool-image 100GB
       pagepool node start --foreground --metrics-listen 127.0.0.1:5002
     """
+    from pagepool.node.links import ReadInParts
     from pagepool.node.start import ensure_node
     from pagepool.node.worker import WorkerOptions
 
     client = node_client()
     options = WorkerOptions(
-        budget, timeout_s, large, fill, profiles, pool_image=pool_image, metrics_listen=metrics_listen
+        budget,
+        timeout_s,
+        large,
+        fill,
+        profiles,
+        ReadInParts(parts),
+        pool_image=pool_image,
+        metrics_listen=metrics_listen,
     )
     if metrics_listen is not None and not _is_loopback(metrics_listen[0]):
         output.warn(f"metrics on {metrics_listen[0]}: everyone who reaches it sees them, without a password")
