@@ -130,6 +130,26 @@ def test_a_start_is_learned_and_the_next_one_fetches_what_it_reads(service: Serv
             assert {name: (at / name).read_bytes() for name in _FILES} == _FILES
 
 
+def test_a_new_version_starts_as_the_one_before(service: Service, tmp_path: Path) -> None:
+    """Nothing was learned of it: what its containers read is fetched ahead all the same, a file that is new, too."""
+    reference = push(service, "app", _FILES)
+    with running_node(tmp_path / "first", _OPTIONS) as node:
+        with node.mount(service.url, reference, point(tmp_path, "one"), LAZILY):
+            start(tmp_path / "one")
+        until(lambda: profile_of(service, "app") is not None)
+    newer = {**_FILES, "bin/small": b"newer" * 1000}
+    push(service, "app", newer)
+    with running_node(tmp_path / "second", _OPTIONS) as node:
+        at = point(tmp_path, "two")
+        with node.mount(service.url, reference, at, LAZILY):
+            until(lambda: fetches(node) == 1)
+            assert profile_of(service, "app") is None
+            service.stop()
+            assert (at / "bin/small").read_bytes() == newer["bin/small"]
+            for name in ("lib/middle.so", "lib/large.so"):
+                assert read_parts(at / name, _READ) == [_FILES[name][at : at + 4096] for at in offsets(_READ)]
+
+
 def test_what_is_not_learned_comes_as_a_whole_and_is_served_meanwhile(service: Service, tmp_path: Path) -> None:
     """A file that is not large is fetched in one request at once, though it is read in parts; then it is local."""
     reference = push(service, "app", _FILES)

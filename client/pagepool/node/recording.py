@@ -123,7 +123,7 @@ class Profiles:
     def _prefetch(self, source: Source) -> None:
         record = source.record
         try:
-            profile = ProfileClient(source.session).get(record.repository, _tree(record.tree))
+            profile = ProfileClient(source.session).get(record.repository, _tree(record.tree), similar=True)
             if profile is not None:
                 in_parts = self._links.in_parts(source.session.where)
                 plan = plan_prefetch(profile, source.tree, self._large, in_parts=in_parts)
