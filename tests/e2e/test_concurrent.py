@@ -40,10 +40,10 @@ def settled_after(data: Path, pushes: Sequence[Push], clients: int) -> dict[str,
 
 
 def test_eight_clients(images: dict[str, Path], tmp_path: Path) -> None:
-    plain = skopeo.convert(images["python-new"], "plain", tmp_path)
+    plain = skopeo.convert(images["debian-new"], "plain", tmp_path)
     zstd = skopeo.convert(images["nginx-new"], "zstd", tmp_path)
     pushes = [(layout, f"app/{name}") for name, layout in images.items()]
-    pushes += [(plain, "app/python-plain"), (zstd, "app/nginx-zstd"), (images["numpy-new"], "other/numpy")]
+    pushes += [(plain, "app/debian-plain"), (zstd, "app/nginx-zstd"), (images["numpy-new"], "other/numpy")]
     assert len(pushes) == 8
     together = settled_after(tmp_path / "together", pushes, len(pushes))
     in_turn = settled_after(tmp_path / "in-turn", pushes, 1)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CLIENTS = int(os.environ.get("PAGEPOOL_CLIENTS", "16"))
 """Few by default: as many processes at once are felt by whatever runs beside."""
+EVERY_IMAGE = bool(os.environ.get("PAGEPOOL_EVERY_IMAGE"))
+"""By default two: the kernel's mount of each image is compared in any case."""
 _MIB = 1 << 20
 
 
@@ -37,9 +39,11 @@ def test_every_file_is_what_umoci_unpacks(
     tmp_path: Path,
     shared: bool,
 ) -> None:
-    """Content, mode, owner, times, xattrs, links and devices of every file of every image."""
+    """Content, mode, owner, times, xattrs, links and devices of every file of each image."""
     if shared:  # the way of the bytes is another; two images that share much are enough for it
         images = {name: images[name] for name in ("debian-old", "debian-new")}
+    elif not EVERY_IMAGE:
+        images = {name: images[name] for name in ("debian-old", "numpy-new")}
     for name, layout in images.items():
         program("push", "--quiet", layout, f"{name}:1", server=service.url)
     with pagepool.Client(service.url, directory=tmp_path / "client", shared=shared) as client:

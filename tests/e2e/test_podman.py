@@ -47,20 +47,20 @@ def test_podman(
     podman: Podman,
     tmp_path: Path,
 ) -> None:
-    source = read_image(images["python-new"])
-    remote = f"{service.host}/team/python:1"
-    layout = nameable(images["python-new"], tmp_path)
+    source = read_image(images["debian-new"])
+    remote = f"{service.host}/team/debian:1"
+    layout = nameable(images["debian-new"], tmp_path)
     loaded = podman.podman("pull", "--quiet", f"oci:{layout}:latest").split()[-1]
     podman.podman("push", "--quiet", INSECURE, loaded, remote)
-    pushed = fetch_image(service.url, "team/python", "1")
+    pushed = fetch_image(service.url, "team/debian", "1")
     assert (pushed.config.digest, pushed.diff_ids) == (source.config.digest, source.diff_ids)
-    for stage in stages(service, [("team/python", "1")]):
-        assert fetch_image(service.url, "team/python", "1") == pushed, stage
+    for stage in stages(service, [("team/debian", "1")]):
+        assert fetch_image(service.url, "team/debian", "1") == pushed, stage
         if stage in PULLED:
             podman.podman("rmi", "--force", loaded)
             assert podman.podman("pull", "--quiet", INSECURE, remote).split()[-1] == loaded, stage
     exported(podman, remote, tmp_path / "pulled")
-    assert umoci.unpack(tmp_path / "pulled", "latest", tmp_path) == unpacked("python-new")
+    assert umoci.unpack(tmp_path / "pulled", "latest", tmp_path) == unpacked("debian-new")
 
 
 def test_buildah(images: dict[str, Path], service: Service, podman: Podman, tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def test_the_same_files(
 def test_one_copy_of_the_files_for_all_formats(images: dict[str, Path], service: Service, tmp_path: Path) -> None:
     before = None
     for layer_format in skopeo.FORMATS:
-        layout = skopeo.convert(images["python-new"], layer_format, tmp_path)
-        skopeo.push(layout, f"{service.host}/python/{layer_format}:1")
+        layout = skopeo.convert(images["debian-new"], layer_format, tmp_path)
+        skopeo.push(layout, f"{service.host}/debian/{layer_format}:1")
         total = await_settled(service)
         found = {name: total[name] for name in ("layers", "unique_bytes", "file_bytes", "plain_bytes")}
         assert before in (None, found)

@@ -23,7 +23,7 @@ from tests.support.server import Service
 if TYPE_CHECKING:
     from pathlib import Path
 
-ROUNDS = int(os.environ.get("PAGEPOOL_KILL_ROUNDS", "7"))
+ROUNDS = int(os.environ.get("PAGEPOOL_KILL_ROUNDS", "5"))
 SEED = os.environ.get("PAGEPOOL_KILL_SEED", "1")
 PUSHERS = 3
 FULL_CHECK_EVERY = 10
