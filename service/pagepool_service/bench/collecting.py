@@ -26,7 +26,7 @@ from pagepool.errors import UnreachableError
 from pagepool.library import Client
 from pagepool_service.bench.figures import Figure
 from pagepool_service.bench.servers import PAGEPOOL
-from pagepool_service.bench.transfer import TAG, Transfer
+from pagepool_service.bench.transfer import TAG, push_all
 from pagepool_service.bench.wire import Wire
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def measure_collection(plan: CollectPlan) -> tuple[list[Figure], dict[str, Any]]
     with tempfile.TemporaryDirectory(prefix="pagepool-bench-", dir=plan.directory) as name:
         work = Path(name)
         with plan.launcher.run(PAGEPOOL, work / "pagepool") as server:
-            _fill(server, plan.images)
+            push_all(server, plan.images)
             plan.say(f"{len(plan.images)} images are there")
             pages = _pages(server, plan.images[0], work / "client")
             _delete(server, plan.images[1:])
@@ -90,15 +90,6 @@ def measure_collection(plan: CollectPlan) -> tuple[list[Figure], dict[str, Any]]
             loaded, said = _watch(server, pages, work, lambda: _collect(server, plan.environment))
             plan.say(f"with one: {len(loaded.pushes)} images pushed in {said['seconds']:.1f} s")
     return list(_figures(quiet, loaded, said)), said
-
-
-def _fill(server: Server, images: Sequence[SourceImage]) -> None:
-    with Wire(server.host, server.port) as wire:
-        transfer = Transfer(server, wire)
-        for image in images:
-            transfer.push(image)
-            transfer.await_ready(image)
-        transfer.await_settled()
 
 
 def _delete(server: Server, images: Sequence[SourceImage]) -> None:

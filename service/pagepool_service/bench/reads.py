@@ -22,8 +22,7 @@ from pagepool_service.bench.figures import Figure
 from pagepool_service.bench.fusereads import measure_mount
 from pagepool_service.bench.pagereads import Rate, bare_server, measure_reads, page_request, warm
 from pagepool_service.bench.servers import PAGEPOOL, PEER, Launcher, Server
-from pagepool_service.bench.transfer import Transfer
-from pagepool_service.bench.wire import Wire
+from pagepool_service.bench.transfer import push_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +66,7 @@ def measure(plan: ReadPlan) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="pagepool-bench-", dir=plan.directory) as name:
         work = Path(name)
         with plan.launcher.run(PAGEPOOL, work / "pagepool") as server:
-            _push(server, plan.images)
+            push_all(server, plan.images)
             url = f"http://{server.host}:{server.port}"
             with Client(url, directory=work / "client", shared=False) as client:
                 tree, release = client.image(f"{plan.images[0].name}:{TAG}").open_tree()
@@ -77,15 +76,6 @@ def measure(plan: ReadPlan) -> list[Figure]:
                 tree.close()
                 release()
     return figures
-
-
-def _push(server: Server, images: Sequence[SourceImage]) -> None:
-    with Wire(server.host, server.port) as wire:
-        transfer = Transfer(server, wire)
-        for image in images:
-            transfer.push(image)
-            transfer.await_ready(image)
-        transfer.await_settled()
 
 
 def _local(plan: ReadPlan, _server: Server, client: Client, _tree: TreeFile, work: Path) -> Iterator[Figure]:
@@ -126,7 +116,7 @@ def _streams(plan: ReadPlan, server: Server, _client: Client, tree: TreeFile, wo
         yield Figure("extents stream, plain MB/s", best.plain_rate / MB)
         return
     with plan.launcher.run(PEER, work / "peer") as peer:
-        _push(peer, [image])
+        push_all(peer, [image])
         plain = _plain_size(image)
         theirs = streams.median_of([streams.fetch_layers(peer, image, plain) for _ in range(_STREAM_ROUNDS)])
     yield Figure("extents stream, plain MB/s", best.plain_rate / MB, theirs.wire_rate / MB, f"{PEER}, blob MB/s", 1.0)

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 from pagepool.errors import DigestMismatchError, LayerInvalidError, PendingError, UnreachableError
 from pagepool_service.bench.servers import PAGEPOOL
+from pagepool_service.bench.wire import Wire
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pagepool_service.bench.images import SourceBlob, SourceImage
     from pagepool_service.bench.servers import Server
-    from pagepool_service.bench.wire import Wire
 
 TAG = "bench"
 _POLL_S = 0.01
@@ -125,6 +127,16 @@ class Transfer:
         if time.monotonic() > deadline:
             raise PendingError(what, ())
         time.sleep(pause_s)
+
+
+def push_all(server: Server, images: Iterable[SourceImage]) -> None:
+    """Push images, one after the other, and wait until the registry has no more work to do on them."""
+    with Wire(server.host, server.port) as wire:
+        transfer = Transfer(server, wire)
+        for image in images:
+            transfer.push(image)
+            transfer.await_ready(image)
+        transfer.await_settled()
 
 
 def _url(image: SourceImage, blob: SourceBlob) -> str:
