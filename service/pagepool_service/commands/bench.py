@@ -22,6 +22,7 @@ from pagepool_service.bench.registry import Plan, measure
 from pagepool_service.bench.report import make_report
 from pagepool_service.bench.servers import PEER, Launcher, peer_installed
 from pagepool_service.commands.benchmount import mount
+from pagepool_service.commands.benchoptions import images_option, work_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,24 +72,12 @@ bench.add_command(mount)
 
 
 @bench.command(epilog=_EPILOG)
-@click.option(
-    "--images",
-    "places",
-    multiple=True,
-    envvar="PAGEPOOL_BENCH_IMAGES",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="An OCI layout, or a directory of OCI layouts; may be repeated. [$PAGEPOOL_BENCH_IMAGES]",
-)
+@images_option("An OCI layout, or a directory of OCI layouts; may be repeated.")
 @click.option("--peer/--no-peer", default=None, help="Also measure docker-registry. [if it is installed]")
 @click.option("--runs", type=click.IntRange(1, 100), default=3, show_default=True, help="Runs of each registry.")
 @click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Workers of the service.")
 @click.option("--big", is_flag=True, help="Also push and pull a layer of 4 GiB. [needs 20 GB of disk]")
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
-    help="Where to put the registries' data meanwhile. [the system's directory for temporary files]",
-)
+@work_option("Where to put the registries' data meanwhile.")
 @click.option(
     "--report",
     "report_path",
@@ -130,22 +119,10 @@ def registry(
 
 
 @bench.command(epilog=_READS_EPILOG)
-@click.option(
-    "--images",
-    "places",
-    multiple=True,
-    envvar="PAGEPOOL_BENCH_IMAGES",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="OCI layouts, or directories of them: two that overlap are chosen. [$PAGEPOOL_BENCH_IMAGES]",
-)
+@images_option("OCI layouts, or directories of them: two that overlap are chosen.")
 @click.option("--peer/--no-peer", default=None, help="Also measure docker-registry. [if it is installed]")
 @click.option("--clients", type=click.IntRange(1, 200), default=20, show_default=True, help="Client processes.")
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
-    help="Where to put data meanwhile. [the system's directory for temporary files]",
-)
+@work_option("Where to put data meanwhile.")
 @output_options
 def reads(places: tuple[Path, ...], peer: bool | None, clients: int, work: Path | None) -> None:
     """Read pages and images in every way there is, each beside something to compare it with, in the same run.
@@ -167,21 +144,9 @@ def reads(places: tuple[Path, ...], peer: bool | None, clients: int, work: Path 
 
 
 @bench.command(epilog=_COLLECT_EPILOG)
-@click.option(
-    "--images",
-    "places",
-    multiple=True,
-    envvar="PAGEPOOL_BENCH_IMAGES",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="OCI layouts, or directories of them: all but the first are deleted. [$PAGEPOOL_BENCH_IMAGES]",
-)
+@images_option("OCI layouts, or directories of them: all but the first are deleted.")
 @click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Workers of the service.")
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
-    help="Where to put data meanwhile, on a real disk. [the system's directory for temporary files]",
-)
+@work_option("Where to put data meanwhile, on a real disk.")
 @click.option(
     "--quiet-time",
     type=click.FloatRange(0.1, 3600),

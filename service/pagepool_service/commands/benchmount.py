@@ -16,6 +16,7 @@ from pagepool.cli.options import output_options
 from pagepool_service.bench.images import find_images
 from pagepool_service.bench.lab import Lab
 from pagepool_service.bench.mountbench import PHASES, kinds_of, measure_mounts, peer_tools_installed
+from pagepool_service.commands.benchoptions import images_option, work_option
 
 if TYPE_CHECKING:
     from pagepool_service.bench.mountrows import Row
@@ -38,15 +39,7 @@ def _phases(_: click.Context, __: click.Parameter, value: str | None) -> tuple[s
 
 
 @click.command(epilog=_EPILOG)
-@click.option(
-    "--images",
-    "places",
-    multiple=True,
-    envvar="PAGEPOOL_BENCH_IMAGES",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="OCI layouts, or directories of them. [$PAGEPOOL_BENCH_IMAGES]",
-)
+@images_option("OCI layouts, or directories of them.")
 @click.option("--only", "phases", callback=_phases, metavar="PHASE,…", help=f"Of {', '.join(PHASES)}. [all of them]")
 @click.option("--peer/--no-peer", default=None, help="Also measure podman. [if it and docker-registry are installed]")
 @click.option("--ours/--no-ours", default=True, help="Measure pagepool. [yes]")
@@ -56,11 +49,7 @@ def _phases(_: click.Context, __: click.Parameter, value: str | None) -> tuple[s
 @click.option(
     "--large", type=click.IntRange(1, 1 << 20), default=1024, show_default=True, metavar="MIB", help="Of a file."
 )
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
-    help="Where to put everything meanwhile, on a real disk. [the system's directory for temporary files]",
-)
+@work_option("Where to put everything meanwhile, on a real disk.")
 @click.option(
     "--report",
     "report_path",
