@@ -319,7 +319,9 @@ RULES = (
     Rule(
         "what keeps a node alive does nothing else",
         "a supervisor that imports what the worker does can die of the same",
-        _only("pagepool.node.supervisor", "pagepool.node.handover", "pagepool.errors"),
+        _only(
+            *("pagepool.node.supervisor", "pagepool.node.handover", "pagepool.linux.signals", "pagepool.errors"),
+        ),
         ("pagepool.node.supervisor", "from pagepool.node.lazy import LazyServer\n"),
     ),
     Rule(

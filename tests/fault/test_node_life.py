@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import select
 import signal
 import time
 from dataclasses import replace
@@ -150,6 +152,21 @@ def test_a_worker_that_dies_while_a_mount_is_put_into_its_place(
         assert {name: (at / name).read_bytes() for name in files} == files
     assert deaths == [0]
     assert none_left(node)
+
+
+@pytest.mark.parametrize("name", [WORKER, SUPERVISOR])
+def test_a_signal_that_another_thread_is_given(node: NodeClient, name: str) -> None:
+    """The kernel may give it to any thread; the one that waits for it must be woken all the same. Killing a worker that
+    did not end took 20 s, in which nothing was answered."""
+    process = Post(node.places.run, name).holder()
+    assert process
+    others = [int(one.name) for one in Path(f"/proc/{process}/task").iterdir() if one.name != str(process)]
+    descriptor = os.pidfd_open(process)
+    try:
+        assert ctypes.CDLL(None).tgkill(process, others[0], signal.SIGTERM) == 0
+        assert select.select([descriptor], [], [], 60)[0]
+    finally:
+        os.close(descriptor)
 
 
 def test_a_tree_file_that_is_gone(service: Service, node: NodeClient, tmp_path: Path) -> None:

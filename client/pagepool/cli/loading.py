@@ -23,6 +23,7 @@ from pagepool.cli.nodes import node_client
 from pagepool.cli.progress import counting, watching
 from pagepool.errors import InvalidError, UnsupportedError
 from pagepool.library import Client
+from pagepool.linux.signals import set_soon
 from pagepool.load.access.opening import can_write, check_mode
 from pagepool.load.client import ClientOptions, LoadClient
 from pagepool.load.coordinator import Coordinator
@@ -230,7 +231,7 @@ def run_client(wish: ClientWish) -> int:
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: set_soon(stop))
     if wish.attached:
         threading.Thread(target=_wait_input, args=(stop,), daemon=True).start()
     with ExitStack() as stack:
@@ -316,6 +317,7 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self._stop: threading.Event | None = None
+        self._asked = False
         self._before: list[object] = []
 
     def __enter__(self) -> Self:
@@ -329,7 +331,7 @@ class _Interrupts:
     @contextmanager
     def asked(self) -> Iterator[threading.Event]:
         """The event is set by the first signal in this block; the second breaks it off."""
-        self._stop = threading.Event()
+        self._stop, self._asked = threading.Event(), False
         try:
             yield self._stop
         finally:
@@ -341,8 +343,9 @@ class _Interrupts:
             signal.signal(number, signal.SIG_IGN)
 
     def _heed(self, *_: object) -> None:
-        if self._stop is not None and not self._stop.is_set():
-            self._stop.set()
+        if self._stop is not None and not self._asked:
+            self._asked = True
+            set_soon(self._stop)
             return
         self.ignore()
         raise KeyboardInterrupt

@@ -13,7 +13,6 @@ import json
 import os
 import select
 import signal
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +27,10 @@ from pagepool.container.process import Task
 from pagepool.container.records import DEFAULT_DIRECTORY, RUNNING, Held, Record, hold, stale
 from pagepool.container.runc import RuncContainer
 from pagepool.errors import UnsupportedError
+from pagepool.linux.signals import Signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from pagepool.container.options import Container
@@ -93,7 +93,7 @@ def run_container(
         (held.bundle / "config.json").write_text(json.dumps(config))
         record = _record(container, config, "runc" if program else "own")
         held.write(record)
-        watch = undo.enter_context(_Signals())
+        watch = undo.enter_context(Signals((*_FORWARDED, signal.SIGWINCH)))
         task = Task(container.id, held.bundle, config, options.tty, options.interactive, direct)
         running: Running = RuncContainer(program, directory / "runc", task) if program else OwnContainer(task)
         undo.callback(running.close)
@@ -142,33 +142,6 @@ def _record(container: Container, config: Mapping[str, Any], runtime: str) -> Re
     )
 
 
-class _Signals:
-    """Signals of this process as bytes to be read, for as long as it is entered. Nothing but in the main thread."""
-
-    def __init__(self) -> None:
-        self.reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._undo = contextlib.ExitStack()
-        self._undo.callback(os.close, self.reading)
-        self._undo.callback(os.close, self._writing)
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-            self._undo.callback(signal.set_wakeup_fd, before)
-            for number in (*_FORWARDED, signal.SIGWINCH):
-                self._undo.callback(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL)
-                signal.signal(number, lambda *_: None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._undo.close()
-
-    def read(self) -> Iterator[int]:
-        """Those that came."""
-        with contextlib.suppress(BlockingIOError):
-            yield from os.read(self.reading, 256)
-
-
 class _Run:
     """One container from its start to its end."""
 
@@ -178,7 +151,7 @@ class _Run:
         task: Task,
         held: Held,
         record: Record,
-        signals: _Signals,
+        signals: Signals,
         started: Callable[[Record], None] | None,
         grace_s: float | None,
     ) -> None:

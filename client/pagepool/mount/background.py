@@ -24,6 +24,7 @@ from threading import Thread
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pagepool.errors import PagepoolError, UnreachableError
+from pagepool.linux.signals import Signals
 from pagepool.mount import records
 from pagepool.mount.device import MountOptions
 from pagepool.mount.fuse.server import MAX_THREADS
@@ -163,14 +164,15 @@ def main() -> None:
 
 def _serve(task: _Task, answers: IO[bytes]) -> None:
     """Open, mount, say so, and stay until it is unmounted or somebody wants the process to end."""
-    stopped, stop = os.pipe()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os.write(stop, b"s"))
-    with task.opener() as filesystem, _mount(task, filesystem) as mount:
+    with (
+        Signals((signal.SIGTERM, signal.SIGINT)) as signals,
+        task.opener() as filesystem,
+        _mount(task, filesystem) as mount,
+    ):
         pickle.dump(records.read_record(task.directory, task.path), answers)
         answers.close()
-        Thread(target=_tell, args=(mount, stop), daemon=True).start()
-        os.read(stopped, 1)
+        Thread(target=_tell, args=(mount, signals), daemon=True).start()
+        signals.wait()
 
 
 def _mount(task: _Task, filesystem: FileSystem) -> Mount:
@@ -184,7 +186,7 @@ def _mount(task: _Task, filesystem: FileSystem) -> Mount:
     )
 
 
-def _tell(mount: Mount, stop: int) -> None:
+def _tell(mount: Mount, signals: Signals) -> None:
     """Wake the main thread when the mount is gone."""
     mount.join()
-    os.write(stop, b"e")
+    signals.wake()

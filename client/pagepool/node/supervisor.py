@@ -27,6 +27,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import BusyError
+from pagepool.linux.signals import Signals
 from pagepool.node.handover import (
     READY,
     SUPERVISOR,
@@ -115,7 +116,8 @@ class Supervisor:
         self._handover = handover
         self._run = Path(handover.run)
         self._post = Post(self._run, WORKER)
-        self._events: SimpleQueue[_Vacancy | signal.Signals] = SimpleQueue()
+        self._signals = Signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        self._vacancies: SimpleQueue[_Vacancy] = SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
         self._inherited: int | None = None
         self._vacant: int | None = None
@@ -131,28 +133,29 @@ class Supervisor:
         Args:
             replace: whether the worker that is there is to be replaced.
         """
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda number, _: self._events.put(signal.Signals(number)))
-        if replace:
-            self._inherited = self._post.holder()
-            self._end_worker()
-        self._watch()
-        while True:
-            try:
-                event = self._events.get(timeout=self._next_s())
-            except Empty:
-                self._look()
-                continue
-            if isinstance(event, _Vacancy):
-                self._note_end(event.lock)
-            elif event == signal.SIGHUP:
+        with self._signals:
+            if replace:
+                self._inherited = self._post.holder()
+                self._end_worker()
+            self._watch()
+            while self._vacant is None or not is_stopped(self._run):
+                self._heed(self._signals.wait(self._next_s()))
+        _log.info("the node has ended")
+
+    def _heed(self, signals: Sequence[signal.Signals]) -> None:
+        """Do what the end of a worker, signals, or if there is nothing else, time asks for."""
+        ended = False
+        with suppress(Empty):
+            self._note_end(self._vacancies.get_nowait().lock)
+            ended = True
+        for number in signals:
+            if number == signal.SIGHUP:
                 self._upgrade()
             else:
                 mark_stopped(self._run)
                 self._end_worker()
-            if self._vacant is not None and is_stopped(self._run):
-                _log.info("the node has ended")
-                return
+        if not ended and not signals:
+            self._look()
 
     def _next_s(self) -> float:
         look_s = self._handover.hung_s / _LOOKS
@@ -160,7 +163,11 @@ class Supervisor:
 
     def _watch(self) -> None:
         """Have it told when there is no worker. A thread waits for each, and ends when it has said so."""
-        Thread(target=lambda: self._events.put(_Vacancy(self._post.wait())), name="watch", daemon=True).start()
+        Thread(target=self._wait_post, name="watch", daemon=True).start()
+
+    def _wait_post(self) -> None:
+        self._vacancies.put(_Vacancy(self._post.wait()))
+        self._signals.wake()
 
     def _note_end(self, lock: int) -> None:
         """Decide when another worker is started."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.content import ObjectCache, Ticker
 from pagepool.library.client import default_budget
+from pagepool.linux.signals import Signals
 from pagepool.node.control import ControlServer
 from pagepool.node.figures import Figures
 from pagepool.node.filling import Filler
@@ -88,6 +89,7 @@ class Worker:
         self.places, self.options = places, options
         self._guard = guard
         self._stopped = threading.Event()
+        self._signals = Signals((signal.SIGTERM, signal.SIGINT))
         self._is_set_up = False
         self._letting_go = LetGo()
         descriptors = guard.descriptors()
@@ -126,8 +128,13 @@ class Worker:
 
     def run(self) -> None:
         """Serve. Returns when the node is to end."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stopped.set())
+        with self._signals:
+            self._set_up()
+            self._signals.wait()
+            self._stopped.set()
+            self.close()
+
+    def _set_up(self) -> None:
         # Before anything is mounted: the kernel opens objects by their names, and hashes none.
         suspects = verify_suspects(self.pool)
         if suspects.objects:
@@ -149,15 +156,13 @@ class Worker:
         log.info("serving; %d trees are known, %d mounts", len(self.sources.all()), len(self.mounts.all()))
         threading.Thread(target=self._tend, name="node-tend", daemon=True).start()
         self.scrubbing.start()
-        self._stopped.wait()
-        self.close()
 
     def stop(self) -> None:
         """End the node, not only this worker: have `run` return, and nobody started in its place."""
         try:
             self._guard.stop()
         finally:
-            self._stopped.set()
+            self._signals.wake()
 
     def close(self) -> None:
         """Let go of everything; nothing is unmounted."""

@@ -1,0 +1,81 @@
+"""Signals of this process as bytes that can be read: `Signals`; and what handlers may do: `set_soon`.
+
+Python runs a handler in the main thread, once that runs Python. One that waits for a lock, or is about to, need not
+notice: the kernel may have given the signal to another thread, or to this one a moment too early. The byte that Python
+writes for each signal cannot be missed, whichever thread it was given to. So whoever waits for signals reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_AT_ONCE: Final = 256
+_WOKEN: Final = b"\0"
+
+
+class Signals:
+    """Takes signals for as long as it is entered, and gives them back afterwards.
+
+    Python has one place where such bytes go, and only the main thread may set it: elsewhere nothing is taken, and
+    nothing comes but what `wake` says. `reading` is a descriptor to wait for beside others.
+
+    Args:
+        numbers: the signals.
+    """
+
+    def __init__(self, numbers: Iterable[signal.Signals]) -> None:
+        self._numbers = tuple(numbers)
+        self.reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._lock = threading.Lock()
+        self._undo = contextlib.ExitStack()
+        self._undo.callback(os.close, self.reading)
+        self._undo.callback(self._close_writing)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+            self._undo.callback(signal.set_wakeup_fd, before)
+            for number in self._numbers:
+                self._undo.callback(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL)
+                signal.signal(number, lambda *_: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def read(self) -> Iterator[signal.Signals]:
+        """Those that came, in their order."""
+        with contextlib.suppress(BlockingIOError):
+            for number in os.read(self.reading, _AT_ONCE):
+                if number in self._numbers:  # a handler of somebody else's has its byte here, too
+                    yield signal.Signals(number)
+
+    def wait(self, timeout_s: float | None = None) -> list[signal.Signals]:
+        """Wait until one has come, or somebody has called `wake`. Empty then, and when the time is over."""
+        select.select([self.reading], [], [], timeout_s)
+        return list(self.read())
+
+    def wake(self) -> None:
+        """End a wait, from any thread. Does nothing once they were given back."""
+        with self._lock, contextlib.suppress(BlockingIOError):  # it is full: nobody can wait
+            if self._writing >= 0:
+                os.write(self._writing, _WOKEN)
+
+    def _close_writing(self) -> None:
+        with self._lock:
+            writing, self._writing = self._writing, -1
+            os.close(writing)
+
+
+def set_soon(event: threading.Event) -> None:
+    """Set an event from a handler. A thread does it: whoever was interrupted may have the lock that it takes."""
+    threading.Thread(target=event.set, daemon=True).start()
