@@ -35,6 +35,17 @@ ACCEPTED = (
 """Reasons that are fine in CI, too, each as a whole; everything else that tests need is installed by `.ci/run`."""
 
 
+LONGEST_FIRST = (
+    "tests/e2e",
+    "tests/fault",
+    "tests/demo",
+    "tests/service/test_fuzz_api.py",
+    "tests/interop",
+    "tests/repair",
+)
+"""Where a file of tests takes a minute or more: begun last, one of them would go on when all others are done."""
+
+
 # A machine that is busy with something else is no failure: an example may take as long as a test may.
 settings.register_profile("pagepool", settings.default, deadline=None)
 settings.load_profile("pagepool")
@@ -50,6 +61,12 @@ def pytest_configure() -> None:
             signal.signal(number, lambda *_: None)
     # Other users have to reach what tests make for them.
     os.umask(0o022)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Several processes begin with the files that take long."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONGEST_FIRST))
 
 
 @pytest.hookimpl(wrapper=True)
