@@ -60,6 +60,9 @@ STACKS: dict[str, list[bytes]] = {
     "base": [BASE],
     "absolute names": [layer(directory(b"/a"), file(b"/a/b", b"1"), hardlink(b"/c", b"/a/b"), file(b"./d", b"2"))],
     "implicit parents": [layer(file(b"x/y/z", b"1"), directory(b"x/y", 0o700))],
+    "implicit parents below setgid": [
+        layer(directory(b"s", 0o2770, gid=7), file(b"s/x/y/z", b"1")), layer(file(b"s/v/w", b"1")),
+    ],
     "metadata only": [BASE, layer(directory(b"a", 0o711, uid=9), directory(b"."))],
     "replace a file": [BASE, layer(file(b"a/one", b"ONE!", uid=5))],
     "replace one of two links": [BASE, layer(file(b"a/two", b"TWO!"))],

@@ -2,8 +2,9 @@
 
 What a runtime makes of the layers on disk, after umoci's ``UnpackEntry`` (containerd and podman agree but where noted):
 
-- Parents are resolved inside the root, symlinks followed; missing ones are made (mode 0755, root, time 0), and one
-  that is no directory is replaced by one (umoci since 0.5; others refuse the layer).
+- Parents are resolved inside the root, symlinks followed; missing ones are made (mode 0755, root, time 0; in a
+  directory with setgid they have that bit and its group, as Linux does it), and one that is no directory is replaced
+  by one (umoci since 0.5; others refuse the layer).
 - A member replaces what was there. Only a directory on a directory keeps its entries, and takes all else, xattrs too,
   from the member.
 - A hard link names the node that its target has at that moment, in this layer or one below; it changes nothing of
@@ -15,6 +16,7 @@ What a runtime makes of the layers on disk, after umoci's ``UnpackEntry`` (conta
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 
 from pagepool.errors import LayerInvalidError, PathUnknownError
@@ -103,7 +105,7 @@ class TreeMerger:
             self._touched.setdefault(here, set()).add(part)
             if node is None or node.children is None:
                 assert here.children is not None
-                node = Node(Kind.DIRECTORY, 0o755, children={})
+                node = _new_parent(here)
                 here.children[part] = node
                 self._nodes += 1
             here = node
@@ -160,6 +162,12 @@ def merge_layers(layers: Iterable[Iterable[tuple[Member, Sequence[Op]]]]) -> Tre
 
 def _is_aufs(path: bytes) -> bool:
     return path.startswith(_AUFS) or b"/" + _AUFS in path
+
+
+def _new_parent(above: Node) -> Node:
+    """A directory that no member describes."""
+    inherited = above.mode & stat.S_ISGID
+    return Node(Kind.DIRECTORY, 0o755 | inherited, gid=above.gid if inherited else 0, children={})
 
 
 def _new_node(member: Member, data: Sequence[Op]) -> Node:
