@@ -90,6 +90,7 @@ STACKS: dict[str, list[bytes]] = {
     "symlink over file, then file": [BASE, layer(symlink(b"a/one", b"two")), layer(file(b"a/one", b"1"))],
     "device over file": [BASE, layer(make_header(b"a/one", 0, b"3", major=1, minor=5, mtime=T))],
     "file through a symlink": [BASE, layer(file(b"lib/new", b"n"), file(b"abs/new2", b"n"))],
+    "symlink with permissions": [layer(make_header(b"s", 0, b"2", link=b"x", mode=0o640, mtime=T))],
     "symlink in the same layer": [layer(directory(b"d"), symlink(b"s", b"d"), file(b"s/f", b"1"))],
     "dangling symlink": [layer(symlink(b"s", b"gone/../there"), file(b"s/f", b"1"))],
     "symlink out of the root": [layer(symlink(b"s", b"../../../etc"), file(b"s/f", b"1"), file(b"etc/g", b"2"))],

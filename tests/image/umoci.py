@@ -109,8 +109,7 @@ def _read_node(node: Node, objects: dict[bytes, bytes], inodes: dict[int, set[by
         content = (node.devmajor, node.devminor)
     names = frozenset(inodes[node.number])
     assert node.kind is Kind.DIRECTORY or node.nlink == len(names)
-    mode = 0o777 if node.kind is Kind.SYMLINK else node.mode
-    return (node.kind, mode, node.uid, node.gid, node.mtime_ns, content, dict(node.xattrs), names)
+    return (node.kind, node.mode, node.uid, node.gid, node.mtime_ns, content, dict(node.xattrs), names)
 
 
 def check_same(tmp_path: Path, layers: Sequence[bytes]) -> None:

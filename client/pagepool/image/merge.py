@@ -9,6 +9,7 @@ What a runtime makes of the layers on disk, after umoci's ``UnpackEntry`` (conta
   from the member.
 - A hard link names the node that its target has at that moment, in this layer or one below; it changes nothing of
   it, whatever its header says. Its target is not followed if it is a symlink.
+- Every symlink has mode 0777, whatever its header says.
 - A whiteout removes what lower layers brought, an opaque mark what they brought into its directory, and neither
   touches what the same layer brought, before or after it.
 - AUFS's own files (``.wh..wh.*``) and xattrs that belong to the host (SELinux, NFSv4) are left out.
@@ -27,6 +28,7 @@ from pagepool.image.tree import Node, Tree, resolve_path
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."
+_LINK_MODE = 0o777
 MAX_NODES = 2_000_000
 _HOST_XATTRS = frozenset((b"security.selinux", b"system.nfs4_acl"))
 
@@ -188,7 +190,9 @@ def _new_node(member: Member, data: Sequence[Op]) -> Node:
 
 
 def _set_metadata(node: Node, member: Member) -> None:
-    node.mode, node.uid, node.gid = member.mode, member.uid, member.gid
+    # Linux keeps no permissions of symbolic links, and shows the same of all.
+    node.mode = _LINK_MODE if member.kind is Kind.SYMLINK else member.mode
+    node.uid, node.gid = member.uid, member.gid
     node.mtime_ns = member.mtime_ns
     node.xattrs = _keep_xattrs(member.xattrs) if member.xattrs else NO_XATTRS
 
