@@ -74,7 +74,7 @@ def _read_inode(path: Path, inodes: dict[int, set[bytes]]) -> Row:
     if kind is Kind.REGULAR:
         content = path.read_bytes()
     elif kind is Kind.SYMLINK:
-        content = os.readlink(os.fsencode(path))
+        content = os.readlink(os.fsencode(path))  # noqa: PTH115  (Path would tidy it up)
     elif kind in (Kind.CHAR, Kind.BLOCK):
         content = (os.major(status.st_rdev), os.minor(status.st_rdev))
     xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in _list_xattrs(path)}

@@ -50,7 +50,9 @@ def _row(fs: FileSystem, ino: int, links: frozenset[bytes]) -> Row:
     found = fs.attributes(ino)
     xattrs = tuple((os.fsdecode(name), value) for name, value in sorted(fs.xattrs(ino).items()))
     assert found.kind is Kind.DIRECTORY or found.nlink == len(links), links
-    return Row(FORMATS[found.kind], found.mode, found.uid, found.gid, found.mtime_ns, _content(fs, found), xattrs, links)
+    return Row(
+        FORMATS[found.kind], found.mode, found.uid, found.gid, found.mtime_ns, _content(fs, found), xattrs, links
+    )
 
 
 def _content(fs: FileSystem, found: Attributes) -> object:
