@@ -108,7 +108,7 @@ def test_podman_pulls_the_parts_that_it_lacks(podman: Podman, tmp_path: Path) ->
                 (tree / f"{number:03}").write_bytes(os.urandom(10_000))
             push_tree(podman, tree, f"{service.host}/parts:{tag}")
         podman.podman("rmi", "--all", "--force")
-        sent = []
+        sent: list[int] = []
         for tag in ("1", "2"):
             said = podman.debug(environment, "pull", INSECURE, f"{service.host}/parts:{tag}")
             assert "Retrieved partial blob" in said, said
