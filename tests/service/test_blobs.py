@@ -208,6 +208,14 @@ def test_deleting_leaves_other_repositories_alone(http: httpx.Client) -> None:
     assert http.get(f"/v2/delete/one/blobs/{digest}").content == data
 
 
+def test_a_refused_method_names_all_that_are_allowed(http: httpx.Client) -> None:
+    """RFC 9110, section 15.5.6, of a path with several routes."""
+    digest = push_blob(http, "allow", b"content")
+    answer = http.options(f"/v2/allow/blobs/{digest}")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, HEAD")
+    assert http.patch("/v2/allow/manifests/1").headers["allow"] == "DELETE, GET, HEAD, PUT"
+
+
 def test_unknown_paths_and_methods(http: httpx.Client) -> None:
     """Answer in the specification's form too."""
     for method, path, status in (("GET", "/v3/", 404), ("POST", "/v2/", 405), ("DELETE", "/v2/a/tags/list", 405)):
