@@ -1,6 +1,7 @@
 """Merging the layers of an image into a tree.
 
-What a runtime makes of the layers on disk, after umoci's ``UnpackEntry`` (containerd and podman agree but where noted):
+What umoci's ``UnpackEntry`` makes of the layers on disk. Overlay drivers, which do not see the layers below, make
+something else of what hardly any builder writes; docs/design.md has where ("Where readers of layers disagree"):
 
 - Parents are resolved inside the root, symlinks followed; missing ones are made (mode 0755, root, time 0; in a
   directory with setgid they have that bit and its group, as Linux does it), and one that is no directory is replaced
