@@ -176,10 +176,9 @@ def create_app(
         authority=authority,
         quotas=quotas,
     )
-    errors.install(app)
     # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
     registry = (health, tokens, listings, uploads, manifests, blobs)
-    for module in (
+    modules = (
         *registry,
         images,
         trees,
@@ -192,8 +191,10 @@ def create_app(
         cache_routes,
         seeing,
         page,
-    ):
+    )
+    for module in modules:
         app.include_router(module.router)
+    errors.install(app, [route for module in modules for route in module.router.routes])
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     observer = Observer(
         objects.ObjectFront(VersionHeader(app), app.state.context),

@@ -78,6 +78,20 @@ def test_quiet(run: Run, server: str, layout: tuple[Path, Sample], tmp_path: Pat
         assert result == Result(0, f"{layout[1].root().digest}\n", "")
 
 
+def test_an_index_for_other_machines_is_shown(run: Run, server: str, tmp_path: Path) -> None:
+    sample = Sample()
+    other = sample.add_image([tar({"f": b"1"})], "linux/s390x")
+    sample.add_index([other])
+    sample.write_layout(tmp_path / "layout", {"": sample.root()})
+    name = f"{server}/{_name()}:1"
+    run("push", tmp_path / "layout", name)
+    found = run("inspect", name)
+    assert found.code == 0
+    assert str(sample.root().digest) in found.out
+    assert str(other.digest) in found.out
+    assert "linux/s390x" in found.out
+
+
 def test_index_goes_whole_or_by_platform(run: Run, server: str, tmp_path: Path) -> None:
     sample, arm = multi_platform()
     sample.write_layout(tmp_path / "all", {"": sample.root()})

@@ -60,6 +60,9 @@ STACKS: dict[str, list[bytes]] = {
     "base": [BASE],
     "absolute names": [layer(directory(b"/a"), file(b"/a/b", b"1"), hardlink(b"/c", b"/a/b"), file(b"./d", b"2"))],
     "implicit parents": [layer(file(b"x/y/z", b"1"), directory(b"x/y", 0o700))],
+    "implicit parents below setgid": [
+        layer(directory(b"s", 0o2770, gid=7), file(b"s/x/y/z", b"1")), layer(file(b"s/v/w", b"1")),
+    ],
     "metadata only": [BASE, layer(directory(b"a", 0o711, uid=9), directory(b"."))],
     "replace a file": [BASE, layer(file(b"a/one", b"ONE!", uid=5))],
     "replace one of two links": [BASE, layer(file(b"a/two", b"TWO!"))],
@@ -87,6 +90,7 @@ STACKS: dict[str, list[bytes]] = {
     "symlink over file, then file": [BASE, layer(symlink(b"a/one", b"two")), layer(file(b"a/one", b"1"))],
     "device over file": [BASE, layer(make_header(b"a/one", 0, b"3", major=1, minor=5, mtime=T))],
     "file through a symlink": [BASE, layer(file(b"lib/new", b"n"), file(b"abs/new2", b"n"))],
+    "symlink with permissions": [layer(make_header(b"s", 0, b"2", link=b"x", mode=0o640, mtime=T))],
     "symlink in the same layer": [layer(directory(b"d"), symlink(b"s", b"d"), file(b"s/f", b"1"))],
     "dangling symlink": [layer(symlink(b"s", b"gone/../there"), file(b"s/f", b"1"))],
     "symlink out of the root": [layer(symlink(b"s", b"../../../etc"), file(b"s/f", b"1"), file(b"etc/g", b"2"))],

@@ -35,7 +35,13 @@ KINDS = {
 Row = tuple[Kind, int, int, int, int, object, dict[bytes, bytes], frozenset[bytes]]
 
 
-def write_layout(root: Path, layers: Sequence[bytes]) -> None:
+def write_layout(root: Path, layers: Sequence[bytes], stored: Sequence[tuple[bytes, str]] | None = None) -> None:
+    """An image, tag ``latest``.
+
+    Args:
+        layers: plain tars.
+        stored: of each the blob, and what its media type ends in; plain tars without it.
+    """
     blobs = root / "blobs" / "sha256"
     blobs.mkdir(parents=True)
 
@@ -44,8 +50,8 @@ def write_layout(root: Path, layers: Sequence[bytes]) -> None:
         (blobs / digest).write_bytes(data)
         return {"mediaType": f"application/vnd.oci.image.{media_type}", "digest": f"sha256:{digest}", "size": len(data)}
 
-    entries = [put(tar, "layer.v1.tar") for tar in layers]
-    rootfs = {"type": "layers", "diff_ids": [entry["digest"] for entry in entries]}
+    entries = [put(blob, f"layer.v1.{ending}") for blob, ending in stored or [(tar, "tar") for tar in layers]]
+    rootfs = {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in layers]}
     config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs, "config": {}}).encode()
     manifest = json.dumps({"schemaVersion": 2, "config": put(config, "config.v1+json"), "layers": entries}).encode()
     described = put(manifest, "manifest.v1+json") | {"annotations": {"org.opencontainers.image.ref.name": "latest"}}
@@ -56,7 +62,7 @@ def write_layout(root: Path, layers: Sequence[bytes]) -> None:
 def unpack(tmp_path: Path, layers: Sequence[bytes]) -> subprocess.CompletedProcess[str]:
     write_layout(tmp_path / "layout", layers)
     command = ["umoci", "unpack", "--image", f"{tmp_path}/layout:latest", f"{tmp_path}/bundle"]
-    return subprocess.run(command, capture_output=True, text=True, umask=0o022, check=False)
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", umask=0o022, check=False)
 
 
 def read_disk(root: Path) -> dict[bytes, Row]:
@@ -74,7 +80,7 @@ def _read_inode(path: Path, inodes: dict[int, set[bytes]]) -> Row:
     if kind is Kind.REGULAR:
         content = path.read_bytes()
     elif kind is Kind.SYMLINK:
-        content = os.fsencode(path.readlink())
+        content = os.readlink(os.fsencode(path))  # noqa: PTH115  (Path would tidy it up)
     elif kind in (Kind.CHAR, Kind.BLOCK):
         content = (os.major(status.st_rdev), os.minor(status.st_rdev))
     xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in _list_xattrs(path)}
@@ -109,8 +115,7 @@ def _read_node(node: Node, objects: dict[bytes, bytes], inodes: dict[int, set[by
         content = (node.devmajor, node.devminor)
     names = frozenset(inodes[node.number])
     assert node.kind is Kind.DIRECTORY or node.nlink == len(names)
-    mode = 0o777 if node.kind is Kind.SYMLINK else node.mode
-    return (node.kind, mode, node.uid, node.gid, node.mtime_ns, content, dict(node.xattrs), names)
+    return (node.kind, node.mode, node.uid, node.gid, node.mtime_ns, content, dict(node.xattrs), names)
 
 
 def check_same(tmp_path: Path, layers: Sequence[bytes]) -> None:

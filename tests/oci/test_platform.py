@@ -68,6 +68,22 @@ def test_attestations_are_never_chosen() -> None:
     assert select_platform([attestation, image], Platform.parse("linux/amd64")) is image
 
 
+def test_blobs_are_never_chosen() -> None:
+    """Caches of builds are indexes of layers and a configuration."""
+    layer = Descriptor(mediatypes.OCI_LAYER_GZIP, Digest.of(b"a"), 1)
+    with pytest.raises(ManifestUnknownError, match="no platform"):
+        select_platform([layer], Platform.parse("linux/amd64"))
+    assert select_platform([layer, *_index("")], Platform.parse("linux/amd64")).size == 0
+
+
+def test_artifacts_are_chosen_last() -> None:
+    artifact = Descriptor(mediatypes.OCI_MANIFEST, Digest.of(b"a"), 7, artifact_type="application/spdx+json")
+    assert select_platform([artifact, *_index("")], Platform.parse("linux/amd64")).size == 0
+    assert select_platform([artifact, *_index("linux/arm64")], Platform.parse("linux/amd64")) is artifact
+    image = Descriptor(mediatypes.OCI_MANIFEST, Digest.of(b"b"), 8, artifact_type=mediatypes.OCI_CONFIG)
+    assert select_platform([image, *_index("")], Platform.parse("linux/amd64")) is image
+
+
 @pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "a/b/c/d"])
 def test_bad_platforms(text: str) -> None:
     with pytest.raises(InvalidError):

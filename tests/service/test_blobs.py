@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pagepool.digest import Digest
-from tests.service.pushes import begin_upload, push_blob
+from pagepool.oci.mediatypes import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from tests.service.multipart import parts_of
+from tests.service.pushes import begin_upload, descriptor, push_blob, put_manifest, tar_layer
 
 if TYPE_CHECKING:
     import httpx
@@ -73,7 +77,12 @@ def test_names_that_look_like_routes(http: httpx.Client, name: str) -> None:
         ("bytes=100-", 416, 0, 0),
         ("bytes=-0", 416, 0, 0),
         ("bytes=50-40", 416, 0, 0),
-        ("bytes=0-9,20-29", 200, 0, 100),
+        ("bytes=0-9,", 206, 0, 10),
+        ("bytes=200-,5-6,-0", 206, 5, 7),
+        ("bytes=100-,200-300", 416, 0, 0),
+        ("bytes=0-60,40-99", 200, 0, 100),
+        ("bytes=0-9,x", 200, 0, 100),
+        ("bytes=" + ",".join(["0-0"] * 1025), 200, 0, 100),
         ("items=0-9", 200, 0, 100),
         ("bytes=-", 200, 0, 100),
         ("bytes=abc", 200, 0, 100),
@@ -81,7 +90,7 @@ def test_names_that_look_like_routes(http: httpx.Client, name: str) -> None:
     ],
 )
 def test_ranges(http: httpx.Client, header: str, status: int, start: int, end: int) -> None:
-    """One range of bytes is served; what cannot be read as one is ignored; what is outside is 416."""
+    """What is outside is 416; what cannot be read, overlaps or is too much is answered by all of the blob."""
     data = bytes(range(100))
     digest = push_blob(http, "ranges", data)
     answer = http.get(f"/v2/ranges/blobs/{digest}", headers={"Range": header})
@@ -100,6 +109,50 @@ def test_range_of_a_large_blob(http: httpx.Client) -> None:
     for start, end in ((0, 1), (131071, 131073), (1 << 20, 4 << 20), (len(data) - 1, len(data))):
         answer = http.get(f"/v2/large/blobs/{digest}", headers={"Range": f"bytes={start}-{end - 1}"})
         assert answer.content == data[start:end]
+
+
+def read_layer(http: httpx.Client, repository: str, tar: bytes) -> None:
+    """Wait until a plain layer that was pushed is rebuilt from its recipe: its bytes are kept nowhere else then."""
+    rootfs = {"type": "layers", "diff_ids": [str(Digest.of(tar))]}
+    config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
+    push_blob(http, repository, config)
+    layers = [descriptor(OCI_LAYER, tar)]
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": descriptor(OCI_CONFIG, config),
+        "layers": layers,
+    }
+    digest = put_manifest(http, repository, "1", json.dumps(manifest).encode())
+    while (answer := http.get(f"/v1/{repository}/images/{digest}")).status_code == 202:
+        time.sleep(0.02)
+    assert answer.json()["state"] == "ready"
+
+
+@pytest.mark.parametrize("place", ["spool", "frames", "recipe"])
+def test_several_ranges_are_as_many_parts(http: httpx.Client, place: str) -> None:
+    """However close they lie, and in the order in which they were asked for: podman counts them when it pulls parts."""
+    data = (
+        tar_layer({"f": os.urandom(300_000)})
+        if place == "recipe"
+        else os.urandom(5000 if place == "frames" else 300_000)
+    )
+    digest = push_blob(http, "parts", data)
+    if place == "recipe":
+        read_layer(http, "parts", data)
+    url = f"/v2/parts/blobs/{digest}"
+    for spans in (
+        [(0, 10), (10, 20), (21, 22)],
+        [(len(data) - 1, len(data)), (0, 1), (500, 700)],
+        [(at, at + 1) for at in range(0, len(data), -(-len(data) // 1024))][:1024],
+    ):
+        answer = http.get(url, headers={"Range": "bytes=" + ",".join(f"{start}-{end - 1}" for start, end in spans)})
+        assert answer.status_code == 206
+        assert answer.headers["content-type"].startswith("multipart/byteranges; boundary=")
+        assert answer.headers["content-length"] == str(len(answer.content))
+        assert "content-range" not in answer.headers
+        found = parts_of(answer)
+        assert found == [(f"bytes {start}-{end - 1}/{len(data)}", data[start:end]) for start, end in spans]
 
 
 @pytest.mark.parametrize("known", ['"{}"', 'W/"{}"', '"other", "{}"', "*"])
@@ -153,6 +206,14 @@ def test_deleting_leaves_other_repositories_alone(http: httpx.Client) -> None:
     assert http.post("/v2/delete/one/blobs/uploads/", params={"mount": str(digest)}).status_code == 202
     push_blob(http, "delete/one", data)
     assert http.get(f"/v2/delete/one/blobs/{digest}").content == data
+
+
+def test_a_refused_method_names_all_that_are_allowed(http: httpx.Client) -> None:
+    """RFC 9110, section 15.5.6, of a path with several routes."""
+    digest = push_blob(http, "allow", b"content")
+    answer = http.options(f"/v2/allow/blobs/{digest}")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, HEAD")
+    assert http.patch("/v2/allow/manifests/1").headers["allow"] == "DELETE, GET, HEAD, PUT"
 
 
 def test_unknown_paths_and_methods(http: httpx.Client) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import email
-import email.policy
 import random
 from typing import TYPE_CHECKING
 
@@ -12,6 +10,7 @@ import pytest
 
 from pagepool.digest import Digest, blake3_raw
 from pagepool.extents import EXTENT_SIZE
+from tests.service.multipart import parts_of
 from tests.store.helpers import noise, text
 from tests.support.objects import ObjectService, object_service
 
@@ -119,18 +118,6 @@ def test_a_range_that_cannot_be_satisfied_is_416(http: httpx.Client, tree: TreeF
     assert answer.status_code == 416
     assert answer.headers["content-range"] == f"bytes */{len(SMALL)}"
     assert answer.json()["errors"][0]["code"] == "RANGE_INVALID"
-
-
-def parts_of(answer: httpx.Response) -> list[tuple[str, bytes]]:
-    """The parts of a multipart answer, by the standard library's parser: (Content-Range, bytes)."""
-    head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
-    message = email.message_from_bytes(head + answer.content, policy=email.policy.HTTP)
-    assert not message.defects
-    found = []
-    for part in message.iter_parts():
-        assert part.get_content_type() == "application/octet-stream"
-        found.append((str(part["Content-Range"]), part.get_payload(decode=True)))
-    return found  # type: ignore[return-value]
 
 
 @pytest.mark.usefixtures("way")

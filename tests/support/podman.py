@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tests.support.tools import PRIVATELY, ToolError, require, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _CONFIGURATION = """\
 [containers]
@@ -40,6 +40,12 @@ class Podman:
         """Run podman."""
         return self._run("podman", (*self._storage(), "--tmpdir", str(self.directory / "tmp")), argv, stdin)
 
+    def debug(self, environment: Mapping[str, str], *argv: str | Path) -> str:
+        """Run podman with more variables. Returns what it says of what it does, which it says on standard error."""
+        tool = ("podman", *self._storage(), "--tmpdir", str(self.directory / "tmp"), "--log-level", "debug", *argv)
+        command = ("sh", "-c", 'exec "$@" 2>&1', "sh", *tool)
+        return run([*PRIVATELY, *command], {**self._environment(), **environment})
+
     def buildah(self, *argv: str | Path) -> str:
         """Run buildah."""
         return self._run("buildah", self._storage(), argv)
@@ -49,8 +55,10 @@ class Podman:
         return ("--root", str(storage), "--runroot", str(run_dir), "--storage-driver", self.driver)
 
     def _run(self, tool: str, options: tuple[str, ...], argv: tuple[str | Path, ...], stdin: str | None = None) -> str:
-        environment = {"CONTAINERS_CONF": str(self.directory / "containers.conf"), "TMPDIR": str(self.directory)}
-        return run([*PRIVATELY, tool, *options, *argv], environment, stdin=stdin)
+        return run([*PRIVATELY, tool, *options, *argv], self._environment(), stdin=stdin)
+
+    def _environment(self) -> dict[str, str]:
+        return {"CONTAINERS_CONF": str(self.directory / "containers.conf"), "TMPDIR": str(self.directory)}
 
 
 @contextmanager

@@ -48,11 +48,11 @@ def equal(found: Mapping[bytes, Row], expected: Mapping[bytes, Row]) -> dict[byt
 
 def _row(fs: FileSystem, ino: int, links: frozenset[bytes]) -> Row:
     found = fs.attributes(ino)
-    # A symlink has the permissions that Linux shows of every symlink.
-    mode = 0o777 if found.kind is Kind.SYMLINK else found.mode
     xattrs = tuple((os.fsdecode(name), value) for name, value in sorted(fs.xattrs(ino).items()))
     assert found.kind is Kind.DIRECTORY or found.nlink == len(links), links
-    return Row(FORMATS[found.kind], mode, found.uid, found.gid, found.mtime_ns, _content(fs, found), xattrs, links)
+    return Row(
+        FORMATS[found.kind], found.mode, found.uid, found.gid, found.mtime_ns, _content(fs, found), xattrs, links
+    )
 
 
 def _content(fs: FileSystem, found: Attributes) -> object:

@@ -119,11 +119,13 @@ def test_files() -> None:
         assert request.query["path"] == "/x y"
         if "after" in request.query:
             return _json({"entries": [{"path": "/x y/2", "type": "symlink", "linkname": "t", "mtime_ns": -5}]})
-        return _json({"entries": [{"path": "/x y/1", "type": "regular", "size": 4}], "next": "/x%20y/1"})
+        first = {"path": "/x y/1", "type": "regular", "size": 4, "mtime_ns": -(1 << 63) * 10**9}
+        return _json({"entries": [first], "next": "/x%20y/1"})
 
     with scripted_server(script) as server, session(server.url) as link:
         first, second = ServiceClient(link).files("a", "sha256:bb", "/x y")
     assert (first.path, first.size, first.nlink) == ("/x y/1", 4, 1)
+    assert first.mtime_ns == -(1 << 63) * 10**9, "the earliest time that a tar can say"
     assert (second.linkname, second.mtime_ns) == ("t", -5)
 
 

@@ -1,13 +1,16 @@
 """Merging the layers of an image into a tree.
 
-What a runtime makes of the layers on disk, after umoci's ``UnpackEntry`` (containerd and podman agree but where noted):
+What umoci's ``UnpackEntry`` makes of the layers on disk. Overlay drivers, which do not see the layers below, make
+something else of what hardly any builder writes; docs/design.md has where ("Where readers of layers disagree"):
 
-- Parents are resolved inside the root, symlinks followed; missing ones are made (mode 0755, root, time 0), and one
-  that is no directory is replaced by one (umoci since 0.5; others refuse the layer).
+- Parents are resolved inside the root, symlinks followed; missing ones are made (mode 0755, root, time 0; in a
+  directory with setgid they have that bit and its group, as Linux does it), and one that is no directory is replaced
+  by one (umoci since 0.5; others refuse the layer).
 - A member replaces what was there. Only a directory on a directory keeps its entries, and takes all else, xattrs too,
   from the member.
 - A hard link names the node that its target has at that moment, in this layer or one below; it changes nothing of
   it, whatever its header says. Its target is not followed if it is a symlink.
+- Every symlink has mode 0777, whatever its header says.
 - A whiteout removes what lower layers brought, an opaque mark what they brought into its directory, and neither
   touches what the same layer brought, before or after it.
 - AUFS's own files (``.wh..wh.*``) and xattrs that belong to the host (SELinux, NFSv4) are left out.
@@ -15,6 +18,7 @@ What a runtime makes of the layers on disk, after umoci's ``UnpackEntry`` (conta
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 
 from pagepool.errors import LayerInvalidError, PathUnknownError
@@ -25,6 +29,7 @@ from pagepool.image.tree import Node, Tree, resolve_path
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."
+_LINK_MODE = 0o777
 MAX_NODES = 2_000_000
 _HOST_XATTRS = frozenset((b"security.selinux", b"system.nfs4_acl"))
 
@@ -103,7 +108,7 @@ class TreeMerger:
             self._touched.setdefault(here, set()).add(part)
             if node is None or node.children is None:
                 assert here.children is not None
-                node = Node(Kind.DIRECTORY, 0o755, children={})
+                node = _new_parent(here)
                 here.children[part] = node
                 self._nodes += 1
             here = node
@@ -162,6 +167,12 @@ def _is_aufs(path: bytes) -> bool:
     return path.startswith(_AUFS) or b"/" + _AUFS in path
 
 
+def _new_parent(above: Node) -> Node:
+    """A directory that no member describes."""
+    inherited = above.mode & stat.S_ISGID
+    return Node(Kind.DIRECTORY, 0o755 | inherited, gid=above.gid if inherited else 0, children={})
+
+
 def _new_node(member: Member, data: Sequence[Op]) -> Node:
     kind = member.kind
     is_device = kind in (Kind.CHAR, Kind.BLOCK)
@@ -180,7 +191,9 @@ def _new_node(member: Member, data: Sequence[Op]) -> Node:
 
 
 def _set_metadata(node: Node, member: Member) -> None:
-    node.mode, node.uid, node.gid = member.mode, member.uid, member.gid
+    # Linux keeps no permissions of symbolic links, and shows the same of all.
+    node.mode = _LINK_MODE if member.kind is Kind.SYMLINK else member.mode
+    node.uid, node.gid = member.uid, member.gid
     node.mtime_ns = member.mtime_ns
     node.xattrs = _keep_xattrs(member.xattrs) if member.xattrs else NO_XATTRS
 

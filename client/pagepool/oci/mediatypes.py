@@ -37,6 +37,9 @@ MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEXES: Final = frozenset({OCI_INDEX, DOCKER_MANIFEST_LIST})
 """Documents that list other documents, usually one per platform."""
 
+DOCUMENTS: Final = MANIFESTS | INDEXES
+"""What a registry keeps as manifests."""
+
 CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 """Configurations of an image that can be run; any other config makes the manifest an artifact."""
 

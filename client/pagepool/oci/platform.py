@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import InvalidError, ManifestUnknownError
+from pagepool.oci import mediatypes
 
 if TYPE_CHECKING:
     from pagepool.oci.descriptor import Descriptor
@@ -30,6 +31,8 @@ _ARCHITECTURES = {
 }
 # What a platform without a variant means, and what is left out when it is written.
 _DEFAULT_VARIANTS = {"arm": "v7", "arm64": "v8", "amd64": "v1"}
+# Ranks beyond all that say something: of what names no platform, and in addition of what is an artifact.
+_UNKNOWN, _ARTIFACT = 1000, 10_000
 _ATTESTATION = "vnd.docker.reference.type"
 
 
@@ -109,7 +112,7 @@ class Platform:
 def rank(wanted: Platform, offered: Platform | None) -> int | None:
     """How well an image suits a platform: 0 is exact, more is worse, None is not at all. Pure."""
     if offered is None:
-        return 1000  # says nothing: taken only if nothing else fits
+        return _UNKNOWN
     if (offered.os, offered.architecture) != (wanted.os, wanted.architecture):
         return None
     if wanted.os_version and offered.os_version and offered.os_version != wanted.os_version:
@@ -127,15 +130,19 @@ def rank(wanted: Platform, offered: Platform | None) -> int | None:
 def select_platform(manifests: Sequence[Descriptor], wanted: Platform) -> Descriptor:
     """Choose the entry of an index that suits a platform best; the first of equals.
 
+    What is no document of an image or of images is passed over (builders list the layers of a cache so), and so are
+    attestations; what says that it is an artifact is taken if there is nothing else.
+
     Raises:
         ManifestUnknownError: none does; it names those that are there.
     """
     ranked: list[tuple[int, int]] = []
     for position, entry in enumerate(manifests):
-        if _ATTESTATION in entry.annotations:
+        if _ATTESTATION in entry.annotations or entry.media_type not in mediatypes.DOCUMENTS:
             continue
         if (worth := rank(wanted, entry.platform)) is not None:
-            ranked.append((worth, position))
+            is_artifact = entry.artifact_type and entry.artifact_type not in mediatypes.CONFIGS
+            ranked.append((worth + _ARTIFACT if is_artifact else worth, position))
     if not ranked:
         offered = ", ".join(sorted({str(entry.platform) for entry in manifests if entry.platform})) or "no platform"
         raise ManifestUnknownError(f"for {wanted} (the index offers {offered})")

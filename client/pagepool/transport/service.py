@@ -24,7 +24,7 @@ from pagepool.errors import (
     PendingError,
     ResponseError,
 )
-from pagepool.oci.fields import Object, load_object
+from pagepool.oci.fields import MAX_SIZE, Object, load_object
 from pagepool.transport.answers import Subject
 from pagepool.transport.auth import CATALOG_SCOPE, repository_scope
 from pagepool.transport.http import Call, Session
@@ -32,6 +32,8 @@ from pagepool.transport.paging import next_link
 from pagepool.transport.retry import parse_retry_after
 
 PENDING, READY, UNMOUNTABLE = "pending", "ready", "unmountable"
+# A tar's times are seconds of 64 bits.
+_MOST_NS = (1 << 63) * 10**9
 _FIRST_POLL_S, _LAST_POLL_S = 0.05, 2.0
 
 
@@ -317,8 +319,8 @@ def _layer_state(fields: Object) -> LayerState:
 
 
 def _file_entry(fields: Object) -> FileEntry:
-    def number(name: str, default: int = 0, low: int = 0) -> int:
-        return fields.integer(name, low) if fields.has(name) else default
+    def number(name: str, default: int = 0, low: int = 0, high: int = MAX_SIZE) -> int:
+        return fields.integer(name, low, high) if fields.has(name) else default
 
     return FileEntry(
         path=fields.string("path"),
@@ -327,7 +329,7 @@ def _file_entry(fields: Object) -> FileEntry:
         uid=number("uid"),
         gid=number("gid"),
         size=number("size"),
-        mtime_ns=number("mtime_ns", low=-(1 << 63)),
+        mtime_ns=number("mtime_ns", low=-_MOST_NS, high=_MOST_NS),
         linkname=fields.optional_string("linkname"),
         nlink=number("nlink", 1),
         object=fields.optional_string("object"),

@@ -12,6 +12,7 @@ from pagepool_service.routes.described import (
     BINARY,
     DIGEST,
     LENGTH,
+    PARTS,
     failures,
     head_failures,
     header,
@@ -19,10 +20,19 @@ from pagepool_service.routes.described import (
     success,
 )
 from pagepool_service.routes.errors import render
-from pagepool_service.routes.parameters import BlobDigest, Repository, byte_range
+from pagepool_service.routes.parameters import BlobDigest, Repository
+from pagepool_service.routes.ranges import (
+    MOST_SEPARATE_RANGES,
+    new_boundary,
+    part_head,
+    parts_end,
+    separate_ranges,
+)
 from pagepool_service.routes.streaming import PieceResponse, open_pieces
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from pagepool.digest import Digest
 
 router = APIRouter()
@@ -33,7 +43,9 @@ _PATH = "/v2/{name:repository}/blobs/{digest}"
 _HEADERS = {"Docker-Content-Digest": DIGEST, "Content-Length": LENGTH, "ETag": header("The digest, quoted.")}
 _CONDITIONS = {
     "parameters": [
-        header_parameter("Range", "One range of bytes; several are answered by all of the content."),
+        header_parameter(
+            "Range", f"Ranges of bytes; more than {MOST_SEPARATE_RANGES} are answered by all of the blob."
+        ),
         header_parameter("If-Range", "Heed `Range` only if this is the ETag."),
         header_parameter("If-None-Match", "Answer 304 if the digest is among these."),
     ]
@@ -46,7 +58,11 @@ _CONDITIONS = {
     openapi_extra=_CONDITIONS,
     responses={
         200: success("The blob.", _HEADERS, BINARY),
-        206: success("The range of it.", {**_HEADERS, "Content-Range": header("Which bytes.")}, BINARY),
+        206: success(
+            "The range of it; several as `multipart/byteranges`.",
+            {**_HEADERS, "Content-Range": header("Which bytes, if it is one.")},
+            PARTS,
+        ),
         304: success("The client has it."),
         **failures(416),
     },
@@ -59,12 +75,14 @@ async def get_blob(request: Request, service: Service, name: Repository, digest:
         return Response(status_code=304, headers=headers)
     asked = request.headers.get("if-range", headers["ETag"]).strip() == headers["ETag"]
     try:
-        wanted = byte_range(request.headers.get("range") if asked else None, record.size)
+        wanted = separate_ranges(request.headers.get("range", "") if asked else "", record.size)
     except RangeInvalidError as error:
         return render(error, **{"Content-Range": f"bytes */{record.size}"})
     if wanted is None:
         return await _send(service, digest, 0, record.size, 200, headers)
-    start, end = wanted
+    if len(wanted) > 1:
+        return await _send_parts(service, digest, wanted, record.size, headers)
+    ((start, end),) = wanted
     headers["Content-Range"] = f"bytes {start}-{end - 1}/{record.size}"
     return await _send(service, digest, start, end, 206, headers)
 
@@ -108,6 +126,33 @@ def _headers(service: Context, digest: Digest) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         "Cache-Control": service.forever,
     }
+
+
+async def _send_parts(
+    service: Context, digest: Digest, ranges: Sequence[tuple[int, int]], size: int, headers: dict[str, str]
+) -> Response:
+    """Several ranges, each a part of a ``multipart/byteranges``."""
+    boundary = new_boundary()
+    heads = [part_head(boundary, headers["Content-Type"], start, end, size) for start, end in ranges]
+    tail = parts_end(boundary)
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        for head, (start, end) in zip(heads, ranges, strict=True):
+            yield head
+            yield from service.store.blobs.read(digest, start, end)
+        yield tail
+
+    length = sum(map(len, heads)) + sum(end - start for start, end in ranges) + len(tail)
+    reader, first = await open_pieces(service.threads, pieces)
+    return PieceResponse(
+        service.threads,
+        reader,
+        first,
+        status=206,
+        headers={**headers, "Content-Type": f"multipart/byteranges; boundary={boundary}"},
+        size=length,
+        name=f"blob {digest}",
+    )
 
 
 async def _send(

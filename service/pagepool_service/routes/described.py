@@ -45,6 +45,8 @@ _MEANING = {
 }
 _ANYWHERE = (400, 401, 403, 404, 429, 500, 503)
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+PARTS: dict[str, Any] = {**BINARY, "multipart/byteranges": {"schema": {"type": "string", "format": "binary"}}}
+"""Content, or several ranges of it."""
 
 
 def header(description: str, **schema: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from pagepool import errors
 from pagepool_service import requestids
@@ -26,7 +27,10 @@ from pagepool_service.auth import TooManyLoginsError
 from pagepool_service.uploadfiles import TooManyUploadsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastapi import FastAPI, Request
+    from starlette.routing import BaseRoute
 
 log = logging.getLogger("pagepool.http")
 
@@ -117,8 +121,13 @@ def error_response(
     return JSONResponse({"errors": [body]}, status, headers)
 
 
-def install(app: FastAPI) -> None:
-    """Make an application answer every error through the table."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Make an application answer every error through the table.
+
+    Args:
+        routes: all that it has; which methods there are for a path is said by them.
+    """
+    app.state.routes = tuple(routes)
     app.add_exception_handler(errors.PagepoolError, _on_pagepool_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -143,7 +152,17 @@ async def _on_invalid_parameter(_request: Request, error: Exception) -> JSONResp
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {HTTPStatus(error.status_code).phrase.lower()}"
-    return error_response(error.status_code, "UNSUPPORTED", message, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(_methods_of(request)))
+    return error_response(error.status_code, "UNSUPPORTED", message, headers=headers)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """What may be done with what a request names. Each method has its own route."""
+    routes: Sequence[BaseRoute] = request.app.state.routes
+    found = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in found for method in getattr(route, "methods", None) or ()}
 
 
 async def _on_disconnect(request: Request, _error: Exception) -> JSONResponse:

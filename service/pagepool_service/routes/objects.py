@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
@@ -24,6 +24,7 @@ from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import (
     BINARY,
     LENGTH,
+    PARTS,
     failures,
     head_failures,
     header,
@@ -239,7 +240,6 @@ _GET_CONDITIONS = {
         header_parameter("If-Match", "Answer 412 unless the ETag is among these."),
     ]
 }
-_PARTS: dict[str, Any] = {**BINARY, _MULTIPART: {"schema": {"type": "string", "format": "binary"}}}
 
 
 @router.get(
@@ -248,7 +248,7 @@ _PARTS: dict[str, Any] = {**BINARY, _MULTIPART: {"schema": {"type": "string", "f
     openapi_extra=_GET_CONDITIONS,
     responses={
         200: success("The object.", _HEADERS, BINARY),
-        206: success("Ranges of it; several as `multipart/byteranges`.", _HEADERS, _PARTS),
+        206: success("Ranges of it; several as `multipart/byteranges`.", _HEADERS, PARTS),
         304: success("The client has it."),
         412: success("The client asks for another."),
         **failures(416),

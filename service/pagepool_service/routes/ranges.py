@@ -2,7 +2,8 @@
 
 Pure: headers in, a plan of the answer out. The content has a strong ETag and no date, so conditions on dates are left
 aside. Ranges that overlap, or lie closer together than the head of a part takes, are sent as one; more than
-`MOST_RANGES` are refused, as section 14.2 allows. A `Range` that cannot be read is ignored.
+`MOST_RANGES` are refused, as section 14.2 allows. A `Range` that cannot be read is ignored. Blobs are another matter,
+since other people's clients read them: `separate_ranges`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MOST_RANGES = 256
+MOST_SEPARATE_RANGES = 1024
+"""Of a blob. As many as podman asks for at once when it pulls a part of a layer (zstd:chunked)."""
 _LONGEST_NUMBER = 19  # digits
 _APART = 80  # bytes that the head of a part takes, about
 _UNIT = re.compile(r"\s*bytes\s*=", re.IGNORECASE)
@@ -69,7 +72,7 @@ def plan_answer(headers: Mapping[bytes, bytes], method: str, etag: str, size: in
     if ranges is None:
         return whole
     parts = merge_ranges(ranges)
-    return Answer(206, parts, os.urandom(16).hex() if len(parts) > 1 else "")
+    return Answer(206, parts, new_boundary() if len(parts) > 1 else "")
 
 
 def matches(text: str, etag: str, *, weak: bool) -> bool:
@@ -83,11 +86,11 @@ def matches(text: str, etag: str, *, weak: bool) -> bool:
     return any(tag == etag and (weak or not mark) for mark, tag in _TAG.findall(text))
 
 
-def parse_ranges(text: str, size: int) -> list[tuple[int, int]] | None:
+def parse_ranges(text: str, size: int, most: int = MOST_RANGES) -> list[tuple[int, int]] | None:
     """The ranges `[start, end)` that can be satisfied, as they were asked for; None for a header to ignore.
 
     Raises:
-        RangeInvalidError: none can be satisfied, one ends before it begins, or they are more than `MOST_RANGES`.
+        RangeInvalidError: none can be satisfied, one ends before it begins, or they are more than `most`.
     """
     unit = _UNIT.match(text)
     if unit is None:
@@ -105,11 +108,26 @@ def parse_ranges(text: str, size: int) -> list[tuple[int, int]] | None:
             found.append((start, end))
         elif match[1] and match[2] and int(match[2]) < int(match[1]):
             raise RangeInvalidError(spec.strip(), "it ends before it begins")
-    if len(specs) > MOST_RANGES:
-        raise RangeInvalidError(f"{len(specs)} ranges", f"at most {MOST_RANGES} are answered")
+    if len(specs) > most:
+        raise RangeInvalidError(f"{len(specs)} ranges", f"at most {most} are answered")
     if not found:
         raise RangeInvalidError(text[:64], f"the content has {size} bytes")
     return found
+
+
+def separate_ranges(text: str, size: int) -> list[tuple[int, int]] | None:
+    """The ranges of a blob, each as it was asked for; None for all of it.
+
+    Nothing is merged: podman counts the parts of the answer. So overlaps would make an answer longer than the blob;
+    then, and where they are too many, all of it is sent, which every client takes (RFC 9110, section 14.2).
+
+    Raises:
+        RangeInvalidError: none can be satisfied, or one ends before it begins.
+    """
+    if text.count(",") >= MOST_SEPARATE_RANGES:
+        return None
+    found = parse_ranges(text, size, MOST_SEPARATE_RANGES)
+    return None if found is None or sum(end - start for start, end in found) > size else found
 
 
 def _bounds(first: str, last: str, size: int) -> tuple[int, int]:
@@ -128,6 +146,11 @@ def merge_ranges(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ..
         else:
             merged.append((place, start, end))
     return tuple((start, end) for _, start, end in sorted(merged))
+
+
+def new_boundary() -> str:
+    """What goes between parts."""
+    return os.urandom(16).hex()
 
 
 def part_head(boundary: str, media_type: str, start: int, end: int, size: int) -> bytes:

@@ -22,7 +22,7 @@ from pagepool_service.routes.leases import parse_lease
 from pagepool_service.routes.objects import parse_object, parse_tree
 from pagepool_service.routes.parameters import _limit, byte_range, content_length, next_link, upload_range
 from pagepool_service.routes.profiles import _parse_extents, _parse_objects
-from pagepool_service.routes.ranges import MOST_RANGES, plan_answer
+from pagepool_service.routes.ranges import MOST_RANGES, plan_answer, separate_ranges
 from tests.fuzz.target import Reader, Target, blocks
 from tests.fuzz.targets.documents import JSON_WORDS
 
@@ -44,6 +44,9 @@ def _ranges(data: bytes) -> None:
         assert all(0 <= start < end <= size for start, end in spans)
     assert all(one[1] <= other[0] for one, other in pairwise(spans))
     text = headers.get(b"range", b"").decode("latin-1")
+    several = separate_ranges(text, size) or []
+    assert all(0 <= start < end <= size for start, end in several)
+    assert sum(end - start for start, end in several) <= size
     if found := byte_range(text, size):
         assert 0 <= found[0] < found[1] <= size
 

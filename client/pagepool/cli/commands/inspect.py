@@ -11,7 +11,7 @@ import click
 from pagepool.cli import output
 from pagepool.cli.connect import Connection, ServerOptions, connect, on_server
 from pagepool.cli.options import ReferenceType, output_options, server_options
-from pagepool.errors import LimitError
+from pagepool.errors import LimitError, ManifestUnknownError
 from pagepool.layout.files import MAX_DOCUMENT
 from pagepool.oci import Descriptor, Index, Manifest, Reference, parse_config
 from pagepool.transport.service import platform_text
@@ -25,7 +25,7 @@ def command(reference: Reference, **server: Unpack[ServerOptions]) -> None:
     """Show the image REF: its digest, platform, command, and layers.
 
     Of a pagepool service, the state of each layer is shown too: pending (being read), ready (can be mounted),
-    or unmountable, with the reason.
+    or unmountable, with the reason. Of an index with no image for its machine, what it lists is shown.
 
     \b
     Examples:
@@ -35,16 +35,23 @@ def command(reference: Reference, **server: Unpack[ServerOptions]) -> None:
     """
     reference = on_server(reference)
     with connect(server, reference) as connection:
-        if connection.service.available():
-            found = connection.service.image(reference.repository, reference.target).raw
-        else:
-            found = _of_registry(connection, reference)
+        found = _of_service(connection, reference) or _of_registry(connection, reference)
     if output.current().json:
         output.print_json(found)
     elif output.current().quiet:
         output.print_line(output.pick(found, "digest"))
     else:
         _print(found)
+
+
+def _of_service(connection: Connection, reference: Reference) -> Mapping[str, Any] | None:
+    """What a pagepool service says of an image; None of an index without one for the service's machine."""
+    if not connection.service.available():
+        return None
+    try:
+        return connection.service.image(reference.repository, reference.target).raw
+    except ManifestUnknownError:
+        return None
 
 
 def _of_registry(connection: Connection, reference: Reference) -> dict[str, Any]:
