@@ -55,6 +55,7 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         image: ``NAME[:TAG][@DIGEST]``. In a URL, it is part of it.
         url: of the service. In a URL, ``http://`` and its host if that is this machine, else ``https://``.
         upper: directory of an overlay, made if it is not there; without it the image is read-only.
+        auto_mkdir: make directories that are missing above whatever is written, as an object store does without them.
         platform: of an index, which image: ``linux/arm64``.
         username: who we are.
         password: who we are.
@@ -74,6 +75,7 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         url: str = DEFAULT_URL,
         *,
         upper: str | os.PathLike[str] | None = None,
+        auto_mkdir: bool = False,
         platform: str = "",
         username: str = "",
         password: str = "",
@@ -87,6 +89,7 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
             ours["directory"] = Path(ours["directory"])
         self.image = image
         self.url = url
+        self.auto_mkdir = auto_mkdir
         with ExitStack() as stack:
             client = stack.enter_context(Client(url, credentials=Credentials(username, password), **ours))
             found = client.image(image, platform=Platform.parse(platform) if platform else None)
@@ -182,6 +185,8 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
     def _open(self, path: str, mode: str = "rb", autocommit: bool = True, **_: Any) -> Any:
         if not autocommit:
             raise NotImplementedError("files of images have no transactions")
+        if mode[:1] != "r":
+            self._prepare(path)
         return self.root.open(path, mode)
 
     # -- changes -----------------------------------------------------------------------------------------------
@@ -215,7 +220,9 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
 
     def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **_: Any) -> None:  # noqa: ARG002 - fsspec's signature
         """Rename, in one step; into a directory that is there."""
-        self._writable(path2).rename(self._strip_protocol(path1), self._into(path1, path2))
+        target = self._into(path1, path2)
+        self._prepare(target)
+        self._writable(path2).rename(self._strip_protocol(path1), target)
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
         """Copy a file's content, or make the directory."""
@@ -223,6 +230,7 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         if root.is_dir(source):
             root.mkdir(target, parents=True, exist_ok=True)
             return
+        self._prepare(target)
         with root.open(source, "rb") as file, root.open(target, "wb") as out:
             while data := file.read(self.blocksize):
                 out.write(data)
@@ -231,6 +239,7 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         """Make an empty file; empty one that is there, or with `truncate` false set its times to now."""
         root, path = self._writable(path), self._strip_protocol(path)
         if truncate or not root.exists(path):
+            self._prepare(path)
             root.write_bytes(path, b"")
         else:
             now = int(datetime.now(UTC).timestamp() * 10**9)
@@ -244,6 +253,11 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
 
     def _writable(self, path: str) -> MutableRootfs:
         return self._out or fail(errno.EROFS, os.fsencode(self._strip_protocol(path)))
+
+    def _prepare(self, target: str) -> None:
+        """Make the directories above what will be written, if that is asked for."""
+        if self.auto_mkdir and self._out is not None:
+            self._out.mkdir(self._parent(target), parents=True, exist_ok=True)
 
     def _into(self, source: str, target: str) -> str:
         source, target = self._strip_protocol(source), self._strip_protocol(target)
