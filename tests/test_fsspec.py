@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
 
-from pagepool.errors import ManifestUnknownError, ReferenceInvalidError
+from pagepool.errors import BusyError, ManifestUnknownError, ReferenceInvalidError
 from pagepool.fsspec import PagepoolFileSystem, service_url, split_url
 from pagepool.image import Kind
 from pagepool.layout import plan_copy, run_copy
@@ -297,3 +299,48 @@ def test_an_overlay_is_there_again(overlay: PagepoolFileSystem) -> None:
     assert again.cat("/kept") == b"kept"
     again.touch("/kept", truncate=False)
     assert again.modified("/kept") >= before
+
+
+def test_an_overlay_is_shared(host: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """fsspec makes a file system for each thread, and for each order of the options; an overlay is open once."""
+    more = options | {"upper": str(tmp_path / "upper")}
+    url = f"pagepool://{host}/team/app:1"
+    first = fsspec.filesystem("pagepool", url=f"http://{host}", image="team/app:1", **more)
+    second = fsspec.filesystem("pagepool", **more, image="team/app:1", url=f"http://{host}")
+    assert second is not first
+
+    def write(number: int) -> PagepoolFileSystem:
+        found, path = fsspec.url_to_fs(f"{url}/out/{number}", **more)
+        found.makedirs("/out", exist_ok=True)
+        found.pipe_file(path, b"%d" % number)
+        assert isinstance(found, PagepoolFileSystem)
+        return found
+
+    with ThreadPoolExecutor(4) as threads:
+        others = set(threads.map(write, range(40)))
+    assert {int(first.cat(path)) for path in second.ls("/out", detail=False)} == set(range(40))
+    for found in (first, *others):
+        found.close()
+        found.close()
+    second.pipe_file("/out/last", b"still open")
+    with pytest.raises(BusyError):
+        fsspec.filesystem("pagepool", image="team/app:latest", url=f"http://{host}", **more)
+    second.close()
+    again = fsspec.filesystem("pagepool", image="team/app:latest", url=f"http://{host}", **more)
+    assert again.cat("/out/last") == b"still open"
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_does_not_get_the_overlay(overlay: PagepoolFileSystem) -> None:
+    """What a fork copied is closed; the parent has it open, and goes on."""
+    child = os.fork()
+    if not child:
+        try:
+            fsspec.filesystem("pagepool", **overlay.storage_options)
+        except BusyError:
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    overlay.pipe_file("/kept", b"kept")
+    assert overlay.cat("/kept") == b"kept"

@@ -14,6 +14,9 @@ Images are read-only. With the storage option `upper`, the directory of an overl
 written survives the process, and is seen by nobody else. There are no transactions.
 
 File systems are cached by fsspec, and open until they are closed or the program ends. Thread-safe.
+
+fsspec makes a file system for each thread, and one more for the same options in another order; an overlay can be open
+once. So those of a process that have an overlay in common share it: it is closed with the last of them.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ import errno
 import os
 import weakref
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from fsspec.spec import AbstractFileSystem
@@ -40,12 +44,64 @@ from pagepool.transport.http import parse_base
 from pagepool.vfs import MutableRootfs, Rootfs, fail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
+    from pagepool.digest import Digest
     from pagepool.vfs import Attributes
 
 _PROTOCOL: Final = "pagepool"
 _PREFIX: Final = f"{_PROTOCOL}://"
+
+
+@dataclass(slots=True)
+class _Opened:
+    """An image or an overlay that is open, for as many file systems as `users` says."""
+
+    root: Rootfs
+    tree: Digest
+    stack: ExitStack
+    users: int = 0
+
+
+class _Overlays:
+    """The overlays that file systems of this process have open, by what says which; None stands for what is not shared.
+
+    A child that was forked begins without any: those of its parent are closed in it.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._lock = RLock()  # a file system may be collected, and so give back, while this thread takes
+        self._opened: dict[Hashable, _Opened] = {}
+
+    def take(self, key: Hashable, open_root: Callable[[], _Opened]) -> _Opened:
+        """What is open already, or is opened now."""
+        if key is None:
+            return open_root()
+        with self._lock:
+            opened = self._opened.get(key)
+            if opened is None:
+                opened = self._opened[key] = open_root()
+            opened.users += 1
+            return opened
+
+    def give_back(self, key: Hashable, opened: _Opened) -> None:
+        """One user less; the last one closes it, before anybody can open it again."""
+        if key is None:
+            opened.stack.close()
+            return
+        with self._lock:
+            opened.users -= 1
+            if not opened.users:
+                if self._opened.get(key) is opened:
+                    del self._opened[key]
+                opened.stack.close()
+
+
+_overlays: Final = _Overlays()
 
 
 class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has no types
@@ -55,6 +111,7 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         image: ``NAME[:TAG][@DIGEST]``. In a URL, it is part of it.
         url: of the service. In a URL, ``http://`` and its host if that is this machine, else ``https://``.
         upper: directory of an overlay, made if it is not there; without it the image is read-only.
+        auto_mkdir: make directories that are missing above whatever is written, as an object store does without them.
         platform: of an index, which image: ``linux/arm64``.
         username: who we are.
         password: who we are.
@@ -74,6 +131,7 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         url: str = DEFAULT_URL,
         *,
         upper: str | os.PathLike[str] | None = None,
+        auto_mkdir: bool = False,
         platform: str = "",
         username: str = "",
         password: str = "",
@@ -87,14 +145,23 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
             ours["directory"] = Path(ours["directory"])
         self.image = image
         self.url = url
-        with ExitStack() as stack:
-            client = stack.enter_context(Client(url, credentials=Credentials(username, password), **ours))
-            found = client.image(image, platform=Platform.parse(platform) if platform else None)
-            root = found.open() if upper is None else found.overlay(Path(upper))
-            stack.enter_context(root)
-            self.root: Rootfs = root
-            self.tree = found.tree
-            self._finish = weakref.finalize(self, stack.pop_all().close)
+        self.auto_mkdir = auto_mkdir
+
+        def open_root() -> _Opened:
+            with ExitStack() as stack:
+                client = stack.enter_context(Client(url, credentials=Credentials(username, password), **ours))
+                found = client.image(image, platform=Platform.parse(platform) if platform else None)
+                root = found.open() if upper is None else found.overlay(Path(upper))
+                stack.enter_context(root)
+                return _Opened(root, found.tree, stack.pop_all())
+
+        key = None
+        if upper is not None:
+            key = (url, image, platform, username, password, Path(upper).resolve(), *sorted(ours.items()))
+        opened = _overlays.take(key, open_root)
+        self.root: Rootfs = opened.root
+        self.tree = opened.tree
+        self._finish = weakref.finalize(self, _overlays.give_back, key, opened)
 
     def close(self) -> None:
         """Let go of everything; who asks fsspec again gets another one. Done by itself when the program ends."""
@@ -182,6 +249,8 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
     def _open(self, path: str, mode: str = "rb", autocommit: bool = True, **_: Any) -> Any:
         if not autocommit:
             raise NotImplementedError("files of images have no transactions")
+        if mode[:1] != "r":
+            self._prepare(path)
         return self.root.open(path, mode)
 
     # -- changes -----------------------------------------------------------------------------------------------
@@ -215,7 +284,9 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
 
     def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **_: Any) -> None:  # noqa: ARG002 - fsspec's signature
         """Rename, in one step; into a directory that is there."""
-        self._writable(path2).rename(self._strip_protocol(path1), self._into(path1, path2))
+        target = self._into(path1, path2)
+        self._prepare(target)
+        self._writable(path2).rename(self._strip_protocol(path1), target)
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
         """Copy a file's content, or make the directory."""
@@ -223,6 +294,7 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         if root.is_dir(source):
             root.mkdir(target, parents=True, exist_ok=True)
             return
+        self._prepare(target)
         with root.open(source, "rb") as file, root.open(target, "wb") as out:
             while data := file.read(self.blocksize):
                 out.write(data)
@@ -231,6 +303,7 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         """Make an empty file; empty one that is there, or with `truncate` false set its times to now."""
         root, path = self._writable(path), self._strip_protocol(path)
         if truncate or not root.exists(path):
+            self._prepare(path)
             root.write_bytes(path, b"")
         else:
             now = int(datetime.now(UTC).timestamp() * 10**9)
@@ -244,6 +317,11 @@ class PagepoolFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
 
     def _writable(self, path: str) -> MutableRootfs:
         return self._out or fail(errno.EROFS, os.fsencode(self._strip_protocol(path)))
+
+    def _prepare(self, target: str) -> None:
+        """Make the directories above what will be written, if that is asked for."""
+        if self.auto_mkdir and self._out is not None:
+            self._out.mkdir(self._parent(target), parents=True, exist_ok=True)
 
     def _into(self, source: str, target: str) -> str:
         source, target = self._strip_protocol(source), self._strip_protocol(target)

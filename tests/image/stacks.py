@@ -124,6 +124,9 @@ STACKS: dict[str, list[bytes]] = {
     "large owners and times": [
         layer(make_pax(uid=b"4000000000", gid=b"2147483648", mtime=b"-5.25"), file(b"f", b"1"))
     ],
+    "numbers with zeros before them": [
+        layer(make_pax(size=b"0" * 23 + b"1", uid=b"0" * 99 + b"7", mtime=b"-000000000000000000005"), file(b"f", b"1"))
+    ],
 }  # fmt: skip
 
 REFUSED: dict[str, tuple[list[bytes], str]] = {

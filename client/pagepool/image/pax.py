@@ -21,8 +21,9 @@ _TEXT_KEYS = frozenset((b"path", b"linkpath", b"uname", b"gname"))
 _SPARSE_00 = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 SPARSE_MAP = b"GNU.sparse.map"
 
-_INTEGER = re.compile(rb"[+-]?[0-9]{1,19}")
-_TIME = re.compile(rb"([+-]?[0-9]{1,19})(?:\.([0-9]*))?")
+# Leading zeros are allowed, and any number of them, as Go and GNU tar have it.
+_INTEGER = re.compile(rb"([+-]?)0*([0-9]{1,19})")
+_TIME = re.compile(rb"([+-]?)0*([0-9]{1,19})(?:\.([0-9]*))?")
 
 
 def parse_records(body: bytes) -> dict[bytes, bytes]:
@@ -61,9 +62,8 @@ def parse_integer(value: bytes) -> int:
     Raises:
         ValueError: it is none.
     """
-    if not _INTEGER.fullmatch(value):
-        raise ValueError(f"a bad number {_quote(value)}")
-    number = int(value)
+    match = _INTEGER.fullmatch(value)
+    number = int(match[1] + match[2]) if match else 1 << 63
     if not -(1 << 63) <= number < 1 << 63:
         raise ValueError(f"a bad number {_quote(value)}")
     return number
@@ -76,10 +76,10 @@ def parse_time(value: bytes) -> int:
         ValueError: it is no time.
     """
     match = _TIME.fullmatch(value)
-    seconds = int(match[1]) if match else 1 << 63
+    seconds = int(match[1] + match[2]) if match else 1 << 63
     if match is None or not -(1 << 63) <= seconds < 1 << 63:
         raise ValueError(f"a bad time {_quote(value)}")
-    nanoseconds = int((match[2] or b"")[:9].ljust(9, b"0"))
+    nanoseconds = int((match[3] or b"")[:9].ljust(9, b"0"))
     return seconds * 1_000_000_000 + (-nanoseconds if value.startswith(b"-") else nanoseconds)
 
 
