@@ -112,6 +112,21 @@ def test_interrupted_before_anything_is_imported(
     assert capsys.readouterr().err == "pagepool: error: interrupted\n"
 
 
+def test_login_where_nobody_can_be_asked() -> None:
+    ended = subprocess.run(
+        program_command("login", "--username", "u"),
+        env=program_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        start_new_session=True,  # without a terminal that the password could be read from
+    )
+    assert ended.returncode == 2
+    assert "give --username and --password-stdin" in ended.stderr
+
+
 def test_environment_names_the_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted_server(lambda _: Reply(200, b'{"tags":["x"]}')) as server:
         monkeypatch.setenv("PAGEPOOL_SERVER", server.url)

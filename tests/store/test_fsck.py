@@ -444,7 +444,7 @@ def test_only_what_the_images_are_made_of_is_checked(copy: Path, made: Made) -> 
 
 
 def test_an_image_by_default_is_the_latest(copy: Path) -> None:
-    with pytest.raises(ManifestUnknownError):
+    with pytest.raises(ManifestUnknownError, match="manifest lib/one:latest is unknown"):
         check(copy, images=("lib/one",))
 
 
