@@ -330,6 +330,9 @@ def test_directories_that_cannot_be_meant(made: Made, data: Path, tmp_path: Path
         back_up(made.data, tmp_path)
     with pytest.raises(StoreFormatError, match="no directory of backups"), open_repository(tmp_path, write=False):
         pass
+    (data / "format").write_text("pagepool store 99\n")
+    with pytest.raises(StoreFormatError, match="pagepool store 99"):
+        back_up(data, tmp_path / "backup")
     (tmp_path / "backup" / "format").write_text("pagepool backup 9\n")
     with pytest.raises(StoreFormatError, match="pagepool backup 9"):
         back_up(made.data, tmp_path / "backup")

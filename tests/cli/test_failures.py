@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import importlib.abc
 import json
 import os
 import pty
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from pagepool.cli import output
+from pagepool.cli import output, start
 from pagepool.cli.connect import ServerOptions, on_server, server_url
 from pagepool.cli.credentials import find_credentials
 from pagepool.errors import UnauthorizedError
@@ -58,6 +60,71 @@ def test_servers_that_refuse(run: Run, reply: Reply, code: int) -> None:
     assert result.err.startswith("pagepool: error: ")
     assert result.err[:-1].isprintable()
     assert "is full: the store is full" not in result.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["images", "--json", "--nope"],
+        ["find", "--json", "app:1", "-name"],
+        ["nope", "--json"],
+        ["fsck", "--json", "--data", "/nonexistent"],
+        ["gc", "--json", "--data", "/nonexistent"],
+        ["gc", "--keep-tags", "x", "--json"],
+    ],
+)
+def test_with_json_every_error_is_json(run: Run, arguments: list[str]) -> None:
+    """Also of a command line that could not be understood, and of commands of the service."""
+    result = run(*arguments)
+    assert json.loads(result.err)["error"]["exit_code"] == result.code != 0
+    assert result.out == ""
+
+
+def test_json_of_the_program_in_a_container_is_not_ours(run: Run) -> None:
+    assert run("run", "--nope", "app:1", "--", "jq", "--json").err.startswith("pagepool: error: ")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str) -> None:
+    """Standard streams that the caller has closed are no bug of ours, and no number of theirs becomes a socket's."""
+    with scripted_server(lambda _: Reply(200, b'{"tags":["x"]}')) as server:
+        command = ["sh", "-c", f'exec "$@" {closed}', "-", *program_command("tags", "a", "--server", server.url)]
+        ended = subprocess.run(
+            command, env=program_environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == ("" if " >" in f" {closed}" else "x\n")
+
+
+def test_interrupted_before_anything_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupting(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "pagepool.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "pagepool.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        start.main(["images"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "pagepool: error: interrupted\n"
+
+
+def test_login_where_nobody_can_be_asked() -> None:
+    ended = subprocess.run(
+        program_command("login", "--username", "u"),
+        env=program_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        start_new_session=True,  # without a terminal that the password could be read from
+    )
+    assert ended.returncode == 2
+    assert "give --username and --password-stdin" in ended.stderr
 
 
 def test_environment_names_the_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

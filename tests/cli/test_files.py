@@ -120,6 +120,28 @@ def test_what_cat_refuses(run: Run, image: str, tmp_path: Path) -> None:
 # -- ls ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("http://127.0.0.1:5000/app:1:/etc", "a reference has no scheme: leave http:// out"),
+        ("docker://app:1", "a reference has no scheme: leave docker:// out"),
+        ("app:1:etc", "a path begins with a slash: app:1:/etc"),
+        ("host:5000/app:1:", "a path begins with a slash: host:5000/app:1:/"),
+        ("app:1@sha256:12", "digest: sha256:12 is no"),
+        ("app:x y", "tag: must be"),
+    ],
+)
+def test_slips_in_targets_are_named(run: Run, target: str, said: str) -> None:
+    result = run("ls", target)
+    assert result.code == 4
+    assert said in result.err.replace("\\u2026", "…")
+
+
+def test_what_is_no_overlay(run: Run, tmp_path: Path) -> None:
+    result = run("diff", tmp_path)
+    assert (result.code, result.err) == (3, f"pagepool: error: {tmp_path} is not the directory of an overlay\n")
+
+
 def test_ls_of_an_overlay_is_that_of_an_image(run: Run, image: str, upper: str) -> None:
     """But for what was changed."""
     for arguments in (("ls",), ("ls", "-R"), ("ls", "-l"), ("ls", "--json")):

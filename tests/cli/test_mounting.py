@@ -53,6 +53,11 @@ def test_a_wish_that_would_be_forgotten_is_refused(
     assert said in refused.err
 
 
+def test_a_place_that_is_a_file_is_named_as_the_help_has_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "Invalid value for 'DIR': " in run("mount", "app:1", tmp_path / "file").err
+
+
 def test_a_directory_that_looks_like_an_image(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagepool.cli import app, roots
 from pagepool.oci.config import parse_config
+from pagepool.oci.platform import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 
 def make_config(run: Mapping[str, Any]) -> Config:
     """An image configuration that says what to run."""
-    document = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, "config": run}
+    architecture = Platform.local().architecture
+    document = {
+        "architecture": architecture,
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": []},
+        "config": run,
+    }
     return parse_config(json.dumps(document).encode())
 
 

@@ -28,6 +28,15 @@ def test_output_and_errors_pass_through(place: Place) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "err\n")
 
 
+def test_an_image_of_another_platform_is_told(place: Place) -> None:
+    """It is no index, out of which another could have been chosen: what was asked for is not what runs."""
+    done = place.run("--platform", "linux/s390x", "--", "true")
+    assert done.returncode == 0
+    assert "warning: app:1 is for linux/" in done.stderr
+    assert done.stderr.endswith(", not for linux/s390x\n")
+    assert place.run("--platform", "local", "--", "true").stderr == ""
+
+
 def test_input_passes_through_if_it_is_wanted(place: Place) -> None:
     assert place.run("-i", "--", "cat", given="a\nb").stdout == "a\nb"
     assert place.run("--", "cat", given="a\nb").stdout == ""

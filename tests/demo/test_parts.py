@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import os
+import sys
 import tarfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pagepool.samples import Material, images, material
 from pagepool.samples.layers import Packing, pack
 from pagepool.samples.material import Member
 from pagepool_service.commands import demo as command
+from pagepool_service.demo import words
 from pagepool_service.demo.progress import Narrator, Step, describe
 from pagepool_service.demo.verify import compare
 
@@ -162,3 +164,15 @@ def test_a_step_is_told_with_its_rate() -> None:
     line = describe(Step("push", 2.0, 10_000_000, "as pushed"))
     assert line.split() == ["push", "2.00", "s", "10.0", "MB", "as", "pushed,", "5.0", "MB/s"]
     assert describe(Step("start", 1.0)).split() == ["start", "1.00", "s"]
+
+
+def test_the_next_steps_can_be_typed_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who runs README's first command has no `pagepool` in PATH, only one in the environment that it made."""
+    monkeypatch.setattr(sys, "argv", [".venv/bin/pagepool", "demo"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for kept in (None, tmp_path):
+        ours = [line for line in words.next_steps(kept).splitlines() if "pagepool " in line]
+        assert len(ours) == 4
+        assert all(line.startswith("  .venv/bin/pagepool ") for line in ours)
+    (tmp_path / "pagepool").touch(mode=0o755)
+    assert "\n  pagepool serve " in words.next_steps(None)

@@ -95,6 +95,20 @@ def test_without_fusermount3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         device.mount_device(tmp_path, MountOptions())
 
 
+def test_what_fusermount3_says_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins with its own name, which is a path where it was called by one."""
+    helper = tmp_path / "fusermount3"
+    helper.write_text('#!/bin/sh\necho "$0: no, never" >&2\nexit 1\n')
+    helper.chmod(0o755)
+    monkeypatch.setattr(device, "is_root", lambda: False)
+    monkeypatch.setattr(device, "_HELPER_PATH", f"{tmp_path}:{device._HELPER_PATH}")
+    if not device.DEVICE.exists():
+        pytest.skip(f"needs {device.DEVICE}")
+    with pytest.raises(OSError, match="no, never") as refused:
+        device.mount_device(tmp_path, MountOptions())
+    assert refused.value.strerror == "fusermount3: no, never"
+
+
 def test_without_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the kernel's module."""
     monkeypatch.setattr(device, "DEVICE", tmp_path / "fuse")

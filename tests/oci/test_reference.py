@@ -98,8 +98,11 @@ def test_references(text: str, host: str | None, repository: str, tag: str | Non
         ("host:99999/a", "port"),
         ("ho_st:1/a", "host"),
         ("-host.x/a", "host"),
-        ("https://a/b", "host"),
-        ("a.b/", "repository name"),
+        ("https://a/b", "has no scheme: leave https:// out"),
+        ("docker://a/b:1", "has no scheme: leave docker:// out"),
+        ("a@sha256:00", "digest: sha256:00 is no sha256:… or sha512:… with all its hex digits"),
+        ("a.b/", "'a.b' is a host, and no name follows it"),
+        ("a:1/", "'a:1' is a host, and no name follows it"),
         (f"{'h' * 60}.{'h' * 60}/{'a' * 200}", "255"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import threading
 import time
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from pagepool.digest import Digest
+from pagepool_service.store.locking import lock_data
 from tests.service.pushes import begin_upload, finishing, push_blob, push_image
 from tests.support.server import Service, ServiceError, running_service
 
@@ -238,6 +240,28 @@ def test_data_of_another_format(tmp_path: Path) -> None:
     (tmp_path / "data" / "format").write_text("pagepool store 99\n")
     with pytest.raises(ServiceError, match="pagepool store 99"):
         Service(tmp_path / "data").start()
+    assert [path.name for path in (tmp_path / "data").iterdir() if path.name != "lock"] == ["format"]
+
+
+def test_a_directory_of_others_is_left_alone(tmp_path: Path) -> None:
+    """Whoever names his home by mistake does not find it closed to others, and full of a store."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    data.chmod(0o755)
+    (data / "letters").touch()
+    with pytest.raises(ServiceError, match="no data directory, and not empty: it holds 'letters'"):
+        Service(data).start()
+    assert stat.S_IMODE(data.stat().st_mode) == 0o755
+    assert [path.name for path in data.iterdir()] == ["letters"]
+
+
+def test_what_belongs_into_a_data_directory_may_be_there_first(tmp_path: Path) -> None:
+    for name in ("lost+found", "node", "store"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "format.123").touch()
+    fd = lock_data(tmp_path, read_only=False)
+    assert fd is not None
+    os.close(fd)
 
 
 def _is_reaped(service: Service, pid: int) -> bool:

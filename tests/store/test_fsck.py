@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from pagepool.digest import Digest
 from pagepool.errors import ManifestUnknownError, NameUnknownError, ReferenceInvalidError, StoreFormatError
 from pagepool_service.commands.fsck import fsck
+from pagepool_service.repair.run import Plan, repair_store
 from pagepool_service.store import fsck as fsck_module
 from pagepool_service.store.catalogue import holder_key, link_key
 from pagepool_service.store.checks import CONCERN, STAGES, Message, Problem, Request, run_stages
@@ -443,7 +444,7 @@ def test_only_what_the_images_are_made_of_is_checked(copy: Path, made: Made) -> 
 
 
 def test_an_image_by_default_is_the_latest(copy: Path) -> None:
-    with pytest.raises(ManifestUnknownError):
+    with pytest.raises(ManifestUnknownError, match="manifest lib/one:latest is unknown"):
         check(copy, images=("lib/one",))
 
 
@@ -463,6 +464,16 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreFormatError, match="holds no pagepool store"):
         check_store(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_another_format_is_refused(copy: Path) -> None:
+    """Its records mean something else: neither damaged nor clean may be said of it, and nothing may be mended."""
+    (copy / "format").write_text("pagepool store 99\n")
+    database = (copy / "store" / "data.mdb").read_bytes()
+    for look in (check_store, functools.partial(repair_store, plan=Plan())):
+        with pytest.raises(StoreFormatError, match="pagepool store 99"):
+            look(copy)
+    assert (copy / "store" / "data.mdb").read_bytes() == database
 
 
 def test_a_database_that_cannot_be_opened_is_a_problem(copy: Path) -> None:

@@ -91,7 +91,7 @@ def group() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and exit. The entry point of the distribution."""
+    """Run the program and exit."""
     sys.exit(run(arguments))
 
 
@@ -116,12 +116,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, _HELP_INSTEAD):
             click.echo(error.format_message(), err=True)
             return exits.USAGE
+        state.json = state.json or _wants_json(sys.argv[1:] if arguments is None else arguments)
         return _fail(state, type(error).__name__, _usage(error), exits.USAGE)
     except PagepoolError as error:
         return _fail(state, type(error).__name__, str(error), _code(state, error))
     except OSError as error:
         return _os_error(state, error)
     return result if isinstance(result, int) else exits.OK
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line that could not be understood has ``--json``: then nobody has heeded it yet."""
+    words = list(arguments)
+    return "--json" in words[: words.index("--")] if "--" in words else "--json" in words
 
 
 def _usage(error: click.ClickException) -> str:

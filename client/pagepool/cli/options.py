@@ -42,9 +42,9 @@ class PlatformType(click.ParamType):  # type: ignore[type-arg] # not generic bef
             self.fail(str(error), param, ctx)
 
 
-def output_options(command: _Command) -> _Command:
-    """``--json`` and ``--quiet``."""
-    command = click.option(
+def json_option(command: _Command) -> _Command:
+    """``--json``."""
+    return click.option(
         "--json",
         is_flag=True,
         expose_value=False,
@@ -52,6 +52,11 @@ def output_options(command: _Command) -> _Command:
         is_eager=True,
         help="Print JSON, sizes in bytes; errors, too, on standard error.",
     )(command)
+
+
+def output_options(command: _Command) -> _Command:
+    """``--json`` and ``--quiet``."""
+    command = json_option(command)
     return click.option(
         "-q",
         "--quiet",

@@ -18,8 +18,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from pagepool.cli.connect import ServerOptions, credentials_for, host_of, on_server, server_url, verify_of
-from pagepool.errors import NotFoundError, PathUnknownError, UnsupportedError
+from pagepool.errors import InvalidError, NotFoundError, PathUnknownError, ReferenceInvalidError, UnsupportedError
 from pagepool.oci import Reference
+from pagepool.oci.reference import SCHEMES
 from pagepool.overlay import read_info
 from pagepool.upper import find_upper, read_upper_info
 
@@ -93,8 +94,29 @@ def parse_target(text: str) -> Target:
     path = f"/{rest}" if found else "/"
     if text.startswith(("/", ".")):
         return Target(None, Path(name), path, bool(found), name)
-    reference = on_server(Reference.parse(name))
+    reference = on_server(_reference(text, name))
     return Target(reference, None, path, bool(found), str(reference))
+
+
+def _reference(text: str, name: str) -> Reference:
+    """The image of a target. What is wrong with it is said as somebody needs it who meant a URL, or a path."""
+    if text.startswith(f"{name}://") and name in SCHEMES:
+        return Reference.parse(text)
+    try:
+        return Reference.parse(name)
+    except ReferenceInvalidError:
+        image, _, path = name.rpartition(":")
+        if name == text and _is_tagged(image):
+            raise ReferenceInvalidError(text[:512], f"a path begins with a slash: {image}:/{path[:256]}") from None
+        raise
+
+
+def _is_tagged(text: str) -> bool:
+    try:
+        found = Reference.parse(text)
+    except InvalidError:
+        return False
+    return bool(found.tag or found.digest)
 
 
 @contextmanager

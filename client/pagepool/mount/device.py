@@ -165,7 +165,7 @@ def _run_helper(arguments: Sequence[str], descriptor: int | None = None, **envir
         timeout=_HELPER_TIMEOUT_S,
     )
     if done.returncode:
-        words = " ".join(done.stderr.split()).removeprefix(f"{_HELPER}: ")
+        words = " ".join(done.stderr.split()).removeprefix(f"{program}: ").removeprefix(f"{_HELPER}: ")
         raise OSError(errno.EPERM, f"{_HELPER}: {words or f'it ended with {done.returncode}'}", arguments[-1])
 
 

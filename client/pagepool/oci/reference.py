@@ -24,6 +24,8 @@ MAX_NAME = 255
 # backtrack.
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+SCHEMES = {"http", "https", "docker", "pagepool"}
+"""What people write before a reference who know URLs, or skopeo."""
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[a-fA-F0-9:.]+\])(?::(?P<port>[0-9]{{1,5}}))?")
@@ -82,7 +84,8 @@ class Reference:
         except ReferenceInvalidError:
             raise
         except InvalidError as bad:
-            raise ReferenceInvalidError(text[:512], f"{bad.what}: {bad.reason or bad.value}") from None
+            reason = bad.reason or f"{bad.value} is no sha256:… or sha512:… with all its hex digits"
+            raise ReferenceInvalidError(text[:512], f"{bad.what}: {reason}") from None
 
     @property
     def target(self) -> str:
@@ -101,6 +104,9 @@ class Reference:
 
 
 def _parse(text: str) -> Reference:
+    scheme, found, _ = text.partition("://")
+    if found and scheme in SCHEMES:
+        raise ReferenceInvalidError(text[:512], f"a reference has no scheme: leave {scheme}:// out, or use --server")
     rest, at, digest_text = text.partition("@")
     digest = Digest.parse(digest_text) if at else None
     host, rest = _split_host(rest)
@@ -120,6 +126,8 @@ def _split_host(text: str) -> tuple[str | None, str]:
     first, slash, rest = text.partition("/")
     if not slash or not (set(".:") & set(first) or first == "localhost" or first != first.lower()):
         return None, text
+    if not rest:
+        raise ReferenceInvalidError(text[:512], f"{first[:64]!r} is a host, and no name follows it")
     match = _HOST.fullmatch(first)
     if not match:
         raise ReferenceInvalidError(text[:512], f"{first[:64]!r} is not a host")

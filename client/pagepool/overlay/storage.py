@@ -72,6 +72,10 @@ class OverlayUnknownError(NotFoundError):
 
     what = "overlay"
 
+    def __init__(self, name: object) -> None:
+        super().__init__(name)
+        self.args = (f"{name} is not the directory of an overlay",)
+
 
 class Storage:
     """An open overlay's files and state. Made by `open_storage`."""

@@ -129,7 +129,7 @@ class Authorizer:
         """What to tell the user after a refusal."""
         if self._credentials.username:
             return f"{self._host} does not accept the credentials of {self._credentials.username}"
-        return f"{self._host} asks for credentials, and there are none for it"
+        return f"{self._host} asks for credentials, and there are none for it (pagepool login)"
 
     def _fetch_token(self, challenge: dict[str, str], scope: str) -> str:
         realm = self._realm(challenge["realm"])

@@ -25,7 +25,7 @@ from pagepool.version import __version__
 from pagepool_service.backup.repository import Repository, SegmentEntry, Snapshot, SpoolEntry
 from pagepool_service.backup.segments import KEPT, cut_segment, encode_segment, file_size, name_segment
 from pagepool_service.store.checks.naming import name_record
-from pagepool_service.store.environment import CHECKSUM_SIZE, FORMAT_VERSION, Environment, Table
+from pagepool_service.store.environment import CHECKSUM_SIZE, FORMAT_VERSION, Table
 from pagepool_service.store.schema import BlobRecord, ContentKind
 from pagepool_service.store.store import Store
 
@@ -56,14 +56,14 @@ def take_backup(data: Path, repository: Repository, progress: Callable[[int], No
         progress: told of bytes that were looked at, in the first pass over each table.
 
     Raises:
-        StoreFormatError: it is no data directory.
+        StoreFormatError: it is no data directory, or of another format.
         StoreFullError, ReadOnlyError: the backup cannot be written; what it had before is whole.
         BusyError: blobs come and go so quickly that no snapshot of them could be taken.
         CorruptError: pages of the store's database are damaged.
     """
     if not (data / "store" / "data.mdb").exists():
         raise StoreFormatError(f"{data} holds no pagepool store")
-    with Store(data, Environment.open(data / "store", readonly=True, shared=True)) as store:
+    with Store.open(data, readonly=True, shared=True) as store:
         return _Taking(store, repository, progress).run()
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pagepool.cli import exits
+from pagepool.cli import exits, output
+from pagepool.cli.options import json_option
 from pagepool_service.commands.watching import watching
 from pagepool_service.settings import Settings
 from pagepool_service.store.fsck import check_store
@@ -51,7 +52,7 @@ _IMAGES_SHOWN = 8
     "directory of backups. Can be given several times.",
 )
 @click.option("--dry-run", is_flag=True, help="With --repair: say what would be done first, and change nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option
 @click.pass_context
 def fsck(
     ctx: click.Context,
@@ -61,7 +62,6 @@ def fsck(
     repair: bool,
     sources: tuple[str, ...],
     dry_run: bool,
-    as_json: bool,
 ) -> None:
     """Read everything in the store again and verify it. Changes nothing without --repair; a service may be running.
 
@@ -76,6 +76,7 @@ def fsck(
     if repair and images:
         raise click.UsageError("--repair is of the whole store: give no IMAGE.", ctx)
     settings = Settings.load(data=data)
+    as_json = output.current().json
     if repair:
         _repair(ctx, settings, sources, quick=quick, dry_run=dry_run, as_json=as_json)
         return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import exits, output
+from pagepool.cli.options import json_option
 from pagepool_service.collecting import policy_of
 from pagepool_service.settings import SettingInvalidError, Settings, parse_age, parse_duration, parse_tag_rules
 from pagepool_service.store.collect import Collector, open_for_collection
@@ -76,7 +77,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
     help="Remove blobs that no manifest needs, and that nobody pushed or looked for, for so long. [24h]",
 )
 @click.option("--wait/--no-wait", default=True, help="If another collection runs, wait for it to be done. [wait]")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option
 @click.pass_context
 def gc(
     ctx: click.Context,
@@ -86,7 +87,6 @@ def gc(
     untagged_older_than: tuple[Any] | None,
     grace: tuple[Any] | None,
     wait: bool,
-    as_json: bool,
 ) -> None:
     """Free what nothing in a store needs any more. A service may be running: nobody waits, and nothing breaks.
 
@@ -96,6 +96,7 @@ def gc(
     here, too, where an option does not say otherwise.
     """
     settings = Settings.load(data=data)
+    as_json = output.current().json
     policy = policy_of(settings)
     chosen = {"tags": keep_tags, "untagged_s": untagged_older_than, "grace_s": grace}
     policy = replace(policy, **{name: value[0] for name, value in chosen.items() if value is not None})

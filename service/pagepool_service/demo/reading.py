@@ -202,5 +202,5 @@ def _mount(image: Image, directory: Path, narrator: Narrator) -> str:
             with image.mount(directory) as mounted:
                 found = sum(len(names) + len(others) for _, names, others in os.walk(mounted.path))
         except (PagepoolError, OSError) as error:
-            return str(error)
+            return (error.strerror if isinstance(error, OSError) else None) or str(error)
     return "" if found else "the mount is empty"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 from pagepool.cli.output import human_size
@@ -90,14 +92,15 @@ def _percent(part: int, whole: int) -> str:
 def next_steps(kept: Path | None) -> str:
     """Commands to try."""
     data = f"{kept / 'store'}" if kept else "./pagepool-data"
-    lines = ["", "To go on with a service of your own:", "", f"  pagepool serve --data {data}", ""]
+    us = _program()
+    lines = ["", "To go on with a service of your own:", "", f"  {us} serve --data {data}", ""]
     if kept:
         lines += [
             "and in another terminal, with what the demo has put into it:",
             "",
-            "  pagepool images",
-            "  pagepool ls -l demo/app:2:/usr/bin",
-            "  pagepool stats",
+            f"  {us} images",
+            f"  {us} ls -l demo/app:2:/usr/bin",
+            f"  {us} stats",
             "  skopeo inspect --tls-verify=false docker://127.0.0.1:5000/demo/app:2",
         ]
         return "\n".join(lines)
@@ -107,8 +110,14 @@ def next_steps(kept: Path | None) -> str:
         "  docker tag debian:12 127.0.0.1:5000/debian:12 && docker push 127.0.0.1:5000/debian:12",
         "  podman push --tls-verify=false debian:12 127.0.0.1:5000/debian:12",
         "  skopeo copy --dest-tls-verify=false docker://debian:12 docker://127.0.0.1:5000/debian:12",
-        "  pagepool ls -l debian:12:/etc",
-        "  pagepool mount debian:12 /mnt --upper ./work",
-        "  pagepool stats",
+        f"  {us} ls -l debian:12:/etc",
+        f"  {us} mount debian:12 /mnt --upper ./work",
+        f"  {us} stats",
     ]
     return "\n".join(lines)
+
+
+def _program() -> str:
+    """What to type for pagepool: its path, where it is in a virtual environment that was not entered (README)."""
+    typed = sys.argv[0]
+    return typed if typed.endswith("/pagepool") and shutil.which("pagepool") is None else "pagepool"

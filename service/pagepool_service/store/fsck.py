@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pagepool.errors import CorruptError, StoreFormatError
 from pagepool_service.store.checks import CONCERN, STAGES, Message, Problem, Request, run_stages
 from pagepool_service.store.environment import FORMAT_VERSION
+from pagepool_service.store.store import check_stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -72,6 +73,7 @@ def check_store(
     """
     if not (data / "store" / "data.mdb").exists():
         raise StoreFormatError(f"{data} holds no pagepool store")
+    check_stamp(data, whole=False)
     began = time.monotonic()
     run = _Run(Report(quick=quick), watch)
     request = Request(data, quick, tuple(images))

@@ -7,10 +7,19 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from pagepool.errors import BusyError, ReadOnlyError
+from pagepool.errors import BusyError, InvalidError, ReadOnlyError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_OURS = {"format", "lock", "collection", "store", "spool", "uploads", "trees", "profiles", "auth", "cache", "node"}
+"""What a data directory may hold before it is one: of a start that was cut off, put there for it, a node's state."""
+
+
+class DataDirectoryInvalidError(InvalidError):
+    """A directory that holds other things cannot become a data directory."""
+
+    what = "directory"
 
 
 def lock_data(data: Path, *, read_only: bool) -> int | None:
@@ -20,10 +29,12 @@ def lock_data(data: Path, *, read_only: bool) -> int | None:
 
     Raises:
         BusyError: another service has it; names its process.
+        DataDirectoryInvalidError: it holds other things. Nothing was done to it.
         ReadOnlyError: the directory cannot be written to.
     """
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_foreign(data)
         _close_to_others(data, read_only=read_only)
         fd = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -39,6 +50,17 @@ def lock_data(data: Path, *, read_only: bool) -> int | None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def _refuse_foreign(data: Path) -> None:
+    """Keep our hands off /tmp or somebody's home, which must not be closed to others for a slip of the hand."""
+    if (data / "format").exists() or (data / "store" / "data.mdb").exists():
+        return
+    names = {path.name for path in data.iterdir()} - {"lost+found", ".snapshot"}
+    foreign = {name for name in names if name.partition(".")[0] not in _OURS}
+    if foreign:
+        reason = f"it is no data directory, and not empty: it holds {min(foreign)!r}. Name a new one"
+        raise DataDirectoryInvalidError(str(data), reason)
 
 
 def _close_to_others(data: Path, *, read_only: bool) -> None:

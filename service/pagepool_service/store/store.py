@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING
 
 from pagepool.errors import ReadOnlyError, StoreFormatError
@@ -18,6 +19,8 @@ from pagepool_service.store.statistics import directory_bytes
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
+
+_STAMP = re.compile(r"pagepool store ([0-9]+)")
 
 
 class Store:
@@ -47,6 +50,7 @@ class Store:
             ReadOnlyError: it cannot be written to.
         """
         is_new = not (data / "store" / "data.mdb").exists()
+        check_stamp(data)
         if not readonly:
             _prepare(data)
         env = Environment.open(data / "store", quota_bytes=quota_bytes, readonly=readonly, shared=shared)
@@ -73,7 +77,7 @@ class Store:
 
 
 def _prepare(data: Path) -> None:
-    """Make the directories, and check or write the format file."""
+    """Make the directories, and the format file."""
     try:
         for name in ("store", "uploads", "spool"):
             (data / name).mkdir(parents=True, exist_ok=True)
@@ -82,8 +86,24 @@ def _prepare(data: Path) -> None:
             _write_stamp(stamp)
     except OSError as error:
         raise ReadOnlyError(f"{error.filename}: {error.strerror}") from error
-    text = stamp.read_text(errors="replace").strip()
-    if text != f"pagepool store {FORMAT_VERSION}":
+
+
+def check_stamp(data: Path, *, whole: bool = True) -> None:
+    """Refuse a data directory of another format, before anything in it is understood wrongly, or written.
+
+    Args:
+        whole: also one that is only being restored; fsck looks at those.
+
+    Raises:
+        StoreFormatError: its format file says something else. One that is not there says nothing.
+    """
+    stamp = data / "format"
+    try:
+        text = stamp.read_text(errors="replace").strip()
+    except OSError:
+        return
+    said = _STAMP.fullmatch(text)
+    if (whole and said is None) or (said is not None and said[1] != str(FORMAT_VERSION)):
         raise StoreFormatError(f"{stamp} says {text!r}; this pagepool reads 'pagepool store {FORMAT_VERSION}'")
 
 

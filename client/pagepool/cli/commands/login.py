@@ -43,8 +43,14 @@ def command(address: str | None, **server: Unpack[ServerOptions]) -> None:
             raise click.UsageError("--password-stdin needs --username.")
         password = sys.stdin.readline().rstrip("\r\n")
     else:
-        username = username or str(click.prompt("Username", err=True))
-        password = str(click.prompt("Password", hide_input=True, err=True))
+        try:
+            username = username or str(click.prompt("Username", err=True))
+            password = str(click.prompt("Password", hide_input=True, err=True))
+        except click.Abort:
+            if sys.stdin.isatty():
+                raise
+            click.echo(err=True)
+            raise click.UsageError("Nobody can be asked here: give --username and --password-stdin.") from None
     if not username or ":" in username or not password:
         raise InvalidError(username, "a user name without colons and a password are needed")
     with Session(url, credentials=Credentials(username, password), verify=verify_of(options, host)) as session:

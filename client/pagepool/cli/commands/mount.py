@@ -41,9 +41,18 @@ if TYPE_CHECKING:
     from pagepool.node.client import KernelMount
 
 
+class _Directory(click.Argument):
+    """DIR, which is named without the bracket that ends the two arguments together."""
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:  # noqa: ARG002 - click's signature
+        return "'DIR'"
+
+
 @click.command(name="mount", short_help="Mount an image or an overlay of it.")
 @click.argument("reference", metavar="[REF", type=ReferenceType(), required=False)
-@click.argument("path", metavar="DIR]", type=click.Path(path_type=Path, file_okay=False), required=False)
+@click.argument(
+    "path", cls=_Directory, metavar="DIR]", type=click.Path(path_type=Path, file_okay=False), required=False
+)
 @click.option(
     "--upper",
     type=click.Path(path_type=Path, file_okay=False),

@@ -17,6 +17,7 @@ from pagepool.cli.target import PoolOptions
 from pagepool.cli.volumes import check_volumes
 from pagepool.container import Container, RunOptions, cleanup_stale, run_container
 from pagepool.container.options import check_options, parse_env, parse_env_file, parse_memory, parse_volume
+from pagepool.oci.platform import Platform, rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pagepool.container import Record
     from pagepool.container.options import Network
     from pagepool.container.run import RuntimeName
-    from pagepool.oci import Platform, Reference
+    from pagepool.oci import Reference
 
 _GRACE_S = 10.0
 
@@ -184,6 +185,7 @@ def _run(
     grace_s: float | None = None,
 ) -> int:
     with provider.open_root(request) as root:
+        _tell_platform(request, root)
         container = Container(root.container_id, root.image, root.path, root.config, options)
         return run_container(
             container,
@@ -192,6 +194,13 @@ def _run(
             started=started,
             grace_s=grace_s,
         )
+
+
+def _tell_platform(request: roots.RootRequest, root: roots.Root) -> None:
+    """Say that an image is for other machines: an image that is no index is taken whatever --platform says."""
+    wanted, found = request.platform or Platform.local(), root.config.platform
+    if found.architecture and rank(wanted, found) is None:
+        output.warn(f"{root.image} is for {found}, not for {wanted}")
 
 
 def _options(words: tuple[str, ...], given: _Given) -> RunOptions:

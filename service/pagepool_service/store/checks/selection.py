@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pagepool.digest import Digest
+from pagepool.errors import ManifestUnknownError
 from pagepool.oci import Index, Reference, parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pagepool.digest import Digest
+    from pagepool_service.store.catalogue import StoredManifest
     from pagepool_service.store.registry import Registry
 
 
@@ -37,7 +39,7 @@ def select_images(registry: Registry, images: Iterable[str]) -> Selection:
         reference = Reference.parse(image)
         pending: list[Digest | str] = [reference.digest or reference.target]
         while pending:
-            stored = registry.manifest(reference.repository, pending.pop())
+            stored = _manifest(registry, reference, pending.pop())
             if stored.digest in selection.manifests:
                 continue
             selection.manifests.add(stored.digest)
@@ -47,3 +49,11 @@ def select_images(registry: Registry, images: Iterable[str]) -> Selection:
             else:
                 selection.blobs.update(entry.digest for entry in document.blobs)
     return selection
+
+
+def _manifest(registry: Registry, reference: Reference, target: Digest | str) -> StoredManifest:
+    try:
+        return registry.manifest(reference.repository, target)
+    except ManifestUnknownError:
+        joint = "@" if isinstance(target, Digest) else ":"
+        raise ManifestUnknownError(f"{reference.repository}{joint}{target}") from None

@@ -1,0 +1,37 @@
+"""The entry point of the program: what has to be right before anything is imported that takes time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program and exit. The entry point of the distribution.
+
+    What it needs is imported here, so that Ctrl-C meanwhile ends it as it does later, without a traceback.
+    """
+    try:
+        open_streams()
+        from pagepool.cli.app import main as run_and_exit
+    except KeyboardInterrupt:
+        sys.stderr.write("pagepool: error: interrupted\n")
+        sys.exit(_INTERRUPTED)
+    run_and_exit(arguments)
+
+
+def open_streams() -> None:
+    """Put the null device in the place of standard streams that the caller has closed (``>&-``).
+
+    Python has None in the place of such a stream. And the number of its descriptor must not become that of a socket
+    or of a store's file, into which somebody then prints.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - until the program ends
