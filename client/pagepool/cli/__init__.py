@@ -1,5 +1,5 @@
 """The command line program `pagepool`."""
 
-from pagepool.cli.app import main
+from pagepool.cli.quick import main
 
 __all__ = ["main"]

@@ -1,6 +1,6 @@
 """``python -m pagepool.cli``."""
 
-from pagepool.cli.app import main
+from pagepool.cli.quick import main
 
 if __name__ == "__main__":
     main()

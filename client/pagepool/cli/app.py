@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -90,11 +89,6 @@ def group() -> None:
     """Push, pull and look into container images on a pagepool service, or any OCI registry."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and exit. The entry point of the distribution."""
-    sys.exit(run(arguments))
-
-
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the program.
 
@@ -105,9 +99,27 @@ def run(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     state = output.State()
-    try:
+
+    def work() -> object:
         result = group.main(arguments, prog_name="pagepool", standalone_mode=False, obj=state)
         output.flush()
+        return result
+
+    return guard(state, work)
+
+
+def guard(state: output.State, work: Callable[[], object]) -> int:
+    """Do a command's work, and make of every error what users see of it.
+
+    Args:
+        state: of the command.
+        work: returns its exit code, or something else, which is 0.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        result = work()
     except click.exceptions.Exit as end:
         return end.exit_code
     except (click.Abort, KeyboardInterrupt):
