@@ -9,7 +9,6 @@ Spelling: ``<algorithm>:<lower-case hex>``, as in the OCI image specification 1.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -108,6 +107,8 @@ def new_hasher(algorithm: str) -> Hasher:
         return blake3()
     if algorithm not in _ALGORITHMS:
         raise DigestUnsupportedError(algorithm)
+    import hashlib  # takes longer to load than all else that a command needs which hashes nothing
+
     return hashlib.new(algorithm)
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from pagepool.cli.app import run as run_program
+from pagepool.node.client import NodeClient
 from tests.oci.samples import Sample, simple
+from tests.support.nodeserver import running_node
 from tests.support.server import running_service
 from tests.transport.peer import docker_registry
 
@@ -103,3 +105,20 @@ def layout(tmp_path: Path) -> tuple[Path, Sample]:
     """A layout with one image of two layers, called 1."""
     sample = simple(2)
     return sample.write_layout(tmp_path / "layout", {"1": sample.root()}), sample
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeClient]:
+    """The node that commands use."""
+    with running_node(tmp_path) as running:
+        monkeypatch.setenv("PAGEPOOL_NODE_STATE", str(running.places.state))
+        monkeypatch.setenv("PAGEPOOL_NODE_RUN", str(running.places.run))
+        yield running
+
+
+@pytest.fixture
+def image(run: Run, service: str, layout: tuple[Path, Sample], monkeypatch: pytest.MonkeyPatch) -> str:
+    """An image that is ready."""
+    monkeypatch.setenv("PAGEPOOL_SERVER", f"http://{service}")
+    assert run("push", "-q", layout[0], "mounting:1").code == 0
+    return "mounting:1"

@@ -12,29 +12,10 @@ from pagepool.oci import Reference
 from tests.support.nodeserver import running_node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from pagepool.node.client import NodeClient
     from tests.cli.conftest import Run
-    from tests.oci.samples import Sample
-
-
-@pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeClient]:
-    """The node that commands use."""
-    with running_node(tmp_path) as running:
-        monkeypatch.setenv("PAGEPOOL_NODE_STATE", str(running.places.state))
-        monkeypatch.setenv("PAGEPOOL_NODE_RUN", str(running.places.run))
-        yield running
-
-
-@pytest.fixture
-def image(run: Run, service: str, layout: tuple[Path, Sample], monkeypatch: pytest.MonkeyPatch) -> str:
-    """An image that is ready."""
-    monkeypatch.setenv("PAGEPOOL_SERVER", f"http://{service}")
-    assert run("push", "-q", layout[0], "mounting:1").code == 0
-    return "mounting:1"
 
 
 @pytest.mark.parametrize(

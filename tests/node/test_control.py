@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pagepool.errors import BusyError, UnreachableError
-from pagepool.node.control import ControlServer, NodeGoneError, converse, decode_error, encode_error
+from pagepool.node.answering import ControlServer
+from pagepool.node.control import NodeGoneError, converse, decode_error, encode_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

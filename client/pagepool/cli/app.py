@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -90,11 +90,6 @@ def group() -> None:
     """Push, pull and look into container images on a pagepool service, or any OCI registry."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and exit."""
-    sys.exit(run(arguments))
-
-
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the program.
 
@@ -105,9 +100,31 @@ def run(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     state = output.State()
-    try:
-        result = group.main(arguments, prog_name="pagepool", standalone_mode=False, obj=state)
+
+    def work() -> object:
+        try:
+            result = group.main(arguments, prog_name="pagepool", standalone_mode=False, obj=state)
+        except click.ClickException:
+            state.json = state.json or _wants_json(sys.argv[1:] if arguments is None else arguments)
+            raise
         output.flush()
+        return result
+
+    return guard(state, work)
+
+
+def guard(state: output.State, work: Callable[[], object]) -> int:
+    """Do a command's work, and make of every error what users see of it.
+
+    Args:
+        state: of the command.
+        work: returns its exit code, or something else, which is 0.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        result = work()
     except click.exceptions.Exit as end:
         return end.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -116,7 +133,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, _HELP_INSTEAD):
             click.echo(error.format_message(), err=True)
             return exits.USAGE
-        state.json = state.json or _wants_json(sys.argv[1:] if arguments is None else arguments)
         return _fail(state, type(error).__name__, _usage(error), exits.USAGE)
     except PagepoolError as error:
         return _fail(state, type(error).__name__, str(error), _code(state, error))

@@ -8,11 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
-import click
-
-from pagepool.cli import output
 from pagepool.cli.credentials import find_credentials
 from pagepool.errors import NotFoundError, UnsupportedError
 from pagepool.oci import Reference
@@ -70,6 +67,7 @@ def connect(options: ServerOptions, reference: Reference | None = None) -> Itera
         PagepoolError: an address or credentials that cannot be used. The server itself is not asked yet.
     """
     url, host = server_url(options, reference)
+    from pagepool.cli import output
     from pagepool.transport import RegistryClient, ServiceClient, Session
 
     credentials = credentials_for(options, host, reference.repository if reference else "")
@@ -147,9 +145,14 @@ def _certificate_directories() -> Iterator[Path]:
 def credentials_for(options: AccessOptions, host: str, repository: str) -> Credentials:
     """Who we are to a server: as the options say, or else as docker and podman know."""
     if options["password_stdin"]:
-        if not options["username"]:
-            raise click.UsageError("--password-stdin needs --username.")
-        return Credentials(options["username"], sys.stdin.readline().rstrip("\r\n"))
+        username = options["username"] or _refuse("--password-stdin needs --username.")
+        return Credentials(username, sys.stdin.readline().rstrip("\r\n"))
     if options["username"]:
-        raise click.UsageError("--username needs --password-stdin.")
+        _refuse("--username needs --password-stdin.")
     return find_credentials(host, repository)
+
+
+def _refuse(usage: str) -> NoReturn:
+    import click
+
+    raise click.UsageError(usage)

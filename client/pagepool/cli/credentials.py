@@ -6,19 +6,16 @@ as docker asks them. Nothing is written here: see `keeping`.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import os
-import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import PagepoolError, UnauthorizedError
-from pagepool.oci.fields import Object, load_object
 from pagepool.transport.credentials import Credentials
+
+if TYPE_CHECKING:
+    from pagepool.oci.fields import Object
 
 _HELPER_TIMEOUT_S = 30
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
@@ -41,6 +38,8 @@ def find_credentials(host: str, repository: str) -> Credentials:
             continue
         except OSError as error:
             raise UnauthorizedError(f"credentials in {path} cannot be read: {error.strerror}") from None
+        from pagepool.oci.fields import load_object  # most have no such file
+
         found = _look_up(load_object(data, "file", _complaint(path)), path, _keys(host, repository))
         if found is not None:
             return found
@@ -97,6 +96,9 @@ def _decode(entry: Object, path: Path) -> Credentials | None:
     text = entry.optional_string("auth")
     username, password = entry.optional_string("username"), entry.optional_string("password")
     if text:
+        import base64
+        import binascii
+
         try:
             username, _, password = base64.b64decode(text, validate=True).decode().rstrip("\0").partition(":")
         except (binascii.Error, ValueError):
@@ -105,6 +107,10 @@ def _decode(entry: Object, path: Path) -> Credentials | None:
 
 
 def _ask_helper(name: str, key: str) -> Credentials | None:
+    import json
+    import re
+    import subprocess
+
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise UnauthorizedError(f"the credential helper {name!r} has no proper name")
     try:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagepool.cli import output
 from pagepool.cli.connect import ServerOptions, credentials_for, server_url, verify_of
-from pagepool.cli.nodes import node_client
-from pagepool.cli.progress import counting, spinner
+from pagepool.cli.nodeclient import node_client
 from pagepool.errors import BusyError, PagepoolError, UnreachableError, UnsupportedError
-from pagepool.mount import default_directory, kernel, list_mounts
-from pagepool.node.alive import mounts_alive, noted_mounts
-from pagepool.overlay import OverlayUnknownError, read_info
-from pagepool.upper import find_upper
+from pagepool.mount import kernel
 
 if TYPE_CHECKING:
-    from pagepool.node.client import KernelMount, KernelMountOptions
+    from collections.abc import Callable, Iterator
+
+    from pagepool.node.client import KernelMount, KernelMountOptions, NodeClient
     from pagepool.oci import Platform, Reference
 
 
@@ -30,12 +29,12 @@ class Choice:
     reason: str
 
 
-def choose(wanted: str, state: Path, upper: Path | None, *, needs_fuse: bool = False) -> Choice:
+def choose(wanted: str, node: NodeClient, upper: Path | None, *, needs_fuse: bool = False) -> Choice:
     """Which backend is to mount something.
 
     Args:
         wanted: ``kernel``, ``fuse``, or ``auto``.
-        state: where the node has its pool.
+        node: what it has mounted already need not be tried.
         upper: where what is written is to be kept: one that is there already decides.
         needs_fuse: whether something was asked for that only fuse has.
 
@@ -50,7 +49,10 @@ def choose(wanted: str, state: Path, upper: Path | None, *, needs_fuse: bool = F
         before = None if upper is None else upper_backend(upper)
         if before == "fuse":
             return Choice("fuse", f"{upper} was made by it")
-    support = kernel.probe(state)
+    known = node.support()
+    if known is not None:
+        return Choice("kernel", known)
+    support = kernel.probe(node.places.state)
     if support.kernel:
         return Choice("kernel", support.reason)
     if wanted == "kernel":
@@ -60,6 +62,9 @@ def choose(wanted: str, state: Path, upper: Path | None, *, needs_fuse: bool = F
 
 def upper_backend(upper: Path) -> str | None:
     """Which backend has made the directory of an upper; None if it is new, or something else."""
+    from pagepool.overlay import OverlayUnknownError, read_info
+    from pagepool.upper import find_upper
+
     if find_upper(upper) is not None:
         return "kernel"
     try:
@@ -82,26 +87,34 @@ def check_free(path: Path) -> None:
         if one.path == target:
             image = one.source.partition(":")[2]
             raise BusyError(f"{target} is mounted already: {image}; pagepool umount {path}")
+    from pagepool.mount import default_directory, list_mounts
+
     for state in list_mounts(default_directory()):
         if Path(state.path) == target and not state.dead:
             raise BusyError(f"{target} is mounted already: {state.source}; pagepool umount {path}")
 
 
 def mount_kernel(
-    options: ServerOptions, reference: Reference, path: Path, wish: KernelMountOptions, platform: Platform | None
+    options: ServerOptions,
+    reference: Reference,
+    path: Path,
+    wish: KernelMountOptions,
+    platform: Platform | None,
+    node: NodeClient | None = None,
 ) -> KernelMount:
     """Have the node mount an image; the node is started if it is not running.
+
+    Args:
+        node: that was spoken to already.
 
     Raises:
         PagepoolError, OSError: as `NodeClient.mount`.
     """
-    node = node_client()
-    with spinner("starting the node"):
-        if node.ensure():
-            output.note(f"started the node; its pool is {node.places.pool}")
+    node = node or node_client()
+    ensure_node(node)
     url, host = server_url(options, reference)
     credentials = credentials_for(options, host, reference.repository)
-    with counting("fetching") as count:
+    with _watched(eager=wish.eager) as count:
         return node.mount(
             url,
             reference,
@@ -114,8 +127,39 @@ def mount_kernel(
         )
 
 
+@contextmanager
+def _watched(*, eager: bool) -> Iterator[Callable[[int], None]]:
+    """Show what comes of an image; or, where it is not waited for, that it takes long, if it does."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from pagepool.cli.progress import counting, in_a_while
+
+    with in_a_while(lambda: counting("fetching")) if not eager else counting("fetching") as count:
+        yield count
+
+
+def ensure_node(node: NodeClient) -> None:
+    """Start the node if it is not running.
+
+    Raises:
+        UnsupportedError, UnreachableError: it cannot be.
+    """
+    if node.met or node.is_running():
+        return
+    from pagepool.cli import output
+    from pagepool.cli.progress import spinner
+
+    with spinner("starting the node"):
+        started = node.ensure()
+    if started:
+        output.note(f"started the node; its pool is {node.places.pool}")
+
+
 def kernel_paths() -> list[Path]:
     """Where this node's mounts are, but for those of containers of `pagepool run`; also while it is not running."""
+    from pagepool.node.alive import noted_mounts
+
     ours = {record.id for record in noted_mounts(node_client().places) if not record.owner}
     return [one.path for one in kernel.list_kernel_mounts() if one.source.partition(":")[0] in ours]
 
@@ -126,6 +170,8 @@ def kernel_rows() -> list[dict[str, Any]]:
     try:
         return [kernel_row(fields) for fields in node.mounts()]
     except UnreachableError:
+        from pagepool.node.alive import mounts_alive, noted_mounts
+
         alive = mounts_alive()
         records = [record for record in noted_mounts(node.places) if record.id in alive]
         return [kernel_row({**asdict(record), "served": False, "local": False}) for record in records]
@@ -147,6 +193,8 @@ def kernel_row(fields: dict[str, Any]) -> dict[str, Any]:
 
 def state_of(row: dict[str, Any]) -> str:
     """How a mount is, in a few words."""
+    from pagepool.cli import output
+
     kind = "dead" if row["dead"] else "read-only" if row["read_only"] else "writable"
     return _how_local(kind, row) + (f"; {output.printable(row['last_error'])}" if row.get("last_error") else "")
 
@@ -154,6 +202,8 @@ def state_of(row: dict[str, Any]) -> str:
 def _how_local(kind: str, row: dict[str, Any]) -> str:
     if not row.get("served", True):
         return f"{kind}, the node is not running"
+    from pagepool.cli import output
+
     if row.get("local"):
         return f"{kind}, fully local"
     if row.get("lazily_read"):

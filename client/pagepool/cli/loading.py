@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 from pagepool.cli import exits, output, plugins
 from pagepool.cli.connect import credentials_for, server_url, verify_of
 from pagepool.cli.loadreport import print_result, write_reports
-from pagepool.cli.nodes import node_client
+from pagepool.cli.nodeclient import node_client
 from pagepool.cli.progress import counting, watching
 from pagepool.errors import InvalidError, UnsupportedError
 from pagepool.library import Client

@@ -1,4 +1,4 @@
-"""The node that commands speak to, and its options."""
+"""Options about the node that commands speak to; `nodeclient` has it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pagepool.node.client import NodeClient
-from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
+from pagepool.cli.state import State
+from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE
 from pagepool.units import AddressInvalidError, SizeInvalidError, parse_address, parse_size
 
 if TYPE_CHECKING:
@@ -69,16 +69,9 @@ def node_options(command: _Command) -> _Command:
     )(command)
 
 
-def node_client() -> NodeClient:
-    """The node that the options of the command that is running name."""
-    found = click.get_current_context().meta
-    state, run = found.get("pagepool.node.state"), found.get("pagepool.node.run")
-    return NodeClient(NodePlaces(state or DEFAULT_STATE, run or DEFAULT_RUN))
-
-
 def _note(which: str) -> Callable[[click.Context, click.Parameter, Path | None], None]:
     def note(context: click.Context, _: click.Parameter, value: Path | None) -> None:
         if value is not None:
-            context.meta[f"pagepool.node.{which}"] = value.absolute()
+            setattr(context.ensure_object(State), f"node_{which}", value.absolute())
 
     return note

@@ -12,37 +12,32 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import click
+from typing import Any, NoReturn
 
 from pagepool import units
 from pagepool.cli.exits import BROKEN_PIPE
+from pagepool.cli.state import State, current
+
+__all__ = [
+    "State",
+    "current",
+    "print_line",
+    "print_lines",
+    "print_json",
+    "note",
+    "warn",
+    "print_table",
+    "human_size",
+    "short_digest",
+    "printable",
+    "as_text",
+    "pick",
+    "write_bytes",
+    "flush",
+    "hush",
+]
 
 _UNDECODED = re.compile("[\udc80-\udcff]")
-
-
-@dataclass(slots=True)
-class State:
-    """What the options of the running command ask of all output. One per run of the program.
-
-    Args:
-        json: print JSON.
-        quiet: print nothing but data.
-        failure: the exit code of every error that is not about a container, as docker's commands have it; None:
-            each has its own.
-    """
-
-    json: bool = False
-    quiet: bool = False
-    failure: int | None = None
-
-
-def current() -> State:
-    """The state of the running command."""
-    context = click.get_current_context(silent=True)
-    return (context.find_object(State) if context else None) or State()
 
 
 def print_line(text: str = "") -> None:
@@ -64,12 +59,12 @@ def print_json(value: object) -> None:
 def note(text: str) -> None:
     """Tell the user something that is not data, unless he wants quiet."""
     if not current().quiet:
-        click.echo(f"pagepool: {printable(text)}", err=True)
+        _tell(f"pagepool: {printable(text)}\n")
 
 
 def warn(text: str) -> None:
     """Warn the user, even if he wants quiet."""
-    click.echo(f"pagepool: warning: {printable(text)}", err=True)
+    _tell(f"pagepool: warning: {printable(text)}\n")
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:
@@ -122,14 +117,25 @@ def pick(value: Mapping[str, Any], name: str) -> str:
     return "" if found is None else str(found)
 
 
+def _tell(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _end_quietly() -> NoReturn:
+    hush()
+    from click.exceptions import Exit  # not loaded by what prints and has readers
+
+    raise Exit(BROKEN_PIPE) from None
+
+
 def _write(text: str) -> None:
     try:
         sys.stdout.write(text)
         if sys.stdout.isatty():
             sys.stdout.flush()
     except BrokenPipeError:
-        hush()
-        raise click.exceptions.Exit(BROKEN_PIPE) from None
+        _end_quietly()
 
 
 def write_bytes(data: bytes | memoryview) -> None:
@@ -138,8 +144,7 @@ def write_bytes(data: bytes | memoryview) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
     except BrokenPipeError:
-        hush()
-        raise click.exceptions.Exit(BROKEN_PIPE) from None
+        _end_quietly()
 
 
 def flush() -> None:
@@ -147,8 +152,7 @@ def flush() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        hush()
-        raise click.exceptions.Exit(BROKEN_PIPE) from None
+        _end_quietly()
 
 
 def hush() -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from pagepool.cli import output
-from pagepool.digest import Digest
-from pagepool.oci import Descriptor
+from pagepool.cli.state import current
+
+if TYPE_CHECKING:
+    from pagepool.digest import Digest
+    from pagepool.oci import Descriptor
+
+
+_A_WHILE_S = 0.5
 
 
 @dataclass(slots=True)
@@ -116,6 +122,28 @@ def counting(verb: str, total: int | None = None) -> Iterator[Callable[[int], No
 
 
 @contextmanager
+def in_a_while(show: Callable[[], AbstractContextManager[Callable[[int], None]]]) -> Iterator[Callable[[int], None]]:
+    """What `show` shows, once that has been waited for; what is over by then was worth no bar, and no loading of it."""
+    lock, over = threading.Lock(), threading.Event()
+    with ExitStack() as shown:
+
+        def begin() -> None:
+            with lock:
+                if not over.is_set():
+                    shown.enter_context(show())
+
+        timer = threading.Timer(_A_WHILE_S, begin)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield lambda _: None
+        finally:
+            timer.cancel()
+            with lock:
+                over.set()
+
+
+@contextmanager
 def spinner(text: str) -> Iterator[Callable[[str], None]]:
     """Show that something is waited for; the function given changes the text."""
     if not _visible():
@@ -123,12 +151,14 @@ def spinner(text: str) -> Iterator[Callable[[str], None]]:
         return
     from rich.console import Console
 
+    from pagepool.cli import output
+
     with Console(stderr=True).status(output.printable(text)) as status:
         yield lambda changed: status.update(output.printable(changed))
 
 
 def _visible() -> bool:
-    return sys.stderr.isatty() and not output.current().quiet
+    return sys.stderr.isatty() and not current().quiet
 
 
 @contextmanager
@@ -139,6 +169,8 @@ def watching() -> Iterator[Callable[[str, float], None]]:
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from pagepool.cli import output
 
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:

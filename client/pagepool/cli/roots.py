@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-import tempfile
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from pagepool.cli import output
 from pagepool.cli.connect import on_server
-from pagepool.cli.kernelmounts import choose, mount_kernel
-from pagepool.cli.nodes import node_client
-from pagepool.cli.target import PoolOptions, open_client
+from pagepool.cli.kernelmounts import choose, ensure_node, mount_kernel
+from pagepool.cli.nodeclient import node_client
 from pagepool.container import DEFAULT_DIRECTORY
 from pagepool.errors import NotFoundError, UnsupportedError
 from pagepool.node.client import KernelMountOptions
@@ -25,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+    from pagepool.cli.target import PoolOptions
     from pagepool.node.client import NodeClient
     from pagepool.oci import Config, Platform, Reference
 
@@ -93,12 +89,12 @@ def default_provider(backend: str = "auto") -> RootProvider:
         UnsupportedError: the kernel was asked for, and cannot.
     """
     node = node_client()
-    if backend != "fuse" and node.has_mounts():
-        return NodeRoots(node)
-    choice = choose(backend, node.places.state, None)
+    choice = choose(backend, node, None)
     if choice.backend == "kernel":
         return NodeRoots(node)
     if backend == "auto":
+        from pagepool.cli import output
+
         output.note(f"backend fuse: {choice.reason}")
     return FuseRoots()
 
@@ -120,16 +116,15 @@ class NodeRoots:
         if os.geteuid() != 0:
             raise UnsupportedError("running containers needs root")
         reference = on_server(request.reference)
-        identity = secrets.token_hex(16)
-        if self._node.ensure():
-            output.note(f"started the node; its pool is {self._node.places.pool}")
+        identity = _new_id()
+        ensure_node(self._node)
         point = self._roots / identity
         point.mkdir(mode=0o755, parents=True)
         try:
             wish = KernelMountOptions(
                 temporary=True, owner=identity, config=True, eager=request.eager, quota=request.quota
             )
-            mounted = mount_kernel(request.options, reference, point, wish, request.platform)
+            mounted = mount_kernel(request.options, reference, point, wish, request.platform, self._node)
             config = parse_config(str(mounted.fields["config"]).encode())
             yield Root(point, config, identity, str(reference))
         finally:
@@ -152,6 +147,9 @@ class FuseRoots:
     @contextmanager
     def open_root(self, request: RootRequest) -> Iterator[Root]:
         """See `RootProvider`."""
+        import tempfile
+
+        from pagepool.cli.target import open_client
         from pagepool.library.mounted import mount_in_background, plan_mount
         from pagepool.mount import MountOptions
 
@@ -166,7 +164,7 @@ class FuseRoots:
             root, upper = work / "root", work / "upper"
             root.mkdir()
             mount_in_background(plan_mount(image, upper), root, MountOptions(str(reference), allow_other=True))
-            yield Root(root, image.config, secrets.token_hex(16), str(reference))
+            yield Root(root, image.config, _new_id(), str(reference))
 
     def discard(self, container_id: str, path: Path) -> None:
         """See `RootProvider`."""
@@ -178,8 +176,14 @@ class FuseRoots:
             NodeRoots(node).discard(container_id, path)
 
     def _remove(self, work: Path) -> None:
+        import shutil
+
         from pagepool.mount import MountUnknownError, unmount
 
         with suppress(MountUnknownError):
             unmount(work / "root", force=True)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _new_id() -> str:
+    return os.urandom(16).hex()  # what `secrets` does, which loads much

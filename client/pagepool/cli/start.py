@@ -16,11 +16,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         open_streams()
-        from pagepool.cli.app import main as run_and_exit
-    except KeyboardInterrupt:
+        from pagepool.cli.quick import main as run_and_exit
+
+        run_and_exit(arguments)
+    except KeyboardInterrupt:  # which commands make an exit code of
         sys.stderr.write("pagepool: error: interrupted\n")
         sys.exit(_INTERRUPTED)
-    run_and_exit(arguments)
 
 
 def open_streams() -> None:

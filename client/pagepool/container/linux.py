@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 from typing import Final
 
 from pagepool.linux import mounts
@@ -128,4 +127,4 @@ def _permitted() -> set[int]:
 
 
 def _number(name: str) -> int:
-    return (_X86_64 if platform.machine() == "x86_64" else _OTHERS)[name]
+    return (_X86_64 if os.uname().machine == "x86_64" else _OTHERS)[name]

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 Network = Literal["host", "none"]
 
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([bkmgt]?)b?", re.IGNORECASE)
+# Compiled when they are used: most containers have no such option.
+_SIZE: Final = r"(\d+(?:\.\d+)?)([bkmgt]?)b?"
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _MIN_MEMORY: Final = 6 << 20
-_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
-_HOSTNAME: Final = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,62})(\.[a-zA-Z0-9][a-zA-Z0-9-]{0,62})*")
+_NAME: Final = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
+_HOSTNAME: Final = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,62})(\.[a-zA-Z0-9][a-zA-Z0-9-]{0,62})*"
 
 
 class OptionInvalidError(InvalidError):
@@ -123,7 +124,7 @@ def parse_memory(text: str) -> int:
     Raises:
         OptionInvalidError: it is none, or less than 6 MiB.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE)
     if match is None:
         raise OptionInvalidError(text, "is no size such as 512m")
     size = int(float(match[1]) * _UNITS[match[2].lower()])
@@ -165,9 +166,9 @@ def check_options(options: RunOptions) -> None:
     Raises:
         OptionInvalidError: it names the option's value.
     """
-    if options.name and not _NAME.fullmatch(options.name):
+    if options.name and not re.fullmatch(_NAME, options.name):
         raise OptionInvalidError(options.name, "a name has letters, digits and _.-")
-    if options.hostname and (len(options.hostname) > 64 or not _HOSTNAME.fullmatch(options.hostname)):
+    if options.hostname and (len(options.hostname) > 64 or not re.fullmatch(_HOSTNAME, options.hostname)):
         raise OptionInvalidError(options.hostname, "is no name of a host")
     if options.workdir is not None and not options.workdir.startswith("/"):
         raise OptionInvalidError(options.workdir, "the working directory has to be absolute")

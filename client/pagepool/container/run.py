@@ -18,10 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from pagepool.container import cgroup, runc, terminal
+from pagepool.container import runc
 from pagepool.container.facts import gather_facts
 from pagepool.container.options import OptionInvalidError, check_options
-from pagepool.container.own import OwnContainer
 from pagepool.container.plan import STOP_SIGNAL, plan_runtime
 from pagepool.container.process import Task
 from pagepool.container.records import DEFAULT_DIRECTORY, RUNNING, Held, Record, hold, stale
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from pagepool.container.options import Container
     from pagepool.container.process import Running
+    from pagepool.container.terminal import Pump
 
 RuntimeName = Literal["auto", "runc", "own"]
 
@@ -95,7 +95,7 @@ def run_container(
         held.write(record)
         watch = undo.enter_context(Signals((*_FORWARDED, signal.SIGWINCH)))
         task = Task(container.id, held.bundle, config, options.tty, options.interactive, direct)
-        running: Running = RuncContainer(program, directory / "runc", task) if program else OwnContainer(task)
+        running: Running = RuncContainer(program, directory / "runc", task) if program else _own(task)
         undo.callback(running.close)
         return _Run(running, task, held, record, watch, started, grace_s).to_the_end()
 
@@ -112,6 +112,8 @@ def cleanup_stale(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
         state = directory / "runc" / record.id
         if program and state.exists():
             runc.delete(program, state)
+        from pagepool.container import cgroup  # seldom wanted, as all that is imported in functions here
+
         cgroup.remove_groups(cgroup.groups_of(f"pagepool-{record.id}"))
         held.close()
         found.append(record)
@@ -126,6 +128,12 @@ def _choose(runtime: RuntimeName) -> str | None:
     if runtime == "runc" and program is None:
         raise UnsupportedError("runc is not installed: apt-get install runc")
     return program
+
+
+def _own(task: Task) -> Running:
+    from pagepool.container.own import OwnContainer
+
+    return OwnContainer(task)
 
 
 def _record(container: Container, config: Mapping[str, Any], runtime: str) -> Record:
@@ -164,7 +172,7 @@ class _Run:
         self._grace_s = grace_s
         self._asked = 0
         self._deadline: float | None = None
-        self._pump: terminal.Pump | None = None
+        self._pump: Pump | None = None
         self._carried = False
         self._undo = contextlib.ExitStack()
 
@@ -225,6 +233,8 @@ class _Run:
         if master is None or self._pump or not self._task.terminal or self._carried:
             return
         self._carried = True
+        from pagepool.container import terminal
+
         source = 0 if self._task.direct else None
         if self._task.direct:
             self._undo.enter_context(terminal.raw_mode(0))
@@ -232,6 +242,8 @@ class _Run:
         self._resize()
 
     def _resize(self) -> None:
+        from pagepool.container import terminal
+
         ours = terminal.find_terminal()
         if ours is not None and self._running.master is not None:
             terminal.copy_size(ours, self._running.master)

@@ -41,6 +41,8 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    """A line of one of the tables."""
+
     name: str
     id: int
     gid: int = 0

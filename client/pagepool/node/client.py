@@ -107,6 +107,8 @@ class NodeClient:
 
     def __init__(self, places: NodePlaces | None = None) -> None:
         self.places = places or default_places()
+        self.met = False
+        """Whether it has answered: then it runs, or another worker of it does in a moment."""
 
     def ensure(self) -> bool:
         """Start the node if it is not running. Returns whether it was started now.
@@ -128,16 +130,21 @@ class NodeClient:
             return False
         return True
 
-    def has_mounts(self) -> bool:
-        """Whether it runs, and has something mounted: then this machine can do that, and need not be tried."""
+    def support(self) -> str | None:
+        """What this machine has for kernel mounts, in a few words, if the node runs and has something mounted, or had
+        of late: then that need not be tried. None if it does not, or is of an older version."""
         try:
-            return bool(self.status()["mounts"])
+            found = self.status()
         except UnreachableError:
-            return False
+            return None
+        reason = found.get("support")
+        return str(reason) if reason and (found["mounts"] or found["trees"]) else None
 
     def status(self) -> dict[str, Any]:
         """Which node it is, and how it is."""
-        return dict(self._ask("status"))
+        found = dict(self._ask("status"))
+        self.met = True
+        return found
 
     def _ask(self, operation: str, **fields: object) -> Any:
         """Ask for something that can be asked for twice; once more if the worker dies just then: there is another."""

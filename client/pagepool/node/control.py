@@ -9,14 +9,9 @@ Errors keep their class over the socket as far as pagepool has it: see `encode_e
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 import os
 import socket
-import threading
-import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool import errors
@@ -28,10 +23,6 @@ if TYPE_CHECKING:
 _LIMIT: Final = 16 << 20
 _CHUNK: Final = 64 << 10
 _MOST_DESCRIPTORS: Final = 8
-_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EINTR)
-_AGAIN_S: Final = 0.1
-
-log = logging.getLogger("pagepool.node")
 
 
 class NodeGoneError(UnreachableError):
@@ -95,62 +86,6 @@ class Channel:
             os.close(descriptor)
         self.descriptors.clear()
         self._socket.close()
-
-
-class ControlServer:
-    """Answers conversations, each in a thread of its own.
-
-    Args:
-        listener: a listening Unix socket. Other processes may have it open, too.
-        handlers: by the name of the operation: called with the channel and the request, returns what is sent as ``ok``.
-    """
-
-    def __init__(
-        self, listener: socket.socket, handlers: Mapping[str, Callable[[Channel, dict[str, Any]], Any]]
-    ) -> None:
-        self._listener = listener
-        self._handlers = handlers
-        self._thread = threading.Thread(target=self._accept, name="node-control", daemon=True)
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError as error:
-                if error.errno not in _PASSING:
-                    log.info("no more commands are taken: %s", error)
-                    return
-                log.warning("a command has to wait: %s", error)
-                time.sleep(_AGAIN_S)
-                continue
-            try:
-                threading.Thread(target=self._converse, args=(Channel(connection),), daemon=True).start()
-            except RuntimeError as error:
-                log.warning("a command is refused: %s", error)
-                connection.close()
-
-    def _converse(self, channel: Channel) -> None:
-        try:
-            request = channel.receive()
-            if request is None:
-                return
-            handler = self._handlers.get(str(request.get("op")))
-            if handler is None:
-                raise errors.UnsupportedError(f"this node does not know how to {request.get('op')!r}")
-            channel.send({"ok": handler(channel, request)})
-        except (BrokenPipeError, ConnectionError):
-            return
-        except Exception as error:
-            if not isinstance(error, (PagepoolError, OSError)):
-                log.exception("a command failed")
-            with suppress(OSError):
-                channel.send({"error": encode_error(error)})
-        finally:
-            channel.close()
 
 
 def encode_error(error: Exception) -> dict[str, Any]:

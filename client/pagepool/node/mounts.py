@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pagepool.digest import Digest
 from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedError
+from pagepool.linux import quota
 from pagepool.linux.mounts import clone_mount
 from pagepool.mount import kernel
 from pagepool.node.alive import mounts_alive
@@ -245,8 +246,8 @@ class NodeMounts:
         self._note_image(directory, source, wish)
         if wish.quota:
             # A number that a directory has been given stays with what is in it.
-            project = kernel.project_of(directory) or _FIRST_PROJECT | secrets.randbits(30)
-            kernel.set_quota(directory, wish.quota, project)
+            project = quota.project_of(directory) or _FIRST_PROJECT | secrets.randbits(30)
+            quota.set_quota(directory, wish.quota, project)
         make_work(directory / "work")
         if (directory / UPPER).exists():
             check_upper(directory / UPPER, source.tree, devices=wish.nodev)

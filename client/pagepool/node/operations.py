@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import InvalidError, StoreFullError
+from pagepool.mount import kernel
 from pagepool.node.alive import mounts_alive
 from pagepool.node.filling import missing
 from pagepool.node.images import Resolved
@@ -46,6 +47,7 @@ class Operations:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._began = time.time()
+        self._support = ""
 
     def handlers(self) -> dict[str, Callable[[Channel, dict[str, Any]], Any]]:
         """By name."""
@@ -64,6 +66,9 @@ class Operations:
     def status(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
         """Which node this is, and how it is."""
         worker = self._worker
+        trees = len(worker.sources.all())
+        if trees and not self._support:
+            self._support = kernel.probe(worker.places.state).reason
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -72,7 +77,8 @@ class Operations:
             "run": str(worker.places.run),
             "options": asdict(worker.options),
             "mounts": len(worker.mounts.all()),
-            "trees": len(worker.sources.all()),
+            "trees": trees,
+            "support": self._support,
             "pool": asdict(worker.pool.stats()),
             "metrics": None if worker.metrics is None else worker.metrics.address,
         }

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from pagepool.content import ObjectCache, Ticker
 from pagepool.library.client import default_budget
 from pagepool.linux.signals import Signals
-from pagepool.node.control import ControlServer
+from pagepool.node.answering import ControlServer
 from pagepool.node.figures import Figures
 from pagepool.node.filling import Filler
 from pagepool.node.forgetting import LetGo, forget_unused, let_go

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, field
 
 
@@ -26,4 +25,6 @@ class Credentials:
         """The ``Authorization`` header of basic authentication; "" if there is no user name."""
         if not self.username:
             return ""
+        import base64
+
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()

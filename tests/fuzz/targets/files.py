@@ -13,7 +13,8 @@ from typing import Any
 from pagepool.errors import BusyError, CorruptError, InvalidError, StoreFormatError
 from pagepool.image import Kind
 from pagepool.mount.mountinfo import parse_mountinfo
-from pagepool.node.control import Channel, ControlServer, decode_error
+from pagepool.node.answering import ControlServer
+from pagepool.node.control import Channel, decode_error
 from pagepool.overlay import OverlayFileSystem
 from pagepool.overlay import arena as arenas
 from pagepool.overlay import journal as journals

@@ -13,7 +13,8 @@ import pytest
 
 from pagepool.errors import BusyError, InvalidError, StoreFullError, UnsupportedError
 from pagepool.linux import can_reflink, mounts, quota
-from pagepool.mount.kernel import PoolImage, poolimage, probe, project_of, quota_usage, set_quota
+from pagepool.linux.quota import project_of, quota_usage, set_quota
+from pagepool.mount.kernel import PoolImage, poolimage, probe
 from pagepool.mount.kernel.loop import loop_files
 from pagepool.mount.mountinfo import mounted_at
 from tests.support.kernelmounts import KernelImage

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import output
-from pagepool.cli.nodes import node_client, node_options
+from pagepool.cli.nodeclient import node_client
+from pagepool.cli.nodes import node_options
 from pagepool.cli.options import output_options
 from pagepool.errors import UnreachableError
 from pagepool.image.treefile import TreeFile

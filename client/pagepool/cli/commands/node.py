@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import output
-from pagepool.cli.nodes import AddressType, SizeType, node_client, node_options
+from pagepool.cli.nodeclient import node_client
+from pagepool.cli.nodes import AddressType, SizeType, node_options
 from pagepool.cli.options import output_options
 from pagepool.errors import UnreachableError
 

@@ -9,7 +9,8 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.kernelmounts import kernel_paths
-from pagepool.cli.nodes import node_client, node_options
+from pagepool.cli.nodeclient import node_client
+from pagepool.cli.nodes import node_options
 from pagepool.cli.options import output_options
 from pagepool.errors import PagepoolError
 from pagepool.mount import MountUnknownError, default_directory, list_mounts, unmount

@@ -23,7 +23,7 @@ from pagepool.mount.kernel.loop import BLOCK_SIZE, loop_files, open_loop
 from pagepool.mount.mountinfo import mounted_at, resolve
 
 KIND: Final = "xfs"
-MIN_SIZE: Final = 300 << 20
+POOL_IMAGE_MIN_SIZE: Final = 300 << 20
 """mkfs.xfs makes none that is smaller."""
 
 _MKFS: Final = "mkfs.xfs"
@@ -43,7 +43,7 @@ class PoolImage:
 
         Args:
             file: that is not there.
-            size: bytes, at least `MIN_SIZE`.
+            size: bytes, at least `POOL_IMAGE_MIN_SIZE`.
             sparse: take space from the host only as it is used; for those who know what a full host does to it.
 
         Raises:
@@ -53,8 +53,8 @@ class PoolImage:
             StoreFullError: the host has not so much space.
             OSError: it cannot be made.
         """
-        if size < MIN_SIZE:
-            raise InvalidError(size, f"a pool image has at least {MIN_SIZE} bytes")
+        if size < POOL_IMAGE_MIN_SIZE:
+            raise InvalidError(size, f"a pool image has at least {POOL_IMAGE_MIN_SIZE} bytes")
         program = shutil.which(_MKFS, path=_PATH)
         if program is None:
             raise UnsupportedError(f"a pool image needs the program {_MKFS}: install the package xfsprogs")

@@ -1,0 +1,137 @@
+"""What ``pagepool mount`` does once its command line is read. What only FUSE needs is loaded for that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn, TypedDict
+
+from pagepool.cli import exits
+from pagepool.cli.connect import on_server
+from pagepool.cli.kernelmounts import check_free, choose, kernel_row, mount_kernel
+from pagepool.cli.nodeclient import node_client
+from pagepool.cli.state import current
+from pagepool.errors import InvalidError
+from pagepool.node.client import KernelMountOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pagepool.cli.target import PoolOptions
+    from pagepool.node.client import KernelMount
+    from pagepool.oci import Platform, Reference
+
+
+class MountGiven(TypedDict):
+    """The options, by the names that click gives them."""
+
+    upper: Path | None
+    read_only: bool
+    temporary: bool
+    eager: bool
+    no_fill: bool
+    quota: int | None
+    backend: str
+    foreground: bool
+    dev: bool
+    nosuid: bool
+    allow_other: bool | None
+    platform: Platform | None
+    server: str
+    plain_http: bool
+    insecure: bool
+    ca_certificate: Path | None
+    username: str | None
+    password_stdin: bool
+    pool: Path | None
+
+
+def mount(reference: Reference, path: Path, given: MountGiven) -> int:
+    """Mount an image at a directory, and say so.
+
+    Args:
+        reference: the image.
+        path: the directory.
+        given: the options.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        click.UsageError: options that exclude each other.
+        PagepoolError, OSError: it cannot be mounted.
+    """
+    _check_wishes(given)
+    if not path.is_dir():
+        raise InvalidError(str(path), "is no directory to mount upon; make one")
+    check_free(path)
+    reference = on_server(reference)
+    node = node_client()
+    needs_fuse = given["foreground"] or given["pool"] is not None
+    choice = choose(given["backend"], node, given["upper"], needs_fuse=needs_fuse)
+    if choice.backend == "kernel":
+        wish = _wish(given)
+        mounted = mount_kernel(server_options(given), reference, path, wish, given["platform"], node)
+        _report(mounted, choice.reason)
+    else:
+        from pagepool.cli.fusemounts import mount_fuse
+
+        mount_fuse(reference, path, given, choice.reason)
+    return exits.OK
+
+
+def server_options(given: MountGiven) -> PoolOptions:
+    """Of the options those about the service."""
+    return {
+        "server": given["server"],
+        "plain_http": given["plain_http"],
+        "insecure": given["insecure"],
+        "ca_certificate": given["ca_certificate"],
+        "username": given["username"],
+        "password_stdin": given["password_stdin"],
+        "pool": given["pool"],
+    }
+
+
+def _wish(given: MountGiven) -> KernelMountOptions:
+    return KernelMountOptions(
+        upper=given["upper"],
+        temporary=given["temporary"],
+        read_only=given["read_only"],
+        nosuid=given["nosuid"],
+        dev=given["dev"],
+        eager=given["eager"],
+        fill=not given["no_fill"],
+        quota=given["quota"] or 0,
+    )
+
+
+def _check_wishes(given: MountGiven) -> None:
+    """Refuse wishes of which one would be forgotten."""
+    upper, temporary = given["upper"], given["temporary"]
+    if temporary and upper is not None:
+        _refuse("--rw and --upper exclude each other: what is written is kept, or it is not.")
+    if temporary and given["read_only"]:
+        _refuse("--rw and --ro exclude each other.")
+    if given["quota"] and not temporary and upper is None:
+        _refuse("--quota is for --rw and --upper: nothing can be written without.")
+
+
+def _refuse(usage: str) -> NoReturn:
+    import click
+
+    raise click.UsageError(usage)
+
+
+def _report(mounted: KernelMount, reason: str) -> None:
+    from pagepool.cli import output
+
+    fields = mounted.fields
+    if fields.get("offline"):
+        output.warn("the service cannot be reached: only what was fetched before can be read")
+    if current().json:
+        output.print_json(kernel_row(fields))
+        return
+    output.print_line(str(mounted.path))
+    kind = "read-only" if fields["read_only"] else f"changes are kept in {fields['upper']}"
+    if fields["temporary"]:
+        kind = "changes go when it is unmounted"
+    output.note(f"mounted {fields['image']} (kernel: {reason}; {kind})")

@@ -1,0 +1,184 @@
+"""What ``pagepool run`` does once its command line is read. Loads little: hundreds of containers start at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypedDict
+
+from pagepool.cli import exits, roots
+from pagepool.cli.nodeclient import node_client
+from pagepool.cli.state import current
+from pagepool.container import Container, RunOptions, cleanup_stale, run_container
+from pagepool.container.options import check_options, parse_env, parse_env_file, parse_memory, parse_volume
+from pagepool.oci.platform import Platform, rank
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
+
+    from pagepool.cli.roots import RootProvider
+    from pagepool.cli.target import PoolOptions
+    from pagepool.container import Record
+    from pagepool.container.options import Network
+    from pagepool.container.run import RuntimeName
+    from pagepool.oci import Reference
+
+_GRACE_S = 10.0
+
+
+class RunGiven(TypedDict):
+    """The options, by the names that click gives them."""
+
+    detach: bool
+    log: Path | None
+    rm: bool
+    runtime: RuntimeName
+    eager: bool
+    disk: int
+    backend: str
+    platform: Platform | None
+    interactive: bool
+    tty: bool
+    name: str
+    entrypoint: str | None
+    env: tuple[str, ...]
+    env_file: tuple[TextIO, ...]
+    workdir: str | None
+    user: str | None
+    hostname: str
+    network: Network
+    volumes: tuple[str, ...]
+    memory: str | None
+    pids_limit: int | None
+    read_only: bool
+    server: str
+    plain_http: bool
+    insecure: bool
+    ca_certificate: Path | None
+    username: str | None
+    password_stdin: bool
+    pool: Path | None
+
+
+def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> int:
+    """Run a program in a container of an image.
+
+    Args:
+        reference: the image.
+        words: what follows it.
+        given: the options.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        click.UsageError: options that exclude each other.
+        PagepoolError, OSError: it could not be run.
+    """
+    current().failure = exits.CONTAINER
+    options = _options(words, given)
+    check_options(options)
+    node = node_client()
+    if options.volumes:
+        from pagepool.cli.volumes import check_volumes
+
+        check_volumes(options.volumes, node.places.state, node.places.run)
+    if given["detach"] and options.interactive:
+        _refuse("--detach and --interactive exclude each other.")
+    if given["log"] is not None and not given["detach"]:
+        _refuse("--log is for --detach.")
+    provider = roots.default_provider(given["backend"])
+    for record in cleanup_stale(roots.containers_directory()):
+        provider.discard(record.id, Path(record.root))
+    request = roots.RootRequest(reference, given["platform"], _pool_options(given), given["eager"], given["disk"])
+    if given["detach"]:
+        return _detach(provider, request, options, given)
+    return _run(provider, request, options, given["runtime"])
+
+
+def _refuse(usage: str) -> NoReturn:
+    import click
+
+    raise click.UsageError(usage)
+
+
+def _detach(provider: RootProvider, request: roots.RootRequest, options: RunOptions, given: RunGiven) -> int:
+    """Run it in the background, and say what it is called."""
+    from dataclasses import asdict
+
+    from pagepool.cli import output
+    from pagepool.cli.background import in_background
+
+    log, runtime = given["log"], given["runtime"]
+    answer = in_background(
+        lambda tell: _run(provider, request, options, runtime, lambda record: tell(asdict(record)), _GRACE_S),
+        None if log is None else log.absolute(),
+    )
+    if current().json:
+        output.print_json(answer)
+    else:
+        output.print_line(answer["id"])
+    return exits.OK
+
+
+def _run(
+    provider: RootProvider,
+    request: roots.RootRequest,
+    options: RunOptions,
+    runtime: RuntimeName,
+    started: Callable[[Record], None] | None = None,
+    grace_s: float | None = None,
+) -> int:
+    with provider.open_root(request) as root:
+        _tell_platform(request, root)
+        container = Container(root.container_id, root.image, root.path, root.config, options)
+        return run_container(
+            container,
+            directory=roots.containers_directory(),
+            runtime=runtime,
+            started=started,
+            grace_s=grace_s,
+        )
+
+
+def _tell_platform(request: roots.RootRequest, root: roots.Root) -> None:
+    """Say that an image is for other machines: an image that is no index is taken whatever --platform says."""
+    wanted, found = request.platform or Platform.local(), root.config.platform
+    if found.architecture and rank(wanted, found) is None:
+        from pagepool.cli import output
+
+        output.warn(f"{root.image} is for {found}, not for {wanted}")
+
+
+def _options(words: tuple[str, ...], given: RunGiven) -> RunOptions:
+    env = [variable for file in given["env_file"] for variable in parse_env_file(file.read(), os.environ)]
+    env += [parse_env(text, os.environ) for text in given["env"]]
+    return RunOptions(
+        command=words[1:] if words[:1] == ("--",) else words,
+        entrypoint=given["entrypoint"],
+        env=tuple(env),
+        user=given["user"],
+        workdir=given["workdir"],
+        hostname=given["hostname"],
+        network=given["network"],
+        volumes=tuple(parse_volume(text) for text in given["volumes"]),
+        memory=None if given["memory"] is None else parse_memory(given["memory"]),
+        pids_limit=given["pids_limit"],
+        read_only=given["read_only"],
+        tty=given["tty"],
+        interactive=given["interactive"],
+        name=given["name"],
+    )
+
+
+def _pool_options(given: RunGiven) -> PoolOptions:
+    return {
+        "server": given["server"],
+        "plain_http": given["plain_http"],
+        "insecure": given["insecure"],
+        "ca_certificate": given["ca_certificate"],
+        "username": given["username"],
+        "password_stdin": given["password_stdin"],
+        "pool": given["pool"],
+    }
