@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 import pagepool
 from pagepool.errors import LayerInvalidError
 from pagepool.oci import Reference
@@ -35,6 +37,7 @@ FIRST = int(os.environ.get("PAGEPOOL_ODD_SEED", "2002"))
 _NEVER = sys.maxsize
 
 
+@pytest.mark.timeout(600 + 20 * ROUNDS)
 def test_they_are_the_same_every_way(service: Service, tmp_path: Path) -> None:
     require("umoci")
     compared = 0
