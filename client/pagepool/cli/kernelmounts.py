@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagepool.cli import output
 from pagepool.cli.connect import ServerOptions, credentials_for, server_url, verify_of
-from pagepool.cli.nodes import node_client
+from pagepool.cli.nodes import may_ask, node_client
 from pagepool.cli.progress import counting, spinner
 from pagepool.errors import BusyError, PagepoolError, UnreachableError, UnsupportedError
 from pagepool.mount import default_directory, kernel, list_mounts
@@ -46,10 +46,10 @@ def choose(wanted: str, state: Path, upper: Path | None, *, needs_fuse: bool = F
         return Choice("fuse", "it was asked for")
     if wanted == "auto":
         if needs_fuse:
-            return Choice("fuse", "--foreground and --pool are for that")
+            return Choice("fuse", "--foreground and --pool are for FUSE")
         before = None if upper is None else upper_backend(upper)
         if before == "fuse":
-            return Choice("fuse", f"{upper} was made by it")
+            return Choice("fuse", f"{upper} was made by FUSE")
     support = kernel.probe(state)
     if support.kernel:
         return Choice("kernel", support.reason)
@@ -115,8 +115,14 @@ def mount_kernel(
 
 
 def kernel_paths() -> list[Path]:
-    """Where this node's mounts are, but for those of containers of `pagepool run`; also while it is not running."""
-    ours = {record.id for record in noted_mounts(node_client().places) if not record.owner}
+    """Where this node's mounts are, but for those of containers of `pagepool run`; also while it is not running.
+
+    None for users who may not ask it: they could not unmount them.
+    """
+    node = node_client()
+    if not may_ask(node):
+        return []
+    ours = {record.id for record in noted_mounts(node.places) if not record.owner}
     return [one.path for one in kernel.list_kernel_mounts() if one.source.partition(":")[0] in ours]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pagepool.errors import DeniedError
 from pagepool.node.client import NodeClient
 from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
 from pagepool.units import AddressInvalidError, SizeInvalidError, parse_address, parse_size
@@ -52,7 +54,7 @@ def node_options(command: _Command) -> _Command:
     command = click.option(
         "--node-run",
         envvar="PAGEPOOL_NODE_RUN",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=click.Path(path_type=Path, file_okay=False, readable=False),
         metavar="DIR",
         expose_value=False,
         callback=_note("run"),
@@ -61,7 +63,7 @@ def node_options(command: _Command) -> _Command:
     return click.option(
         "--node-state",
         envvar="PAGEPOOL_NODE_STATE",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=click.Path(path_type=Path, file_okay=False, readable=False),
         metavar="DIR",
         expose_value=False,
         callback=_note("state"),
@@ -74,6 +76,24 @@ def node_client() -> NodeClient:
     found = click.get_current_context().meta
     state, run = found.get("pagepool.node.state"), found.get("pagepool.node.run")
     return NodeClient(NodePlaces(state or DEFAULT_STATE, run or DEFAULT_RUN))
+
+
+def may_ask(node: NodeClient) -> bool:
+    """Whether this user can look into the node's directory: nobody but root can, as credentials are in it."""
+    run = node.places.run
+    return os.access(run, os.R_OK | os.X_OK) or not run.exists()
+
+
+def asked_node() -> NodeClient:
+    """The node, to ask it something.
+
+    Raises:
+        DeniedError: whether it runs or not, it is not for this user to know.
+    """
+    node = node_client()
+    if not may_ask(node):
+        raise DeniedError(f"the node in {node.places.run} is root's: only root can ask it")
+    return node
 
 
 def _note(which: str) -> Callable[[click.Context, click.Parameter, Path | None], None]:

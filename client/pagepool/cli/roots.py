@@ -90,8 +90,10 @@ def default_provider(backend: str = "auto") -> RootProvider:
         backend: ``kernel``, ``fuse``, or ``auto``.
 
     Raises:
-        UnsupportedError: the kernel was asked for, and cannot.
+        UnsupportedError: the kernel was asked for, and cannot; or this is not root.
     """
+    if os.geteuid() != 0:
+        raise UnsupportedError("running containers needs root")
     node = node_client()
     if backend != "fuse" and node.has_mounts():
         return NodeRoots(node)
@@ -99,7 +101,7 @@ def default_provider(backend: str = "auto") -> RootProvider:
     if choice.backend == "kernel":
         return NodeRoots(node)
     if backend == "auto":
-        output.note(f"backend fuse: {choice.reason}")
+        output.note(f"mounting by FUSE, not by the kernel: {choice.reason}")
     return FuseRoots()
 
 

@@ -21,7 +21,7 @@ from pagepool.cli.kernelmounts import (
     state_of,
     upper_backend,
 )
-from pagepool.cli.nodes import SizeType, node_client, node_options
+from pagepool.cli.nodes import SizeType, may_ask, node_client, node_options
 from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
 from pagepool.cli.progress import counting
 from pagepool.cli.target import PoolOptions, open_client
@@ -128,7 +128,7 @@ def command(
       pagepool umount /mnt/app
     """
     if reference is None:
-        _print_mounts(list_mounts(default_directory()), kernel_rows())
+        _print_mounts(list_mounts(default_directory()), kernel_rows() if may_ask(node_client()) else [])
         return
     if path is None:
         raise click.UsageError("Missing argument 'DIR': where to mount the image.")
@@ -149,7 +149,7 @@ def command(
     if upper is not None and upper_backend(upper) == "kernel":
         raise UnsupportedError(f"{upper} was written by a kernel mount, and needs the backend kernel{why}")
     if backend == "auto":
-        output.note(f"backend fuse: {choice.reason}")
+        output.note(f"mounting by FUSE, not by the kernel: {choice.reason}")
     mode = MountOptions(str(reference), read_only or upper is None, others, not nosuid, dev)
     with open_client(options, reference) as client:
         image = _resolve(client, reference, platform, upper)

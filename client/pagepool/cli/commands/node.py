@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import output
-from pagepool.cli.nodes import AddressType, SizeType, node_client, node_options
+from pagepool.cli.nodes import AddressType, SizeType, asked_node, node_client, node_options
 from pagepool.cli.options import output_options
 from pagepool.errors import UnreachableError
 
@@ -192,7 +192,7 @@ def stop() -> None:
     Examples:
       pagepool node stop
     """
-    client = node_client()
+    client = asked_node()
     ended = client.stop()
     if not (ended.was_running or ended.cleared):
         raise UnreachableError(str(client.places.run), "the node is not running")
@@ -216,7 +216,7 @@ def restart() -> None:
     """
     from pagepool.node.start import upgrade_node
 
-    with _told(node_client()) as client:
+    with _told(asked_node()) as client:
         before = client.status()["pid"]
     after = upgrade_node(client.places)
     if output.current().json:
@@ -248,7 +248,7 @@ def scrub() -> None:
     Examples:
       pagepool node scrub
     """
-    with _told(node_client()) as client:
+    with _told(asked_node()) as client:
         found = client.scrub()
     if output.current().json:
         output.print_json(found)
@@ -268,7 +268,7 @@ def _told(client: NodeClient) -> Iterator[NodeClient]:
 
 
 def _print_status() -> None:
-    with _told(node_client()) as client:
+    with _told(asked_node()) as client:
         found = client.status()
     if output.current().json:
         output.print_json(found)
