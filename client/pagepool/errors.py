@@ -278,6 +278,14 @@ class UnreachableError(PagepoolError):
         super().__init__(f"cannot reach {where}: {reason}")
 
 
+class ListenError(UnreachableError):
+    """An address that cannot be listened on: somebody else does, or it is none of this machine's."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.args = (f"cannot listen on {where}: {reason}",)
+
+
 class ResponseError(PagepoolError):
     """A service answered with an error that no other class says better.
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pagepool.errors import UnreachableError, UnsupportedError
+from pagepool.errors import ListenError, UnsupportedError
 from pagepool_service import collecting, logs, poolkeeper, recompressing
 from pagepool_service.auth import open_authority
 from pagepool_service.metrics.directory import make_directory, remove_directory
@@ -142,7 +142,7 @@ class Supervisor:
 
         Raises:
             BusyError: another service has the data directory.
-            UnreachableError: the address cannot be listened on.
+            ListenError: the address cannot be listened on.
             ReadOnlyError, StoreFormatError: the store cannot be opened.
             FileInvalidError, SettingInvalidError: a file of users, rights or certificates cannot be used.
         """
@@ -309,7 +309,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:
-        UnreachableError: the address is not ours, or in use.
+        ListenError: the address is not ours, or in use.
     """
     where = f"{host}:{port}"
     try:
@@ -324,7 +324,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
         listener.setblocking(False)
     except OSError as error:
-        raise UnreachableError(where, f"cannot listen: {error.strerror or error}") from error
+        raise ListenError(where, error.strerror or str(error)) from error
     return listener
 
 
@@ -365,7 +365,7 @@ def _open_metrics(settings: Settings, *, alone: bool) -> _Metrics | None:
     """Listen for Prometheus, if that is wanted.
 
     Raises:
-        UnreachableError: the address cannot be listened on.
+        ListenError: the address cannot be listened on.
     """
     if settings.metrics_listen is None:
         return None

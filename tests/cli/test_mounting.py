@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from pagepool.cli import kernelmounts
 from pagepool.mount.kernel import list_kernel_mounts
 from pagepool.node.client import KernelMountOptions
 from pagepool.oci import Reference
+from tests.cli.conftest import program_command, program_environment
 from tests.support.nodeserver import running_node
 
 if TYPE_CHECKING:
@@ -44,6 +50,59 @@ def test_a_directory_that_looks_like_an_image(run: Run, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert "The directory is ./work" in run("diff", "work").err
     assert "The directory" not in run("diff", "other").err
+
+
+@pytest.fixture
+def of_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node's directory that is another user's, for a root without the capabilities that would let him in."""
+    run = tmp_path / "run"
+    (run / "mounts").mkdir(parents=True)
+    os.chown(run, 65534, 65534)
+    run.chmod(0o700)
+    monkeypatch.setenv("PAGEPOOL_NODE_RUN", str(run))
+    return run
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv (util-linux)")
+@pytest.mark.parametrize("words", ["mounts", "memory", "node", "node status", "node stop"])
+def test_the_node_of_root_is_not_for_others(of_root: Path, words: str) -> None:
+    """It is not said that it does not run, nor which of its files could not be read."""
+    done = _as_nobody(*words.split())
+    assert (done.returncode, done.stderr) == (
+        7,
+        f"pagepool: error: the node in {of_root} is root's: only root can ask it\n",
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv (util-linux)")
+@pytest.mark.usefixtures("of_root")
+def test_users_see_their_own_mounts_beside_a_node_of_root() -> None:
+    done = _as_nobody("mount", "--json")
+    assert done.returncode == 0, done.stderr
+    assert isinstance(json.loads(done.stdout)["mounts"], list)
+
+
+def test_users_unmount_all_of_their_own_beside_a_node_of_root(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> NoReturn:
+        raise PermissionError(13, "Permission denied", "/run/pagepool/node/mounts")
+
+    monkeypatch.setattr(kernelmounts, "noted_mounts", refuse)
+    monkeypatch.setattr(kernelmounts, "may_ask", lambda _: False)
+    monkeypatch.setattr("pagepool.cli.commands.umount.list_mounts", lambda _: [])
+    unmounted = run("umount", "--all", "--json")
+    assert (unmounted.code, unmounted.json) == (0, {"unmounted": []})
+
+
+def _as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
+    without = ("setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
+    return subprocess.run(
+        [*without, *program_command(*arguments)],
+        env=program_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_mounting(run: Run, node: NodeClient, image: str, tmp_path: Path) -> None:

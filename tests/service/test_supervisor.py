@@ -59,7 +59,7 @@ def test_address_in_use(tmp_path: Path) -> None:
     """Is said, and nothing is left running."""
     with running_service(tmp_path / "one") as first:
         other = Service(tmp_path / "two", host=first.host)
-        with pytest.raises(ServiceError, match="cannot listen"):
+        with pytest.raises(ServiceError, match=r"cannot listen on 127\.0\.0\.1:\d+: Address already in use"):
             other.start()
 
 

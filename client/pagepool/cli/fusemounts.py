@@ -45,7 +45,7 @@ def mount_fuse(reference: Reference, path: Path, given: MountGiven, reason: str)
     if upper is not None and upper_backend(upper) == "kernel":
         raise UnsupportedError(f"{upper} was written by a kernel mount, and needs the backend kernel{why}")
     if backend == "auto":
-        output.note(f"backend fuse: {reason}")
+        output.note(f"mounting by FUSE, not by the kernel: {reason}")
     read_only = given["read_only"] or upper is None
     mode = MountOptions(str(reference), read_only, others, not given["nosuid"], given["dev"])
     with open_client(server_options(given), reference) as client:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.cli.connect import ServerOptions, credentials_for, server_url, verify_of
-from pagepool.cli.nodeclient import node_client
+from pagepool.cli.nodeclient import may_ask, node_client
 from pagepool.errors import BusyError, PagepoolError, UnreachableError, UnsupportedError
 from pagepool.mount import kernel
 
@@ -45,10 +45,10 @@ def choose(wanted: str, node: NodeClient, upper: Path | None, *, needs_fuse: boo
         return Choice("fuse", "it was asked for")
     if wanted == "auto":
         if needs_fuse:
-            return Choice("fuse", "--foreground and --pool are for that")
+            return Choice("fuse", "--foreground and --pool are for FUSE")
         before = None if upper is None else upper_backend(upper)
         if before == "fuse":
-            return Choice("fuse", f"{upper} was made by it")
+            return Choice("fuse", f"{upper} was made by FUSE")
     known = node.support()
     if known is not None:
         return Choice("kernel", known)
@@ -157,10 +157,16 @@ def ensure_node(node: NodeClient) -> None:
 
 
 def kernel_paths() -> list[Path]:
-    """Where this node's mounts are, but for those of containers of `pagepool run`; also while it is not running."""
+    """Where this node's mounts are, but for those of containers of `pagepool run`; also while it is not running.
+
+    None for users who may not ask it: they could not unmount them.
+    """
     from pagepool.node.alive import noted_mounts
 
-    ours = {record.id for record in noted_mounts(node_client().places) if not record.owner}
+    node = node_client()
+    if not may_ask(node):
+        return []
+    ours = {record.id for record in noted_mounts(node.places) if not record.owner}
     return [one.path for one in kernel.list_kernel_mounts() if one.source.partition(":")[0] in ours]
 
 

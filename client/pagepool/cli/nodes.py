@@ -52,7 +52,7 @@ def node_options(command: _Command) -> _Command:
     command = click.option(
         "--node-run",
         envvar="PAGEPOOL_NODE_RUN",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=click.Path(path_type=Path, file_okay=False, readable=False),
         metavar="DIR",
         expose_value=False,
         callback=_note("run"),
@@ -61,7 +61,7 @@ def node_options(command: _Command) -> _Command:
     return click.option(
         "--node-state",
         envvar="PAGEPOOL_NODE_STATE",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=click.Path(path_type=Path, file_okay=False, readable=False),
         metavar="DIR",
         expose_value=False,
         callback=_note("state"),

@@ -86,8 +86,10 @@ def default_provider(backend: str = "auto") -> RootProvider:
         backend: ``kernel``, ``fuse``, or ``auto``.
 
     Raises:
-        UnsupportedError: the kernel was asked for, and cannot.
+        UnsupportedError: the kernel was asked for, and cannot; or this is not root.
     """
+    if os.geteuid() != 0:
+        raise UnsupportedError("running containers needs root")
     node = node_client()
     choice = choose(backend, node, None)
     if choice.backend == "kernel":
@@ -95,7 +97,7 @@ def default_provider(backend: str = "auto") -> RootProvider:
     if backend == "auto":
         from pagepool.cli import output
 
-        output.note(f"backend fuse: {choice.reason}")
+        output.note(f"mounting by FUSE, not by the kernel: {choice.reason}")
     return FuseRoots()
 
 

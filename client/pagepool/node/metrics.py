@@ -18,7 +18,7 @@ from http.server import HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pagepool.errors import UnreachableError
+from pagepool.errors import ListenError
 from pagepool.mount.fuse.protocol import Opcode
 from pagepool.node.exposition import CONTENT_TYPE, Family, Sample, counter, encode, gauge
 from pagepool.node.handover import SUPERVISOR, WORKER, Post, count_starts
@@ -61,7 +61,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens for Prometheus.
 
     Raises:
-        UnreachableError: the address is not ours, or in use.
+        ListenError: the address is not ours, or in use.
     """
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -74,7 +74,7 @@ def listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise UnreachableError(f"{host}:{port}", f"cannot listen for metrics: {error.strerror or error}") from error
+        raise ListenError(f"{host}:{port}", f"{error.strerror or error} (metrics)") from error
     return listener
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import output
-from pagepool.cli.nodeclient import node_client
+from pagepool.cli.nodeclient import asked_node
 from pagepool.cli.nodes import node_options
 from pagepool.cli.options import output_options
 from pagepool.errors import UnreachableError
@@ -102,8 +102,9 @@ def open_source() -> MemorySource:
 
     Raises:
         UnreachableError: there is none.
+        DeniedError: this user may not ask it.
     """
-    node = node_client()
+    node = asked_node()
     if not node.is_running():
         raise UnreachableError(str(node.places.run), "the node is not running; pagepool node start")
     return NodeMemory(node)

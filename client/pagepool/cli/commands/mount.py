@@ -10,6 +10,7 @@ import click
 from pagepool.cli import output
 from pagepool.cli.kernelmounts import kernel_rows, state_of
 from pagepool.cli.mounting import mount
+from pagepool.cli.nodeclient import may_ask, node_client
 from pagepool.cli.nodes import SizeType, node_options
 from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
 from pagepool.mount import default_directory, list_mounts
@@ -93,7 +94,7 @@ def command(reference: Reference | None, path: Path | None, **given: Unpack[Moun
       pagepool umount /mnt/app
     """
     if reference is None:
-        _print_mounts(list_mounts(default_directory()), kernel_rows())
+        _print_mounts(list_mounts(default_directory()), kernel_rows() if may_ask(node_client()) else [])
         return
     if path is None:
         raise click.UsageError("Missing argument 'DIR': where to mount the image.")

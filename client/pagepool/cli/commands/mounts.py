@@ -6,6 +6,7 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.kernelmounts import kernel_rows, state_of
+from pagepool.cli.nodeclient import asked_node
 from pagepool.cli.nodes import node_options
 from pagepool.cli.options import output_options
 
@@ -25,6 +26,7 @@ def command() -> None:
       pagepool mounts
       pagepool mounts --json | jq '.mounts[] | select(.local | not) | .path'
     """
+    asked_node()
     rows = kernel_rows()
     if output.current().json:
         output.print_json({"mounts": rows})

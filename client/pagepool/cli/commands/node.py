@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import output
-from pagepool.cli.nodeclient import node_client
+from pagepool.cli.nodeclient import asked_node, node_client
 from pagepool.cli.nodes import AddressType, SizeType, node_options
 from pagepool.cli.options import output_options
 from pagepool.errors import UnreachableError
@@ -193,7 +193,7 @@ def stop() -> None:
     Examples:
       pagepool node stop
     """
-    client = node_client()
+    client = asked_node()
     ended = client.stop()
     if not (ended.was_running or ended.cleared):
         raise UnreachableError(str(client.places.run), "the node is not running")
@@ -217,7 +217,7 @@ def restart() -> None:
     """
     from pagepool.node.start import upgrade_node
 
-    with _told(node_client()) as client:
+    with _told(asked_node()) as client:
         before = client.status()["pid"]
     after = upgrade_node(client.places)
     if output.current().json:
@@ -249,7 +249,7 @@ def scrub() -> None:
     Examples:
       pagepool node scrub
     """
-    with _told(node_client()) as client:
+    with _told(asked_node()) as client:
         found = client.scrub()
     if output.current().json:
         output.print_json(found)
@@ -269,7 +269,7 @@ def _told(client: NodeClient) -> Iterator[NodeClient]:
 
 
 def _print_status() -> None:
-    with _told(node_client()) as client:
+    with _told(asked_node()) as client:
         found = client.status()
     if output.current().json:
         output.print_json(found)
