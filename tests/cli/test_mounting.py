@@ -86,7 +86,7 @@ def test_users_unmount_all_of_their_own_beside_a_node_of_root(run: Run, monkeypa
     def refuse(_: object) -> NoReturn:
         raise PermissionError(13, "Permission denied", "/run/pagepool/node/mounts")
 
-    monkeypatch.setattr(kernelmounts, "noted_mounts", refuse)
+    monkeypatch.setattr("pagepool.node.alive.noted_mounts", refuse)
     monkeypatch.setattr(kernelmounts, "may_ask", lambda _: False)
     monkeypatch.setattr("pagepool.cli.commands.umount.list_mounts", lambda _: [])
     unmounted = run("umount", "--all", "--json")

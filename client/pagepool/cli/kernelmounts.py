@@ -49,7 +49,7 @@ def choose(wanted: str, node: NodeClient, upper: Path | None, *, needs_fuse: boo
         before = None if upper is None else upper_backend(upper)
         if before == "fuse":
             return Choice("fuse", f"{upper} was made by FUSE")
-    known = node.support()
+    known = node.support() if may_ask(node) else None
     if known is not None:
         return Choice("kernel", known)
     support = kernel.probe(node.places.state)
