@@ -58,11 +58,25 @@ def command(node: NodeClient, *words: str | Path) -> list[str]:
     return [sys.executable, "-m", "pagepool.cli", head, *rest, *where]
 
 
-def run(node: NodeClient, service: Service, *words: str | Path, cwd: Path | None = None) -> tuple[int, str, str]:
-    """Run a command: exit code, output, errors."""
+# `umount --all` ends the FUSE mounts of everybody on the machine. For a test there are none.
+_NO_FUSE = """
+from pagepool.cli.app import main
+from pagepool.cli.commands import umount
+umount.list_mounts = lambda directory: []
+main()
+"""
+
+
+def run(
+    node: NodeClient, service: Service, *words: str | Path, cwd: Path | None = None, fuse: bool = True
+) -> tuple[int, str, str]:
+    """Run a command: exit code, output, errors. Without `fuse`, it sees no FUSE mounts."""
     env = {**os.environ, **environment(), "PAGEPOOL_SERVER": service.url}
+    line = command(node, *words)
+    if not fuse:
+        line[1:3] = ["-c", _NO_FUSE]
     done = subprocess.run(
-        command(node, *words),
+        line,
         env=env,
         cwd=cwd or "/",
         capture_output=True,
@@ -282,7 +296,7 @@ def test_commands(service: Service, node: NodeClient, tmp_path: Path) -> None:
     assert [row["path"] for row in listed] == [str(one), str(one / "inner"), str(busy)]
     assert all(row["last_error"] is None for row in listed)
     with subprocess.Popen(["sleep", "1000"], cwd=busy) as sleeper:
-        code, out, said = run(node, service, "umount", "--all", "--json")
+        code, out, said = run(node, service, "umount", "--all", "--json", fuse=False)
         sleeper.kill()
     assert json.loads(out)["unmounted"] == [str(one / "inner"), str(one)]
     assert code != 0
