@@ -58,26 +58,23 @@ def command(node: NodeClient, *words: str | Path) -> list[str]:
     return [sys.executable, "-m", "pagepool.cli", head, *rest, *where]
 
 
-# `umount --all` ends the FUSE mounts of the whole machine: here those of one directory's records.
-_ALONE = """
-import sys
-from pathlib import Path
-from pagepool.cli.app import main
+# `umount --all` ends the FUSE mounts of everybody on the machine. For a test there are none.
+_NO_FUSE = """
+from pagepool.cli.start import main
 from pagepool.cli.commands import umount
-directory = Path(sys.argv.pop(1))
-umount.default_directory = lambda: directory
+umount.list_mounts = lambda directory: []
 main()
 """
 
 
 def run(
-    node: NodeClient, service: Service, *words: str | Path, cwd: Path | None = None, records: Path | None = None
+    node: NodeClient, service: Service, *words: str | Path, cwd: Path | None = None, fuse: bool = True
 ) -> tuple[int, str, str]:
-    """Run a command: exit code, output, errors. With `records`, FUSE mounts are those recorded there."""
+    """Run a command: exit code, output, errors. Without `fuse`, it sees no FUSE mounts."""
     env = {**os.environ, **environment(), "PAGEPOOL_SERVER": service.url}
     line = command(node, *words)
-    if records is not None:
-        line[1:3] = ["-c", _ALONE, str(records)]
+    if not fuse:
+        line[1:3] = ["-c", _NO_FUSE]
     done = subprocess.run(
         line,
         env=env,
@@ -299,7 +296,7 @@ def test_commands(service: Service, node: NodeClient, tmp_path: Path) -> None:
     assert [row["path"] for row in listed] == [str(one), str(one / "inner"), str(busy)]
     assert all(row["last_error"] is None for row in listed)
     with subprocess.Popen(["sleep", "1000"], cwd=busy) as sleeper:
-        code, out, said = run(node, service, "umount", "--all", "--json", records=tmp_path / "records")
+        code, out, said = run(node, service, "umount", "--all", "--json", fuse=False)
         sleeper.kill()
     assert json.loads(out)["unmounted"] == [str(one / "inner"), str(one)]
     assert code != 0
