@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from pagepool.cli import output
 from pagepool.cli.connect import on_server
-from pagepool.cli.kernelmounts import choose, mount_kernel
+from pagepool.cli.kernelmounts import choose, mount_kernel, tell_offline
 from pagepool.cli.nodes import node_client
 from pagepool.cli.target import PoolOptions, open_client
 from pagepool.container import DEFAULT_DIRECTORY
@@ -132,6 +132,7 @@ class NodeRoots:
                 temporary=True, owner=identity, config=True, eager=request.eager, quota=request.quota
             )
             mounted = mount_kernel(request.options, reference, point, wish, request.platform)
+            tell_offline(mounted)
             config = parse_config(str(mounted.fields["config"]).encode())
             yield Root(point, config, identity, str(reference))
         finally:

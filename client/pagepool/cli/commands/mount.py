@@ -19,6 +19,7 @@ from pagepool.cli.kernelmounts import (
     kernel_rows,
     mount_kernel,
     state_of,
+    tell_offline,
     upper_backend,
 )
 from pagepool.cli.nodes import SizeType, may_ask, node_client, node_options
@@ -212,8 +213,7 @@ def _serve(image: Image, path: Path, upper: Path | None, mode: MountOptions) -> 
 
 def _report_kernel(mounted: KernelMount, reason: str) -> None:
     fields = mounted.fields
-    if fields.get("offline"):
-        output.warn("the service cannot be reached: only what was fetched before can be read")
+    tell_offline(mounted)
     if output.current().json:
         output.print_json(kernel_row(fields))
         return
