@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import subprocess
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import pytest
 
-from pagepool.cli import kernelmounts
+from pagepool.cli import kernelmounts, roots
 from pagepool.mount.kernel import list_kernel_mounts
-from pagepool.node.client import KernelMountOptions
+from pagepool.node.client import KernelMount, KernelMountOptions, NodeClient
+from pagepool.node.places import NodePlaces
 from pagepool.oci import Reference
 from tests.cli.conftest import program_command, program_environment
 from tests.support.nodeserver import running_node
@@ -20,7 +21,7 @@ from tests.support.nodeserver import running_node
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pagepool.node.client import NodeClient
+    from pagepool.cli.target import PoolOptions
     from tests.cli.conftest import Run
 
 
@@ -128,6 +129,26 @@ def test_mounting(run: Run, node: NodeClient, image: str, tmp_path: Path) -> Non
     assert "neither empty nor what a kernel mount has written" in strange.err
     assert "fuse" not in strange.err
     assert node.mounts() == []
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_container_of_what_was_known_before_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], offline: bool
+) -> None:
+    """As `pagepool mount` tells it: the tag may be that of a newer image by now."""
+    node = NodeClient(NodePlaces(tmp_path / "state", tmp_path / "run"))
+    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}
+    fields = {"offline": offline, "config": json.dumps(config)}
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(NodeClient, "ensure", lambda _: False)
+    monkeypatch.setattr(NodeClient, "unmount", lambda *_, **__: None)
+    monkeypatch.setattr(
+        roots, "mount_kernel", lambda _options, _reference, point, *_: KernelMount(node, point, "", fields)
+    )
+    options = {"server": "http://127.0.0.1:1"}
+    request = roots.RootRequest(Reference.parse("h:1/app:1"), None, cast("PoolOptions", options))
+    with roots.NodeRoots(node).open_root(request):
+        assert ("the service cannot be reached" in capsys.readouterr().err) == offline
 
 
 def test_unmounting_all_leaves_containers_and_other_nodes_alone(

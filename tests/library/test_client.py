@@ -135,6 +135,17 @@ def test_a_commit_goes_to_its_own_service(service: Service, tmp_path: Path) -> N
             assert root.read_bytes("new") == b"new"
 
 
+def test_what_a_kernel_mount_wrote_is_no_overlay(service: Service, tmp_path: Path) -> None:
+    """Whoever goes on by the library with what he has mounted as root is told why that cannot be."""
+    (tmp_path / "work" / "upper").mkdir(parents=True)
+    (tmp_path / "work" / "info.json").write_text("{}")
+    with (
+        pagepool.Client(service.url, directory=tmp_path / "client") as client,
+        pytest.raises(InvalidError, match="a kernel mount wrote it: only a mount can change it"),
+    ):
+        client.image("app:1").overlay(tmp_path / "work")
+
+
 def test_a_mount_hides_no_overlay(service: Service, tmp_path: Path) -> None:
     """Its own, which could not find its files any more when it writes its journal anew."""
     (tmp_path / "mount").mkdir()

@@ -156,6 +156,14 @@ def ensure_node(node: NodeClient) -> None:
         output.note(f"started the node; its pool is {node.places.pool}")
 
 
+def tell_offline(mounted: KernelMount) -> None:
+    """Say that an image is the one that was known before: its tag may have moved, and files may be missing."""
+    if mounted.fields.get("offline"):
+        from pagepool.cli import output
+
+        output.warn("the service cannot be reached: only what was fetched before can be read")
+
+
 def kernel_paths() -> list[Path]:
     """Where this node's mounts are, but for those of containers of `pagepool run`; also while it is not running.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 from pagepool.cli import exits
 from pagepool.cli.connect import on_server
-from pagepool.cli.kernelmounts import check_free, choose, kernel_row, mount_kernel
+from pagepool.cli.kernelmounts import check_free, choose, kernel_row, mount_kernel, tell_offline
 from pagepool.cli.nodeclient import node_client
 from pagepool.cli.state import current
 from pagepool.errors import InvalidError
@@ -125,8 +125,7 @@ def _report(mounted: KernelMount, reason: str) -> None:
     from pagepool.cli import output
 
     fields = mounted.fields
-    if fields.get("offline"):
-        output.warn("the service cannot be reached: only what was fetched before can be read")
+    tell_offline(mounted)
     if current().json:
         output.print_json(kernel_row(fields))
         return

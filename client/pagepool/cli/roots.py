@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from pagepool.cli.connect import on_server
-from pagepool.cli.kernelmounts import choose, ensure_node, mount_kernel
+from pagepool.cli.kernelmounts import choose, ensure_node, mount_kernel, tell_offline
 from pagepool.cli.nodeclient import node_client
 from pagepool.container import DEFAULT_DIRECTORY
 from pagepool.errors import NotFoundError, UnsupportedError
@@ -127,6 +127,7 @@ class NodeRoots:
                 temporary=True, owner=identity, config=True, eager=request.eager, quota=request.quota
             )
             mounted = mount_kernel(request.options, reference, point, wish, request.platform, self._node)
+            tell_offline(mounted)
             config = parse_config(str(mounted.fields["config"]).encode())
             yield Root(point, config, identity, str(reference))
         finally:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pagepool.digest import Digest
+from pagepool.errors import InvalidError
 from pagepool.library.changed import Changed
 from pagepool.oci import Reference
 from pagepool.overlay import OverlayFileSystem, discard, plan_overlay, read_info
+from pagepool.upper import find_upper
 from pagepool.vfs import MutableRootfs
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ class Overlay(Changed, MutableRootfs):
     def open_image(cls, image: Image, directory: str | Path) -> Self:
         """See `Image.overlay`."""
         directory = Path(directory)
+        if find_upper(directory) is not None:
+            raise InvalidError(str(directory), "a kernel mount wrote it: only a mount can change it")
         with ExitStack() as stack:
             base, release = image.open_tree()
             stack.callback(release)

@@ -106,7 +106,9 @@ class Reference:
 def _parse(text: str) -> Reference:
     scheme, found, _ = text.partition("://")
     if found and scheme in SCHEMES:
-        raise ReferenceInvalidError(text[:512], f"a reference has no scheme: leave {scheme}:// out, or use --server")
+        raise ReferenceInvalidError(
+            text[:512], f"a reference has no scheme: leave {scheme}:// out; a server's address has one"
+        )
     rest, at, digest_text = text.partition("@")
     digest = Digest.parse(digest_text) if at else None
     host, rest = _split_host(rest)
