@@ -252,7 +252,17 @@ RULES = (
         _all(
             *(
                 _never(f"pagepool.node.{name}", "pagepool.node.mounts", *_WORKER)
-                for name in ("sources", "images", "filling", "leases", "recording", "scrubbing", "forgetting", "lazy")
+                for name in (
+                    "sources",
+                    "images",
+                    "filling",
+                    "leases",
+                    "recording",
+                    "guessing",
+                    "scrubbing",
+                    "forgetting",
+                    "lazy",
+                )
             )
         ),
         ("pagepool.node.filling", "from pagepool.node.mounts import NodeMounts\n"),

@@ -38,6 +38,7 @@ class RootRequest:
         options: how to reach the service.
         eager: fetch all of the image first (kernel only).
         quota: most bytes that the container may write; 0 for no limit (kernel only).
+        programs: what is to be run, as far as the user says.
     """
 
     reference: Reference
@@ -45,6 +46,7 @@ class RootRequest:
     options: PoolOptions
     eager: bool = False
     quota: int = 0
+    programs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,12 @@ class NodeRoots:
         point.mkdir(mode=0o755, parents=True)
         try:
             wish = KernelMountOptions(
-                temporary=True, owner=identity, config=True, eager=request.eager, quota=request.quota
+                temporary=True,
+                owner=identity,
+                config=True,
+                eager=request.eager,
+                quota=request.quota,
+                programs=request.programs,
             )
             mounted = mount_kernel(request.options, reference, point, wish, request.platform, self._node)
             tell_offline(mounted)

@@ -91,7 +91,10 @@ def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> 
     provider = roots.default_provider(given["backend"])
     for record in cleanup_stale(roots.containers_directory()):
         provider.discard(record.id, Path(record.root))
-    request = roots.RootRequest(reference, given["platform"], _pool_options(given), given["eager"], given["disk"])
+    programs = tuple(filter(None, (options.entrypoint, *options.command[:1])))
+    request = roots.RootRequest(
+        reference, given["platform"], _pool_options(given), given["eager"], given["disk"], programs
+    )
     if given["detach"]:
         return _detach(provider, request, options, given)
     return _run(provider, request, options, given["runtime"])

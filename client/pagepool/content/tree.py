@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -122,7 +122,9 @@ class TreeContent:
             else:
                 on_bytes(sum(info.size for info in self._ask_batch(self._ask, batch)))
 
-    def prefetch_parts(self, parts: Mapping[int, Collection[int] | None]) -> None:
+    def prefetch_parts(
+        self, parts: Mapping[int, Collection[int] | None], on_object: Callable[[bytes], object] = lambda _: None
+    ) -> None:
         """Fetch objects in this order, of some of them only a part, in as few requests as possible. Blocks. Raises as
         `view`.
 
@@ -130,10 +132,11 @@ class TreeContent:
 
         Args:
             parts: by the place of an object, the numbers of the extents that are wanted of it; None: all of it.
+            on_object: told of the digest of each object of which all that was missing has come.
         """
         wanted = {self._info(index).digest: numbers for index, numbers in parts.items()}
         for batch in self._batches(parts):
-            self._fetch_batch(batch, parts=wanted)
+            self._fetch_batch(batch, parts=wanted, on_object=on_object)
 
     def close(self) -> None:
         """See `Content`. The cache, which others use too, stays open."""
@@ -261,6 +264,7 @@ class TreeContent:
         batch: list[ObjectInfo],
         on_bytes: Callable[[int], object] = lambda _: None,
         parts: Mapping[bytes, Collection[int] | None] | None = None,
+        on_object: Callable[[bytes], object] = lambda _: None,
     ) -> None:
         """Fetch objects in one request, each extent once; what the pool does not take is not kept."""
         places: dict[bytes, list[tuple[ObjectInfo, int]]] = {}
@@ -277,12 +281,16 @@ class TreeContent:
                     on_bytes(min(EXTENT_SIZE, info.size - number * EXTENT_SIZE))
         if not places:
             return
+        left = Counter(info.digest for found in places.values() for info, _ in found)
         try:
             source = self._source if parts is None else self._in_order
             for digest, data in self._fetch(list(places), source):
                 for info, number in places[digest]:
                     self._cache.keep(info, number, data)
                     on_bytes(len(data))
+                    left[info.digest] -= 1
+                    if not left[info.digest]:
+                        on_object(info.digest)
         except CorruptError as error:
             raise _about(places, error) from error
 

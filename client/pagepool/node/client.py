@@ -53,6 +53,8 @@ class KernelMountOptions:
         quota: most bytes that may be written; 0 for no limit.
         owner: what the mount belongs to.
         config: whether the image's configuration is wanted, too: `KernelMount.fields` has it as "config".
+        programs: what will be run on it at once, as far as that is known: paths or names; the node has what that
+            needs ready. None: nothing will.
     """
 
     upper: Path | None = None
@@ -65,6 +67,7 @@ class KernelMountOptions:
     quota: int = 0
     owner: str = ""
     config: bool = False
+    programs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +268,7 @@ class NodeClient:
             "owner": options.owner,
             "config": options.config,
             "platform": None if platform is None else str(platform),
+            "programs": None if options.programs is None else list(options.programs),
         }
         if credentials is not None:
             found |= {

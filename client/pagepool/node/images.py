@@ -150,6 +150,10 @@ class Images:
             PagepoolError: it is not here, and cannot be fetched.
         """
         path = self._notes / f"{Digest.parse(manifest).hex}.config"
+        with self._alone(path.name):
+            return self._config(session, repository, manifest, path)
+
+    def _config(self, session: Session, repository: str, manifest: str, path: Path) -> str:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             found = path.read_text()
             parse_config(found.encode())

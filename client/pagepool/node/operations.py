@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagepool.errors import InvalidError, StoreFullError
+from pagepool.errors import InvalidError, PagepoolError, StoreFullError
 from pagepool.mount import kernel
 from pagepool.node.alive import mounts_alive
 from pagepool.node.filling import missing
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pagepool.node.records import MountRecord
     from pagepool.node.sources import Source
     from pagepool.node.worker import Worker
+    from pagepool.transport import Session
 
 log = logging.getLogger("pagepool.node")
 
@@ -97,6 +98,8 @@ class Operations:
                     self._worker.profiles.ahead(source)
                 _check_seen(request)
                 config = self._config(source) if request.get("config") else None
+                if isinstance(request.get("programs"), list) and not offline and not request.get("eager"):
+                    self._worker.guesses.begin(source, [str(name) for name in request["programs"]], config)
                 if request.get("eager"):
                     self._fill(channel, source)
                 record, descriptor = mounts.make(source, metadata, _wish(request))
@@ -164,12 +167,19 @@ class Operations:
         resolved = self._resolve(session, record, request)
         tree = resolved.tree
         files = worker.images
+        if request.get("config") and not resolved.offline:
+            # It is asked for again where it is needed: then it is here, or that says what is wrong.
+            threading.Thread(target=self._have_config, args=(session, record, resolved), daemon=True).start()
         _, metadata = _both(
             lambda: files.tree(session, record.repository, tree),
             lambda: files.metadata(session, record.repository, tree),
         )
         record = replace(record, tree=tree.hex, manifest=resolved.manifest)
         return worker.sources.add(record), metadata, resolved.offline
+
+    def _have_config(self, session: Session, record: SourceRecord, resolved: Resolved) -> None:
+        with suppress(PagepoolError, OSError):
+            self._worker.images.config(session, record.repository, resolved.manifest)
 
     def _config(self, source: Source) -> str:
         """The image's configuration, as it is stored."""

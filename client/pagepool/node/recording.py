@@ -125,6 +125,7 @@ class Profiles:
         try:
             profile = ProfileClient(source.session).get(record.repository, _tree(record.tree), similar=True)
             if profile is not None:
+                source.start.learned = True
                 in_parts = self._links.in_parts(source.session.where)
                 plan = plan_prefetch(profile, source.tree, self._large, in_parts=in_parts)
                 answer = partial(self._sources.parts.answer, record.tree, plan.partial, plan.settled)

@@ -34,6 +34,7 @@ from pagepool.errors import ObjectUnknownError, PagepoolError, UnreachableError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.image.treefile import TreeFile
 from pagepool.node.figures import LOOKUP, READ, Figures
+from pagepool.node.guessing import Start
 from pagepool.node.inuse import ObjectsInUse
 from pagepool.node.lazy import LARGE
 from pagepool.node.parts import MIDDLE, Parts
@@ -54,6 +55,8 @@ _GLANCE_S: Final = 0.005
 _AGAIN_S: Final = 0.1
 _REMEMBERED_S: Final = 86400.0
 _ATTEMPTS: Final = 3
+_PROGRAM: Final = (b"\x7f", b"#")
+"""How programs begin: ELF, and scripts."""
 _DONTCACHE: Final = 0x80  # RWF_DONTCACHE, linux/fs.h
 
 _Answer = TypeVar("_Answer")
@@ -83,6 +86,7 @@ class Source:
         where = self.session, record.repository, Digest("blake3", bytes.fromhex(record.tree))
         fetch, in_order = (figures.counted(ExtentClient(*where, as_asked=as_asked)) for as_asked in (False, True))
         self.content = TreeContent(cache, tree, fetch, in_order=in_order)
+        self.start = Start(tree)
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
@@ -105,10 +109,12 @@ class _Coming(NamedTuple):
 
     Args:
         event: set when that has ended.
+        here: set when all of the object has come, or the stream has ended.
         extents: which of its extents; None: all.
     """
 
     event: threading.Event
+    here: threading.Event
     extents: frozenset[int] | None
 
     def brings(self, number: int) -> bool:
@@ -157,6 +163,8 @@ class Sources:
         self._coming: dict[bytes, _Coming] = {}
         self._waiting = 0
         self._patience = Patience(timeout_s)
+        self.on_opened: Callable[[Source, int], None] = lambda _source, _index: None
+        """Told of an object that may be a program, and was opened by a container that starts."""
 
     # -- which trees there are ---------------------------------------------------------------------------------
 
@@ -285,14 +293,16 @@ class Sources:
         try:
             on_expected()
             with source.noting():
-                source.content.prefetch_parts(wanted)
+                source.content.prefetch_parts(wanted, lambda digest: coming[digest].here.set())
         finally:
             self._expect_no_more(coming)
 
     def _expect(self, source: Source, wanted: Mapping[int, Collection[int] | None]) -> dict[bytes, _Coming]:
         event = threading.Event()
         coming = {
-            source.tree.object(index).digest: _Coming(event, None if numbers is None else frozenset(numbers))
+            source.tree.object_key(index)[0]: _Coming(
+                event, threading.Event(), None if numbers is None else frozenset(numbers)
+            )
             for index, numbers in wanted.items()
         }
         with self._lock:
@@ -306,6 +316,7 @@ class Sources:
                     del self._coming[digest]
         for one in coming.values():
             one.event.set()
+            one.here.set()
 
     # -- what the lazy mount asks ------------------------------------------------------------------------------
 
@@ -341,17 +352,72 @@ class Sources:
 
     def _bring(self, source: Source, index: int, digest: bytes) -> bool:
         self.parts.await_answer(source.record.tree)
-        coming = self._coming.get(digest)
-        while coming is not None and source.content.whole(index) is None and not coming.event.wait(_GLANCE_S):
-            pass
+        self._await(source, index, digest)
+        if source.start.is_guessed() and source.content.whole(index) is None:
+            self._bring_with_neighbours(source, index)
+            self._await(source, index, digest)
         size = source.tree.object(index).size
         # What is open here is not evicted before it is linked.
         view = source.content.view(index, 0, min(size, 1))
         if source.content.whole(index) is None:
             source.content.prefetch([index])
         linked = source.content.whole(index) is not None and self._link(digest)
+        if source.start.is_guessed() and bytes(view[:1]) in _PROGRAM:
+            self.on_opened(source, index)
         view.release()
         return linked
+
+    def _await(self, source: Source, index: int, digest: bytes) -> None:
+        """Wait for an object that is in a stream."""
+        coming = self._coming.get(digest)
+        while coming is not None and source.content.whole(index) is None and not coming.event.is_set():
+            # Set by its last extent; an object that the pool did not take comes with the end of the stream.
+            coming.here.wait(_GLANCE_S)
+            if coming.here.is_set():
+                coming.event.wait(_GLANCE_S)
+
+    def _bring_with_neighbours(self, source: Source, index: int) -> None:
+        """Ask for an object, and with it for what is likely to be opened next. Who waits for it does not for those."""
+        try:
+            along = source.start.neighbours.next(index)
+        except PagepoolError as error:
+            log.warning("%s: nothing comes along: %s", source.record.image, error)
+            along = []
+        wanted = dict.fromkeys((index, *self._absent(source, along)))
+        ready = threading.Event()
+        threading.Thread(
+            target=self._prefetch_safely, args=(source, wanted, ready.set), name="node-bring", daemon=True
+        ).start()
+        ready.wait()
+
+    def _prefetch_safely(
+        self, source: Source, wanted: Mapping[int, Collection[int] | None], on_expected: Callable[[], None]
+    ) -> None:
+        try:
+            self.prefetch(source, wanted, on_expected)
+        except (PagepoolError, OSError) as error:  # who opens one of them finds out
+            log.info("%s: what was to come along does not: %s", source.record.image, error)
+        finally:
+            on_expected()
+
+    def _absent(self, source: Source, indices: Iterable[int]) -> list[int]:
+        """Those objects that are neither here nor on their way."""
+        keys = ((index, source.tree.object_key(index)[0]) for index in indices)
+        return [index for index, digest in keys if digest not in self._coming and source.content.whole(index) is None]
+
+    def bring_along(self, source: Source, indices: Iterable[int]) -> None:
+        """Fetch objects that are neither here nor on their way, in one stream and in this order. Blocks.
+
+        Raises:
+            PagepoolError, OSError: not all of them could be had.
+        """
+        wanted = self._absent(source, indices)
+        if wanted:
+            self.prefetch(source, dict.fromkeys(wanted))
+
+    def read(self, source: Source, index: int, start: int, end: int) -> memoryview:
+        """Bytes of an object; those that are on their way are waited for. Blocks. Raises as `view`."""
+        return self._read_part(source, index, source.tree.object_key(index)[0], start, end)
 
     @contextlib.contextmanager
     def _waits(self) -> Iterator[None]:
@@ -381,7 +447,8 @@ class Sources:
         error: Exception = ObjectUnknownError(digest.hex())
         for source, index in self._find(digest):
             try:
-                return self._ask(source, partial(self._read_part, source, index, digest, start, end))
+                with self._waits():
+                    return self._ask(source, partial(self._read_part, source, index, digest, start, end))
             except (PagepoolError, OSError) as caught:
                 error = caught
         raise error
@@ -407,6 +474,8 @@ class Sources:
         nobody knows which parts of it are read."""
         self.parts.met(digest)
         for source, index in self._find(digest):
+            if source.start.is_guessed():
+                self.on_opened(source, index)
             if source.tree.object_key(index)[1] <= self._large and not self.parts.is_partial(digest):
                 self._bring_behind(source, index, digest)
             break

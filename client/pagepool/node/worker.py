@@ -25,6 +25,7 @@ from pagepool.node.figures import Figures
 from pagepool.node.filling import Filler
 from pagepool.node.forgetting import LetGo, forget_unused, let_go
 from pagepool.node.guard import Guard
+from pagepool.node.guessing import Guesses
 from pagepool.node.images import Images
 from pagepool.node.lazy import LARGE, STARTING_READ_AHEAD_KIB, LazyServer, set_read_ahead, settle
 from pagepool.node.leases import LeaseKeeper
@@ -119,6 +120,8 @@ class Worker:
         self.filler = Filler(places.objects, self.sources.busy, self.pool.sync, self.sources.note_whole)
         links = Links(options.parts)
         self.profiles = Profiles(self.sources, options.large, links)
+        self.guesses = Guesses(self.sources, options.large)
+        self.sources.on_opened = self.guesses.opened
         self.leases = LeaseKeeper(self.sources)
         self.images = Images(places, links)
         self.mounts = NodeMounts(places, self._on_unused)
