@@ -218,6 +218,14 @@ class StoreFullError(PagepoolError):
         super().__init__(f"the store is full: {reason}")
 
 
+class DiskFullError(StoreFullError):
+    """A disk of this machine is full, not a service's store."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.args = (f"the disk is full: {reason}",)
+
+
 class ReadOnlyError(PagepoolError):
     """The store cannot be written to (read-only file system or mode)."""
 

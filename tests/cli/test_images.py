@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pagepool.errors import PagepoolError
+from pagepool.cli.exits import exit_code
+from pagepool.errors import DiskFullError, PagepoolError
 from pagepool.layout import open_source, plan_copy
+from pagepool.layout.publish import translated
 from pagepool.oci import Descriptor, mediatypes
 from tests.cli.conftest import Result, Run, program_command, program_environment, spawn
 from tests.oci.samples import Sample, multi_platform, simple, tar
@@ -342,3 +346,13 @@ def test_errors_as_json(run: Run, server: str) -> None:
     assert error["exit_code"] == result.code == 3
     assert error["class"] in ("ManifestUnknownError", "NameUnknownError")
     assert issubclass(getattr(sys.modules["pagepool.errors"], error["class"]), PagepoolError)
+
+
+def test_a_full_disk_here_is_not_called_the_store(tmp_path: Path) -> None:
+    """Whoever pulls onto a full disk must not look for the fault at the service."""
+    with (
+        pytest.raises(DiskFullError, match=f"^the disk is full: {tmp_path}: No space left"),
+        translated(tmp_path / "x"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert exit_code(DiskFullError("x")) == 8

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pagepool.errors import StoreFullError
+from pagepool.errors import DiskFullError
 
 _MOST_REMOVALS = 8
 
@@ -25,7 +25,7 @@ def published(path: Path) -> Iterator[BinaryIO]:
     """Write a file; it gets its name at the end of the block, and does not if the block fails.
 
     Raises:
-        StoreFullError: the disk or quota is full.
+        DiskFullError: the disk or quota is full.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
     try:
@@ -48,7 +48,7 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFullError(f"{path.parent}: {error.strerror}") from error
+            raise DiskFullError(f"{path.parent}: {error.strerror}") from error
         raise
 
 

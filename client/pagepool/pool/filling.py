@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pagepool import linux
-from pagepool.errors import CorruptError, StoreFullError
+from pagepool.errors import CorruptError, DiskFullError, StoreFullError
 from pagepool.pool import epoch
 from pagepool.pool import ledger as cell
 from pagepool.pool import log as event
@@ -83,7 +83,7 @@ class Filler:
                 if not linux.is_full(error):
                     raise
                 remove_partial(self._path, key)
-                raise StoreFullError(f"{self._path}: {error.strerror}") from error
+                raise DiskFullError(f"{self._path}: {error.strerror}") from error
             try:
                 hold(descriptor)
                 marks = MapFile(self._path, key)

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pagepool import linux
-from pagepool.errors import StoreFullError
+from pagepool.errors import DiskFullError
 from pagepool.pool import epoch
 from pagepool.pool import ledger as cell
 from pagepool.pool import log as event
@@ -91,7 +91,7 @@ class Writer:
             a descriptor of the object, open for reading and held; None if it got its name from somebody else meanwhile.
 
         Raises:
-            StoreFullError: the disk is full. Nothing is left.
+            DiskFullError: the disk is full. Nothing is left.
         """
         size, reading = len(plain), -1
         try:
@@ -165,7 +165,7 @@ class Writer:
             self._evictor.uncount(cell.TEMPORARY_BYTES, cost(size))
 
     def _full(self, error: OSError) -> Exception:
-        return StoreFullError(f"{self._path}: {error.strerror}") if linux.is_full(error) else error
+        return DiskFullError(f"{self._path}: {error.strerror}") if linux.is_full(error) else error
 
 
 def _write(descriptor: int, plain: memoryview) -> None:

@@ -17,7 +17,7 @@ from isal import isal_zlib
 from pagepool.cli import output
 from pagepool.cli.exits import CORRUPT
 from pagepool.cli.options import output_options
-from pagepool.errors import InvalidError, StoreFullError
+from pagepool.errors import DiskFullError, InvalidError
 from pagepool.layout import split_path
 from pagepool.oci import Reference, validate_repository, validate_tag
 from pagepool.samples import FIRST, SECOND, Made, collect, make_images, packed_size
@@ -113,7 +113,7 @@ def _make(directory: Path, size: int, narrator: Narrator) -> tuple[Made, Made]:
     free = shutil.disk_usage(directory).free
     if free < _DISK_FACTOR * plain:
         needed, left = output.human_size(_DISK_FACTOR * plain), output.human_size(free)
-        raise StoreFullError(f"the demo needs {needed} in {directory.parent}, which has {left}; see --size and $TMPDIR")
+        raise DiskFullError(f"the demo needs {needed} in {directory.parent}, which has {left}; see --size and $TMPDIR")
     with narrator.step("pack them into two images", plain) as step:
         made = make_images(material, directory / "images", narrator.advance, _gzip)
         once = {layer.diff_id: layer.plain_size for image in made for layer in image.layers}

@@ -17,7 +17,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from pagepool.errors import BusyError, InvalidError, StoreFullError, UnsupportedError
+from pagepool.errors import BusyError, DiskFullError, InvalidError, UnsupportedError
 from pagepool.linux import is_full, mounts
 from pagepool.mount.kernel.loop import BLOCK_SIZE, loop_files, open_loop
 from pagepool.mount.mountinfo import mounted_at, resolve
@@ -50,7 +50,7 @@ class PoolImage:
             FileExistsError: it is there.
             InvalidError: too small.
             UnsupportedError: there is no mkfs.xfs here.
-            StoreFullError: the host has not so much space.
+            DiskFullError: the host has not so much space.
             OSError: it cannot be made.
         """
         if size < POOL_IMAGE_MIN_SIZE:
@@ -150,7 +150,7 @@ def _allocate(file: Path, size: int, sparse: bool) -> None:
             os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
         if is_full(error):
-            raise StoreFullError(f"{file.parent} has no {size} bytes for a pool image") from error
+            raise DiskFullError(f"{file.parent} has no {size} bytes for a pool image") from error
         raise
     finally:
         os.close(descriptor)
