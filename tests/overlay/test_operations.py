@@ -130,6 +130,21 @@ def test_sizes_have_a_limit(overlay: OverlayFileSystem) -> None:
         overlay.allocate(ino, 0, 1, 8)
 
 
+def test_what_the_disk_has_no_room_for_cannot_be_allocated(overlay: OverlayFileSystem) -> None:
+    """As programs ask before they begin a large file. What a file has already is not asked for again."""
+    ino = make(overlay)
+    more = overlay.usage().blocks * PAGE
+    for mode in (0, 1, 16, 17):
+        with refused(errno.ENOSPC):
+            overlay.allocate(ino, PAGE, more, mode)
+    assert overlay.attributes(ino).size == 0
+    overlay.allocate(ino, more, PAGE, 1)
+    overlay.allocate(ino, 0, more, 3)
+    overlay.set_attributes(ino, Changes(size=more + PAGE))
+    overlay.allocate(ino, 0, more + 2 * PAGE, 0)
+    assert overlay.attributes(ino).size == more + 2 * PAGE
+
+
 @pytest.mark.parametrize("kind", [Kind.DIRECTORY, Kind.SYMLINK, Kind.FIFO])
 def test_only_regular_files_have_content(overlay: OverlayFileSystem, kind: Kind) -> None:
     ino = make(overlay, kind=kind)

@@ -282,12 +282,16 @@ class OverlayFileSystem(OverlayReader):
         return end
 
     def allocate(self, ino: int, offset: int, size: int, mode: int) -> None:
-        """See `WritableFileSystem`. Nothing is reserved: a later write may still find the disk full."""
+        """See `WritableFileSystem`. What the disk has no room for is ENOSPC, but nothing is reserved: a later write may
+        still find it full.
+        """
         if mode not in (0, _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE, _ZERO_RANGE | _KEEP_SIZE):
             fail(errno.EOPNOTSUPP, ino)
         end = check_end(ino, offset, size) if size else fail(errno.EINVAL, ino)
 
         def change(node: Node, fetched: Fetched) -> None:
+            if mode != _PUNCH_HOLE and end - max(offset, node.size) > self._free_bytes():
+                fail(errno.ENOSPC, ino)
             new_size = node.size if mode & _KEEP_SIZE else max(node.size, end)
             dropped, blocks = _NO_DROP, NO_BLOCKS
             if mode & ~_KEEP_SIZE:
@@ -313,6 +317,9 @@ class OverlayFileSystem(OverlayReader):
         return ChangeView(self._state, self._lock)
 
     # -- helpers -----------------------------------------------------------------------------------------------
+
+    def _free_bytes(self) -> int:
+        return self.usage().free * PAGE_SIZE
 
     def _tend(self) -> None:
         if self._storage.wants_tending:
