@@ -157,7 +157,7 @@ def test_an_address_that_is_taken_is_an_error_and_leaves_nothing(tmp_path: Path)
     places = NodePlaces(tmp_path / "node", tmp_path / "run")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UnreachableError, match=rf"127\.0\.0\.1:{port}: .*metrics.*in use"):
+        with pytest.raises(UnreachableError, match=rf"127\.0\.0\.1:{port}: .*in use \(metrics\)"):
             ensure_node(places, WorkerOptions(metrics_listen=("127.0.0.1", port)))
     assert not os.path.ismount(places.lazy)
     assert Post(places.run, SUPERVISOR).holder() is None
