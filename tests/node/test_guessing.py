@@ -95,6 +95,11 @@ def test_what_may_be_run(programs: tuple[str, ...], run: object, found: list[byt
     assert of_config((), json.dumps({"config": {"Env": ["A=1", "PATH=/x:/y"]}}))[1] == b"/x:/y"
 
 
+@pytest.mark.parametrize("config", [[], "x", {"config": 1}, {"config": {"Env": 1, "Cmd": {"a": 1}, "Entrypoint": [1]}}])
+def test_nothing_is_run_by_what_is_no_configuration(config: object) -> None:
+    assert of_config((), json.dumps(config))[0] == []
+
+
 def test_paths_are_followed_as_in_a_root() -> None:
     builder = TreeBuilder()
     builder.file("usr/lib/libz.so.1.2", b"z")

@@ -209,15 +209,19 @@ class Guesses:
 
 
 def of_config(programs: Sequence[str], config: str | None) -> tuple[list[bytes], bytes]:
-    """What may be run, and where it is looked for."""
+    """What may be run, and where it is looked for. Of a configuration that is none, nothing."""
     found = [name.encode(errors="surrogateescape") for name in programs]
     search = _DEFAULT_PATH
-    run = json.loads(config).get("config") or {} if config else {}
     for field in ("Entrypoint",) if found else ("Entrypoint", "Cmd"):
-        words = run.get(field)
-        if isinstance(words, list) and words and isinstance(words[0], str):
-            found.append(words[0].encode(errors="surrogateescape"))
-    for variable in run.get("Env") or ():
-        if isinstance(variable, str) and variable.startswith("PATH="):
+        found += [word.encode(errors="surrogateescape") for word in _words(config, field)[:1]]
+    for variable in _words(config, "Env"):
+        if variable.startswith("PATH="):
             search = variable[5:].encode(errors="surrogateescape")
     return found, search
+
+
+def _words(config: str | None, field: str) -> list[str]:
+    document = json.loads(config) if config else None
+    run = document.get("config") if isinstance(document, dict) else None
+    words = run.get(field) if isinstance(run, dict) else None
+    return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []

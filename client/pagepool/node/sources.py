@@ -385,9 +385,11 @@ class Sources:
             along = []
         wanted = dict.fromkeys((index, *self._absent(source, along)))
         ready = threading.Event()
-        threading.Thread(
-            target=self._prefetch_safely, args=(source, wanted, ready.set), name="node-bring", daemon=True
-        ).start()
+        arguments = (source, wanted, ready.set)
+        try:
+            threading.Thread(target=self._prefetch_safely, args=arguments, name="node-bring", daemon=True).start()
+        except RuntimeError:
+            return  # there are too many threads: nothing comes along
         ready.wait()
 
     def _prefetch_safely(
