@@ -357,7 +357,7 @@ def test_documents_that_are_too_large_or_too_deep(small: Service) -> None:
 
 
 def test_many_ranges(small: Service) -> None:
-    """Of a blob several are not sent apart; a header of a thousand is no more than one of none."""
+    """A header of a thousand brings no more than one of none: with their heads they are more than the blob."""
     with httpx.Client(base_url=small.url) as http:
         digest = push_blob(http, "ranges", bytes(1000))
         header = "bytes=" + ",".join(f"{at}-{at}" for at in range(1000))

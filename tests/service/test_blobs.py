@@ -144,7 +144,7 @@ def test_several_ranges_are_as_many_parts(http: httpx.Client, place: str) -> Non
     for spans in (
         [(0, 10), (10, 20), (21, 22)],
         [(len(data) - 1, len(data)), (0, 1), (500, 700)],
-        [(at, at + 1) for at in range(0, len(data), -(-len(data) // 1024))][:1024],
+        [(at, at + 1) for at in range(0, len(data), max(100, -(-len(data) // 1024)))],
     ):
         answer = http.get(url, headers={"Range": "bytes=" + ",".join(f"{start}-{end - 1}" for start, end in spans)})
         assert answer.status_code == 206

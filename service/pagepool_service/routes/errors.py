@@ -63,6 +63,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.LeaseUnknownError: (404, "LEASE_UNKNOWN"),
     errors.ProfileUnknownError: (404, "PROFILE_UNKNOWN"),
     errors.StoreFullError: (507, "STORE_FULL"),
+    errors.DiskFullError: (507, "STORE_FULL"),
     errors.ReadOnlyError: (405, "READ_ONLY"),
     errors.StoreFormatError: (503, "UNAVAILABLE"),
     errors.BusyError: (503, "BUSY"),
@@ -72,6 +73,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.DeniedError: (403, "DENIED"),
     errors.UnsupportedError: (405, "UNSUPPORTED"),
     errors.UnreachableError: (502, "UNAVAILABLE"),
+    errors.ListenError: (502, "UNAVAILABLE"),
     errors.ResponseError: (502, "UNAVAILABLE"),
     # Containers run on nodes; the service never raises these.
     errors.ContainerError: (400, "UNSUPPORTED"),

@@ -118,8 +118,9 @@ def parse_ranges(text: str, size: int, most: int = MOST_RANGES) -> list[tuple[in
 def separate_ranges(text: str, size: int) -> list[tuple[int, int]] | None:
     """The ranges of a blob, each as it was asked for; None for all of it.
 
-    Nothing is merged: podman counts the parts of the answer. So overlaps would make an answer longer than the blob;
-    then, and where they are too many, all of it is sent, which every client takes (RFC 9110, section 14.2).
+    Nothing is merged: podman counts the parts of the answer. So overlaps, and the heads of many small parts, may make
+    an answer longer than the blob; then, and where they are too many, all of it is sent, which every client takes (RFC
+    9110, section 14.2).
 
     Raises:
         RangeInvalidError: none can be satisfied, or one ends before it begins.
@@ -127,7 +128,9 @@ def separate_ranges(text: str, size: int) -> list[tuple[int, int]] | None:
     if text.count(",") >= MOST_SEPARATE_RANGES:
         return None
     found = parse_ranges(text, size, MOST_SEPARATE_RANGES)
-    return None if found is None or sum(end - start for start, end in found) > size else found
+    if found is None or len(found) == 1:
+        return found
+    return found if sum(end - start + _APART for start, end in found) <= size else None
 
 
 def _bounds(first: str, last: str, size: int) -> tuple[int, int]:

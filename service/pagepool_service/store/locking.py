@@ -12,7 +12,10 @@ from pagepool.errors import BusyError, InvalidError, ReadOnlyError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_OURS = {"format", "lock", "collection", "store", "spool", "uploads", "trees", "profiles", "auth", "cache", "node"}
+_OURS = {
+    *("format", "lock", "collection", "store", "spool", "uploads", "trees", "profiles", "auth", "cache", "history"),
+    *("quarantine", "node"),
+}
 """What a data directory may hold before it is one: of a start that was cut off, put there for it, a node's state."""
 
 
