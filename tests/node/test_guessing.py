@@ -72,6 +72,16 @@ def test_what_a_file_names() -> None:
     assert Path(shell.interpreter.decode()).exists()
 
 
+def test_a_file_that_names_very_much_keeps_nobody_busy() -> None:
+    libraries = [b"lib%d.so" % number for number in range(3000)]
+    data = elf(libraries, b"/lib64/ld.so", b":".join(b"a/%d" % number for number in range(5000)))
+    needs = needs_of(data)
+    assert needs.libraries[0] == b"lib0.so"
+    assert len(needs.libraries) <= 64
+    assert needs.directories[0] == b"a/0"
+    assert len(needs.directories) <= 32
+
+
 @given(place=st.integers(0, 4000), change=st.binary(min_size=1, max_size=40), kept=st.integers(0, 3000))
 def test_damaged_files_name_something_or_nothing(place: int, change: bytes, kept: int) -> None:
     data = bytearray(elf([b"liba.so.1"], b"/lib64/ld.so", filling=100))
@@ -117,6 +127,8 @@ def test_paths_are_followed_as_in_a_root() -> None:
     assert places.object(places.find(b"libz.so", directory)[1]) == z
     for path in (b"/lib/libz", b"/lib/libz.so/x", b"/lib/round", b"/lib/libz.so/..", b"/lib"):
         assert places.object(places.find(path)[1]) == -1
+    assert places.object(places.find(b"/usr/.." * 100 + b"/lib/libz.so")[1]) == z
+    assert places.find(b"/usr/.." * 1000 + b"/lib/libz.so") == (0, 0)  # who made it may want to keep a node busy
 
 
 def test_what_lies_beside_a_file_comes_along() -> None:

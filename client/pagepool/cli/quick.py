@@ -238,7 +238,7 @@ class _Later(ModuleType):
         if name.startswith("__"):  # the importer's questions
             raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+            sys.modules.pop(self.__name__, None)
         return getattr(importlib.import_module(self.__name__), name)
 
 

@@ -20,11 +20,16 @@ _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT: Final = struct.Struct("<IIQQQQQQ")
 _ENTRY: Final = struct.Struct("<qQ")
 _LOAD, _DYNAMIC, _INTERPRETER = 1, 2, 3
-_END, _NEEDED, _STRINGS, _STRINGS_SIZE, _RPATH, _RUNPATH = 0, 1, 5, 10, 15, 29
+_END, _NEEDED, _STRINGS, _STRINGS_SIZE = 0, 1, 5, 10
+_PATHS: Final = (15, 29)
+"""DT_RPATH and DT_RUNPATH, of which a file has one each."""
 _MOST_SEGMENTS: Final = 128
 _MOST_DYNAMIC: Final = 64 << 10
 _MOST_STRINGS: Final = 8 << 20
 _MOST_NAME: Final = 4096
+_MOST_LIBRARIES: Final = 64
+_MOST_DIRECTORIES: Final = 32
+"""Of a file: who made it may want to keep a node busy."""
 
 
 class Needs(NamedTuple):
@@ -68,10 +73,11 @@ def read_needs(read: Read, size: int) -> Needs:
     dynamic = next((_piece(read, size, one, _MOST_DYNAMIC) for one in segments if one.kind == _DYNAMIC), b"")
     entries = list(_entries(dynamic))
     names = _Names(read, size, segments, dict(entries))
-    libraries = tuple(name for tag, value in entries if tag == _NEEDED and (name := names.get(value)))
-    paths = (names.get(value) for tag, value in entries if tag in (_RPATH, _RUNPATH))
-    directories = tuple(path for text in paths for path in text.split(b":") if path)
-    return Needs(interpreter.rstrip(b"\0"), libraries, directories)
+    wanted = dict.fromkeys(value for tag, value in entries if tag == _NEEDED)
+    libraries = tuple(name for value in list(wanted)[:_MOST_LIBRARIES] if (name := names.get(value)))
+    paths = (names.get(value) for value in list(dict.fromkeys(value for tag, value in entries if tag in _PATHS))[:2])
+    directories = dict.fromkeys(path for text in paths for path in text.split(b":", _MOST_DIRECTORIES) if path)
+    return Needs(interpreter.rstrip(b"\0"), libraries, tuple(directories)[:_MOST_DIRECTORIES])
 
 
 def _piece(read: Read, size: int, segment: _Segment, most: int) -> bytes:

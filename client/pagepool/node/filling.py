@@ -28,7 +28,8 @@ _STEP_BYTES: Final = 4 << 20
 _STEP_OBJECTS: Final = 512
 _BEGIN_S: Final = 10.0  # that a container has to itself before the rest of its image is fetched
 _OBJECT_S: Final = 3.0  # the same before the rest of a large object is fetched
-_OBJECT_STEP: Final = 32  # extents of it that are fetched at a time
+_OBJECT_STEP: Final = 32  # extents of it that are fetched at a time, at least
+_OBJECT_STEPS: Final = 64  # at most: with each, all of its extents are looked at
 _OBJECT_WAITS_S: Final = 15.0  # that its rest stands back at most while others wait
 _STAND_BACK_S: Final = 0.2
 _CLOSE_S: Final = 3.0
@@ -128,13 +129,14 @@ class Filler:
         path = self._objects / object_name(info.digest)
         if not path.exists():
             patience = time.monotonic() + _OBJECT_WAITS_S
-            for first in range(0, info.extent_count, _OBJECT_STEP):
+            size = max(_OBJECT_STEP, -(-info.extent_count // _OBJECT_STEPS))
+            for first in range(0, info.extent_count, size):
                 while self._busy() and time.monotonic() < patience and not self._stopped.wait(_STAND_BACK_S):
                     pass
                 if self._stopped.is_set():
                     return
                 with source.noting():
-                    source.content.prefetch_parts({index: range(first, first + _OBJECT_STEP)})
+                    source.content.prefetch_parts({index: range(first, first + size)})
             if not path.exists():
                 return  # the pool does not take it
             self._sync()

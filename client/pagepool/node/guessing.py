@@ -16,7 +16,7 @@ import logging
 import queue
 import threading
 import time
-from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import PagepoolError
@@ -35,7 +35,8 @@ SECONDS: Final = 10.0
 _MOST_BYTES: Final = 256 << 20
 _MOST_OBJECTS: Final = 2048
 """That are looked at of one tree: who made it may want to keep a node busy."""
-_MOST_LIBRARIES: Final = 256
+_MOST_PLACES: Final = 32
+"""Where a program or a library is looked for."""
 _THREADS: Final = 4
 _DEFAULT_PATH: Final = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TABLES: Final = (b"/etc/passwd", b"/etc/group")
@@ -61,6 +62,8 @@ class Start:
         self._begun = False
         self._looked_at: set[int] = set()
         self._bytes = _MOST_BYTES
+        self._making = threading.Lock()
+        self._maps: _Maps | None = None
         self.learned = False
         """Whether there is a profile: then nothing is guessed."""
 
@@ -87,21 +90,42 @@ class Start:
             new.append(index)
         return new
 
-    @cached_property
+    @property
     def places(self) -> TreeMap:
         """Where its objects are."""
-        return TreeMap(self._tree)
+        return self._made().places
 
-    @cached_property
+    @property
     def neighbours(self) -> Neighbours:
         """What comes along."""
-        return Neighbours(self._tree, self.places)
+        return self._made().neighbours
 
-    @cached_property
+    @property
     def libraries(self) -> tuple[bytes, ...]:
         """Where the loader looks for libraries."""
+        return self._made().libraries
+
+    def settle(self) -> None:
+        """Let go of what is known of the tree, if no container starts: it is some hundred bytes for each file."""
+        with self._making:
+            if not self.is_guessed():
+                self._maps = None
+
+    def _made(self) -> _Maps:
+        with self._making:
+            if self._maps is None:
+                self._maps = _Maps(self._tree)
+            return self._maps
+
+
+class _Maps:
+    """What is known of a tree for as long as containers start. Takes about a microsecond for each file."""
+
+    def __init__(self, tree: TreeFile) -> None:
+        self.places = TreeMap(tree)
+        self.neighbours = Neighbours(tree, self.places)
         found = (path + b"/" + name for path in _LIBRARIES for name in self.places.subdirectories(path))
-        return (*_LIBRARIES, *(path for path in found if _MULTIARCH in path))
+        self.libraries = (*_LIBRARIES, *islice((path for path in found if _MULTIARCH in path), _MOST_PLACES))
 
 
 class Guesses:
@@ -146,7 +170,7 @@ class Guesses:
 
     def _begin(self, source: Source, programs: Sequence[str], config: str | None) -> None:
         self._sources.parts.await_answer(source.record.tree)
-        if source.start.learned:
+        if not source.start.is_guessed():
             return
         paths, search = of_config(programs, config)
         found = self._programs(source, paths, search)
@@ -156,6 +180,8 @@ class Guesses:
 
     def _follow(self, source: Source, indices: Sequence[int], first: Sequence[int] = ()) -> None:
         """Bring some objects, or those that are to come first, and then what they need, and what that needs."""
+        if not source.start.is_guessed():
+            return
         self._bring(source, first or indices)
         while indices and source.start.is_guessed():
             needed = (one for index in indices for one in self._needs(source, index))
@@ -182,7 +208,9 @@ class Guesses:
         needs = read_needs(read, size)
         yield from self._files(source, [needs.interpreter] if needs.interpreter else [])
         directory, _ = source.start.places.place(index)
-        for name in needs.libraries[:_MOST_LIBRARIES]:
+        for name in needs.libraries:
+            if not source.start.is_guessed():
+                return
             found = self._library(source, name, needs.directories, directory)
             if found >= 0:
                 yield found
@@ -194,7 +222,9 @@ class Guesses:
     def _programs(self, source: Source, names: Iterable[bytes], search: bytes) -> list[int]:
         found = []
         for name in names:
-            paths = [name] if b"/" in name else [directory + b"/" + name for directory in search.split(b":")]
+            paths = (
+                [name] if b"/" in name else [directory + b"/" + name for directory in search.split(b":")[:_MOST_PLACES]]
+            )
             found += self._files(source, paths)[:1]
         return found
 

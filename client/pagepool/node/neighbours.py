@@ -29,6 +29,7 @@ FIRST: Final = (16, 512 << 10)
 next, and so on."""
 MOST: Final = (64, 1 << 20)
 _MOST_LINKS: Final = 40
+_MOST_STEPS: Final = 512
 
 
 class _File(NamedTuple):
@@ -82,9 +83,12 @@ class TreeMap:
             the directory that it ends in, and the node there; zeros if there is none.
         """
         left = self._split(path)
-        above, at, links = 0, ROOT if path.startswith(b"/") else directory, 0
+        above, at, links, steps = 0, ROOT if path.startswith(b"/") else directory, 0, 0
         while left:
             name = left.pop()
+            steps += 1
+            if steps > _MOST_STEPS:
+                return 0, 0
             if name == b"..":
                 at = self._tree.parent(at) if self._tree.kind(at) is Kind.DIRECTORY else 0
                 above = self._tree.parent(at) if at else 0

@@ -69,7 +69,8 @@ class Operations:
         worker = self._worker
         trees = len(worker.sources.all())
         if trees and not self._support:
-            self._support = kernel.probe(worker.places.state).reason
+            found = kernel.probe(worker.places.state)
+            self._support = found.reason if found.kernel else ""
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -169,7 +170,8 @@ class Operations:
         files = worker.images
         if request.get("config") and not resolved.offline:
             # It is asked for again where it is needed: then it is here, or that says what is wrong.
-            threading.Thread(target=self._have_config, args=(session, record, resolved), daemon=True).start()
+            with suppress(RuntimeError):  # there are too many threads
+                threading.Thread(target=self._have_config, args=(session, record, resolved), daemon=True).start()
         _, metadata = _both(
             lambda: files.tree(session, record.repository, tree),
             lambda: files.metadata(session, record.repository, tree),

@@ -245,7 +245,9 @@ class Sources:
             return list(self._sources.values())
 
     def forget_released(self, now: float) -> list[Source]:
-        """Forget the trees whose last mount went long ago; they are closed."""
+        """Forget the trees whose last mount went long ago; they are closed. Of others, what only their starts need."""
+        for source in self.all():
+            source.start.settle()
         self._in_use.settle()
         with self._lock:
             old = [one for since, one in self._replaced if since < time.monotonic() - _REMEMBERED_S]
@@ -354,8 +356,10 @@ class Sources:
         self.parts.await_answer(source.record.tree)
         self._await(source, index, digest)
         if source.start.is_guessed() and source.content.whole(index) is None:
-            self._bring_with_neighbours(source, index)
+            ended = self._bring_with_neighbours(source, index)
             self._await(source, index, digest)
+            if source.content.whole(index) is None:
+                ended()
         size = source.tree.object(index).size
         # What is open here is not evicted before it is linked.
         view = source.content.view(index, 0, min(size, 1))
@@ -376,31 +380,44 @@ class Sources:
             if coming.here.is_set():
                 coming.event.wait(_GLANCE_S)
 
-    def _bring_with_neighbours(self, source: Source, index: int) -> None:
-        """Ask for an object, and with it for what is likely to be opened next. Who waits for it does not for those."""
+    def _bring_with_neighbours(self, source: Source, index: int) -> Callable[[], None]:
+        """Ask for an object, and with it for what is likely to be opened next. Who waits for it does not for those.
+
+        Returns:
+            waits for the end of all that, and raises if the service could not be reached: then it need not be asked
+            again at once.
+        """
         try:
             along = source.start.neighbours.next(index)
-        except PagepoolError as error:
-            log.warning("%s: nothing comes along: %s", source.record.image, error)
+        except Exception:  # a help that fails is none, and no error
+            log.exception("%s: nothing comes along", source.record.image)
             along = []
         wanted = dict.fromkeys((index, *self._absent(source, along)))
         ready = threading.Event()
-        arguments = (source, wanted, ready.set)
-        try:
-            threading.Thread(target=self._prefetch_safely, args=arguments, name="node-bring", daemon=True).start()
-        except RuntimeError:
-            return  # there are too many threads: nothing comes along
-        ready.wait()
+        unreachable: list[UnreachableError] = []
 
-    def _prefetch_safely(
-        self, source: Source, wanted: Mapping[int, Collection[int] | None], on_expected: Callable[[], None]
-    ) -> None:
+        def work() -> None:
+            try:
+                self.prefetch(source, wanted, ready.set)
+            except UnreachableError as error:
+                unreachable.append(error)
+            except (PagepoolError, OSError) as error:  # who opens one of them finds out
+                log.info("%s: what was to come along does not: %s", source.record.image, error)
+            finally:
+                ready.set()
+
+        def end() -> None:
+            thread.join()
+            if unreachable:
+                raise unreachable[0]
+
+        thread = threading.Thread(target=work, name="node-bring", daemon=True)
         try:
-            self.prefetch(source, wanted, on_expected)
-        except (PagepoolError, OSError) as error:  # who opens one of them finds out
-            log.info("%s: what was to come along does not: %s", source.record.image, error)
-        finally:
-            on_expected()
+            thread.start()
+        except RuntimeError:  # there are too many threads: nothing comes along
+            return lambda: None
+        ready.wait()
+        return end
 
     def _absent(self, source: Source, indices: Iterable[int]) -> list[int]:
         """Those objects that are neither here nor on their way."""

@@ -17,6 +17,7 @@ _OURS = {
     *("quarantine", "node"),
 }
 """What a data directory may hold before it is one: of a start that was cut off, put there for it, a node's state."""
+_NOBODYS = {"lost+found", ".snapshot", ".gitkeep", ".gitignore", ".keep", ".DS_Store"}
 
 
 class DataDirectoryInvalidError(InvalidError):
@@ -59,7 +60,7 @@ def _refuse_foreign(data: Path) -> None:
     """Keep our hands off /tmp or somebody's home, which must not be closed to others for a slip of the hand."""
     if (data / "format").exists() or (data / "store" / "data.mdb").exists():
         return
-    names = {path.name for path in data.iterdir()} - {"lost+found", ".snapshot"}
+    names = {path.name for path in data.iterdir() if not path.name.startswith(".nfs")} - _NOBODYS
     foreign = {name for name in names if name.partition(".")[0] not in _OURS}
     if foreign:
         reason = f"it is no data directory, and not empty: it holds {min(foreign)!r}. Name a new one"
