@@ -21,7 +21,7 @@ from tests.support.nodeserver import running_node
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pagepool.cli.target import PoolOptions
+    from pagepool.cli.connect import PoolOptions
     from tests.cli.conftest import Run
 
 

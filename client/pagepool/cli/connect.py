@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from pagepool.cli.credentials import find_credentials
+from pagepool.cli.usage import refuse
 from pagepool.errors import NotFoundError, UnsupportedError
 from pagepool.oci import Reference
 from pagepool.transport.addresses import is_loopback, plain_host
@@ -36,6 +37,12 @@ class ServerOptions(AccessOptions):
     """What `options.server_options` hands to a command."""
 
     server: str
+
+
+class PoolOptions(ServerOptions):
+    """What `options.pool_options` hands to a command."""
+
+    pool: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +152,8 @@ def _certificate_directories() -> Iterator[Path]:
 def credentials_for(options: AccessOptions, host: str, repository: str) -> Credentials:
     """Who we are to a server: as the options say, or else as docker and podman know."""
     if options["password_stdin"]:
-        username = options["username"] or _refuse("--password-stdin needs --username.")
+        username = options["username"] or refuse("--password-stdin needs --username.")
         return Credentials(username, sys.stdin.readline().rstrip("\r\n"))
     if options["username"]:
-        _refuse("--username needs --password-stdin.")
+        refuse("--username needs --password-stdin.")
     return find_credentials(host, repository)
-
-
-def _refuse(usage: str) -> NoReturn:
-    import click
-
-    raise click.UsageError(usage)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pagepool.cli import output
 from pagepool.cli.kernelmounts import upper_backend
-from pagepool.cli.mounting import server_options
 from pagepool.cli.progress import counting
 from pagepool.cli.target import open_client
 from pagepool.digest import Digest
@@ -48,7 +47,7 @@ def mount_fuse(reference: Reference, path: Path, given: MountGiven, reason: str)
         output.note(f"mounting by FUSE, not by the kernel: {reason}")
     read_only = given["read_only"] or upper is None
     mode = MountOptions(str(reference), read_only, others, not given["nosuid"], given["dev"])
-    with open_client(server_options(given), reference) as client:
+    with open_client(given, reference) as client:
         image = _resolve(client, reference, given["platform"], upper)
         if eager:
             with counting("fetching") as count:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, TypedDict
+from typing import TYPE_CHECKING
 
 from pagepool.cli import exits
-from pagepool.cli.connect import on_server
+from pagepool.cli.connect import PoolOptions, on_server
 from pagepool.cli.kernelmounts import check_free, choose, kernel_row, mount_kernel, tell_offline
 from pagepool.cli.nodeclient import node_client
 from pagepool.cli.state import current
+from pagepool.cli.usage import refuse
 from pagepool.errors import InvalidError
 from pagepool.node.client import KernelMountOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pagepool.cli.target import PoolOptions
     from pagepool.node.client import KernelMount
     from pagepool.oci import Platform, Reference
 
 
-class MountGiven(TypedDict):
+class MountGiven(PoolOptions):
     """The options, by the names that click gives them."""
 
     upper: Path | None
@@ -35,13 +35,6 @@ class MountGiven(TypedDict):
     nosuid: bool
     allow_other: bool | None
     platform: Platform | None
-    server: str
-    plain_http: bool
-    insecure: bool
-    ca_certificate: Path | None
-    username: str | None
-    password_stdin: bool
-    pool: Path | None
 
 
 def mount(reference: Reference, path: Path, given: MountGiven) -> int:
@@ -69,26 +62,13 @@ def mount(reference: Reference, path: Path, given: MountGiven) -> int:
     choice = choose(given["backend"], node, given["upper"], needs_fuse=needs_fuse)
     if choice.backend == "kernel":
         wish = _wish(given)
-        mounted = mount_kernel(server_options(given), reference, path, wish, given["platform"], node)
+        mounted = mount_kernel(given, reference, path, wish, given["platform"], node)
         _report(mounted, choice.reason)
     else:
         from pagepool.cli.fusemounts import mount_fuse
 
         mount_fuse(reference, path, given, choice.reason)
     return exits.OK
-
-
-def server_options(given: MountGiven) -> PoolOptions:
-    """Of the options those about the service."""
-    return {
-        "server": given["server"],
-        "plain_http": given["plain_http"],
-        "insecure": given["insecure"],
-        "ca_certificate": given["ca_certificate"],
-        "username": given["username"],
-        "password_stdin": given["password_stdin"],
-        "pool": given["pool"],
-    }
 
 
 def _wish(given: MountGiven) -> KernelMountOptions:
@@ -108,17 +88,11 @@ def _check_wishes(given: MountGiven) -> None:
     """Refuse wishes of which one would be forgotten."""
     upper, temporary = given["upper"], given["temporary"]
     if temporary and upper is not None:
-        _refuse("--rw and --upper exclude each other: what is written is kept, or it is not.")
+        refuse("--rw and --upper exclude each other: what is written is kept, or it is not.")
     if temporary and given["read_only"]:
-        _refuse("--rw and --ro exclude each other.")
+        refuse("--rw and --ro exclude each other.")
     if given["quota"] and not temporary and upper is None:
-        _refuse("--quota is for --rw and --upper: nothing can be written without.")
-
-
-def _refuse(usage: str) -> NoReturn:
-    import click
-
-    raise click.UsageError(usage)
+        refuse("--quota is for --rw and --upper: nothing can be written without.")
 
 
 def _report(mounted: KernelMount, reason: str) -> None:

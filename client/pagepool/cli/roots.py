@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    from pagepool.cli.target import PoolOptions
+    from pagepool.cli.connect import PoolOptions
     from pagepool.node.client import NodeClient
     from pagepool.oci import Config, Platform, Reference
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypedDict
+from typing import TYPE_CHECKING
 
 from pagepool.cli import exits, roots
+from pagepool.cli.connect import PoolOptions
 from pagepool.cli.nodeclient import node_client
 from pagepool.cli.state import current
+from pagepool.cli.usage import refuse
 from pagepool.container import Container, RunOptions, cleanup_stale, run_container
 from pagepool.container.options import check_options, parse_env, parse_env_file, parse_memory, parse_volume
 from pagepool.oci.platform import Platform, rank
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from pagepool.cli.roots import RootProvider
-    from pagepool.cli.target import PoolOptions
     from pagepool.container import Record
     from pagepool.container.options import Network
     from pagepool.container.run import RuntimeName
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _GRACE_S = 10.0
 
 
-class RunGiven(TypedDict):
+class RunGiven(PoolOptions):
     """The options, by the names that click gives them."""
 
     detach: bool
@@ -52,13 +53,6 @@ class RunGiven(TypedDict):
     memory: str | None
     pids_limit: int | None
     read_only: bool
-    server: str
-    plain_http: bool
-    insecure: bool
-    ca_certificate: Path | None
-    username: str | None
-    password_stdin: bool
-    pool: Path | None
 
 
 def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> int:
@@ -85,25 +79,17 @@ def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> 
 
         check_volumes(options.volumes, node.places.state, node.places.run)
     if given["detach"] and options.interactive:
-        _refuse("--detach and --interactive exclude each other.")
+        refuse("--detach and --interactive exclude each other.")
     if given["log"] is not None and not given["detach"]:
-        _refuse("--log is for --detach.")
+        refuse("--log is for --detach.")
     provider = roots.default_provider(given["backend"])
     for record in cleanup_stale(roots.containers_directory()):
         provider.discard(record.id, Path(record.root))
     programs = tuple(filter(None, (options.entrypoint, *options.command[:1])))
-    request = roots.RootRequest(
-        reference, given["platform"], _pool_options(given), given["eager"], given["disk"], programs
-    )
+    request = roots.RootRequest(reference, given["platform"], given, given["eager"], given["disk"], programs)
     if given["detach"]:
         return _detach(provider, request, options, given)
     return _run(provider, request, options, given["runtime"])
-
-
-def _refuse(usage: str) -> NoReturn:
-    import click
-
-    raise click.UsageError(usage)
 
 
 def _detach(provider: RootProvider, request: roots.RootRequest, options: RunOptions, given: RunGiven) -> int:
@@ -173,15 +159,3 @@ def _options(words: tuple[str, ...], given: RunGiven) -> RunOptions:
         interactive=given["interactive"],
         name=given["name"],
     )
-
-
-def _pool_options(given: RunGiven) -> PoolOptions:
-    return {
-        "server": given["server"],
-        "plain_http": given["plain_http"],
-        "insecure": given["insecure"],
-        "ca_certificate": given["ca_certificate"],
-        "username": given["username"],
-        "password_stdin": given["password_stdin"],
-        "pool": given["pool"],
-    }

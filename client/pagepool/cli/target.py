@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from pagepool.cli.connect import ServerOptions, credentials_for, host_of, on_server, server_url, verify_of
+from pagepool.cli.connect import PoolOptions, credentials_for, host_of, on_server, server_url, verify_of
 from pagepool.errors import InvalidError, NotFoundError, PathUnknownError, ReferenceInvalidError, UnsupportedError
 from pagepool.oci import Reference
 from pagepool.oci.reference import SCHEMES
@@ -80,12 +80,6 @@ class TargetType(click.ParamType):  # type: ignore[type-arg] # not generic befor
 def complete_file(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete files of this machine, where an argument may be one."""
     return [] if ":/" in incomplete else [CompletionItem(incomplete, type="file")]
-
-
-class PoolOptions(ServerOptions):
-    """What `options.pool_options` hands to a command."""
-
-    pool: Path | None
 
 
 def parse_target(text: str) -> Target:

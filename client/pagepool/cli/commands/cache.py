@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import click
 
 from pagepool.cli import output
+from pagepool.cli.connect import PoolOptions
 from pagepool.cli.options import ReferenceType, output_options, pool_options
 from pagepool.cli.progress import counting
-from pagepool.cli.target import PoolOptions, open_client, open_image
+from pagepool.cli.target import open_client, open_image
 from pagepool.errors import CorruptError, NotFoundError, PagepoolError, UnreachableError, UnsupportedError
 from pagepool.oci import Reference
 from pagepool.pool import Scrubber

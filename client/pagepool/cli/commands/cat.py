@@ -7,8 +7,9 @@ from typing import Unpack
 import click
 
 from pagepool.cli import output
+from pagepool.cli.connect import PoolOptions
 from pagepool.cli.options import output_options, pool_options
-from pagepool.cli.target import PoolOptions, Target, TargetType, naming, open_target
+from pagepool.cli.target import Target, TargetType, naming, open_target
 from pagepool.vfs import Rootfs
 
 _PIECE = 1 << 20

@@ -7,10 +7,10 @@ from typing import Any, Literal, Unpack
 import click
 
 from pagepool.cli import output
-from pagepool.cli.connect import Connection, connect, on_server
+from pagepool.cli.connect import Connection, PoolOptions, connect, on_server
 from pagepool.cli.options import ReferenceType, jobs_option, output_options, pool_options
 from pagepool.cli.progress import Counter, counting, transfer
-from pagepool.cli.target import PoolOptions, Target, TargetType, open_changed
+from pagepool.cli.target import Target, TargetType, open_changed
 from pagepool.cli.waiting import check_wait, wait_until_read
 from pagepool.commit import CommitOptions, CommittedImage, Instruction, build_commit, parse_instruction
 from pagepool.layout import plan_copy, run_copy

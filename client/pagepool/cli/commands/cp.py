@@ -12,11 +12,11 @@ from typing import Unpack
 import click
 
 from pagepool.cli import output
-from pagepool.cli.connect import on_server
+from pagepool.cli.connect import PoolOptions, on_server
 from pagepool.cli.copying import Copied, Copier, LocalPlace, RootPlace
 from pagepool.cli.options import ReferenceType, output_options, pool_options
 from pagepool.cli.progress import counting
-from pagepool.cli.target import PoolOptions, Target, complete_file, open_overlay, open_target, parse_target
+from pagepool.cli.target import Target, complete_file, open_overlay, open_target, parse_target
 from pagepool.errors import PathUnknownError
 from pagepool.oci import Reference
 from pagepool.vfs import fail

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import click
 
 from pagepool.cli import output
+from pagepool.cli.connect import PoolOptions
 from pagepool.cli.options import output_options, pool_options
 from pagepool.cli.progress import counting
-from pagepool.cli.target import PoolOptions, Target, TargetType, open_target
+from pagepool.cli.target import Target, TargetType, open_target
 from pagepool.layout.publish import published
 from pagepool.library import Changed
 from pagepool.overlay import Change, ChangeKind, iter_layer, plan_diff

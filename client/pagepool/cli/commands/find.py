@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import output
+from pagepool.cli.connect import PoolOptions
 from pagepool.cli.findtests import (
     by_mode,
     by_name,
@@ -21,7 +22,7 @@ from pagepool.cli.findtests import (
 )
 from pagepool.cli.listing import Entry, describe, print_entries, walk
 from pagepool.cli.options import output_options, pool_options
-from pagepool.cli.target import PoolOptions, Target, TargetType, naming, open_target
+from pagepool.cli.target import Target, TargetType, naming, open_target
 from pagepool.image import Kind
 from pagepool.vfs import Rootfs
 

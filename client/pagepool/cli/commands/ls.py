@@ -9,10 +9,10 @@ from typing import Any, Unpack
 import click
 
 from pagepool.cli import output
-from pagepool.cli.connect import Connection, connect
+from pagepool.cli.connect import Connection, PoolOptions, connect
 from pagepool.cli.listing import describe, long_cells, print_entries, print_long, walk
 from pagepool.cli.options import output_options, pool_options
-from pagepool.cli.target import PoolOptions, Target, TargetType, naming, open_changed
+from pagepool.cli.target import Target, TargetType, naming, open_changed
 from pagepool.errors import NotFoundError
 from pagepool.oci import Reference
 from pagepool.transport import FileEntry

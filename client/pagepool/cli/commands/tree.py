@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from pagepool.cli import output
-from pagepool.cli.connect import on_server
+from pagepool.cli.connect import PoolOptions, on_server
 from pagepool.cli.options import output_options, pool_options
-from pagepool.cli.target import PoolOptions, complete_file, open_image
+from pagepool.cli.target import complete_file, open_image
 from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import ImageInvalidError
 from pagepool.image import TreeFile
