@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pagepool.image.treefile import TreeFile
-    from pagepool.node.sources import Source
+    from pagepool.node.source import Source
 
 _STEP_BYTES: Final = 4 << 20
 _STEP_OBJECTS: Final = 512

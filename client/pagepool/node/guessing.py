@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pagepool.image.treefile import TreeFile
-    from pagepool.node.sources import Source, Sources
+    from pagepool.node.source import Source
+    from pagepool.node.sources import Sources
 
 SECONDS: Final = 10.0
 """That a start may take: as long as starts are recorded."""

@@ -15,7 +15,8 @@ from pagepool.errors import NotFoundError, PagepoolError
 from pagepool.transport.leases import LeaseClient
 
 if TYPE_CHECKING:
-    from pagepool.node.sources import Source, Sources
+    from pagepool.node.source import Source
+    from pagepool.node.sources import Sources
 
 TTL_S: Final = 24 * 3600
 _EVERY_S: Final = 300.0

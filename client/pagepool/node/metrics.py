@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from pagepool.node.figures import Figures
     from pagepool.node.mounts import NodeMounts
-    from pagepool.node.sources import Source, Sources
+    from pagepool.node.source import Source
+    from pagepool.node.sources import Sources
     from pagepool.pool import Pool
 
 _LOOK_S: Final = 0.5

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pagepool.node.places import NodePlaces
-    from pagepool.node.sources import Source
+    from pagepool.node.source import Source
 
 _ID_BYTES: Final = 6
 _FIRST_PROJECT: Final = 1 << 30

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pagepool.node.control import Channel
     from pagepool.node.records import MountRecord
-    from pagepool.node.sources import Source
+    from pagepool.node.source import Source
     from pagepool.node.worker import Worker
     from pagepool.transport import Session
 

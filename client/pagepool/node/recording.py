@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from pagepool.image import TreeFile
     from pagepool.node.links import Links
-    from pagepool.node.sources import Source, Sources
+    from pagepool.node.source import Source
+    from pagepool.node.sources import Sources
     from pagepool.transport.profiles import Profile
 
 SECONDS: Final = 10.0

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from pagepool.node.sources import open_session
+from pagepool.node.source import open_session
 
 if TYPE_CHECKING:
     from pagepool.node.records import SourceRecord

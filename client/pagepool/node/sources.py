@@ -14,7 +14,6 @@ Thread-safe.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -23,26 +22,20 @@ import time
 from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import httpx
-
-from pagepool.content import TreeContent
 from pagepool.content.cache import WINDOW
-from pagepool.digest import Digest
 from pagepool.errors import ObjectUnknownError, PagepoolError, UnreachableError
-from pagepool.extents import EXTENT_SIZE
 from pagepool.image.treefile import TreeFile
+from pagepool.linux.uncached import read_uncached
+from pagepool.node.coming import Streams
 from pagepool.node.figures import LOOKUP, READ, Figures
-from pagepool.node.guessing import Start
 from pagepool.node.inuse import ObjectsInUse
 from pagepool.node.lazy import LARGE
 from pagepool.node.parts import MIDDLE, Parts
 from pagepool.node.records import SourceRecord, read_records, write_record
+from pagepool.node.source import Patience, Source
 from pagepool.pool.layout import object_name
-from pagepool.transport import Credentials, Session
-from pagepool.transport.extents import ExtentClient
-from pagepool.transport.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -51,74 +44,13 @@ if TYPE_CHECKING:
     from pagepool.content import ObjectCache
     from pagepool.node.places import NodePlaces
 
-_GLANCE_S: Final = 0.005
-_AGAIN_S: Final = 0.1
 _REMEMBERED_S: Final = 86400.0
-_ATTEMPTS: Final = 3
 _PROGRAM: Final = (b"\x7f", b"#")
 """How programs begin: ELF, and scripts."""
-_DONTCACHE: Final = 0x80  # RWF_DONTCACHE, linux/fs.h
 
 _Answer = TypeVar("_Answer")
 
 log = logging.getLogger("pagepool.node")
-
-
-class Source:
-    """One tree, and where its content comes from.
-
-    Args:
-        record: as it is written down.
-        tree: closed with this.
-        cache: of the node's pool; closed by the caller.
-        timeout_s: about how long a request may take.
-        figures: counts what is fetched.
-    """
-
-    def __init__(
-        self, record: SourceRecord, tree: TreeFile, cache: ObjectCache, timeout_s: float, figures: Figures
-    ) -> None:
-        self.record = record
-        self.tree = tree
-        self.session = open_session(record, timeout_s)
-        self.failure: tuple[float, str] | None = None
-        """What went wrong when something was last asked for, and when (seconds since 1970); None if nothing did."""
-        where = self.session, record.repository, Digest("blake3", bytes.fromhex(record.tree))
-        fetch, in_order = (figures.counted(ExtentClient(*where, as_asked=as_asked)) for as_asked in (False, True))
-        self.content = TreeContent(cache, tree, fetch, in_order=in_order)
-        self.start = Start(tree)
-
-    @contextlib.contextmanager
-    def noting(self) -> Iterator[None]:
-        """Note how what is done meanwhile ends."""
-        try:
-            yield
-        except (PagepoolError, OSError) as error:
-            self.failure = time.time(), str(error)
-            raise
-        self.failure = None
-
-    def close(self) -> None:
-        """End the connections."""
-        self.content.close()
-        self.session.close()
-
-
-class _Coming(NamedTuple):
-    """An object that is in a stream.
-
-    Args:
-        event: set when that has ended.
-        here: set when all of the object has come, or the stream has ended.
-        extents: which of its extents; None: all.
-    """
-
-    event: threading.Event
-    here: threading.Event
-    extents: frozenset[int] | None
-
-    def brings(self, number: int) -> bool:
-        return self.extents is None or number in self.extents
 
 
 class Sources:
@@ -160,7 +92,7 @@ class Sources:
         self._replaced: list[tuple[float, Source]] = []
         self._in_use = ObjectsInUse()
         self._lazy: dict[bytes, float] = {}
-        self._coming: dict[bytes, _Coming] = {}
+        self._streams = Streams()
         self._waiting = 0
         self._patience = Patience(timeout_s)
         self.on_opened: Callable[[Source, int], None] = lambda _source, _index: None
@@ -291,34 +223,13 @@ class Sources:
         Raises:
             PagepoolError, OSError: not all of them could be had.
         """
-        coming = self._expect(source, wanted)
+        coming = self._streams.expect(source, wanted)
         try:
             on_expected()
             with source.noting():
                 source.content.prefetch_parts(wanted, lambda digest: coming[digest].here.set())
         finally:
-            self._expect_no_more(coming)
-
-    def _expect(self, source: Source, wanted: Mapping[int, Collection[int] | None]) -> dict[bytes, _Coming]:
-        event = threading.Event()
-        coming = {
-            source.tree.object_key(index)[0]: _Coming(
-                event, threading.Event(), None if numbers is None else frozenset(numbers)
-            )
-            for index, numbers in wanted.items()
-        }
-        with self._lock:
-            self._coming |= coming
-        return coming
-
-    def _expect_no_more(self, coming: Mapping[bytes, _Coming]) -> None:
-        with self._lock:
-            for digest, one in coming.items():
-                if self._coming.get(digest) is one:
-                    del self._coming[digest]
-        for one in coming.values():
-            one.event.set()
-            one.here.set()
+            self._streams.end(coming)
 
     # -- what the lazy mount asks ------------------------------------------------------------------------------
 
@@ -354,10 +265,10 @@ class Sources:
 
     def _bring(self, source: Source, index: int, digest: bytes) -> bool:
         self.parts.await_answer(source.record.tree)
-        self._await(source, index, digest)
+        self._streams.wait(source, index, digest)
         if source.start.is_guessed() and source.content.whole(index) is None:
             ended = self._bring_with_neighbours(source, index)
-            self._await(source, index, digest)
+            self._streams.wait(source, index, digest)
             if source.content.whole(index) is None:
                 ended()
         size = source.tree.object(index).size
@@ -370,15 +281,6 @@ class Sources:
             self.on_opened(source, index)
         view.release()
         return linked
-
-    def _await(self, source: Source, index: int, digest: bytes) -> None:
-        """Wait for an object that is in a stream."""
-        coming = self._coming.get(digest)
-        while coming is not None and source.content.whole(index) is None and not coming.event.is_set():
-            # Set by its last extent; an object that the pool did not take comes with the end of the stream.
-            coming.here.wait(_GLANCE_S)
-            if coming.here.is_set():
-                coming.event.wait(_GLANCE_S)
 
     def _bring_with_neighbours(self, source: Source, index: int) -> Callable[[], None]:
         """Ask for an object, and with it for what is likely to be opened next. Who waits for it does not for those.
@@ -422,7 +324,7 @@ class Sources:
     def _absent(self, source: Source, indices: Iterable[int]) -> list[int]:
         """Those objects that are neither here nor on their way."""
         keys = ((index, source.tree.object_key(index)[0]) for index in indices)
-        return [index for index, digest in keys if digest not in self._coming and source.content.whole(index) is None]
+        return [index for index, digest in keys if digest not in self._streams and source.content.whole(index) is None]
 
     def bring_along(self, source: Source, indices: Iterable[int]) -> None:
         """Fetch objects that are neither here nor on their way, in one stream and in this order. Blocks.
@@ -473,13 +375,7 @@ class Sources:
         raise error
 
     def _read_part(self, source: Source, index: int, digest: bytes, start: int, end: int) -> memoryview:
-        coming = self._coming.get(digest)
-        if coming is not None:
-            for at in range(start - start % EXTENT_SIZE, end, EXTENT_SIZE):
-                piece = max(start, at), min(end, at + EXTENT_SIZE)
-                while coming.brings(at // EXTENT_SIZE) and not source.content.is_here(index, *piece):
-                    if coming.event.wait(_GLANCE_S):
-                        break
+        self._streams.wait_for_part(source, index, digest, start, end)
         # What other starts have read is here or coming, and what they have not may be all that is read now.
         around = 1 if self.parts.is_partial(digest) else WINDOW
         return source.content.view(index, start, end, around)
@@ -509,9 +405,9 @@ class Sources:
 
     def _bring_behind(self, source: Source, index: int, digest: bytes) -> None:
         """Bring an object in while it is read: who wants a part of it waits for that part."""
-        if digest in self._coming:
+        if digest in self._streams:
             return
-        coming = self._expect(source, {index: None})
+        coming = self._streams.expect(source, {index: None})
 
         def bring() -> None:
             try:
@@ -522,7 +418,7 @@ class Sources:
             except (PagepoolError, OSError) as error:  # who reads it finds out
                 log.info("object %s does not come as a whole: %s", digest.hex(), error)
             finally:
-                self._expect_no_more(coming)
+                self._streams.end(coming)
 
         threading.Thread(target=bring, name="node-bring", daemon=True).start()
 
@@ -595,68 +491,3 @@ class Sources:
 
     def _record(self, tree: str) -> Path:
         return self._places.sources / f"{tree}.json"
-
-
-class Patience:
-    """How long to go on asking a service that cannot be reached: it may just be starting again.
-
-    Whoever asks first waits for all of the time. Once that was in vain everybody else gets one try, so that a program
-    that opens a hundred files does not wait a hundred times; the first try that succeeds ends that.
-
-    Args:
-        timeout_s: that time.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._down: dict[str, float] = {}  # since when a service cannot be reached, on the monotonic clock
-
-    def ask(self, url: str, question: Callable[[], _Answer]) -> _Answer:
-        """Ask until there is an answer, or no time left. Raises what the last try has raised."""
-        begun = time.monotonic()
-        while True:
-            try:
-                answer = question()
-            except UnreachableError:
-                now = time.monotonic()
-                since = self._down.setdefault(url, begun)
-                if now - since >= self._timeout_s or now - begun >= self._timeout_s:
-                    raise
-                time.sleep(_AGAIN_S)
-            else:
-                self._down.pop(url, None)
-                return answer
-
-
-def open_session(record: SourceRecord, timeout_s: float) -> Session:
-    """Connections to the service of a tree."""
-    step_s = timeout_s / _ATTEMPTS
-    return Session(
-        record.url,
-        credentials=Credentials(record.username, record.password, record.identity_token),
-        verify=record.verify,
-        timeout=httpx.Timeout(step_s, connect=min(step_s, 10.0), pool=None),
-        retry=RetryPolicy(attempts=_ATTEMPTS),
-    )
-
-
-def read_uncached(descriptor: int, buffer: bytearray, offset: int) -> int:
-    """Read, and have the kernel drop the pages that it had to bring in for it (Linux 6.14; else they stay).
-
-    Returns:
-        bytes read; fewer than asked for only at the end of the file.
-    """
-    view, done = memoryview(buffer), 0
-    flags = _DONTCACHE
-    while done < len(buffer):
-        try:
-            got = os.preadv(descriptor, [view[done:]], offset + done, flags)
-        except OSError as error:
-            if not flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-            flags = 0
-            continue
-        if not got:
-            break
-        done += got
-    return done
