@@ -36,6 +36,7 @@ class Place:
         prefix: what the ids of all its containers begin with.
         started: by `start`.
         config: the ``config`` object of the image's configuration.
+        resizes: whether a container's terminal is told when ours has another size.
     """
 
     root: Path
@@ -44,6 +45,7 @@ class Place:
     prefix: str = field(default_factory=lambda: f"test-{secrets.token_hex(6)}-")
     started: list[subprocess.Popen[str]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=lambda: {"Cmd": ["python3"], "Env": [PATH, "LANG=C.UTF-8"]})
+    resizes: bool = True
 
     def argv(self, *arguments: str | Path) -> list[str]:
         """How to start `pagepool run` with these arguments behind its own; the image is named already by ``IMAGE``."""
@@ -52,7 +54,7 @@ class Place:
     def command(self, *arguments: str | Path) -> list[str]:
         """How to start any command."""
         given: dict[str, Any] = {"root": str(self.root), "directory": str(self.directory)}
-        given |= {"prefix": self.prefix, "config": self.config}
+        given |= {"prefix": self.prefix, "config": self.config, "resizes": self.resizes}
         words = [str(word) for word in arguments]
         return [sys.executable, "-m", "tests.container.driver", json.dumps(given), *words]
 

@@ -1,7 +1,8 @@
 """`pagepool run` and `ps` as a program, on roots that a test has made: no node, no service.
 
-Arguments: a JSON object {"root": …, "directory": …, "prefix": of ids, "config": {…}}, then pagepool's. ``config`` is
-the ``config`` object of an image configuration.
+Arguments: a JSON object {"root": …, "directory": …, "prefix": of ids, "config": {…}, "resizes": …}, then pagepool's.
+``config`` is the ``config`` object of an image configuration; without ``resizes`` terminals keep the size that they
+begin with.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.cli import app, roots
+from pagepool.container import terminal
 from pagepool.oci.config import parse_config
 from pagepool.oci.platform import Platform
 
@@ -59,6 +61,8 @@ def main() -> int:
     def provide(backend: str = "auto") -> roots.RootProvider:  # noqa: ARG001 - as the one that it stands for
         return GivenRoot(Path(given["root"]), given["config"], given["prefix"])
 
+    if not given["resizes"]:
+        terminal.copy_size = lambda source, target: None  # noqa: ARG005 - as the one that it stands for
     roots.default_provider = provide
     roots.containers_directory = lambda: Path(given["directory"])
     return app.run(sys.argv[2:])

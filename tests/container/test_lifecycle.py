@@ -230,6 +230,13 @@ def test_a_terminal(place: Place) -> None:
     assert "got hello" in lines
 
 
+@pytest.mark.parametrize("options", ["-it", "-t"])
+def test_a_terminal_has_its_size_before_the_program_asks(place: Place, options: str) -> None:
+    place.resizes = False
+    code, shown = _in_terminal(place, b"", options, "--", "sh", "-c", "stty size; echo ready")
+    assert (code, shown.replace(b"\r", b"")) == (0, b"33 77\nready\n")
+
+
 def test_keys_go_to_the_program(place: Place) -> None:
     script = "trap 'echo interrupted; exit 9' INT; echo ready; while :; do sleep 0.05; done"
     code, shown = _in_terminal(place, b"\x03", "-it", "--", "sh", "-c", script)

@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import struct
+import termios
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container import linux
@@ -82,7 +83,7 @@ def make_root(config: Mapping[str, Any]) -> int | None:
     for mount in config["mounts"]:
         _mount(root, mount)
     _make_devices(root)
-    master = _make_terminal(root) if config["process"]["terminal"] else None
+    master = _make_terminal(root, config["process"]) if config["process"]["terminal"] else None
     os.close(make_directory(root, config["process"]["cwd"]))
     for path in config["linux"]["readonlyPaths"]:
         _restrict(root, path, mask=False)
@@ -161,7 +162,7 @@ def _make_devices(root: int) -> None:
     os.close(devices)
 
 
-def _make_terminal(root: int) -> int:
+def _make_terminal(root: int, process: Mapping[str, Any]) -> int:
     """A terminal of the container's own /dev/pts, on /dev/console too; its other side is returned.
 
     The terminal itself is opened by who needs it.
@@ -169,6 +170,8 @@ def _make_terminal(root: int) -> int:
     master = linux.open_in_root(root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
     fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))  # TIOCSPTLCK: it may be opened
     (number,) = struct.unpack("i", fcntl.ioctl(master, 0x80045430, bytes(4)))  # TIOCGPTN: which one it is
+    if size := process.get("consoleSize"):
+        termios.tcsetwinsize(master, (size["height"], size["width"]))
     terminal = linux.open_in_root(root, f"/dev/pts/{number}", os.O_PATH)
     console = make_file(root, "/dev/console")
     mounts.mount(_proc(terminal), _proc(console), flags=mounts.MS_BIND)

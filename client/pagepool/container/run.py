@@ -86,10 +86,8 @@ def run_container(
         held = hold(directory, container.id, options.name)
         undo.callback(held.close)
         config = plan_runtime(container, gather_facts(container, held.bundle))
-        if direct:
-            # Else runc gives the terminal its size only when the program runs already.
-            columns, rows = os.get_terminal_size(0)
-            config["process"]["consoleSize"] = {"height": rows, "width": columns}
+        if options.tty:
+            _size_terminal(config["process"])
         (held.bundle / "config.json").write_text(json.dumps(config))
         record = _record(container, config, "runc" if program else "own")
         held.write(record)
@@ -118,6 +116,16 @@ def cleanup_stale(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
         held.close()
         found.append(record)
     return found
+
+
+def _size_terminal(process: dict[str, Any]) -> None:
+    """Give the container's terminal the size of ours before its program runs, which may ask at once."""
+    from pagepool.container import terminal
+
+    ours = terminal.find_terminal()
+    if ours is not None:
+        columns, rows = os.get_terminal_size(ours)
+        process["consoleSize"] = {"height": rows, "width": columns}
 
 
 def _choose(runtime: RuntimeName) -> str | None:

@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import subprocess
+import termios
 from typing import TYPE_CHECKING, Final
 
 from pagepool.container.process import Task, close_all, container_error, exit_code, standard_input
@@ -63,6 +64,7 @@ class RuncContainer:
         slave: int | None = None
         if self._task.terminal and not self._task.direct:
             self.master, slave = os.openpty()
+            self._size(slave)
         try:
             # Of another process group, or Ctrl-C would reach it twice; but who reads a terminal must be in front.
             return subprocess.Popen(
@@ -77,6 +79,11 @@ class RuncContainer:
             raise ContainerError(f"{self._command[0]} cannot be started: {error.strerror}") from error
         finally:
             close_all(slave)
+
+    def _size(self, slave: int) -> None:
+        """runc takes over the size of the terminal that it is given."""
+        if size := self._task.config["process"].get("consoleSize"):
+            termios.tcsetwinsize(slave, (size["height"], size["width"]))
 
     def on_status(self) -> None:
         """Look whether the container has a process now."""
