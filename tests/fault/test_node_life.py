@@ -185,6 +185,26 @@ def test_a_tree_file_that_is_gone(service: Service, node: NodeClient, tmp_path: 
     node.unmount(at)
 
 
+def test_another_worker_fills_what_is_to_be_filled(service: Service, tmp_path: Path) -> None:
+    """And leaves alone what was mounted with --no-fill."""
+    left, filled = point(tmp_path, "left"), point(tmp_path, "filled")
+    references = push(service, "left", contents(21, 3)), push(service, "filled", contents(22, 3))
+    with (
+        running_node(tmp_path, replace(QUICK, fill=True)) as node,
+        node.mount(service.url, references[0], left, LAZILY),
+        node.mount(service.url, references[1], filled),
+    ):
+        before = node.status()["pid"]
+        os.kill(before, signal.SIGKILL)
+        while node.status()["pid"] == before:
+            pass
+        deadline = time.monotonic() + 60
+        while not (found := {one["path"]: one["filling"] for one in node.mounts()})[str(filled)]:
+            assert time.monotonic() < deadline  # the worker takes mounts up, the oldest first, when it serves
+            time.sleep(0.01)
+        assert not found[str(left)]
+
+
 def _outcome(path: Path) -> int:
     try:
         path.read_bytes()

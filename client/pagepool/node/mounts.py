@@ -62,6 +62,7 @@ class MountWish:
         nodev: device nodes are none.
         quota: most bytes that may be written; 0 for no limit.
         owner: what it belongs to.
+        fill: whether the rest of the image is to be fetched when there is time; for the record.
     """
 
     path: str
@@ -73,6 +74,7 @@ class MountWish:
     nodev: bool = True
     quota: int = 0
     owner: str = ""
+    fill: bool = True
 
 
 class _How(NamedTuple):
@@ -309,6 +311,7 @@ class NodeMounts:
             device=f"{os.major(device)}:{os.minor(device)}",
             quota=wish.quota,
             owner=wish.owner,
+            fill=wish.fill,
         )
 
     # -- listing and removing ----------------------------------------------------------------------------------

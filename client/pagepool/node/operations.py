@@ -105,7 +105,7 @@ class Operations:
                     self._fill(channel, source)
                 record, descriptor = mounts.make(source, metadata, _wish(request))
             self._hand_over(channel, record, descriptor, source, metadata, offline=offline)
-            return self._mounted(record, source, config, fill=bool(request.get("fill", True)), offline=offline)
+            return self._mounted(record, source, config, offline=offline)
         except BaseException:
             if source is not None:
                 mounts.drop(source.record.tree)
@@ -138,16 +138,14 @@ class Operations:
         """A mount that is in its place already: the worker that made it has died just then."""
         record = self._worker.mounts.find(str(request["mounted"]))
         config = self._config(source) if request.get("config") else None
-        return self._mounted(record, source, config, fill=bool(request.get("fill", True)), offline=offline)
+        return self._mounted(record, source, config, offline=offline)
 
-    def _mounted(
-        self, record: MountRecord, source: Source, config: str | None, *, fill: bool, offline: bool
-    ) -> dict[str, Any]:
+    def _mounted(self, record: MountRecord, source: Source, config: str | None, *, offline: bool) -> dict[str, Any]:
         worker = self._worker
         record = worker.mounts.attached(record)
         worker.sources.update(record.tree, released=0.0)
         worker.leases.want(record.tree)
-        if worker.options.fill and fill:
+        if worker.options.fill and record.fill:
             worker.filler.complete(source)
         return {**asdict(record), "offline": offline, "manifest": source.record.manifest, "config": config}
 
@@ -302,6 +300,7 @@ def _wish(request: dict[str, Any]) -> MountWish:
         nodev=bool(request.get("nodev", True)),
         quota=int(request.get("quota", 0)),
         owner=str(request.get("owner", "")),
+        fill=bool(request.get("fill", True)),
     )
 
 
