@@ -133,7 +133,7 @@ def run_load(wish: LoadWish) -> int:
     for report in wish.reports:
         if not report.absolute().parent.is_dir():
             raise InvalidError(str(report), f"there is no directory {report.absolute().parent}")
-    run = f"{secrets.token_hex(4)}"
+    run = secrets.token_hex(4)
     with ExitStack() as stack:
         interrupts = stack.enter_context(_Interrupts())
         directory = stack.enter_context(_temporary())
