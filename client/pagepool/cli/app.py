@@ -136,7 +136,7 @@ def guard(state: output.State, work: Callable[[], object]) -> int:
         if isinstance(error, _HELP_INSTEAD):
             click.echo(error.format_message(), err=True)
             return exits.USAGE
-        return _fail(state, type(error).__name__, _usage(error), exits.USAGE)
+        return _fail(state, type(error).__name__, _usage(error), state.failure or exits.USAGE)
     except PagepoolError as error:
         return _fail(state, type(error).__name__, str(error), _code(state, error))
     except OSError as error:

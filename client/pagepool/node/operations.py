@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagepool.errors import InvalidError, PagepoolError, StoreFullError
+from pagepool.errors import InvalidError, PagepoolError, PoolFullError
 from pagepool.mount import kernel
 from pagepool.node.alive import mounts_alive
 from pagepool.node.filling import missing
@@ -24,6 +24,8 @@ from pagepool.node.mounts import MountWish
 from pagepool.node.records import SourceRecord
 from pagepool.oci import Platform
 from pagepool.pool import Scrubber
+from pagepool.pool.layout import cost
+from pagepool.units import human_size
 from pagepool.version import __version__
 
 if TYPE_CHECKING:
@@ -250,6 +252,7 @@ class Operations:
         return {"bytes": self._fill(channel, source)}
 
     def _fill(self, channel: Channel, source: Source) -> int:
+        self._check_room(source)
         absent = missing(source.tree, self._worker.places.objects)
         size = sum(source.tree.object_key(index)[1] for index in absent)
         channel.send({"total": size})
@@ -259,11 +262,22 @@ class Operations:
         left = missing(source.tree, self._worker.places.objects)
         if left:
             size = sum(source.tree.object_key(index)[1] for index in left)
-            raise StoreFullError(
-                f"the pool does not take {len(left)} of the image's objects, {size} bytes: see its budget"
+            raise PoolFullError(
+                f"it does not take {len(left)} of the files of {source.record.image}, {human_size(size)}: "
+                "end the node, and start it with more --budget"
             )
         self._worker.pool.sync()
         return size
+
+    def _check_room(self, source: Source) -> None:
+        """Refuse what can never be in the pool as a whole, before it is fetched, and others are evicted for it."""
+        sizes = (source.tree.object_key(index)[1] for index in range(source.tree.object_count))
+        needed, budget = sum(map(cost, sizes)), self._worker.pool.stats().effective_budget
+        if needed > budget:
+            raise PoolFullError(
+                f"all of {source.record.image} takes {human_size(needed)}, of a budget of {human_size(budget)}: "
+                "end the node, and start it with more --budget"
+            )
 
     def scrub(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
         """Compare all of the pool's objects with their names, as fast as they can be read."""

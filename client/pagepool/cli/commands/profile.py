@@ -87,7 +87,7 @@ def show(reference: Reference, similar: bool, platform: Platform | None, **serve
         state = _tree(connection, reference, platform)
         profile = ProfileClient(connection.session).get(reference.repository, state.tree, similar=similar)
         if profile is None:
-            raise ProfileUnknownError(state.tree)
+            raise ProfileUnknownError(f"{state.tree.short} ({reference})")
         tree = TreeFile(TreeClient(connection.session).fetch(reference.repository, state.tree), state.tree.raw)
     paths = _paths(tree)
     rows = [(digest, tree.find_object(digest)) for digest in profile.objects]
