@@ -140,12 +140,12 @@ class Filler:
             self._sync()
             with self._lock:
                 self._broken_off.pop(tree, None)
-        except (PagepoolError, OSError):
+        except (PagepoolError, OSError) as error:
             with self._lock:
                 _, waited_s = self._broken_off.get(tree, (0.0, self._again_s / 2))
                 wait_s = min(2 * waited_s, _LONGEST_AGAIN_S)
                 self._broken_off[tree] = time.monotonic() + wait_s, wait_s
-            raise
+            log.warning("filling %s broke off, and goes on in %.0f s: %s", source.record.image, wait_s, error)
         finally:
             with self._lock:
                 self._filling.discard(tree)

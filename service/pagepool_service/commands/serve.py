@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from pagepool.linux.notify import notify
+from pagepool.transport.addresses import is_loopback
 from pagepool_service import logs
 from pagepool_service.commands.accessoptions import access_options, parsed
 from pagepool_service.commands.dataoption import data_option
@@ -127,7 +127,7 @@ def serve(listen: tuple[str, int] | None, **options: Any) -> None:
 
 def announce(settings: Settings, address: str) -> None:
     """Say on standard output, in one line, and to systemd, that the service takes requests, and where."""
-    if not _is_loopback(settings.host):
+    if not is_loopback(settings.host):
         if not settings.authenticates:
             log.warning(
                 "listening on %s without authentication: everyone who reaches it can read and write", settings.host
@@ -140,10 +140,3 @@ def announce(settings: Settings, address: str) -> None:
     mode = ", read-only" if settings.read_only else ""
     notify(os.environ.get("NOTIFY_SOCKET", ""), "READY=1")
     click.echo(f"pagepool serving on {address} data {settings.data} workers {settings.workers}{mode}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

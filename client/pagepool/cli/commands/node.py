@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import sys
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pagepool.cli.nodeclient import asked_node, node_client
 from pagepool.cli.nodes import AddressType, SizeType, node_options
 from pagepool.cli.options import output_options
 from pagepool.errors import UnreachableError
+from pagepool.transport.addresses import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -136,7 +136,7 @@ def start(
         pool_image=pool_image,
         metrics_listen=metrics_listen,
     )
-    if metrics_listen is not None and not _is_loopback(metrics_listen[0]):
+    if metrics_listen is not None and not is_loopback(metrics_listen[0]):
         output.warn(f"metrics on {metrics_listen[0]}: everyone who reaches it sees them, without a password")
     if foreground:
         _stay(client, options)
@@ -170,13 +170,6 @@ def _stay(client: NodeClient, options: WorkerOptions) -> None:
         output.warn(f"ended; {ended.mounts} mounts go on with what is here, and cannot fetch anything")
     else:
         output.note("ended")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @command.command(name="stop")
