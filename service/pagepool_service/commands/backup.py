@@ -175,6 +175,6 @@ def _print(result: dict[str, Any]) -> None:
         print_restored(result["verified"], "verified by restoring")
     if "forgotten" in result:
         freed = output.human_size(result["freed_bytes"])
-        output.print_line(f"forgot {len(result['forgotten'])} snapshots, {freed} freed")
+        output.print_line(f"forgot {output.counted(len(result['forgotten']), 'snapshot')}, {freed} freed")
     if result["damaged"]:
         output.print_line("the store is damaged: `pagepool fsck` says what this concerns")

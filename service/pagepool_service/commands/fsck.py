@@ -137,5 +137,5 @@ def _print(report: Report) -> None:
         click.echo(f"note: {note}")
     counted = ", ".join(f"{number:,} {what}" for what, number in sorted(report.checked.items()) if number)
     click.echo(f"checked in {report.seconds:.1f} s: {counted or 'nothing'}")
-    found = len(report.problems)
-    click.echo("no problems found" if not found else f"{found} problem{'s' if found > 1 else ''} found")
+    found = output.counted(len(report.problems), "problem") if report.problems else "no problems"
+    click.echo(f"{found} found")

@@ -89,7 +89,7 @@ def print_repaired(done: Repaired, *, dry_run: bool) -> None:
     if done.quarantine is not None:
         click.echo(f"what was taken out is kept in {done.quarantine}: see listing.txt there")
     lost = sum(action.outcome == "quarantined" for action in done.actions)
-    found = _problems(len(done.before.problems))
+    found = output.counted(len(done.before.problems), "problem")
     if output.current().quiet:
         return
     if not done.before.problems:
@@ -100,12 +100,8 @@ def print_repaired(done: Repaired, *, dry_run: bool) -> None:
         click.echo(f"{found} found, all repaired")
     else:
         remaining = len(done.after.problems)
-        quarantined = f"{lost} thing{'s' if lost != 1 else ''} quarantined (push them again)"
+        quarantined = f"{output.counted(lost, 'thing')} quarantined (push them again)"
         click.echo(f"{found} found, {quarantined}, {remaining} remain{'s' if remaining == 1 else ''}")
-
-
-def _problems(count: int) -> str:
-    return f"{count} problem{'s' if count != 1 else ''}"
 
 
 def _print_lists(action: Action) -> None:

@@ -167,9 +167,14 @@ def _stay(client: NodeClient, options: WorkerOptions) -> None:
 
     ended = stay(client.places, options, on_ready=ready, on_log=say)
     if ended is not None and ended.mounts:
-        output.warn(f"ended; {ended.mounts} mounts go on with what is here, and cannot fetch anything")
+        _warn_of_mounts(ended.mounts)
     else:
         output.note("ended")
+
+
+def _warn_of_mounts(count: int) -> None:
+    goes, cannot = ("goes", "it cannot") if count == 1 else ("go", "they cannot")
+    output.warn(f"ended; {output.counted(count, 'mount')} {goes} on with what is here, and {cannot} fetch anything")
 
 
 @command.command(name="stop")
@@ -193,7 +198,7 @@ def stop() -> None:
     if output.current().json:
         output.print_json({"stopped": ended.was_running, "mounts": ended.mounts, "cleared": ended.cleared})
     elif ended.mounts:
-        output.warn(f"ended; {ended.mounts} mounts go on with what is here, and cannot fetch anything")
+        _warn_of_mounts(ended.mounts)
     else:
         output.note("ended" if ended.was_running else "it was not running; what was left of it is unmounted")
 
@@ -247,7 +252,7 @@ def scrub() -> None:
     if output.current().json:
         output.print_json(found)
     else:
-        output.print_line(f"{found['objects']} objects, {len(found['damaged'])} damaged")
+        output.print_line(f"{output.counted(found['objects'], 'object')}, {len(found['damaged'])} damaged")
 
 
 @contextmanager
@@ -273,15 +278,13 @@ def _print_status() -> None:
 
 def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     pool = found["pool"]
+    used, budget = output.human_size(pool["used"]), output.human_size(pool["budget"])
     return [
         ("version", str(found["version"])),
         ("process", str(found["pid"])),
         ("state", str(found["state"])),
-        ("mounts", f"{found['mounts']}, of {found['trees']} images"),
-        (
-            "pool",
-            f"{pool['objects']} objects, {output.human_size(pool['used'])} of {output.human_size(pool['budget'])}",
-        ),
+        ("mounts", f"{found['mounts']:,}, of {output.counted(found['trees'], 'image')}"),
+        ("pool", f"{output.counted(pool['objects'], 'object')}, {used} of {budget}"),
         ("evictions", str(pool["evictions"])),
         *([("metrics", f"http://{found['metrics']}/metrics")] if found.get("metrics") else []),
     ]
