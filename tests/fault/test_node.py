@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
 from pagepool.errors import PoolFullError
+from pagepool.extents import Role
 from pagepool.node.client import KernelMountOptions
 from pagepool.node.worker import WorkerOptions
 from pagepool.oci import Reference
@@ -123,6 +125,24 @@ def test_wrong_bytes_are_an_io_error_and_heal(tmp_path: Path) -> None:
                 service.start()
                 assert {name: _outcome(at / name, files[name]) for name in files} == dict.fromkeys(files, 0)
             assert "extent" in node.places.log.read_text()
+
+
+def test_damage_keeps_nothing_else_from_being_filled(tmp_path: Path) -> None:
+    files = contents(33, 12, 1 << 20)
+    data, at = tmp_path / "data", point(tmp_path)
+    with running_service(data, "--workers", "1") as service:
+        reference = push(service, "partly", files)
+        with running_node(tmp_path, replace(QUICK, fill=True)) as node, node.mount(service.url, reference, at):
+            service.stop()  # the container has some seconds to itself before the rest of its image is fetched
+            of_files = next(record for record in records(data, Table.FRAMES) if record.value[1] == Role.FILES)
+            flip_record(data, of_files, -40)
+            service.start()
+            deadline = time.monotonic() + 60
+            while (found := node.mounts()[0])["filling"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert found["missing_objects"] == 1
+            assert "corrupt" in found["last_error"]
 
 
 def _outcome(path: Path, expected: bytes) -> int:

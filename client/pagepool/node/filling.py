@@ -16,7 +16,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from pagepool.errors import PagepoolError
+from pagepool.errors import CorruptError, PagepoolError
 from pagepool.pool.layout import object_name
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class Filler:
 
     def _complete(self, source: Source, due: float) -> None:
         tree = source.record.tree
+        damaged: CorruptError | None = None
         try:
             if self._stopped.wait(max(0.0, due - time.monotonic())):
                 return
@@ -135,9 +136,15 @@ class Filler:
                     pass
                 if self._stopped.is_set() or source.record.released:
                     return
-                with source.noting():
-                    source.content.prefetch(step)
+                try:
+                    with source.noting():
+                        source.content.prefetch(step)
+                except CorruptError as error:  # of one object: others need not wait until it is mended
+                    damaged = error
             self._sync()
+            if damaged is not None:
+                with source.noting():
+                    raise damaged
             with self._lock:
                 self._broken_off.pop(tree, None)
         except (PagepoolError, OSError) as error:
