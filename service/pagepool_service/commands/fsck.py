@@ -71,6 +71,8 @@ def fsck(
 
     With --repair, damaged records are made again from others, or from the content that is still there, or got from the
     places that --from names. What nothing brings back is moved to DATA/quarantine, and can be pushed again.
+
+    With --quiet, only problems are printed, and what was done about them.
     """
     if not repair and (sources or dry_run):
         raise click.UsageError("--from and --dry-run need --repair.", ctx)

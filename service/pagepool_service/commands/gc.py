@@ -90,7 +90,7 @@ def gc(
     Images that were deleted, tags beyond the newest ones, manifests without tags, layers and contents that were left
     behind. Frames that are mostly dead are written anew without what is dead, and free space of the database goes back
     to the file system. A running service does this by itself, as its settings say (PAGEPOOL_GC...), which count
-    here, too, where an option does not say otherwise.
+    here, too, where an option does not say otherwise. With --quiet, only problems are printed.
     """
     settings = Settings.load(data=data)
     as_json = output.current().json
