@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pagepool.cli.kernelmounts import kernel_row, state_of
 from pagepool.errors import InvalidError, UnreachableError
 from pagepool.linux import mounts
 from pagepool.mount import kernel
@@ -125,8 +126,11 @@ def test_a_new_node_after_all_were_killed(service: Service, node: NodeClient, tm
     node.mount(service.url, reference, at, LAZILY)
     kill_all(node)
     assert ensure_node(node.places, QUICK)
-    assert [mount["path"] for mount in node.mounts()] == [str(at)]
+    (found,) = node.mounts()
+    assert (found["path"], found["cut_off"]) == (str(at), True)
+    assert "errors until then: its node has ended" in state_of(kernel_row(found))
     with node.mount(service.url, reference, again, LAZILY):
+        assert {mount["path"]: mount["cut_off"] for mount in node.mounts()} == {str(at): True, str(again): False}
         assert {name: (again / name).read_bytes() for name in files} == files
     node.unmount(at)
     assert none_left(node)

@@ -211,7 +211,8 @@ class Operations:
             lazily = worker.sources.lazily_read(source, record.since)
             here = local[record.tree]
             is_local = not here["missing_objects"] and not lazily
-            found.append({**asdict(record), **here, "lazily_read": lazily, "local": is_local})
+            cut_off = worker.mounts.is_cut_off(record)
+            found.append({**asdict(record), **here, "lazily_read": lazily, "cut_off": cut_off, "local": is_local})
         return found
 
     def _locality(self, source: Source) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class MountRecord:
         attached: whether who asked for it has put it in its place.
         owner: what it belongs to ("" or the id of a container).
         fill: whether the rest of its image is to be fetched when there is time.
+        lazy: device of the lazy mount that it asks, ``major:minor``; "" if that is not known.
     """
 
     id: str
@@ -90,6 +91,7 @@ class MountRecord:
     attached: bool = False
     owner: str = ""
     fill: bool = True
+    lazy: str = ""
 
 
 def write_record(path: Path, record: SourceRecord | MountRecord) -> None:
