@@ -205,7 +205,7 @@ RULES = (
             *("pagepool.node", "pagepool.content", "pagepool.image", "pagepool.mount", "pagepool.upper"),
             *("pagepool.pool", "pagepool.linux", "pagepool.transport", "pagepool.vfs.interface", "pagepool.oci"),
             *("pagepool.extents", "pagepool.library.client", "pagepool.scrapes", "pagepool.version"),
-            *("pagepool.digest", "pagepool.errors"),
+            *("pagepool.digest", "pagepool.errors", "pagepool.units"),
         ),
         ("pagepool.node.running", "from pagepool.container import run_container\n"),
     ),

@@ -226,6 +226,14 @@ class DiskFullError(StoreFullError):
         self.args = (f"the disk is full: {reason}",)
 
 
+class PoolFullError(StoreFullError):
+    """A pool of this machine does not take what is to be kept in it, because of its budget."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.args = (f"the pool is full: {reason}",)
+
+
 class ReadOnlyError(PagepoolError):
     """The store cannot be written to (read-only file system or mode)."""
 

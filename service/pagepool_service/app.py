@@ -57,10 +57,12 @@ from pagepool_service.uploadfiles import SessionLimit
 from pagepool_service.uploads import Uploads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from pagepool.pool import Pool
     from pagepool_service.auth.authority import Authority
     from pagepool_service.metrics.recording import RequestMetrics
     from pagepool_service.roster import Roster
@@ -77,6 +79,10 @@ _THREADS = {"threads": 32, "writers": 8, "listings": 2, "merging": 1, "counting"
 _FORMS = 8 << 20  # bytes of logins by form that are on their way in
 _TICK_S = 5.0
 _REREAD_S = 1.0
+# Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
+_REGISTRY = (health, tokens, listings, uploads, manifests, blobs)
+_OURS = (images, trees, erofs, objects, extents, fill, leases, profiles, cache_routes, seeing, page)
+_MODULES = (*_REGISTRY, *_OURS)
 
 
 def create_app(
@@ -107,10 +113,6 @@ def create_app(
         tracing: makes spans; None to make none. It is closed with the application.
     """
     authority = authority or open_authority(settings)
-    merged = Trees(store)
-    if treefiles is None:
-        treefiles = TreeFilesOfStore(store, merged, None if settings.read_only else TreeCache(settings.data / "trees"))
-    images_of_trees = ErofsImages(store, None if settings.read_only else settings.data / "trees" / "erofs")
     pool = None
     if cache is None:
         pool = open_pool(settings)
@@ -120,7 +122,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         ticking = [
-            asyncio.create_task(_tick(cache, observer, app.state.context)),
+            asyncio.create_task(_tick(cache, observer, context)),
             asyncio.create_task(_reread(authority, certificate)),
         ]
         yield
@@ -135,6 +137,27 @@ def create_app(
         if tracing is not None:
             tracing.close()
 
+    threads = {
+        name: Threads(executor, name, tracing, transfer_bytes=settings.transfer_bytes)
+        for name, executor in executors.items()
+    }
+    figures = Seeing(settings, store, pool, roster, tally, place)
+    context = _make_context(settings, store, treefiles, cache, pool, figures, threads, roster, authority)
+    app = _make_app(lifespan)
+    app.state.context = context
+    observer = Observer(
+        objects.ObjectFront(VersionHeader(app), context),
+        metrics,
+        tally,
+        place,
+        access_log=settings.access_log,
+        tracing=tracing,
+    )
+    return observer
+
+
+def _make_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
+    """The routes, and what is said of them."""
     app = FastAPI(
         title="pagepool",
         summary="A container image registry with a deduplicated store.",
@@ -147,64 +170,50 @@ def create_app(
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
-    sessions = Uploads(store, max_size=settings.max_blob_bytes, quota_bytes=settings.quota_bytes)
-    limit = SessionLimit(store.uploads, settings.max_uploads, settings.max_uploads_per_user)
-    quotas = RepositoryQuotas(store, settings.repository_quota_bytes, authority)
-    learned = Profiles(settings.data / "profiles", readonly=settings.read_only)
-    threads = {
-        name: Threads(executor, name, tracing, transfer_bytes=settings.transfer_bytes)
-        for name, executor in executors.items()
-    }
-    app.state.context = Context(
+    for module in _MODULES:
+        app.include_router(module.router)
+    errors.install(app, [route for module in _MODULES for route in module.router.routes])
+    app.openapi = lambda: _description(app)  # type: ignore[method-assign]
+    return app
+
+
+def _make_context(
+    settings: Settings,
+    store: Store,
+    treefiles: TreeFiles | None,
+    cache: ExtentCache,
+    pool: Pool | None,
+    figures: Seeing,
+    threads: dict[str, Threads],
+    roster: Roster | None,
+    authority: Authority | None,
+) -> Context:
+    """What routes work with."""
+    merged = Trees(store)
+    trees_at = None if settings.read_only else settings.data / "trees"
+    if treefiles is None:
+        treefiles = TreeFilesOfStore(store, merged, None if trees_at is None else TreeCache(trees_at))
+    return Context(
         settings,
         store,
-        sessions,
-        limit,
+        Uploads(store, max_size=settings.max_blob_bytes, quota_bytes=settings.quota_bytes),
+        SessionLimit(store.uploads, settings.max_uploads, settings.max_uploads_per_user),
         merged,
         treefiles,
-        images_of_trees,
-        learned,
+        ErofsImages(store, None if trees_at is None else trees_at / "erofs"),
+        Profiles(settings.data / "profiles", readonly=settings.read_only),
         WantedImages(settings.data),
         cache,
         pool,
         Statistics(store),
-        Seeing(settings, store, pool, roster, tally, place),
+        figures,
         **threads,
         bodies=BodyMemory(settings.body_bytes),
         forms=BodyMemory(min(settings.body_bytes, _FORMS)),
         roster=roster,
         authority=authority,
-        quotas=quotas,
+        quotas=RepositoryQuotas(store, settings.repository_quota_bytes, authority),
     )
-    # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
-    registry = (health, tokens, listings, uploads, manifests, blobs)
-    modules = (
-        *registry,
-        images,
-        trees,
-        erofs,
-        objects,
-        extents,
-        fill,
-        leases,
-        profiles,
-        cache_routes,
-        seeing,
-        page,
-    )
-    for module in modules:
-        app.include_router(module.router)
-    errors.install(app, [route for module in modules for route in module.router.routes])
-    app.openapi = lambda: _description(app)  # type: ignore[method-assign]
-    observer = Observer(
-        objects.ObjectFront(VersionHeader(app), app.state.context),
-        metrics,
-        tally,
-        place,
-        access_log=settings.access_log,
-        tracing=tracing,
-    )
-    return observer
 
 
 async def _tick(cache: ExtentCache, observer: Observer, service: Context) -> None:

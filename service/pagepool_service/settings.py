@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 from pagepool import units
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 DEFAULT_PORT = 5000
+_MOST = 1 << 62
 
 
 class SettingInvalidError(InvalidError):
-    """A setting that cannot be used; it names the variable or option."""
+    """A setting that cannot be used; it names the variable, or the file, or says what was given for the option."""
 
     what = "setting"
 
@@ -151,6 +152,7 @@ class Settings:
     max_uploads_per_user: int = 0
     repository_quota_bytes: int = 0
     share_pool: bool | None = None
+    trace_endpoint: str | None = None
 
     @property
     def authenticates(self) -> bool:
@@ -161,8 +163,6 @@ class Settings:
     def shares_pool(self) -> bool:
         """Whether other users of this machine may read the pool: all that is in it, whatever they may pull."""
         return not self.authenticates if self.share_pool is None else self.share_pool
-
-    trace_endpoint: str | None = None
 
     @property
     def renewed_after_ns(self) -> int:
@@ -201,6 +201,7 @@ class Settings:
             "port": (0, 65535),
             "workers": (1, 256),
             "ingest_processes": (1, 64),
+            "max_layer_ratio": (2, _MOST),
             "max_manifest_bytes": (1 << 10, 1 << 30),
             "max_connections": (8, 1 << 20),
             "head_timeout_s": (1, 1 << 20),
@@ -209,42 +210,45 @@ class Settings:
         }
         for field in fields(self):
             value = getattr(self, field.name)
-            low, high = bounds.get(field.name, (0, 1 << 62))
+            low, high = bounds.get(field.name, (0, _MOST))
             if isinstance(value, (int, float)) and not low <= value <= high:
-                raise SettingInvalidError(f"{field.name}={value}", f"must be between {low} and {high}")
+                self._refuse(field.name, f"must be at least {low}" + (f", and at most {high}" if high < _MOST else ""))
         if self.log_level not in ("debug", "info", "warning", "error"):
-            raise SettingInvalidError(f"log_level={self.log_level}", "is debug, info, warning or error")
+            self._refuse("log_level", "must be debug, info, warning or error")
         if self.log_format not in ("text", "json"):
-            raise SettingInvalidError(f"log_format={self.log_format}", "is text or json")
+            self._refuse("log_format", "must be text or json")
         self._check_access()
         return self
+
+    def _refuse(self, name: str, reason: str) -> NoReturn:
+        """Refuse the value of a setting, by the variable that every one has."""
+        variable = next((one for one, (field, _) in _VARIABLES.items() if field == name), "PAGEPOOL_LISTEN")
+        value = getattr(self, name)
+        text = ("no", "yes")[value] if isinstance(value, bool) else str(value)
+        raise SettingInvalidError(f"{variable}={text}", reason)
 
     def _check_access(self) -> None:
         """See that what is said of TLS and credentials goes together."""
         if self.challenge not in ("bearer", "basic"):
-            raise SettingInvalidError(f"challenge={self.challenge}", "is bearer or basic")
+            self._refuse("challenge", "must be bearer or basic")
         if self.tls_key is not None and self.tls_certificate is None:
-            raise SettingInvalidError(f"tls_key={self.tls_key}", "needs a certificate, too")
+            self._refuse("tls_key", "needs a certificate, too: --tls-certificate")
         if not re.fullmatch(r"[!#-\[\]-~]+", self.token_service):
-            raise SettingInvalidError(f"token_service={self.token_service}", "has blanks or quotes")
+            self._refuse("token_service", "has blanks or quotes")
         if not self.authenticates:
             for name in ("rights", "anonymous_pull"):
                 if getattr(self, name):
-                    raise SettingInvalidError(
-                        f"{name}={getattr(self, name)}",
-                        "says who may do what, and nobody can log in: add htpasswd or tokens",
-                    )
+                    self._refuse(name, "says who may do what, and nobody can log in: add --htpasswd or --tokens")
         if self.anonymous_pull and self.rights is not None:
-            raise SettingInvalidError(
-                "anonymous_pull=True",
-                f'is for services without a file of rights: say so in {self.rights}, who = ["anonymous"]',
-            )
-        theirs = (self.token_realm is not None, self.token_keys is not None, bool(self.token_issuer))
-        if len(set(theirs)) > 1:
-            raise SettingInvalidError(
-                f"token_realm={self.token_realm}",
-                "another server of tokens needs token_realm, token_keys and token_issuer",
-            )
+            reason = f'is for services without a file of rights: say so in {self.rights}, who = ["anonymous"]'
+            self._refuse("anonymous_pull", reason)
+        theirs = {
+            "PAGEPOOL_TOKEN_REALM": self.token_realm is not None,
+            "PAGEPOOL_TOKEN_KEYS": self.token_keys is not None,
+            "PAGEPOOL_TOKEN_ISSUER": bool(self.token_issuer),
+        }
+        if missing := [name for name, given in theirs.items() if not given and any(theirs.values())]:
+            raise SettingInvalidError(", ".join(missing), "is missing: another server of tokens needs all three")
 
 
 def default_data(environment: Mapping[str, str]) -> Path:
@@ -350,6 +354,17 @@ def parse_tag_rules(text: str) -> tuple[TagRule, ...]:
     return tuple(rules)
 
 
+def parse_number(text: str) -> int:
+    """A whole number, 0 or more.
+
+    Raises:
+        SettingInvalidError: it is none.
+    """
+    if not re.fullmatch(r"[0-9]{1,19}", text.strip()):
+        raise SettingInvalidError(text, "is no whole number")
+    return int(text)
+
+
 def parse_flag(text: str) -> bool:
     """Parse ``1``/``true``/``yes``/``on``, or their opposites.
 
@@ -395,8 +410,6 @@ def parse_proxies(text: str) -> tuple[str, ...]:
 def _parsed(variable: str, name: str, parse: Callable[[str], Any], text: str) -> dict[str, Any]:
     try:
         value = parse(text)
-    except ValueError as error:
-        raise SettingInvalidError(f"{variable}={text}", str(error)) from error
     except SettingInvalidError as error:
         raise SettingInvalidError(f"{variable}={text}", error.reason) from error
     return dict(zip(("host", "port"), value, strict=True)) if name == "listen" else {name: value}
@@ -405,14 +418,14 @@ def _parsed(variable: str, name: str, parse: Callable[[str], Any], text: str) ->
 _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_DATA": ("data", Path),
     "PAGEPOOL_LISTEN": ("listen", parse_listen),
-    "PAGEPOOL_WORKERS": ("workers", int),
-    "PAGEPOOL_INGEST_PROCESSES": ("ingest_processes", int),
+    "PAGEPOOL_WORKERS": ("workers", parse_number),
+    "PAGEPOOL_INGEST_PROCESSES": ("ingest_processes", parse_number),
     "PAGEPOOL_CACHE_DIR": ("cache_dir", Path),
     "PAGEPOOL_CACHE_SIZE": ("cache_bytes", parse_size),
     "PAGEPOOL_QUOTA": ("quota_bytes", parse_size),
     "PAGEPOOL_MAX_BLOB_SIZE": ("max_blob_bytes", parse_size),
     "PAGEPOOL_MAX_LAYER_SIZE": ("max_layer_bytes", parse_size),
-    "PAGEPOOL_MAX_LAYER_RATIO": ("max_layer_ratio", int),
+    "PAGEPOOL_MAX_LAYER_RATIO": ("max_layer_ratio", parse_number),
     "PAGEPOOL_REBUILD_COMPRESSED": ("rebuild_compressed", parse_flag),
     "PAGEPOOL_RECOMPRESS": ("recompress", parse_flag),
     "PAGEPOOL_GC": ("gc", parse_flag),
@@ -423,16 +436,16 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_GC_KEEP_TAGS": ("gc_keep_tags", parse_tag_rules),
     "PAGEPOOL_MAX_MANIFEST_SIZE": ("max_manifest_bytes", parse_size),
     "PAGEPOOL_CHUNK_MIN_SIZE": ("chunk_min_bytes", parse_size),
-    "PAGEPOOL_MAX_UPLOADS": ("max_uploads", int),
-    "PAGEPOOL_UPLOAD_IDLE": ("upload_idle_s", float),
-    "PAGEPOOL_BODY_TIMEOUT": ("body_timeout_s", float),
-    "PAGEPOOL_MAX_CONNECTIONS": ("max_connections", int),
-    "PAGEPOOL_MAX_CONNECTIONS_PER_ADDRESS": ("max_connections_per_address", int),
-    "PAGEPOOL_HEAD_TIMEOUT": ("head_timeout_s", float),
+    "PAGEPOOL_MAX_UPLOADS": ("max_uploads", parse_number),
+    "PAGEPOOL_UPLOAD_IDLE": ("upload_idle_s", parse_duration),
+    "PAGEPOOL_BODY_TIMEOUT": ("body_timeout_s", parse_duration),
+    "PAGEPOOL_MAX_CONNECTIONS": ("max_connections", parse_number),
+    "PAGEPOOL_MAX_CONNECTIONS_PER_ADDRESS": ("max_connections_per_address", parse_number),
+    "PAGEPOOL_HEAD_TIMEOUT": ("head_timeout_s", parse_duration),
     "PAGEPOOL_LEAST_RATE": ("least_rate_bytes", parse_size),
     "PAGEPOOL_TRANSFER_MEMORY": ("transfer_bytes", parse_size),
     "PAGEPOOL_BODY_MEMORY": ("body_bytes", parse_size),
-    "PAGEPOOL_GRACEFUL_TIMEOUT": ("graceful_s", float),
+    "PAGEPOOL_GRACEFUL_TIMEOUT": ("graceful_s", parse_duration),
     "PAGEPOOL_LOG_LEVEL": ("log_level", str),
     "PAGEPOOL_LOG_FORMAT": ("log_format", str),
     "PAGEPOOL_ACCESS_LOG": ("access_log", parse_flag),
@@ -451,7 +464,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_TOKEN_REALM": ("token_realm", parse_url),
     "PAGEPOOL_TOKEN_KEYS": ("token_keys", Path),
     "PAGEPOOL_TOKEN_ISSUER": ("token_issuer", str),
-    "PAGEPOOL_MAX_UPLOADS_PER_USER": ("max_uploads_per_user", int),
+    "PAGEPOOL_MAX_UPLOADS_PER_USER": ("max_uploads_per_user", parse_number),
     "PAGEPOOL_REPOSITORY_QUOTA": ("repository_quota_bytes", parse_size),
     "PAGEPOOL_SHARE_POOL": ("share_pool", parse_flag),
     "PAGEPOOL_TRACE_ENDPOINT": ("trace_endpoint", parse_trace_endpoint),

@@ -2,6 +2,7 @@
 
     supervisor --+-- worker 1..N      serve HTTP on the shared socket
                  +-- maintenance      reads layers, settles blobs; woken by the workers through an eventfd
+                 +-- pool keeper      the pool's door, for clients on this machine; scrubs a pool on a disk
                  +-- recompression    compresses what is stored once more, while there is nothing else to do
                  +-- collection       removes what nothing needs any more, when there is enough of it
                  +-- metrics          answers Prometheus, where that was asked for
@@ -446,4 +447,9 @@ def _fork(run: Callable[[], None], settings: Settings) -> int:
 
 def _how(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+    if code >= 0:
+        return f"status {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"signal {-code}"

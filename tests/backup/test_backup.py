@@ -370,7 +370,7 @@ def test_the_commands(data: Path, tmp_path: Path, run: Run) -> None:
     assert told["verified"]["checked"]["layers rebuilt"] == 4
     result = run("backup", "--data", data, "--keep", "1", destination)
     assert "0 B of it new" in result.out
-    assert "forgot 1 snapshots" in result.out
+    assert "forgot 1 snapshot, " in result.out
     (listed,) = run("backup", "--list", destination, "--json").json
     assert listed["tags"] == 4
     assert listed["snapshot"] in run("backup", "--list", destination).out

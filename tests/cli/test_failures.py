@@ -112,6 +112,17 @@ def test_interrupted_before_anything_is_imported(
     assert capsys.readouterr().err == "pagepool: error: interrupted\n"
 
 
+@pytest.mark.parametrize(
+    "arguments", [[], ["--port", "80", "a:1"], ["--pids-limit", "0", "a:1"], ["-d", "-i", "a:1"], ["--log", "x", "a:1"]]
+)
+def test_a_container_that_was_asked_for_wrongly(run: Run, arguments: list[str]) -> None:
+    """As with docker and podman: 2 may be the program's own code."""
+    found = run("run", *arguments)
+    assert found.code == 125
+    assert found.err.startswith("pagepool: error: ")
+    assert run("ps", *arguments, "--no-such").code == 2
+
+
 def test_login_where_nobody_can_be_asked() -> None:
     ended = subprocess.run(
         program_command("login", "--username", "u"),

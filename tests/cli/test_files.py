@@ -232,7 +232,7 @@ def test_conditions_that_are_none(run: Run, image: str, arguments: str) -> None:
 
 def test_cp_out(run: Run, image: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert "copied 1 files, 11 B" in run("cp", f"{image}:/etc/passwd", out).err
+    assert "copied 1 file, 11 B" in run("cp", f"{image}:/etc/passwd", out).err
     assert out.read_bytes() == b"root:x:0:0\n"
     assert run("cp", f"{image}:/etc/tool", f"{image}:/etc/shadow", tmp_path / "none").code == 1
     (tmp_path / "both").mkdir()

@@ -259,6 +259,7 @@ def test_stats(run: Run, service: str, layout: tuple[Path, Sample]) -> None:
     text = run("stats", "--server", service).out
     assert "stored:" in text
     assert "disk" in text
+    assert ("last collection:" in text) is bool(found["total"]["last_collection"])
     quiet = run("stats", "-q", "--server", service).out
     assert quiet == text.partition("\n\n")[0] + "\n"
 

@@ -44,7 +44,10 @@ def test_a_profile_is_shown_and_deleted(run: Run, service: Service) -> None:
     newer = push(service, "shown", "2", FILES | {"lib/libc.so": b"libc two"})
     name = f"{service.host}/shown"
     nothing = run("profile", "show", f"{name}:1")
-    assert (nothing.code, nothing.err) == (3, f"pagepool: error: start-up profile of tree {tree} is unknown\n")
+    assert (nothing.code, nothing.err) == (
+        3,
+        f"pagepool: error: start-up profile of tree {tree.short} ({name}:1) is unknown\n",
+    )
     with Session(service.url) as session:
         ProfileClient(session).record("shown", tree, [LIBC, TOOL])
     shown = run("profile", "show", f"{name}:1")

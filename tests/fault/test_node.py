@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from pagepool.errors import StoreFullError
+from pagepool.errors import PoolFullError
+from pagepool.extents import Role
 from pagepool.node.client import KernelMountOptions
 from pagepool.node.worker import WorkerOptions
 from pagepool.oci import Reference
@@ -125,6 +127,24 @@ def test_wrong_bytes_are_an_io_error_and_heal(tmp_path: Path) -> None:
             assert "extent" in node.places.log.read_text()
 
 
+def test_damage_keeps_nothing_else_from_being_filled(tmp_path: Path) -> None:
+    files = contents(33, 12, 1 << 20)
+    data, at = tmp_path / "data", point(tmp_path)
+    with running_service(data, "--workers", "1") as service:
+        reference = push(service, "partly", files)
+        with running_node(tmp_path, replace(QUICK, fill=True)) as node, node.mount(service.url, reference, at):
+            service.stop()  # the container has some seconds to itself before the rest of its image is fetched
+            of_files = next(record for record in records(data, Table.FRAMES) if record.value[1] == Role.FILES)
+            flip_record(data, of_files, -40)
+            service.start()
+            deadline = time.monotonic() + 60
+            while (found := node.mounts()[0])["filling"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert found["missing_objects"] == 1
+            assert "corrupt" in found["last_error"]
+
+
 def _outcome(path: Path, expected: bytes) -> int:
     """0 for the right bytes, an errno, or -1 for wrong ones."""
     try:
@@ -167,9 +187,23 @@ def test_an_image_that_the_pool_does_not_take_is_told(service: Service, tmp_path
     reference = push(service, "large", {"file": random.Random(8).randbytes(3 << 20)})
     with running_node(tmp_path, WorkerOptions(budget=4 << 20, profiles=False)) as node:
         at = point(tmp_path)
-        with pytest.raises(StoreFullError, match="does not take 1 of the image's objects, 3145728 bytes"):
+        with pytest.raises(PoolFullError, match=r"the pool is full: it does not take 1 of the files of .*, 3\.1 MB"):
             node.mount(service.url, reference, at, KernelMountOptions(eager=True))
         assert left_over(node) == []
+
+
+def test_an_image_larger_than_the_pool_is_not_begun(service: Service, tmp_path: Path) -> None:
+    """Others would be evicted, and a slow link be busy, for what is refused in the end."""
+    small, large = contents(31, 3), contents(32, 40, 60_000)
+    references = push(service, "small", small), push(service, "larger", large)
+    with running_node(tmp_path, WorkerOptions(budget=1 << 20, profiles=False)) as node:
+        here, at = point(tmp_path, "here"), point(tmp_path)
+        eager = KernelMountOptions(eager=True)
+        with node.mount(service.url, references[0], here, eager):
+            with pytest.raises(PoolFullError, match=r"takes 2\.\d MB, of a budget of 1\.0 MB: .* --budget"):
+                node.mount(service.url, references[1], at, eager)
+            assert [mount["missing_objects"] for mount in node.mounts()] == [0]
+            assert node.status()["pool"]["evictions"] == 0
 
 
 def test_a_failed_mount_leaves_nothing(service: Service, node: NodeClient, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pagepool.cli.kernelmounts import kernel_row, state_of
 from pagepool.errors import InvalidError, UnreachableError
 from pagepool.linux import mounts
 from pagepool.mount import kernel
@@ -125,8 +126,11 @@ def test_a_new_node_after_all_were_killed(service: Service, node: NodeClient, tm
     node.mount(service.url, reference, at, LAZILY)
     kill_all(node)
     assert ensure_node(node.places, QUICK)
-    assert [mount["path"] for mount in node.mounts()] == [str(at)]
+    (found,) = node.mounts()
+    assert (found["path"], found["cut_off"]) == (str(at), True)
+    assert "errors until then: its node has ended" in state_of(kernel_row(found))
     with node.mount(service.url, reference, again, LAZILY):
+        assert {mount["path"]: mount["cut_off"] for mount in node.mounts()} == {str(at): True, str(again): False}
         assert {name: (again / name).read_bytes() for name in files} == files
     node.unmount(at)
     assert none_left(node)
@@ -183,6 +187,26 @@ def test_a_tree_file_that_is_gone(service: Service, node: NodeClient, tmp_path: 
         assert (at / "d1/f1").read_bytes() == files["d1/f1"]
         assert [mount["known"] for mount in node.mounts()] == [True, True]
     node.unmount(at)
+
+
+def test_another_worker_fills_what_is_to_be_filled(service: Service, tmp_path: Path) -> None:
+    """And leaves alone what was mounted with --no-fill."""
+    left, filled = point(tmp_path, "left"), point(tmp_path, "filled")
+    references = push(service, "left", contents(21, 3)), push(service, "filled", contents(22, 3))
+    with (
+        running_node(tmp_path, replace(QUICK, fill=True)) as node,
+        node.mount(service.url, references[0], left, LAZILY),
+        node.mount(service.url, references[1], filled),
+    ):
+        before = node.status()["pid"]
+        os.kill(before, signal.SIGKILL)
+        while node.status()["pid"] == before:
+            pass
+        deadline = time.monotonic() + 60
+        while not (found := {one["path"]: one["filling"] for one in node.mounts()})[str(filled)]:
+            assert time.monotonic() < deadline  # the worker takes mounts up, the oldest first, when it serves
+            time.sleep(0.01)
+        assert not found[str(left)]
 
 
 def _outcome(path: Path) -> int:

@@ -15,11 +15,12 @@ import httpx
 import pytest
 
 import pagepool
-from pagepool.errors import InvalidError, ReferenceInvalidError, StoreFullError, UnreachableError
+from pagepool.errors import InvalidError, PoolFullError, ReferenceInvalidError, UnreachableError
 from pagepool.image.treestore import TreeStore
 from pagepool.library.mounted import mount_in_background, plan_mount
 from pagepool.pool import Scrubber
 from pagepool.transport.trees import PoolPlace
+from pagepool.units import human_size
 from tests.service.pushes import push_image
 from tests.support.server import Service, running_service
 from tests.support.trees import TreeBuilder
@@ -49,7 +50,7 @@ def test_a_pool_that_is_too_small_is_said_to_be(service: Service, tmp_path: Path
     """Files are read all the same; but nobody is told that the service is not needed any more."""
     with pagepool.Client(service.url, directory=tmp_path / "client", shared=False, budget=1 << 20) as client:
         image = client.image("app:1")
-        with pytest.raises(StoreFullError, match=f"{len(LARGE)} of the"):
+        with pytest.raises(PoolFullError, match=f"the pool is full: it does not keep {human_size(len(LARGE))} of the"):
             image.fill()
         with image.open() as root:
             assert {name: root.read_bytes(name) for name in FILES} == FILES

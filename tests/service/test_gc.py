@@ -112,6 +112,15 @@ def test_no_store_another_collector_and_damage(full: Path, tmp_path: Path) -> No
     code, text = run(full, "--grace", "0")
     assert code == 5
     assert f"{NAME} keeps all its blobs and manifests" in text
+    code, text = run(full, "--grace", "0", "--quiet")
+    assert code == 5
+    assert text.startswith(f"problem: {NAME} keeps all")
+    assert len(text.splitlines()) == 1
+
+
+def test_quiet(full: Path) -> None:
+    """For cron: there is nothing to say of a collection that went well."""
+    assert run(full, "--grace", "0", "-q") == (0, "")
 
 
 def test_it_collects_by_itself_when_it_is_worth_it(full: Path) -> None:

@@ -143,7 +143,7 @@ def test_address_of_everyone_is_warned_about(
         (("--workers", "0"), "--workers"),
         (("--quota", "much"), "is not a size"),
         (("--log-format", "xml"), "--log-format"),
-        (("--upload-idle", "-1"), "upload_idle_s"),
+        (("--upload-idle", "-1"), "--upload-idle"),
     ],
 )
 def test_bad_options(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -84,13 +85,36 @@ def test_environment_is_overridden_by_options() -> None:
         ("PAGEPOOL_LOG_FORMAT", "xml"),
         ("PAGEPOOL_READ_ONLY", "maybe"),
         ("PAGEPOOL_MAX_MANIFEST_SIZE", "1"),
+        ("PAGEPOOL_MAX_LAYER_RATIO", "1"),
+        ("PAGEPOOL_GRACEFUL_TIMEOUT", "soon"),
+        ("PAGEPOOL_ANONYMOUS_PULL", "yes"),
+        ("PAGEPOOL_TLS_KEY", "/key"),
+        ("PAGEPOOL_CHALLENGE", "none"),
     ],
 )
 def test_bad_variables(variable: str, text: str) -> None:
-    """Are named."""
+    """Are named, in the words of whoever sets them."""
     with pytest.raises(SettingInvalidError) as caught:
         Settings.load({variable: text})
-    assert text in str(caught.value)
+    assert f"'{variable}={text}'" in str(caught.value)
+    assert not re.search(r"int\(\)|float|True|None|4611686018427387904", str(caught.value))
+
+
+def test_bad_options_are_named_by_their_variable() -> None:
+    """Whatever the field is called."""
+    with pytest.raises(SettingInvalidError, match=r"'PAGEPOOL_GRACEFUL_TIMEOUT=-1': must be at least 0$"):
+        Settings.load({}, graceful_s=-1)
+    with pytest.raises(SettingInvalidError, match="'PAGEPOOL_TOKEN_KEYS, PAGEPOOL_TOKEN_ISSUER': is missing"):
+        Settings.load({"PAGEPOOL_TOKEN_REALM": "https://tokens.example"})
+
+
+def test_times_have_units() -> None:
+    """All of them, as those of collection; or are seconds."""
+    variables = ("UPLOAD_IDLE", "BODY_TIMEOUT", "HEAD_TIMEOUT", "GRACEFUL_TIMEOUT")
+    settings = Settings.load({f"PAGEPOOL_{name}": "2h" for name in variables})
+    found = (settings.upload_idle_s, settings.body_timeout_s, settings.head_timeout_s, settings.graceful_s)
+    assert found == (7200.0,) * 4
+    assert Settings.load({"PAGEPOOL_GRACEFUL_TIMEOUT": "1.5"}).graceful_s == 1.5
 
 
 def test_every_setting_can_be_given_by_the_environment() -> None:

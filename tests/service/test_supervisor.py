@@ -81,6 +81,17 @@ def test_killed_worker_is_replaced(tmp_path: Path) -> None:
         assert "signal SIGKILL" in service.log()
 
 
+def test_killed_by_a_signal_without_a_name(tmp_path: Path) -> None:
+    """Python knows no name of most real-time signals: the supervisor goes on all the same."""
+    with running_service(tmp_path / "data") as service:
+        before = set(service.children())
+        for pid in before:
+            os.kill(pid, signal.SIGRTMIN + 3)
+        until(lambda: service.log().count(f"ended (signal {signal.SIGRTMIN + 3})") == len(before), "all have ended")
+        until(lambda: len(service.children()) == len(before), "others run")
+        assert httpx.get(f"{service.url}/v2/").status_code == 200
+
+
 def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     """The kernel ends the others, and the data directory is free."""
     service = Service(tmp_path / "data", ("--workers", "2"))

@@ -556,6 +556,14 @@ def test_the_command_lists_problems_with_images(copy: Path) -> None:
     assert "1 problem found" in result.stdout
 
 
+def test_the_command_prints_only_problems_if_it_is_to_be_quiet(made: Made, copy: Path) -> None:
+    assert CliRunner().invoke(fsck, ["--data", str(made.data), "--quiet"]).output == ""
+    flip_record(copy, records(copy, Table.TAGS)[0], 2)
+    result = CliRunner().invoke(fsck, ["--data", str(copy), "--quick", "-q"])
+    assert result.exit_code == 5
+    assert all(line.startswith(("tag ", "    images: ")) for line in result.output.splitlines())
+
+
 def test_the_command_prints_json(copy: Path) -> None:
     flip_record(copy, records(copy, Table.TAGS)[0], 2)
     result = CliRunner().invoke(fsck, ["--data", str(copy), "--json"])

@@ -6,6 +6,7 @@ traceback. Anything else is a bug, and shows its traceback.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -50,6 +51,8 @@ _COMMANDS = {
 }
 
 
+# By their words: some errors have come without their number.
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 # What click (8.2 and newer) raises for a group without a command: it carries the help, and that is what to show.
 _HELP_INSTEAD: tuple[type[click.ClickException], ...] = tuple(
     filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
@@ -133,7 +136,7 @@ def guard(state: output.State, work: Callable[[], object]) -> int:
         if isinstance(error, _HELP_INSTEAD):
             click.echo(error.format_message(), err=True)
             return exits.USAGE
-        return _fail(state, type(error).__name__, _usage(error), exits.USAGE)
+        return _fail(state, type(error).__name__, _usage(error), state.failure or exits.USAGE)
     except PagepoolError as error:
         return _fail(state, type(error).__name__, str(error), _code(state, error))
     except OSError as error:
@@ -159,7 +162,7 @@ def _os_error(state: output.State, error: OSError) -> int:
         return exits.BROKEN_PIPE
     words = error.strerror or str(error)
     message = f"{os.fsdecode(error.filename)}: {words}" if error.filename is not None else words
-    full = StoreFullError(message) if words in (os.strerror(28), os.strerror(122)) else None
+    full = StoreFullError(message) if words in _FULL else None
     return _fail(state, type(error).__name__, message, _code(state, full or error))
 
 

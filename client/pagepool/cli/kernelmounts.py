@@ -220,8 +220,10 @@ def _how_local(kind: str, row: dict[str, Any]) -> str:
 
     if row.get("local"):
         return f"{kind}, fully local"
+    if row.get("cut_off"):
+        return f"{kind}, {output.human_size(row['missing_bytes'])} to fetch, and errors until then: its node has ended"
     if row.get("lazily_read"):
-        return f"{kind}, {row['lazily_read']} files through the node"
+        return f"{kind}, {output.counted(row['lazily_read'], 'file')} through the node"
     if "missing_bytes" in row:
         return f"{kind}, {output.human_size(row['missing_bytes'])} to fetch"
     return kind

@@ -133,7 +133,7 @@ def run_load(wish: LoadWish) -> int:
     for report in wish.reports:
         if not report.absolute().parent.is_dir():
             raise InvalidError(str(report), f"there is no directory {report.absolute().parent}")
-    run = f"{secrets.token_hex(4)}"
+    run = secrets.token_hex(4)
     with ExitStack() as stack:
         interrupts = stack.enter_context(_Interrupts())
         directory = stack.enter_context(_temporary())
@@ -192,8 +192,7 @@ def _drive(
             command = _client_command(wish, f"http://127.0.0.1:{port}", directory, bool(password))
             local = stack.enter_context(LocalClients(command, plan.clients, directory, password))
         else:
-            clients = "1 client" if plan.clients == 1 else f"{plan.clients} clients"
-            output.note(f"waiting for {clients} at http://{_reached_by(host)}:{port}")
+            output.note(f"waiting for {output.counted(plan.clients, 'client')} at http://{_reached_by(host)}:{port}")
         with interrupts.asked() as stop, watching() as tell:
             return LoadRun(coordinator, watch, stop, join_s=wish.join_s, local=local, tell=tell).run(surroundings)
 
@@ -244,7 +243,8 @@ def run_client(wish: ClientWish) -> int:
     if output.current().json:
         output.print_json({"operations": measures.count, "errors": measures.errors, "mismatches": measures.mismatches})
     else:
-        output.note(f"{measures.count:,} operations, {measures.errors:,} errors, {measures.mismatches:,} wrong pages")
+        found = ((measures.count, "operation"), (measures.errors, "error"), (measures.mismatches, "wrong page"))
+        output.note(", ".join(output.counted(*one) for one in found))
     return exits.CORRUPT if measures.mismatches else exits.OK
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "warn",
     "print_table",
     "human_size",
+    "counted",
     "short_digest",
     "printable",
     "as_text",
@@ -91,6 +92,11 @@ def human_size(size: object) -> str:
     if not isinstance(size, int | float) or isinstance(size, bool):
         return ""
     return units.human_size(size)
+
+
+def counted(number: int, thing: str) -> str:
+    """So many of something, in words: "1 file", "2,000 files"."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def short_digest(digest: str) -> str:

@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal, overload
 
 from pagepool.content import Ticker, TreeContent
-from pagepool.errors import ManifestInvalidError, ManifestUnknownError, StoreFullError
+from pagepool.errors import ManifestInvalidError, ManifestUnknownError, PoolFullError
 from pagepool.oci import Manifest, parse_config, read_verified
 from pagepool.transport.extents import ExtentClient
+from pagepool.units import human_size
 from pagepool.vfs import Rootfs, TreeFileSystem
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class Image:
             its plain bytes.
 
         Raises:
-            StoreFullError: the pool does not take all of it; what it took is there.
+            PoolFullError: the pool does not take all of it; what it took is there.
             CorruptError, UnreachableError: as reading.
         """
         tree, content, release = self._open_content()
@@ -200,8 +201,8 @@ class Image:
             content.prefetch(range(tree.object_count), on_bytes)
             absent = [tree.object(at).size for at in range(tree.object_count) if content.whole(at) is None]
             if absent:
-                size = int(tree.object_bytes)
-                raise StoreFullError(f"the pool does not keep {sum(absent)} of the {size} bytes of {self.repository}")
+                left, size = human_size(sum(absent)), human_size(int(tree.object_bytes))
+                raise PoolFullError(f"it does not keep {left} of the {size} of {self.repository}: see its budget")
             return int(tree.object_bytes)
         finally:
             content.close()

@@ -16,6 +16,10 @@ class MountUnknownError(NotFoundError):
 
     what = "mount"
 
+    def __init__(self, path: object) -> None:
+        super().__init__(path)
+        self.args = (f"nothing of pagepool's is mounted at {path}",)
+
 
 def find_holders(path: Path) -> list[str]:
     """Processes that use something below a path, as far as this user can see: names with numbers, a few of them."""

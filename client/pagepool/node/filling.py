@@ -1,20 +1,22 @@
 """Brings objects into the pool behind the scenes: a start-up profile at once, the rest of an image when there is time.
 
 Two threads: one for what somebody waits for or will in a moment, one for the rest, which goes on in small steps and
-stands back while a container waits for something. What goes wrong is logged, and tried again with the next mount.
+stands back while a container waits for something. What goes wrong is logged. The rest of an image is taken up again
+after a while, and with the next mount.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from pagepool.errors import PagepoolError
+from pagepool.errors import CorruptError, PagepoolError
 from pagepool.pool.layout import object_name
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ _OBJECT_STEP: Final = 32  # extents of it that are fetched at a time, at least
 _OBJECT_STEPS: Final = 64  # at most: with each, all of its extents are looked at
 _OBJECT_WAITS_S: Final = 15.0  # that its rest stands back at most while others wait
 _STAND_BACK_S: Final = 0.2
+_AGAIN_S: Final = 30.0  # until what broke off is taken up again; twice as long each time
+_LONGEST_AGAIN_S: Final = 600.0
 _CLOSE_S: Final = 3.0
 
 log = logging.getLogger("pagepool.node")
@@ -45,6 +49,8 @@ class Filler:
         busy: whether somebody waits for an object just now.
         sync: makes what was fetched durable.
         on_whole: told of the digest of an object that `bring_object` was about and that is whole now.
+        begin_s: how long a container has to itself before the rest of its image is fetched.
+        again_s: how long at least until `take_up` goes on with what broke off.
     """
 
     def __init__(
@@ -53,8 +59,13 @@ class Filler:
         busy: Callable[[], bool],
         sync: Callable[[], None],
         on_whole: Callable[[bytes], None] = lambda _: None,
+        *,
+        begin_s: float = _BEGIN_S,
+        again_s: float = _AGAIN_S,
     ) -> None:
         self._objects = objects
+        self._begin_s = begin_s
+        self._again_s = again_s
         self._on_whole = on_whole
         self._busy = busy
         self._sync = sync
@@ -63,6 +74,7 @@ class Filler:
         self._rest: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._filling: set[str] = set()
+        self._broken_off: dict[str, tuple[float, float]] = {}  # tree -> when to go on, and how long that is waited for
         self._threads = [
             threading.Thread(target=self._work, args=(tasks,), name=f"node-fill-{name}", daemon=True)
             for name, tasks in (("urgent", self._urgent), ("rest", self._rest))
@@ -76,8 +88,15 @@ class Filler:
             if source.record.tree in self._filling:
                 return
             self._filling.add(source.record.tree)
-        due = time.monotonic() + _BEGIN_S
+        due = time.monotonic() + self._begin_s
         self._rest.put(lambda: self._complete(source, due))
+
+    def take_up(self, source: Source) -> None:
+        """Go on with a tree whose filling broke off a while ago. Does nothing otherwise."""
+        with self._lock:
+            due, _ = self._broken_off.get(source.record.tree, (math.inf, 0.0))
+        if time.monotonic() >= due:
+            self.complete(source)
 
     def bring_object(self, source: Source, index: int) -> None:
         """Bring in one object soon: who reads a little of it first does not have to share the link with the rest."""
@@ -107,6 +126,8 @@ class Filler:
                 log.exception("filling failed")
 
     def _complete(self, source: Source, due: float) -> None:
+        tree = source.record.tree
+        damaged: CorruptError | None = None
         try:
             if self._stopped.wait(max(0.0, due - time.monotonic())):
                 return
@@ -115,12 +136,26 @@ class Filler:
                     pass
                 if self._stopped.is_set() or source.record.released:
                     return
-                with source.noting():
-                    source.content.prefetch(step)
+                try:
+                    with source.noting():
+                        source.content.prefetch(step)
+                except CorruptError as error:  # of one object: others need not wait until it is mended
+                    damaged = error
             self._sync()
+            if damaged is not None:
+                with source.noting():
+                    raise damaged
+            with self._lock:
+                self._broken_off.pop(tree, None)
+        except (PagepoolError, OSError) as error:
+            with self._lock:
+                _, waited_s = self._broken_off.get(tree, (0.0, self._again_s / 2))
+                wait_s = min(2 * waited_s, _LONGEST_AGAIN_S)
+                self._broken_off[tree] = time.monotonic() + wait_s, wait_s
+            log.warning("filling %s broke off, and goes on in %.0f s: %s", source.record.image, wait_s, error)
         finally:
             with self._lock:
-                self._filling.discard(source.record.tree)
+                self._filling.discard(tree)
 
     def _bring_object(self, source: Source, index: int, due: float) -> None:
         if self._stopped.wait(max(0.0, due - time.monotonic())):

@@ -29,6 +29,7 @@ from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedE
 from pagepool.linux import quota
 from pagepool.linux.mounts import clone_mount
 from pagepool.mount import kernel
+from pagepool.mount.mountinfo import mounted_at, resolve
 from pagepool.node.alive import mounts_alive
 from pagepool.node.records import MountRecord, read_records, write_record
 from pagepool.upper import UpperInfo, check_upper, find_upper, make_upper, make_work, read_upper_info
@@ -62,6 +63,7 @@ class MountWish:
         nodev: device nodes are none.
         quota: most bytes that may be written; 0 for no limit.
         owner: what it belongs to.
+        fill: whether the rest of the image is to be fetched when there is time; for the record.
     """
 
     path: str
@@ -73,6 +75,7 @@ class MountWish:
     nodev: bool = True
     quota: int = 0
     owner: str = ""
+    fill: bool = True
 
 
 class _How(NamedTuple):
@@ -93,6 +96,7 @@ class NodeMounts:
     def __init__(self, places: NodePlaces, on_unused: Callable[[str], None]) -> None:
         self._places = places
         self._on_unused = on_unused
+        self._lazy = _lazy_device(places)  # there before its workers, and after them
         self._lock = threading.RLock()
         self._trees = threading.Lock()
         self._making: set[str] = set()
@@ -309,6 +313,8 @@ class NodeMounts:
             device=f"{os.major(device)}:{os.minor(device)}",
             quota=wish.quota,
             owner=wish.owner,
+            fill=wish.fill,
+            lazy=self._lazy,
         )
 
     # -- listing and removing ----------------------------------------------------------------------------------
@@ -322,6 +328,10 @@ class NodeMounts:
         """The records of those that are not just being made, oldest first."""
         with self._lock:
             return [record for record in self.all() if record.id not in self._making]
+
+    def is_cut_off(self, record: MountRecord) -> bool:
+        """Whether a mount asks a lazy mount that nobody serves any more: all of its node had ended."""
+        return record.lazy not in ("", self._lazy)
 
     def find(self, name: str) -> MountRecord:
         """The mount at a path, or of an id.
@@ -388,6 +398,12 @@ class NodeMounts:
         write_record(self._places.mounts / f"{record.id}.json", record)
         with self._lock:
             self._records[record.id] = record
+
+
+def _lazy_device(places: NodePlaces) -> str:
+    """The lazy mount that is there. A dead one keeps its number for as long as an overlay has it as a layer."""
+    point = mounted_at(resolve(places.lazy.parent) / places.lazy.name)
+    return "" if point is None else "{}:{}".format(*point.device)
 
 
 def _is_same(one: Path, other: Path) -> bool:

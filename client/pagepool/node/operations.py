@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagepool.errors import InvalidError, PagepoolError, StoreFullError
+from pagepool.errors import InvalidError, PagepoolError, PoolFullError
 from pagepool.mount import kernel
 from pagepool.node.alive import mounts_alive
 from pagepool.node.filling import missing
@@ -24,6 +24,8 @@ from pagepool.node.mounts import MountWish
 from pagepool.node.records import SourceRecord
 from pagepool.oci import Platform
 from pagepool.pool import Scrubber
+from pagepool.pool.layout import cost
+from pagepool.units import human_size
 from pagepool.version import __version__
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ class Operations:
                     self._fill(channel, source)
                 record, descriptor = mounts.make(source, metadata, _wish(request))
             self._hand_over(channel, record, descriptor, source, metadata, offline=offline)
-            return self._mounted(record, source, config, fill=bool(request.get("fill", True)), offline=offline)
+            return self._mounted(record, source, config, offline=offline)
         except BaseException:
             if source is not None:
                 mounts.drop(source.record.tree)
@@ -138,16 +140,14 @@ class Operations:
         """A mount that is in its place already: the worker that made it has died just then."""
         record = self._worker.mounts.find(str(request["mounted"]))
         config = self._config(source) if request.get("config") else None
-        return self._mounted(record, source, config, fill=bool(request.get("fill", True)), offline=offline)
+        return self._mounted(record, source, config, offline=offline)
 
-    def _mounted(
-        self, record: MountRecord, source: Source, config: str | None, *, fill: bool, offline: bool
-    ) -> dict[str, Any]:
+    def _mounted(self, record: MountRecord, source: Source, config: str | None, *, offline: bool) -> dict[str, Any]:
         worker = self._worker
         record = worker.mounts.attached(record)
         worker.sources.update(record.tree, released=0.0)
         worker.leases.want(record.tree)
-        if worker.options.fill and fill:
+        if worker.options.fill and record.fill:
             worker.filler.complete(source)
         return {**asdict(record), "offline": offline, "manifest": source.record.manifest, "config": config}
 
@@ -211,7 +211,8 @@ class Operations:
             lazily = worker.sources.lazily_read(source, record.since)
             here = local[record.tree]
             is_local = not here["missing_objects"] and not lazily
-            found.append({**asdict(record), **here, "lazily_read": lazily, "local": is_local})
+            cut_off = worker.mounts.is_cut_off(record)
+            found.append({**asdict(record), **here, "lazily_read": lazily, "cut_off": cut_off, "local": is_local})
         return found
 
     def _locality(self, source: Source) -> dict[str, Any]:
@@ -252,6 +253,7 @@ class Operations:
         return {"bytes": self._fill(channel, source)}
 
     def _fill(self, channel: Channel, source: Source) -> int:
+        self._check_room(source)
         absent = missing(source.tree, self._worker.places.objects)
         size = sum(source.tree.object_key(index)[1] for index in absent)
         channel.send({"total": size})
@@ -261,11 +263,22 @@ class Operations:
         left = missing(source.tree, self._worker.places.objects)
         if left:
             size = sum(source.tree.object_key(index)[1] for index in left)
-            raise StoreFullError(
-                f"the pool does not take {len(left)} of the image's objects, {size} bytes: see its budget"
+            raise PoolFullError(
+                f"it does not take {len(left)} of the files of {source.record.image}, {human_size(size)}: "
+                "end the node, and start it with more --budget"
             )
         self._worker.pool.sync()
         return size
+
+    def _check_room(self, source: Source) -> None:
+        """Refuse what can never be in the pool as a whole, before it is fetched, and others are evicted for it."""
+        sizes = (source.tree.object_key(index)[1] for index in range(source.tree.object_count))
+        needed, budget = sum(map(cost, sizes)), self._worker.pool.stats().effective_budget
+        if needed > budget:
+            raise PoolFullError(
+                f"all of {source.record.image} takes {human_size(needed)}, of a budget of {human_size(budget)}: "
+                "end the node, and start it with more --budget"
+            )
 
     def scrub(self, _channel: Channel, _request: dict[str, Any]) -> dict[str, Any]:
         """Compare all of the pool's objects with their names, as fast as they can be read."""
@@ -302,6 +315,7 @@ def _wish(request: dict[str, Any]) -> MountWish:
         nodev=bool(request.get("nodev", True)),
         quota=int(request.get("quota", 0)),
         owner=str(request.get("owner", "")),
+        fill=bool(request.get("fill", True)),
     )
 
 

@@ -74,6 +74,8 @@ class MountRecord:
         quota: most bytes that it may write; 0 for no limit.
         attached: whether who asked for it has put it in its place.
         owner: what it belongs to ("" or the id of a container).
+        fill: whether the rest of its image is to be fetched when there is time.
+        lazy: device of the lazy mount that it asks, ``major:minor``; "" if that is not known.
     """
 
     id: str
@@ -88,6 +90,8 @@ class MountRecord:
     quota: int = 0
     attached: bool = False
     owner: str = ""
+    fill: bool = True
+    lazy: str = ""
 
 
 def write_record(path: Path, record: SourceRecord | MountRecord) -> None:

@@ -42,6 +42,7 @@ from pagepool.pool import Custody, Pool, verify_suspects
 if TYPE_CHECKING:
     from pagepool.node.metrics import MetricsServer
     from pagepool.node.places import NodePlaces
+    from pagepool.node.source import Source
     from pagepool.pool import ScrubReport
 
 _TICK_S: Final = 10.0
@@ -192,6 +193,8 @@ class Worker:
             try:
                 self.custody.unlink_old()
                 self.pool.stats()  # which counts what lost its names and is not used any more
+                for source in self._to_fill():
+                    self.filler.take_up(source)
                 if self._letting_go.is_due(self.sources.lazy_wholes()):
                     let_go(self.places.lazy)
                 if tick % _PRUNE_TICKS == 0:
@@ -207,10 +210,13 @@ class Worker:
     def _take_up_mounts(self) -> None:
         """Go on with the mounts that an earlier process has made."""
         self.mounts.remove_orphans()
-        for record in self.mounts.all():
-            source = self.sources.get(record.tree)
-            if source is not None and self.options.fill:
-                self.filler.complete(source)
+        for source in self._to_fill():
+            self.filler.complete(source)
+
+    def _to_fill(self) -> list[Source]:
+        """The trees that are to be fetched as a whole."""
+        wanted = dict.fromkeys(record.tree for record in self.mounts.all() if record.fill and self.options.fill)
+        return [source for source in map(self.sources.get, wanted) if source is not None]
 
     def _in_use(self, digest: bytes) -> bool:
         # The pool asks while it is being opened, too, before anything is known of trees: all may be in use then.

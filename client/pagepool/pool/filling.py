@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pagepool import linux
-from pagepool.errors import CorruptError, DiskFullError, StoreFullError
+from pagepool.errors import CorruptError, DiskFullError, PoolFullError
 from pagepool.pool import epoch
 from pagepool.pool import ledger as cell
 from pagepool.pool import log as event
@@ -75,7 +75,7 @@ class Filler:
         with self._ledger as cells:
             if cost(size) > cells[cell.BUDGET]:
                 reason = f"object {digest.hex()} of {size} bytes is over the pool's budget of {cells[cell.BUDGET]}"
-                raise StoreFullError(reason)
+                raise PoolFullError(reason)
             try:
                 found = self._find(key)
                 descriptor = self._begin_anyhow(key, digest, size, len(extents)) if found is None else found
@@ -103,7 +103,7 @@ class Filler:
         """Count an extent that is about to be written, once.
 
         Raises:
-            StoreFullError: there is no room for it.
+            PoolFullError: there is no room for it.
         """
         marks = partial.map
         with self._ledger:
@@ -111,7 +111,7 @@ class Filler:
                 return
             charged = extent_cost(partial.size, number)
             if not self._evictor.make_room(charged):
-                raise StoreFullError(f"{self._path}: the pool's budget; extent {number} of {partial.digest.hex()}")
+                raise PoolFullError(f"{self._path}: extent {number} of {partial.digest.hex()} is over its budget")
             marks.marks[number] = CHARGED
             self._evictor.count(cell.PARTIAL_BYTES, charged)
             self._log.append(event.PARTIAL, partial.key, marks.charged)

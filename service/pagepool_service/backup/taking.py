@@ -20,14 +20,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, BinaryIO
 
 from pagepool.digest import Digest, new_hasher
-from pagepool.errors import BusyError, CorruptError, InvalidError, StoreFormatError
+from pagepool.errors import BusyError, CorruptError, InvalidError
 from pagepool.version import __version__
 from pagepool_service.backup.repository import Repository, SegmentEntry, Snapshot, SpoolEntry
 from pagepool_service.backup.segments import KEPT, cut_segment, encode_segment, file_size, name_segment
 from pagepool_service.store.checks.naming import name_record
 from pagepool_service.store.environment import CHECKSUM_SIZE, FORMAT_VERSION, Table
 from pagepool_service.store.schema import BlobRecord, ContentKind
-from pagepool_service.store.store import Store
+from pagepool_service.store.store import Store, check_there
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,8 +61,7 @@ def take_backup(data: Path, repository: Repository, progress: Callable[[int], No
         BusyError: blobs come and go so quickly that no snapshot of them could be taken.
         CorruptError: pages of the store's database are damaged.
     """
-    if not (data / "store" / "data.mdb").exists():
-        raise StoreFormatError(f"{data} holds no pagepool store")
+    check_there(data)
     with Store.open(data, readonly=True, shared=True) as store:
         return _Taking(store, repository, progress).run()
 

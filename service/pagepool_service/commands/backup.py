@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from pagepool.errors import CorruptError
 from pagepool_service.backup.repository import Repository, check_apart, open_repository
 from pagepool_service.backup.restoring import check_snapshot
 from pagepool_service.backup.taking import take_backup
+from pagepool_service.commands.dataoption import data_option
 from pagepool_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _IMAGES_SHOWN = 8
 
 @click.command(short_help="Back up a store.", epilog=_EPILOG)
 @click.argument("destination", metavar="DEST", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data directory.")
+@data_option
 @click.option("--list", "only_list", is_flag=True, help="List the snapshots that DEST has, and take none.")
 @click.option("--keep", type=click.IntRange(1), metavar="N", help="Afterwards forget all snapshots but the newest N.")
 @click.option("--verify", is_flag=True, help="Check the new snapshot by restoring it into a directory that is removed.")
@@ -167,7 +167,7 @@ def print_restored(result: dict[str, Any], verb: str) -> None:
 
 def _print(result: dict[str, Any]) -> None:
     for record in result["damaged"]:
-        print(f"left out, because it is damaged: {record['kind']} {record['name']}", file=sys.stderr)
+        output.warn(f"left out, because it is damaged: {record['kind']} {record['name']}")
     written = output.human_size(result["written_bytes"])
     size = output.human_size(result["bytes"])
     output.print_line(f"snapshot {result['snapshot']}: {size} in {result['records']:,} records, {written} of it new")
@@ -175,6 +175,6 @@ def _print(result: dict[str, Any]) -> None:
         print_restored(result["verified"], "verified by restoring")
     if "forgotten" in result:
         freed = output.human_size(result["freed_bytes"])
-        output.print_line(f"forgot {len(result['forgotten'])} snapshots, {freed} freed")
+        output.print_line(f"forgot {output.counted(len(result['forgotten']), 'snapshot')}, {freed} freed")
     if result["damaged"]:
         output.print_line("the store is damaged: `pagepool fsck` says what this concerns")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import exits, output
-from pagepool.cli.options import json_option
+from pagepool.cli.options import output_options
+from pagepool_service.commands.dataoption import data_option
 from pagepool_service.commands.watching import watching
 from pagepool_service.settings import Settings
 from pagepool_service.store.fsck import check_store
@@ -40,7 +41,7 @@ _IMAGES_SHOWN = 8
 
 @click.command(epilog=_EPILOG)
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data directory.")
+@data_option
 @click.option("--quick", is_flag=True, help="Check records and structure only: read no file content.")
 @click.option("--repair", is_flag=True, help="Repair what is damaged; what cannot be repaired is moved away and named.")
 @click.option(
@@ -52,7 +53,7 @@ _IMAGES_SHOWN = 8
     "directory of backups. Can be given several times.",
 )
 @click.option("--dry-run", is_flag=True, help="With --repair: say what would be done first, and change nothing.")
-@json_option
+@output_options
 @click.pass_context
 def fsck(
     ctx: click.Context,
@@ -70,17 +71,20 @@ def fsck(
 
     With --repair, damaged records are made again from others, or from the content that is still there, or got from the
     places that --from names. What nothing brings back is moved to DATA/quarantine, and can be pushed again.
+
+    With --quiet, only problems are printed, and what was done about them.
     """
     if not repair and (sources or dry_run):
         raise click.UsageError("--from and --dry-run need --repair.", ctx)
     if repair and images:
         raise click.UsageError("--repair is of the whole store: give no IMAGE.", ctx)
     settings = Settings.load(data=data)
-    as_json = output.current().json
+    state = output.current()
+    as_json, shown = state.json, sys.stderr.isatty() and not state.json and not state.quiet
     if repair:
-        _repair(ctx, settings, sources, quick=quick, dry_run=dry_run, as_json=as_json)
+        _repair(ctx, settings, sources, quick=quick, dry_run=dry_run, shown=shown)
         return
-    with watching(sys.stderr.isatty() and not as_json) as watch:
+    with watching(shown) as watch:
         report = check_store(settings.data, quick=quick, images=images, watch=watch)
     if as_json:
         click.echo(json.dumps(_as_json(settings.data, report), indent=2))
@@ -91,18 +95,18 @@ def fsck(
 
 
 def _repair(
-    ctx: click.Context, settings: Settings, sources: tuple[str, ...], *, quick: bool, dry_run: bool, as_json: bool
+    ctx: click.Context, settings: Settings, sources: tuple[str, ...], *, quick: bool, dry_run: bool, shown: bool
 ) -> None:
     from pagepool_service.commands import repairing
     from pagepool_service.pools import cache_directory
     from pagepool_service.repair.run import Plan, repair_store
     from pagepool_service.store.checks import Message
 
-    with watching(sys.stderr.isatty() and not as_json) as watch, repairing.open_sources(sources) as opened:
+    with watching(shown) as watch, repairing.open_sources(sources) as opened:
         tell = (lambda text: watch(Message("stage", text))) if watch else (lambda _: None)
         plan = Plan(opened, cache_directory(settings), quick=quick, dry_run=dry_run, watch=watch, tell=tell)
         done = repair_store(settings.data, plan)
-    if as_json:
+    if output.current().json:
         click.echo(json.dumps(repairing.as_json(settings.data, done, dry_run=dry_run), indent=2))
     else:
         repairing.print_repaired(done, dry_run=dry_run)
@@ -129,9 +133,11 @@ def _print(report: Report) -> None:
             shown = ", ".join(problem.images[:_IMAGES_SHOWN])
             more = len(problem.images) - _IMAGES_SHOWN
             click.echo(f"    images: {shown}" + (f" and {more} more" if more > 0 else ""))
+    if output.current().quiet:
+        return
     for note in report.notes:
         click.echo(f"note: {note}")
     counted = ", ".join(f"{number:,} {what}" for what, number in sorted(report.checked.items()) if number)
     click.echo(f"checked in {report.seconds:.1f} s: {counted or 'nothing'}")
-    found = len(report.problems)
-    click.echo("no problems found" if not found else f"{found} problem{'s' if found > 1 else ''} found")
+    found = output.counted(len(report.problems), "problem") if report.problems else "no problems"
+    click.echo(f"{found} found")

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import exits, output
-from pagepool.cli.options import json_option
+from pagepool.cli.options import output_options
 from pagepool_service.collecting import policy_of
-from pagepool_service.settings import SettingInvalidError, Settings, parse_age, parse_duration, parse_tag_rules
+from pagepool_service.commands.accessoptions import parsed
+from pagepool_service.commands.dataoption import data_option
+from pagepool_service.settings import Settings, parse_age, parse_duration, parse_tag_rules
 from pagepool_service.store.collect import Collector, open_for_collection
 from pagepool_service.treesweep import sweep_trees
 
@@ -45,39 +47,34 @@ Examples:
 """
 
 
-def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    def callback(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-        try:
-            return None if text is None else (parse(text),)
-        except SettingInvalidError as error:
-            raise click.BadParameter(f"{text!r} {error.reason}", ctx, param) from error
-
-    return callback
+def _given(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """As `parsed`, in a tuple: None is a value, too."""
+    return parsed(lambda text: (parse(text),))
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data directory.")
+@data_option
 @click.option("--dry-run", is_flag=True, help="Change nothing: say what would be freed, and what kept.")
 @click.option(
     "--keep-tags",
     metavar="N|RULES",
-    callback=_parsed(parse_tag_rules),
+    callback=_given(parse_tag_rules),
     help="Keep the newest N tags of each repository; or by its name, the first that matches: 'ci/*=5,*=all'. [all]",
 )
 @click.option(
     "--untagged-older-than",
     metavar="TIME",
-    callback=_parsed(parse_age),
+    callback=_given(parse_age),
     help="Remove manifests without a tag that were not pushed, tagged or pulled for so long; never: keep them. [7d]",
 )
 @click.option(
     "--grace",
     metavar="TIME",
-    callback=_parsed(parse_duration),
+    callback=_given(parse_duration),
     help="Remove blobs that no manifest needs, and that nobody pushed or looked for, for so long. [24h]",
 )
 @click.option("--wait/--no-wait", default=True, help="If another collection runs, wait for it to be done. [wait]")
-@json_option
+@output_options
 @click.pass_context
 def gc(
     ctx: click.Context,
@@ -93,20 +90,23 @@ def gc(
     Images that were deleted, tags beyond the newest ones, manifests without tags, layers and contents that were left
     behind. Frames that are mostly dead are written anew without what is dead, and free space of the database goes back
     to the file system. A running service does this by itself, as its settings say (PAGEPOOL_GC...), which count
-    here, too, where an option does not say otherwise.
+    here, too, where an option does not say otherwise. With --quiet, only problems are printed.
     """
     settings = Settings.load(data=data)
     as_json = output.current().json
     policy = policy_of(settings)
     chosen = {"tags": keep_tags, "untagged_s": untagged_older_than, "grace_s": grace}
     policy = replace(policy, **{name: value[0] for name, value in chosen.items() if value is not None})
-    with _progress(sys.stderr.isatty() and not as_json) as watch:
+    quiet = output.current().quiet
+    with _progress(sys.stderr.isatty() and not as_json and not quiet) as watch:
         report = _collect(settings.data, policy, dry_run, wait, watch)
     if as_json:
         click.echo(json.dumps({"data": str(settings.data), **report.to_json()}, indent=2))
-    else:
+    elif not quiet:
         _print(report)
-    if any("damaged" in problem or "cannot be read" in problem for problem in report.problems):
+    else:
+        _print_problems(report)
+    if report.damaged:
         ctx.exit(exits.CORRUPT)
 
 
@@ -141,14 +141,18 @@ def _print(report: Report) -> None:
         if count:
             click.echo(f"  {reason:<44}{count:>12,}")
     _print_size("dead, in frames that mostly live", report.dead_kept)
-    for problem in report.problems:
-        click.echo(f"problem: {problem}")
+    _print_problems(report)
     done = f"looked at in {report.seconds:.1f} s"
     if not report.dry:
         done = f"done in {report.seconds:.1f} s, {report.writes:,} write transactions, "
         done += f"the longest of {1000 * report.longest_hold_s:.0f} ms"
         done += f" ({1000 * report.longest_work_s:.0f} ms without its commit)"
     click.echo(done)
+
+
+def _print_problems(report: Report) -> None:
+    for problem in report.problems:
+        click.echo(f"problem: {problem}")
 
 
 def _print_size(what: str, size: int) -> None:

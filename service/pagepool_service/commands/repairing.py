@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pagepool.cli import output
 from pagepool.cli.credentials import find_credentials
 from pagepool.errors import ImageInvalidError, NotFoundError
 from pagepool.layout import split_path
@@ -88,16 +89,19 @@ def print_repaired(done: Repaired, *, dry_run: bool) -> None:
     if done.quarantine is not None:
         click.echo(f"what was taken out is kept in {done.quarantine}: see listing.txt there")
     lost = sum(action.outcome == "quarantined" for action in done.actions)
-    found = len(done.before.problems)
-    if not found:
+    found = output.counted(len(done.before.problems), "problem")
+    if output.current().quiet:
+        return
+    if not done.before.problems:
         click.echo("no problems found")
     elif dry_run:
-        click.echo(f"{found} problems found; nothing was changed")
+        click.echo(f"{found} found; nothing was changed")
     elif done.clean:
-        click.echo(f"{found} problems found, all repaired")
+        click.echo(f"{found} found, all repaired")
     else:
         remaining = len(done.after.problems)
-        click.echo(f"{found} problems found, {lost} things quarantined (push them again), {remaining} problems remain")
+        quarantined = f"{output.counted(lost, 'thing')} quarantined (push them again)"
+        click.echo(f"{found} found, {quarantined}, {remaining} remain{'s' if remaining == 1 else ''}")
 
 
 def _print_lists(action: Action) -> None:

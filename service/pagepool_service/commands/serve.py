@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 import click
 
 from pagepool.linux.notify import notify
+from pagepool.transport.addresses import is_loopback
 from pagepool_service import logs
 from pagepool_service.commands.accessoptions import access_options, parsed
-from pagepool_service.settings import Settings, parse_listen, parse_size, parse_trace_endpoint
+from pagepool_service.commands.dataoption import data_option
+from pagepool_service.settings import Settings, parse_duration, parse_listen, parse_size, parse_trace_endpoint
 from pagepool_service.supervisor import Supervisor
 
 log = logging.getLogger("pagepool.supervisor")
@@ -29,7 +30,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data directory.")
+@data_option
 @click.option(
     "--listen",
     metavar="HOST:PORT",
@@ -82,8 +83,20 @@ Examples:
     help="Do not keep compressed blobs that zlib makes again exactly: less disk, slower pulls. [keep]",
 )
 @click.option("--max-uploads", type=click.IntRange(0), help="Most uploads open at a time; 0: any number. [10000]")
-@click.option("--upload-idle", "upload_idle_s", type=float, help="Seconds until an idle upload is removed. [86400]")
-@click.option("--graceful-timeout", "graceful_s", type=float, help="Seconds that requests may take to end. [10]")
+@click.option(
+    "--upload-idle",
+    "upload_idle_s",
+    metavar="TIME",
+    callback=parsed(parse_duration),
+    help="How long an upload stays that nobody goes on with: 90s, 15m, 24h, or seconds. [24h]",
+)
+@click.option(
+    "--graceful-timeout",
+    "graceful_s",
+    metavar="TIME",
+    callback=parsed(parse_duration),
+    help="How long requests may go on after the service was told to end. [10s]",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="[text]")
 @click.option("--access-log/--no-access-log", default=None, help="Log every request. [no]")
@@ -114,7 +127,7 @@ def serve(listen: tuple[str, int] | None, **options: Any) -> None:
 
 def announce(settings: Settings, address: str) -> None:
     """Say on standard output, in one line, and to systemd, that the service takes requests, and where."""
-    if not _is_loopback(settings.host):
+    if not is_loopback(settings.host):
         if not settings.authenticates:
             log.warning(
                 "listening on %s without authentication: everyone who reaches it can read and write", settings.host
@@ -127,10 +140,3 @@ def announce(settings: Settings, address: str) -> None:
     mode = ", read-only" if settings.read_only else ""
     notify(os.environ.get("NOTIFY_SOCKET", ""), "READY=1")
     click.echo(f"pagepool serving on {address} data {settings.data} workers {settings.workers}{mode}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

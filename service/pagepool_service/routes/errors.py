@@ -64,6 +64,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.ProfileUnknownError: (404, "PROFILE_UNKNOWN"),
     errors.StoreFullError: (507, "STORE_FULL"),
     errors.DiskFullError: (507, "STORE_FULL"),
+    errors.PoolFullError: (507, "STORE_FULL"),
     errors.ReadOnlyError: (405, "READ_ONLY"),
     errors.StoreFormatError: (503, "UNAVAILABLE"),
     errors.BusyError: (503, "BUSY"),

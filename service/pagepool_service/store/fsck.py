@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pagepool.errors import CorruptError, StoreFormatError
 from pagepool_service.store.checks import CONCERN, STAGES, Message, Problem, Request, run_stages
 from pagepool_service.store.environment import FORMAT_VERSION
-from pagepool_service.store.store import check_stamp
+from pagepool_service.store.store import check_stamp, check_there
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -71,8 +71,7 @@ def check_store(
         StoreFormatError: it is not a data directory, or of another format.
         ReferenceInvalidError, NotFoundError: an image that was asked for is not there.
     """
-    if not (data / "store" / "data.mdb").exists():
-        raise StoreFormatError(f"{data} holds no pagepool store")
+    check_there(data)
     check_stamp(data, whole=False)
     began = time.monotonic()
     run = _Run(Report(quick=quick), watch)

@@ -88,6 +88,16 @@ def _prepare(data: Path) -> None:
         raise ReadOnlyError(f"{error.filename}: {error.strerror}") from error
 
 
+def check_there(data: Path) -> None:
+    """Refuse a directory without a store, where one is not to be made.
+
+    Raises:
+        StoreFormatError: there is none.
+    """
+    if not (data / "store" / "data.mdb").exists():
+        raise StoreFormatError(f"{data} holds no pagepool store: --data, or PAGEPOOL_DATA, says where there is one")
+
+
 def check_stamp(data: Path, *, whole: bool = True) -> None:
     """Refuse a data directory of another format, before anything in it is understood wrongly, or written.
 

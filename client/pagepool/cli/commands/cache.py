@@ -149,7 +149,8 @@ def scrub(rate: float | None, repair: bool, **options: Unpack[PoolOptions]) -> N
             }
         )
     else:
-        output.print_line(f"{report.objects} objects, {output.human_size(report.bytes)}, {len(report.damaged)} damaged")
+        objects, size = output.counted(report.objects, "object"), output.human_size(report.bytes)
+        output.print_line(f"{objects}, {size}, {len(report.damaged)} damaged")
         for one in report.damaged:
             output.print_line(f"  {one.digest.hex()}: {one.reason}; {'fetched again' if one.repaired else 'removed'}")
     if lost:
@@ -173,7 +174,7 @@ def clear(**options: Unpack[PoolOptions]) -> None:
     if output.current().json:
         output.print_json(result)
     else:
-        output.note(f"removed {before.objects} objects, {output.human_size(before.bytes)}")
+        output.note(f"removed {output.counted(before.objects, 'object')}, {output.human_size(before.bytes)}")
 
 
 def _own(client: Client) -> Mapping[str, Any] | None:

@@ -100,7 +100,7 @@ def command(
     if output.current().json:
         output.print_json({"destination": destination, "files": done.files, "size": done.size, "skipped": done.skipped})
     else:
-        output.note(f"copied {done.files} files, {output.human_size(done.size)}, to {destination}")
+        output.note(f"copied {output.counted(done.files, 'file')}, {output.human_size(done.size)}, to {destination}")
 
 
 class _Places:

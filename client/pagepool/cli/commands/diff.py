@@ -98,7 +98,7 @@ def _write_layer(now: FileSystem, changes: list[Change], name: str) -> None:
             write(chunk)
             size += len(chunk)
             count(len(chunk))
-    output.note(f"wrote {len(changes)} changes, {output.human_size(size)}")
+    output.note(f"wrote {output.counted(len(changes), 'change')}, {output.human_size(size)}")
 
 
 @contextmanager

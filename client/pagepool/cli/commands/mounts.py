@@ -19,7 +19,7 @@ def command() -> None:
 
     "fully local" means that nothing of the image needs the node, the network or the service any more: every file
     is here, and none is read through the node. A large file that was opened before all of it was here is read
-    through the node until it is unmounted.
+    through the node for as long as a program has it open, and fifteen seconds to an hour longer.
 
     \b
     Examples:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import sys
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pagepool.cli.nodeclient import asked_node, node_client
 from pagepool.cli.nodes import AddressType, SizeType, node_options
 from pagepool.cli.options import output_options
 from pagepool.errors import UnreachableError
+from pagepool.transport.addresses import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -136,7 +136,7 @@ def start(
         pool_image=pool_image,
         metrics_listen=metrics_listen,
     )
-    if metrics_listen is not None and not _is_loopback(metrics_listen[0]):
+    if metrics_listen is not None and not is_loopback(metrics_listen[0]):
         output.warn(f"metrics on {metrics_listen[0]}: everyone who reaches it sees them, without a password")
     if foreground:
         _stay(client, options)
@@ -167,16 +167,14 @@ def _stay(client: NodeClient, options: WorkerOptions) -> None:
 
     ended = stay(client.places, options, on_ready=ready, on_log=say)
     if ended is not None and ended.mounts:
-        output.warn(f"ended; {ended.mounts} mounts go on with what is here, and cannot fetch anything")
+        _warn_of_mounts(ended.mounts)
     else:
         output.note("ended")
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _warn_of_mounts(count: int) -> None:
+    goes, cannot = ("goes", "it cannot") if count == 1 else ("go", "they cannot")
+    output.warn(f"ended; {output.counted(count, 'mount')} {goes} on with what is here, and {cannot} fetch anything")
 
 
 @command.command(name="stop")
@@ -200,7 +198,7 @@ def stop() -> None:
     if output.current().json:
         output.print_json({"stopped": ended.was_running, "mounts": ended.mounts, "cleared": ended.cleared})
     elif ended.mounts:
-        output.warn(f"ended; {ended.mounts} mounts go on with what is here, and cannot fetch anything")
+        _warn_of_mounts(ended.mounts)
     else:
         output.note("ended" if ended.was_running else "it was not running; what was left of it is unmounted")
 
@@ -254,7 +252,7 @@ def scrub() -> None:
     if output.current().json:
         output.print_json(found)
     else:
-        output.print_line(f"{found['objects']} objects, {len(found['damaged'])} damaged")
+        output.print_line(f"{output.counted(found['objects'], 'object')}, {len(found['damaged'])} damaged")
 
 
 @contextmanager
@@ -280,15 +278,13 @@ def _print_status() -> None:
 
 def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     pool = found["pool"]
+    used, budget = output.human_size(pool["used"]), output.human_size(pool["budget"])
     return [
         ("version", str(found["version"])),
         ("process", str(found["pid"])),
         ("state", str(found["state"])),
-        ("mounts", f"{found['mounts']}, of {found['trees']} images"),
-        (
-            "pool",
-            f"{pool['objects']} objects, {output.human_size(pool['used'])} of {output.human_size(pool['budget'])}",
-        ),
+        ("mounts", f"{found['mounts']:,}, of {output.counted(found['trees'], 'image')}"),
+        ("pool", f"{output.counted(pool['objects'], 'object')}, {used} of {budget}"),
         ("evictions", str(pool["evictions"])),
         *([("metrics", f"http://{found['metrics']}/metrics")] if found.get("metrics") else []),
     ]

@@ -87,7 +87,7 @@ def show(reference: Reference, similar: bool, platform: Platform | None, **serve
         state = _tree(connection, reference, platform)
         profile = ProfileClient(connection.session).get(reference.repository, state.tree, similar=similar)
         if profile is None:
-            raise ProfileUnknownError(state.tree)
+            raise ProfileUnknownError(f"{state.tree.short} ({reference})")
         tree = TreeFile(TreeClient(connection.session).fetch(reference.repository, state.tree), state.tree.raw)
     paths = _paths(tree)
     rows = [(digest, tree.find_object(digest)) for digest in profile.objects]
@@ -96,9 +96,9 @@ def show(reference: Reference, similar: bool, platform: Platform | None, **serve
         output.print_json(_shown(state, profile, files))
         return
     inherited = "" if profile.tree == state.tree else f", inherited from tree {profile.tree.short}"
-    plural = "" if profile.starts == 1 else "s"
     size, read = (output.human_size(sum(getattr(one, name) for one in files)) for name in ("size", "fetched"))
-    output.note(f"{len(files)} contents, {read} of {size}, learned from {profile.starts} start{plural}{inherited}")
+    contents, starts = output.counted(len(files), "content"), output.counted(profile.starts, "start")
+    output.note(f"{contents}, {read} of {size}, learned from {starts}{inherited}")
     table = [
         (output.human_size(one.size), "" if one.read is None else output.human_size(one.read), one.path)
         for one in files

@@ -21,7 +21,8 @@ def command(references: tuple[Reference, ...], **server: Unpack[ServerOptions]) 
     """Delete each REF, without asking.
 
     NAME:TAG deletes the tag only. NAME@DIGEST deletes the manifest, and with it every tag that names it.
-    Content that nothing refers to any more is not freed yet by a pagepool service. Stops at the first failure.
+    Content that nothing refers to any more goes later: a pagepool service collects it by itself (pagepool gc).
+    Stops at the first failure.
 
     \b
     Examples:

@@ -47,7 +47,7 @@ def _print_total(total: Mapping[str, Any]) -> None:
     """All fields, whatever they are; groups indented below their name."""
     _print_group({name: value for name, value in total.items() if not isinstance(value, dict | list)}, "", "")
     for name, value in total.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             output.print_line(f"{_label(name)}:")
             # Fields of the group of sizes are not called bytes each: stored {extents, opaque, …}.
             _print_group(value, "  ", "bytes" if name == "stored" else "")

@@ -101,9 +101,7 @@ class CatalogueSweep:
             kept = self._sweep_manifests(repository, expired)
             self._sweep_links(repository, kept)
         else:
-            self._report.problems.append(
-                f"{name} keeps all its blobs and manifests: a manifest of it cannot be read (pagepool fsck)"
-            )
+            self._report.note_damage(f"{name} keeps all its blobs and manifests: a manifest of it cannot be read")
 
     # -- looking ---------------------------------------------------------------------------------------------
 

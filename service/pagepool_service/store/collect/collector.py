@@ -23,7 +23,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest
-from pagepool.errors import BusyError, InvalidError, StoreFormatError
+from pagepool.errors import BusyError, InvalidError
 from pagepool_service.store import cycle
 from pagepool_service.store.collect.catalogue import CatalogueSweep
 from pagepool_service.store.collect.frames import FrameSweep
@@ -35,7 +35,7 @@ from pagepool_service.store.collect.report import Report
 from pagepool_service.store.cycle import Cycle, first_untouched
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord
-from pagepool_service.store.store import Store
+from pagepool_service.store.store import Store, check_there
 from pagepool_service.store.totals import Totals
 
 if TYPE_CHECKING:
@@ -244,8 +244,7 @@ def open_for_collection(data: Path, *, readonly: bool = False) -> Store:
         StoreFormatError: there is no store.
         ReadOnlyError: it cannot be written to.
     """
-    if not (data / "store" / "data.mdb").exists():
-        raise StoreFormatError(f"{data} holds no pagepool store")
+    check_there(data)
     if readonly:
         return Store.open(data, readonly=True, shared=True)
     return Store.open(data)

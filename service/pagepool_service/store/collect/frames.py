@@ -171,7 +171,7 @@ class FrameSweep:
         self._report.frame_bytes += sum(plan.dead[threshold:])
 
     def _problem(self, number: int) -> None:
-        self._report.problems.append(f"frame {number} is damaged, and was left as it is (pagepool fsck)")
+        self._report.note_damage(f"frame {number} is damaged, and was left as it is")
 
     # -- removing --------------------------------------------------------------------------------------------
 

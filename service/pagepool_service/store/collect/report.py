@@ -27,6 +27,7 @@ class Report:
         space_after: when it was done.
         writes: write transactions; and the longest of them, in seconds, with its commit, and the longest without.
         problems: what kept it from removing something, for people.
+        damaged: whether one of these is a damaged record.
     """
 
     dry: bool = False
@@ -45,6 +46,12 @@ class Report:
     seconds: float = 0.0
     ended_ns: int = 0
     problems: list[str] = field(default_factory=list)
+    damaged: bool = False
+
+    def note_damage(self, problem: str) -> None:
+        """A record cannot be read, and what it may need was kept."""
+        self.problems.append(f"{problem} (pagepool fsck)")
+        self.damaged = True
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; sizes are bytes."""
