@@ -3,6 +3,7 @@
 Where it may, it opens a door (`pagepool.pool.door`): clients get the pool as a read-only mount, of which nothing is
 left however the service ends. A pool on a disk is read over and over at a bounded rate, and what has been damaged there
 is removed and read from the store again. A pool in memory is not: it is as good as the memory of everything else.
+Pools in memory that other data directories have left, which are gone, it removes when it starts.
 
 It can be killed at any moment.
 """
@@ -19,7 +20,7 @@ from pagepool.image.treefile import ObjectInfo
 from pagepool.pool import Scrubber
 from pagepool.pool.door import Door, door_path
 from pagepool_service.cache import ExtentCache
-from pagepool_service.pools import open_pool
+from pagepool_service.pools import note_served, open_pool, remove_abandoned
 from pagepool_service.store.store import Store
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ _PAUSE_S = 60.0
 def run(settings: Settings) -> None:
     """Work until the process is ended. Blocks."""
     pool = open_pool(settings)
+    for data in remove_abandoned():
+        log.info("removed the cache in memory of %s, which is gone", data)
     if pool is not None:
+        note_served(settings, pool)
         if settings.shares_pool:
             _open_door(pool)
         else:

@@ -4,19 +4,25 @@ The pool is the extent cache that all workers share, and that clients on the sam
 unless told otherwise. A service without one serves the same bytes, out of the store each time.
 
 It stays when the service ends, so that what clients have mounted can still be read, and a service that is started
-again begins with a warm cache. Whoever wants the memory back removes the directory while no service runs.
+again begins with a warm cache. Whoever wants the memory back removes the directory while no service runs. A pool in
+memory whose data directory is gone goes when the same user starts a service again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
+import shutil
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagepool.digest import blake3_raw
 from pagepool.errors import PagepoolError
 from pagepool.pool import Pool
+from pagepool.pool.door import door_path
 
 if TYPE_CHECKING:
     from pagepool_service.settings import Settings
@@ -26,6 +32,8 @@ log = logging.getLogger("pagepool.pools")
 _MEMORY = Path("/dev/shm")
 _LARGEST_BUDGET = 4 << 30
 _SHARE_OF_MEMORY = 4
+_SERVED = "served"
+_LONGEST_NOTE = 65536
 
 
 def cache_directory(settings: Settings) -> Path:
@@ -34,7 +42,11 @@ def cache_directory(settings: Settings) -> Path:
         return settings.cache_dir
     if not _MEMORY.is_dir() or not os.access(_MEMORY, os.W_OK):
         return settings.data / "cache"
-    return _MEMORY / f"pagepool-{os.geteuid()}-{blake3_raw(os.fsencode(settings.data.absolute()))[:8].hex()}"
+    return _in_memory(settings.data.absolute())
+
+
+def _in_memory(data: Path) -> Path:
+    return _MEMORY / f"pagepool-{os.geteuid()}-{blake3_raw(os.fsencode(data))[:8].hex()}"
 
 
 def default_budget(directory: Path) -> int:
@@ -71,3 +83,64 @@ def _protect(directory: Path, *, shared: bool) -> None:
         directory.chmod(0o700)
     elif shared and mode == 0o700:
         directory.chmod(0o755)
+
+
+def note_served(settings: Settings, pool: Pool) -> None:
+    """Write down in a pool in memory of which data directory it is, for `remove_abandoned`."""
+    data = settings.data.absolute()
+    if pool.path != _in_memory(data):
+        return
+    place = pool.path / _SERVED
+    part = place.with_name(f".{_SERVED}")
+    # ASCII, whatever bytes the path has.
+    part.write_text(json.dumps({"data": str(data), "root": _root()}), encoding="ascii")
+    part.replace(place)
+
+
+def remove_abandoned() -> list[Path]:
+    """Remove the pools in memory of this user whose data directories are gone: nothing else would before a boot.
+
+    Returns:
+        the data directories.
+    """
+    removed = []
+    for directory in list(_MEMORY.glob(f"pagepool-{os.geteuid()}-*")):
+        data = _served(directory)
+        if data is None or not _is_gone(data):
+            continue
+        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            door_path(directory).unlink(missing_ok=True)
+        removed.append(data)
+    return removed
+
+
+def _served(directory: Path) -> Path | None:
+    """The data directory that a pool in memory is of; None if that is not known, or not known here."""
+    # Anybody can make such a directory there, or a link of that name.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        status = directory.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            return None
+        with (directory / _SERVED).open("rb") as file:
+            note = json.loads(file.read(_LONGEST_NOTE))
+        data = Path(note["data"])
+        if note["root"] == _root() and _in_memory(data) == directory:
+            return data
+    return None
+
+
+def _root() -> list[int]:
+    """Which root paths begin at: containers may share the memory of the machine, and not its files."""
+    status = Path("/").stat()
+    return [status.st_dev, status.st_ino]
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False

@@ -32,7 +32,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagepool.errors import ListenError, UnsupportedError
-from pagepool_service import collecting, logs, poolkeeper, recompressing
+from pagepool_service import collecting, logs, maintenance, poolkeeper, recompressing
 from pagepool_service.auth import open_authority
 from pagepool_service.metrics.directory import make_directory, remove_directory
 from pagepool_service.roster import Roster
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
     from pagepool_service.auth.authority import Authority
     from pagepool_service.settings import Settings
-
-    Maintain = Callable[[Settings, int, int, Path | None, PushNotes | None], None]
 
 log = logging.getLogger("pagepool.supervisor")
 
@@ -185,9 +183,9 @@ class Supervisor:
         children = [
             Child(f"worker {number}", partial(self._work, shared, number)) for number in range(1, settings.workers + 1)
         ]
-        if not settings.read_only and (maintain := _maintenance()) is not None:
+        if not settings.read_only:
             children += [
-                Child(f"maintenance {slot + 1}", partial(_maintain, maintain, shared, settings, slot, self._pushes))
+                Child(f"maintenance {slot + 1}", partial(_maintain, shared, settings, slot, self._pushes))
                 for slot in range(settings.ingest_processes)
             ]
         if settings.cache_bytes != 0:
@@ -353,15 +351,6 @@ def prepare(settings: Settings) -> None:
         log.info("removed %d files that an earlier run left", removed)
 
 
-def _maintenance() -> Maintain | None:
-    try:
-        run: Maintain = importlib.import_module("pagepool_service.maintenance").run
-    except ModuleNotFoundError as error:
-        log.warning("layers are not read: %s", error)
-        return None
-    return run
-
-
 def _open_metrics(settings: Settings, *, alone: bool) -> _Metrics | None:
     """Listen for Prometheus, if that is wanted.
 
@@ -398,9 +387,9 @@ def prepare_tracing(settings: Settings) -> Settings:
     return settings
 
 
-def _maintain(maintain: Maintain, shared: _Shared, settings: Settings, slot: int, pushes: PushNotes | None) -> None:
+def _maintain(shared: _Shared, settings: Settings, slot: int, pushes: PushNotes | None) -> None:
     shared.close_listeners()
-    maintain(settings, shared.wake_fd, slot, shared.figures, pushes)
+    maintenance.run(settings, shared.wake_fd, slot, shared.figures, pushes)
 
 
 def _keep_pool(shared: _Shared, settings: Settings) -> None:
