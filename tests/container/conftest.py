@@ -23,6 +23,7 @@ from tests.support.tools import require, run
 _ROOT = Path(__file__).parents[2]
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TIMEOUT_S = 60
+READY = "echo ready; while :; do sleep 0.05; done"
 
 
 @dataclass
@@ -99,6 +100,24 @@ class Place:
     def containers(self) -> list[Record]:
         """What there is."""
         return list_containers(self.directory)
+
+
+def begin(place: Place, *arguments: str) -> subprocess.Popen[str]:
+    """Start a container, and wait for its first line."""
+    started = place.start(*arguments)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    # It says so itself; that pagepool has noticed comes after.
+    while [record.status for record in place.containers()] == ["created"]:
+        pass
+    return started
+
+
+def end(started: subprocess.Popen[str]) -> tuple[int, str]:
+    """What a container that ends by itself ended with, and showed since."""
+    with started:
+        out, _ = started.communicate(timeout=TIMEOUT_S)
+    return started.returncode, out
 
 
 def _with_image(arguments: tuple[str | Path, ...]) -> list[str | Path]:

@@ -13,28 +13,9 @@ from pathlib import Path
 import pytest
 
 from pagepool.container import cleanup_stale
-from tests.container.conftest import TIMEOUT_S, Place
+from tests.container.conftest import READY, TIMEOUT_S, Place, begin, end
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-_READY = "echo ready; while :; do sleep 0.05; done"
-
-
-def _begin(place: Place, *arguments: str) -> subprocess.Popen[str]:
-    """Start a container, and wait for its first line."""
-    started = place.start(*arguments)
-    assert started.stdout is not None
-    assert started.stdout.readline() == "ready\n"
-    # It says so itself; that pagepool has noticed comes after.
-    while [record.status for record in place.containers()] == ["created"]:
-        pass
-    return started
-
-
-def _end(started: subprocess.Popen[str]) -> tuple[int, str]:
-    with started:
-        out, _ = started.communicate(timeout=TIMEOUT_S)
-    return started.returncode, out
 
 
 def _wait_until_gone(pid: int) -> None:
@@ -51,28 +32,28 @@ def _wait_until_gone(pid: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_reach_the_program(place: Place, number: signal.Signals) -> None:
     name = number.name.removeprefix("SIG")
-    started = _begin(place, "--", "sh", "-c", f"trap 'echo got {name}; exit 5' {name}; {_READY}")
+    started = begin(place, "--", "sh", "-c", f"trap 'echo got {name}; exit 5' {name}; {READY}")
     started.send_signal(number)
-    assert _end(started) == (5, f"got {name}\n")
+    assert end(started) == (5, f"got {name}\n")
 
 
 def test_a_program_that_is_killed(place: Place) -> None:
-    started = _begin(place, "--", "sh", "-c", _READY)
+    started = begin(place, "--", "sh", "-c", READY)
     (record,) = place.containers()
     assert (record.status, record.image, record.owner) == ("running", "app:1", started.pid)
     os.kill(record.pid, signal.SIGKILL)
-    assert _end(started) == (137, "")
+    assert end(started) == (137, "")
 
 
 def test_the_third_signal_kills(place: Place) -> None:
-    script = f"trap 'echo one' TERM; {_READY}"
-    started = _begin(place, "--", "sh", "-c", script)
+    script = f"trap 'echo one' TERM; {READY}"
+    started = begin(place, "--", "sh", "-c", script)
     assert started.stdout is not None
     for _ in range(2):
         started.send_signal(signal.SIGTERM)
         assert started.stdout.readline() == "one\n"
     started.send_signal(signal.SIGTERM)
-    assert _end(started)[0] == 137
+    assert end(started)[0] == 137
 
 
 def test_processes_of_the_program_end_with_it(place: Place, tmp_path: Path) -> None:
@@ -91,7 +72,7 @@ def test_processes_of_the_program_end_with_it(place: Place, tmp_path: Path) -> N
 
 
 def test_when_pagepool_is_killed_nothing_stays(place: Place) -> None:
-    started = _begin(place, "--memory", "100m", "--", "sh", "-c", _READY)
+    started = begin(place, "--memory", "100m", "--", "sh", "-c", READY)
     (before,) = place.containers()
     started.kill()
     started.wait()
@@ -109,7 +90,7 @@ def test_when_pagepool_is_killed_nothing_stays(place: Place) -> None:
 
 
 def test_the_next_run_cleans_up(place: Place) -> None:
-    started = _begin(place, "--", "sh", "-c", _READY)
+    started = begin(place, "--", "sh", "-c", READY)
     (before,) = place.containers()
     started.kill()
     started.wait()
@@ -145,7 +126,7 @@ print('reaped')
 
 
 def test_names(place: Place) -> None:
-    started = _begin(place, "--name", "web", "--", "sh", "-c", _READY)
+    started = begin(place, "--name", "web", "--", "sh", "-c", READY)
     done = place.run("--name", "web", "--", "true")
     assert done.returncode == 125
     assert "there is a container web already" in done.stderr
@@ -159,7 +140,7 @@ def test_names(place: Place) -> None:
 def test_in_the_background(place: Place, tmp_path: Path) -> None:
     place.config["StopSignal"] = "SIGUSR2"
     log = tmp_path / "log"
-    script = f"trap 'echo bye; exit 0' USR2; {_READY}"
+    script = f"trap 'echo bye; exit 0' USR2; {READY}"
     done = place.run("--detach", "--log", log, "--name", "job", "--", "sh", "-c", script)
     assert done.returncode == 0, done.stderr
     (record,) = place.containers()

@@ -37,6 +37,7 @@ _COMMANDS = {
     "mounts": "List the kernel mounts of this machine.",
     "run": "Run a program in a container of an image.",
     "ps": "List containers that run.",
+    "stop": "End containers.",
     "node": "Run the node, which mounts images by the kernel.",
     "memory": "Show what containers take in memory, and what sharing saves.",
     "cache": "Show, fill, check or empty what is kept on this machine.",

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pagepool.container.plan import Facts, plan_runtime
     from pagepool.container.records import DEFAULT_DIRECTORY, Record, list_containers
     from pagepool.container.run import cleanup_stale, run_container
+    from pagepool.container.stopping import ContainerUnknownError, find_containers, stop_containers
     from pagepool.container.users import UserInvalidError
 else:
     __getattr__, __dir__ = attach(
@@ -18,6 +19,7 @@ else:
             "plan": "Facts plan_runtime",
             "records": "DEFAULT_DIRECTORY Record list_containers",
             "run": "cleanup_stale run_container",
+            "stopping": "ContainerUnknownError find_containers stop_containers",
             "users": "UserInvalidError",
         },
     )
@@ -33,6 +35,9 @@ __all__ = [
     "Record",
     "list_containers",
     "DEFAULT_DIRECTORY",
+    "find_containers",
+    "stop_containers",
+    "ContainerUnknownError",
     "OptionInvalidError",
     "UserInvalidError",
 ]

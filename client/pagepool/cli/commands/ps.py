@@ -28,8 +28,8 @@ _UNITS = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (120, 60, "minu
 def command(everything: bool) -> None:
     """List the containers of `pagepool run` on this machine, the oldest first.
 
-    PID is the container's first process; a container in the background is ended by a signal to its owner, which
-    --json shows. With --quiet only ids. A container that has ended is gone, and not listed.
+    PID is the container's first process. With --quiet only ids. A container that has ended is gone, and not listed;
+    `pagepool stop` ends one.
 
     \b
     Examples:

@@ -1,0 +1,103 @@
+"""`pagepool stop`: containers end, by their own signal or by force, and nothing else gets a signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pagepool.container import cleanup_stale
+from tests.container.conftest import READY, TIMEOUT_S, begin, end
+
+if TYPE_CHECKING:
+    from tests.container.conftest import Place
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def test_by_name(place: Place) -> None:
+    started = begin(place, "--name", "web", "--", "sh", "-c", f"trap 'echo bye; exit 3' TERM; {READY}")
+    done = place.call(*place.command("stop", "web"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "web\n", "")
+    # When it says so nothing is left.
+    assert place.containers() == []
+    assert end(started) == (3, "bye\n")
+
+
+@pytest.mark.parametrize(("given", "image", "got"), [((), "SIGUSR2", "USR2"), (("--signal", "hup"), "SIGUSR2", "HUP")])
+def test_by_which_signal(place: Place, given: tuple[str, ...], image: str, got: str) -> None:
+    place.config["StopSignal"] = image
+    traps = "".join(f"trap 'echo {name}; exit 0' {name}; " for name in ("TERM", "HUP", "USR2"))
+    started = begin(place, "--", "sh", "-c", f"{traps}{READY}")
+    (record,) = place.containers()
+    done = place.call(*place.command("stop", *given, record.id[:20]))
+    assert (done.returncode, done.stdout) == (0, f"{record.id}\n")
+    assert end(started) == (0, f"{got}\n")
+
+
+@pytest.mark.parametrize("wait", ["0", "0.2"])
+def test_what_does_not_heed_it_is_killed(place: Place, wait: str) -> None:
+    started = begin(place, "--", "sh", "-c", f"trap '' TERM; {READY}")
+    (record,) = place.containers()
+    done = place.call(*place.command("stop", "--json", "--time", wait, record.id))
+    assert json.loads(done.stdout) == {"stopped": [{"id": record.id, "name": None, "killed": True}]}
+    assert end(started) == (137, "")
+
+
+def test_several_and_those_in_the_background(place: Place) -> None:
+    script = f"trap 'exit 0' TERM; {READY}"
+    names = ["one", "two"]
+    for name in names:
+        assert place.run("--detach", "--name", name, "--", "sh", "-c", script).returncode == 0
+    started = begin(place, "--name", "three", "--", "sh", "-c", script)
+    done = place.call(*place.command("stop", "three", *names, "one"))
+    assert (done.returncode, done.stdout) == (0, "three\none\ntwo\n")
+    assert place.containers() == []
+    assert end(started) == (0, "")
+
+
+def test_what_is_not_known_stops_nothing(place: Place) -> None:
+    first, second = (begin(place, "--", "sh", "-c", f"trap 'exit 0' TERM; {READY}") for _ in range(2))
+    ids = [record.id for record in place.containers()]
+    for name, code, reason in (
+        ("web", 3, "container web is unknown"),
+        (ids[0][:2], 3, f"container {ids[0][:2]} is unknown"),
+        (place.prefix, 4, "the ids of 2 containers begin so"),
+    ):
+        done = place.call(*place.command("stop", ids[0], name))
+        assert done.returncode == code, done.stderr
+        assert reason in done.stderr
+    assert [record.id for record in place.containers()] == ids
+    assert place.call(*place.command("stop", "--time", "0", *ids)).returncode == 0
+    assert {end(first)[0], end(second)[0]} == {137}
+
+
+def test_a_container_whose_owner_was_killed_is_not_known(place: Place) -> None:
+    started = begin(place, "--name", "web", "--", "sh", "-c", READY)
+    started.kill()
+    started.wait()
+    assert place.call(*place.command("stop", "web")).returncode == 3
+    assert len(cleanup_stale(place.directory)) == 1
+
+
+def test_a_process_that_has_a_pid_of_before_gets_no_signal(place: Place) -> None:
+    started = begin(place, "--name", "web", "--", "sh", "-c", f"trap 'exit 5' TERM; {READY}")
+    path = place.directory / place.containers()[0].id / "record"
+    with subprocess.Popen(["sleep", "1000"]) as other:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pid": other.pid}))
+        done = place.call(*place.command("stop", "web"))
+        assert (done.returncode, done.stdout) == (0, "web\n")
+        assert end(started)[0] == 5
+        assert other.poll() is None
+        other.kill()
+        other.wait(TIMEOUT_S)
+
+
+@pytest.mark.parametrize(("words", "reason"), [((), "CONTAINER"), (("-s", "NOPE", "a"), "'NOPE' is no signal")])
+def test_command_lines_that_say_nothing(place: Place, words: tuple[str, ...], reason: str) -> None:
+    done = place.call(*place.command("stop", *words))
+    assert done.returncode == 2
+    assert reason in done.stderr
