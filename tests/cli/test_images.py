@@ -194,7 +194,7 @@ def test_rm_of_a_tag(run: Run, service: str, peer: str, layout: tuple[Path, Samp
         run("push", layout[0], f"{host}/{name}:1")
         run("push", layout[0], f"{host}/{name}:2")
     deleted = run("rm", "--json", f"{service}/{name}:1").json
-    assert deleted == [{"reference": f"{service}/{name}:1", "deleted": "tag"}]
+    assert deleted == {"deleted": [{"reference": f"{service}/{name}:1", "kind": "tag"}]}
     assert run("tags", f"{service}/{name}").out == "2\n"
     refused = run("rm", f"{peer}/{name}:1")
     assert refused.code == 1
@@ -234,7 +234,7 @@ def test_ls(run: Run, service: str, tmp_path: Path) -> None:
     assert listed["path"] == "/etc"
     assert [entry["path"] for entry in listed["entries"]][1:] == ["/etc/a", "/etc/b"]
     two = run("ls", "--json", name, f"{name}:/etc").json
-    assert [one["path"] for one in two] == ["/", "/etc"]
+    assert [one["path"] for one in two["listings"]] == ["/", "/etc"]
     assert run("ls", name, f"{name}:/etc").out.startswith(f"{name}:/:\n/etc\n")
     missing = run("ls", f"{name}:/nowhere")
     assert missing.code == 3
