@@ -22,6 +22,8 @@ from tests.oci.samples import Sample
 from tests.overlay.layers import whole_layer
 from tests.support.trees import TreeBuilder
 
+HOLE = bytes(4 << 20)
+
 TIME_NS = 1_700_000_000_000_000_000
 BIG = bytes(range(256)) * 6000
 
@@ -278,6 +280,31 @@ def test_cp_follows_no_symlink_that_it_wrote_before(run: Run, image: str, tmp_pa
     _ok(run("cp", "-r", f"{image}:/", inside))
     assert (outside / "file").read_text() == "mine"
     assert (inside / "etc" / "passwd").read_bytes() == b"root:x:0:0\n"
+
+
+def test_cp_keeps_holes(run: Run, image: str, tmp_path: Path) -> None:
+    """What is all zeros takes no room, on this machine and in an overlay: a file may be mostly that, and large."""
+    upper, source = f"{tmp_path}/upper", tmp_path / "source"
+    parts = (HOLE, b"x" * 5000, HOLE, b"y", bytes(70_000))
+    with source.open("wb") as file:
+        for part in parts:
+            file.write(part)
+    with (tmp_path / "hole").open("wb") as file:
+        file.write(HOLE)
+    _ok(run("cp", "--image", image, source, tmp_path / "hole", f"{upper}:/usr/bin"))
+    assert (tmp_path / "upper" / "blocks").stat().st_blocks * 512 < len(HOLE)
+    (tmp_path / "out").mkdir()
+    _ok(run("cp", f"{upper}:/bin/source", f"{upper}:/bin/hole", tmp_path / "out"))
+    assert (tmp_path / "out" / "source").read_bytes() == b"".join(parts)
+    assert (tmp_path / "out" / "hole").read_bytes() == HOLE
+    assert (tmp_path / "out" / "source").stat().st_blocks * 512 < len(HOLE)
+    assert (tmp_path / "out" / "hole").stat().st_blocks == 0
+    os.mkfifo(tmp_path / "pipe")
+    counting = ["sh", "-c", 'wc -c <"$1"', "-", str(tmp_path / "pipe")]
+    with subprocess.Popen(counting, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        _ok(run("cp", f"{upper}:/bin/hole", tmp_path / "pipe"))
+        assert int(reader.stdout.read()) == len(HOLE)
 
 
 def test_cp_in(run: Run, image: str, tmp_path: Path) -> None:
