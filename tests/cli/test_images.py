@@ -76,6 +76,27 @@ def test_json_of_push_and_pull(run: Run, server: str, layout: tuple[Path, Sample
     assert pulled["size"] == pushed.json["size"] == sum(map(len, sample.content.values()))
 
 
+@pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
+def test_a_pull_that_cannot_write_leaves_nothing(
+    run: Run, service: str, layout: tuple[Path, Sample], form: str, tmp_path: Path
+) -> None:
+    """From the first byte on, as on a full disk: here no file may have any."""
+    name = f"{service}/{_name()}:1"
+    assert run("push", layout[0], name).code == 0
+    (tmp_path / "out").mkdir()
+    command = program_command("pull", "--format", form, name, str(tmp_path / "out" / "image"))
+    ended = subprocess.run(
+        ["sh", "-c", 'ulimit -f 0; exec "$@"', "-", *command],
+        env=program_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "File too large" in ended.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_quiet(run: Run, server: str, layout: tuple[Path, Sample], tmp_path: Path) -> None:
     name = f"{server}/{_name()}:1"
     for result in (run("push", "-q", layout[0], name), run("pull", "-q", name, tmp_path / "out")):
