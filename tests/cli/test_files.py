@@ -282,6 +282,17 @@ def test_cp_follows_no_symlink_that_it_wrote_before(run: Run, image: str, tmp_pa
     assert (inside / "etc" / "passwd").read_bytes() == b"root:x:0:0\n"
 
 
+def test_every_json_is_an_object_with_names(run: Run, image: str, tmp_path: Path) -> None:
+    """Lists are in it, so that more can be said beside them one day."""
+    (filled,) = run("cache", "fill", "--json", image).json["images"]
+    assert filled["image"] == image
+    (tmp_path / "users").write_text("alice:$2b$05$" + "a" * 53 + "\n")
+    (tmp_path / "users").chmod(0o600)
+    checked = run("auth", "check", "--htpasswd", tmp_path / "users", "--json")
+    assert checked.code == 0, checked.err
+    assert checked.json.keys() == {"users"}
+
+
 def test_cp_keeps_holes(run: Run, image: str, tmp_path: Path) -> None:
     """What is all zeros takes no room, on this machine and in an overlay: a file may be mostly that, and large."""
     upper, source = f"{tmp_path}/upper", tmp_path / "source"
