@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import BlobUnknownError, ImageInvalidError, LimitError, NotFoundError
-from pagepool.oci import Config, Index, Manifest, Platform, parse_config, parse_manifest, select_platform
+from pagepool.oci import (
+    MAX_INDEX_DEPTH,
+    Config,
+    Index,
+    Manifest,
+    Platform,
+    parse_config,
+    parse_manifest,
+    select_platform,
+)
 from pagepool_service.store.schema import LayerState
 from pagepool_service.treecache import TreeCache
 
@@ -113,13 +122,18 @@ def resolve_image(store: Store, name: str, reference: Digest | str, platform: Pl
 
     Raises:
         ManifestUnknownError, NameUnknownError: there is none, or none for the platform.
+        ImageInvalidError: too many indexes are in one another.
     """
     stored = store.registry.manifest(name, reference)
     document = parse_manifest(stored.raw, stored.media_type)
     index = None
     digest = stored.digest
+    depth = 0
     while isinstance(document, Index):
         index = index or stored.digest
+        depth += 1
+        if depth > MAX_INDEX_DEPTH:
+            raise ImageInvalidError(str(index), f"more than {MAX_INDEX_DEPTH} indexes are in one another")
         chosen = select_platform(document.manifests, platform or Platform.local())
         stored = store.registry.manifest(name, chosen.digest)
         digest = stored.digest
@@ -131,15 +145,16 @@ def walk_documents(store: Store, name: str, digest: Digest) -> Iterator[tuple[Di
     """The manifest or index of a digest, and what it lists, directly or through other indexes: each document once.
 
     One is in memory at a time, as long as the caller keeps none. At most `MAX_DOCUMENTS` are looked up, and no more
-    after `MAX_DOCUMENT_BYTES` have been read. What an index lists and is not there is left out.
+    after `MAX_DOCUMENT_BYTES` have been read. What an index lists and is not there is left out, and so is what is
+    behind more than `MAX_INDEX_DEPTH` indexes.
 
     Raises:
         ManifestUnknownError, NameUnknownError: the first is not there.
     """
-    waiting, seen = deque((digest,)), {digest}
+    waiting, seen = deque(((digest, 0),)), {digest}
     size = 0
     while waiting and size < MAX_DOCUMENT_BYTES:
-        found = waiting.popleft()
+        found, depth = waiting.popleft()
         try:
             stored = store.registry.manifest(name, found)
         except NotFoundError:
@@ -149,12 +164,12 @@ def walk_documents(store: Store, name: str, digest: Digest) -> Iterator[tuple[Di
         size += len(stored.raw)
         document = parse_manifest(stored.raw, stored.media_type)
         del stored
-        for entry in document.manifests if isinstance(document, Index) else ():
+        for entry in document.manifests if isinstance(document, Index) and depth < MAX_INDEX_DEPTH else ():
             if len(seen) == MAX_DOCUMENTS:
                 break
             if entry.digest not in seen:
                 seen.add(entry.digest)
-                waiting.append(entry.digest)
+                waiting.append((entry.digest, depth + 1))
         yield found, document
         del document
 

@@ -30,6 +30,8 @@ _TAKEN = 1 << 20  # compressed bytes at a time: few of them make small chunks, a
 _FIRST_WINDOW = 4 << 10  # of a member after others: it may end soon, and what follows it is copied each time
 _ZEROS = re.compile(rb"\0*")
 _GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_RESERVED = 0xE0
+_FLAGS_END = 4
 _ZSTD_WINDOW = 128 << 20  # what zstd's own command line accepts without being told to
 
 
@@ -158,6 +160,7 @@ def _gunzip(file: BlobFile) -> Iterator[bytes]:
     window = _TAKEN
     while taken:
         member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)  # checks the CRC and the size
+        head = b""
         while not member.eof:
             given = b""
             if member.needs_input:
@@ -168,6 +171,9 @@ def _gunzip(file: BlobFile) -> Iterator[bytes]:
                 given = taken[position : position + window]
                 position += len(given)
                 window = min(2 * window, _TAKEN)
+                if len(head) < _FLAGS_END:
+                    head += given[: _FLAGS_END - len(head)]
+                    _check_flags(head)
             if chunk := member.decompress(given, CHUNK_SIZE):
                 yield chunk
         position -= len(member.unused_data)
@@ -176,6 +182,12 @@ def _gunzip(file: BlobFile) -> Iterator[bytes]:
             taken, position = file.take(), 0
         if taken and taken[position] != _GZIP_MAGIC[0]:
             raise ValueError("after its last member come bytes that are not zeros, and no member")
+
+
+def _check_flags(head: bytes) -> None:
+    """Refuse reserved flags, as RFC 1952 (2.3.1.2) has it; isal does not. What they would mean, nobody knows."""
+    if len(head) == _FLAGS_END and head.startswith(_GZIP_MAGIC) and head[3] & _GZIP_RESERVED:
+        raise ValueError(f"the header of a member has the flags {head[3]:#04x}, of which some are reserved")
 
 
 def _past_zeros(data: bytes, position: int) -> int:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pagepool import units
 from pagepool.errors import InvalidError
+from pagepool.linux.home import home_directory
 from pagepool_service.store.collect.policy import DEFAULT_GRACE_S, DEFAULT_UNTAGGED_S, TagRule
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def default_data(environment: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/pagepool")
     home = environment.get("XDG_DATA_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "share") / "pagepool"
+    return (Path(home) if home else home_directory() / ".local" / "share") / "pagepool"
 
 
 def parse_size(text: str) -> int:

@@ -22,7 +22,7 @@ from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import recipe_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pagepool.image import Node, Op
     from pagepool_service.images import ImageView
@@ -145,9 +145,9 @@ def list_files(tree: Tree, path: bytes, *, recursive: bool, limit: int, after: b
     Raises:
         PathUnknownError: there is no such path.
     """
-    found = _below(tree, path) if recursive else _entries(tree, path)
-    if after is not None:
-        mark = after.split(b"/")
+    mark = None if after is None else after.split(b"/")
+    found = _below(tree, path, mark) if recursive else _entries(tree, path)
+    if mark is not None:
         found = ((name, node) for name, node in found if name.split(b"/") > mark)
     page = list(islice(found, limit + 1))
     more = len(page) > limit
@@ -164,14 +164,37 @@ def _entries(tree: Tree, path: bytes) -> Iterator[tuple[bytes, Node]]:
         yield (clean + b"/" + name if clean else name), node
 
 
-def _below(tree: Tree, path: bytes) -> Iterator[tuple[bytes, Node]]:
-    """A node and all below it, a directory before its entries, in the order of path components."""
-    stack = [(path.strip(b"/"), tree.lookup(path))]
+def _below(tree: Tree, path: bytes, mark: Sequence[bytes] | None) -> Iterator[tuple[bytes, Node]]:
+    """A node and all below it, a directory before its entries, in the order of path components.
+
+    Args:
+        mark: the path of an entry; what comes before it is left out, where that can be told without looking at it.
+            A page would cost as much as all that were before it.
+    """
+    here, node = path.strip(b"/"), tree.lookup(path)
+    base = here.split(b"/") if here else []
+    if mark is None or list(mark[: len(base)]) != base:
+        stack = [(here, node)]
+    else:
+        stack = []
+        for name in mark[len(base) :]:
+            children = node.children or {}
+            stack += _named(here, {key: child for key, child in children.items() if key > name})
+            if name not in children:
+                break
+            here, node = (here + b"/" if here else b"") + name, children[name]
+        else:
+            stack += _named(here, node.children or {})
     while stack:
         here, node = stack.pop()
         yield here, node
-        prefix = here + b"/" if here else b""
-        stack += [(prefix + name, child) for name, child in sorted((node.children or {}).items(), reverse=True)]
+        stack += _named(here, node.children or {})
+
+
+def _named(directory: bytes, children: Mapping[bytes, Node]) -> list[tuple[bytes, Node]]:
+    """Entries by path, the last one first."""
+    prefix = directory + b"/" if directory else b""
+    return [(prefix + name, child) for name, child in sorted(children.items(), reverse=True)]
 
 
 def _describe(path: bytes, node: Node) -> dict[str, Any]:

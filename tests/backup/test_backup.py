@@ -371,7 +371,7 @@ def test_the_commands(data: Path, tmp_path: Path, run: Run) -> None:
     result = run("backup", "--data", data, "--keep", "1", destination)
     assert "0 B of it new" in result.out
     assert "forgot 1 snapshot, " in result.out
-    (listed,) = run("backup", "--list", destination, "--json").json
+    (listed,) = run("backup", "--list", destination, "--json").json["snapshots"]
     assert listed["tags"] == 4
     assert listed["snapshot"] in run("backup", "--list", destination).out
     result = run("restore", "--check", "--scratch", tmp_path, destination)

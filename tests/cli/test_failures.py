@@ -84,6 +84,29 @@ def test_json_of_the_program_in_a_container_is_not_ours(run: Run) -> None:
     assert run("run", "--nope", "app:1", "--", "jq", "--json").err.startswith("pagepool: error: ")
 
 
+_STRANGER = ("unshare", "--user", "--map-user=54321", "--map-group=54321")
+_CAN_BE_STRANGER = subprocess.run([*_STRANGER, "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not _CAN_BE_STRANGER, reason="needs user namespaces, and unshare (util-linux 2.36)")
+@pytest.mark.parametrize("words", [["tags", "a"], ["cat", "a:/b"], ["serve", "--listen", "127.0.0.1:nope"]])
+def test_a_user_without_a_home(words: list[str]) -> None:
+    """As programs in a container that runs as any number are: they get an answer, and no traceback."""
+    environment = {name: value for name, value in program_environment().items() if name != "HOME"}
+    with scripted_server(lambda _: Reply(404, b"{}")) as server:
+        where = [] if "serve" in words else ["--server", server.url]
+        ended = subprocess.run(
+            [*_STRANGER, *program_command(*words, *where)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.stderr.startswith("pagepool: error: ")
+    assert "home" not in ended.stderr
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_streams(closed: str) -> None:
     """Standard streams that the caller has closed are no bug of ours, and no number of theirs becomes a socket's."""

@@ -22,6 +22,8 @@ from tests.oci.samples import Sample
 from tests.overlay.layers import whole_layer
 from tests.support.trees import TreeBuilder
 
+HOLE = bytes(4 << 20)
+
 TIME_NS = 1_700_000_000_000_000_000
 BIG = bytes(range(256)) * 6000
 
@@ -202,7 +204,7 @@ def test_find_below_a_path_and_in_overlays(run: Run, image: str, upper: str) -> 
     assert _ok(run("find", f"{image}:/bin")).split() == ["/bin"]
     assert _ok(run("find", f"{image}:/etc/", "-mindepth", "1", "-0")) == "/etc/passwd\0/etc/shadow\0/etc/tool\0"
     assert _ok(run("find", f"{image}:/usr", "-name", "tool", "-l")).startswith("-rwsr-xr-x 1 7:8 1.5 MB 2023-11-14 ")
-    (found,) = run("find", "--json", image, "-type", "c").json
+    (found,) = run("find", "--json", image, "-type", "c").json["entries"]
     assert (found["path"], found["target"], found["devmajor"]) == ("/dev/null", image, 1)
 
 
@@ -215,7 +217,8 @@ def test_names_that_are_no_text(run: Run, image: str, tmp_path: Path) -> None:
     assert _ok(run("find", directory, "-name", "a*b")) == "/empty/a\\xffb\n"
     assert _ok(run("diff", directory)).splitlines()[-1] == "A /empty/a\\xffb"
     assert _ok(run("ls", f"{directory}:/empty")) == "/empty/a\\xffb\n"
-    for found in run("find", "--json", directory, "-name", "a*b").json, run("diff", "--json", directory).json[-1:]:
+    files = run("find", "--json", directory, "-name", "a*b").json["entries"]
+    for found in files, run("diff", "--json", directory).json["changes"][-1:]:
         assert [one["path"] for one in found] == ["/empty/a\\xffb"]
 
 
@@ -279,6 +282,42 @@ def test_cp_follows_no_symlink_that_it_wrote_before(run: Run, image: str, tmp_pa
     assert (inside / "etc" / "passwd").read_bytes() == b"root:x:0:0\n"
 
 
+def test_every_json_is_an_object_with_names(run: Run, image: str, tmp_path: Path) -> None:
+    """Lists are in it, so that more can be said beside them one day."""
+    (filled,) = run("cache", "fill", "--json", image).json["images"]
+    assert filled["image"] == image
+    (tmp_path / "users").write_text("alice:$2b$05$" + "a" * 53 + "\n")
+    (tmp_path / "users").chmod(0o600)
+    checked = run("auth", "check", "--htpasswd", tmp_path / "users", "--json")
+    assert checked.code == 0, checked.err
+    assert checked.json.keys() == {"users"}
+
+
+def test_cp_keeps_holes(run: Run, image: str, tmp_path: Path) -> None:
+    """What is all zeros takes no room, on this machine and in an overlay: a file may be mostly that, and large."""
+    upper, source = f"{tmp_path}/upper", tmp_path / "source"
+    parts = (HOLE, b"x" * 5000, HOLE, b"y", bytes(70_000))
+    with source.open("wb") as file:
+        for part in parts:
+            file.write(part)
+    with (tmp_path / "hole").open("wb") as file:
+        file.write(HOLE)
+    _ok(run("cp", "--image", image, source, tmp_path / "hole", f"{upper}:/usr/bin"))
+    assert (tmp_path / "upper" / "blocks").stat().st_blocks * 512 < len(HOLE)
+    (tmp_path / "out").mkdir()
+    _ok(run("cp", f"{upper}:/bin/source", f"{upper}:/bin/hole", tmp_path / "out"))
+    assert (tmp_path / "out" / "source").read_bytes() == b"".join(parts)
+    assert (tmp_path / "out" / "hole").read_bytes() == HOLE
+    assert (tmp_path / "out" / "source").stat().st_blocks * 512 < len(HOLE)
+    assert (tmp_path / "out" / "hole").stat().st_blocks == 0
+    os.mkfifo(tmp_path / "pipe")
+    counting = ["sh", "-c", 'wc -c <"$1"', "-", str(tmp_path / "pipe")]
+    with subprocess.Popen(counting, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        _ok(run("cp", f"{upper}:/bin/hole", tmp_path / "pipe"))
+        assert int(reader.stdout.read()) == len(HOLE)
+
+
 def test_cp_in(run: Run, image: str, tmp_path: Path) -> None:
     upper, source = f"{tmp_path}/upper", tmp_path / "source"
     (source / "sub").mkdir(parents=True)
@@ -293,15 +332,15 @@ def test_cp_in(run: Run, image: str, tmp_path: Path) -> None:
         "/srv", "/srv/link", "/srv/run", "/srv/sub", "/srv/sub/file"
     ]  # fmt: skip
     _ok(run("cp", f"{upper}:/srv/link", f"{upper}:/srv/sub/copy"))
-    found = {entry["path"]: entry for entry in run("find", "--json", f"{upper}:/srv").json}
+    found = {entry["path"]: entry for entry in run("find", "--json", f"{upper}:/srv").json["entries"]}
     assert found["/srv/sub/copy"]["size"] == len(BIG)
     assert (found["/srv/run"]["mode"], found["/srv/run"]["uid"]) == (0o755, 0)
     assert found["/srv/link"]["linkname"] == "sub/file"
     _ok(run("cp", "-p", source / "run", f"{upper}:/bin/"))
-    (kept,) = run("find", "--json", f"{upper}:/usr/bin/run").json
+    (kept,) = run("find", "--json", f"{upper}:/usr/bin/run").json["entries"]
     assert (kept["mode"], kept["mtime_ns"]) == (0o4755, (source / "run").stat().st_mtime_ns)
     _ok(run("cp", "-rp", f"{image}:/usr/bin", f"{upper}:/copied"))
-    (kept,) = run("find", "--json", f"{upper}:/copied/tool").json
+    (kept,) = run("find", "--json", f"{upper}:/copied/tool").json["entries"]
     assert (kept["mode"], kept["uid"], kept["gid"], kept["mtime_ns"]) == (0o4755, 7, 8, TIME_NS - 10**9)
 
 
@@ -321,7 +360,7 @@ def test_what_cp_refuses(run: Run, image: str, tmp_path: Path) -> None:
 def test_diff(run: Run, image: str, upper: str) -> None:
     assert _ok(run("diff", upper)) == "C /\nC /etc/passwd\nA /new\n"
     assert _ok(run("diff", "-q", upper)) == "/\n/etc/passwd\n/new\n"
-    assert run("diff", "--json", upper).json == [
+    assert run("diff", "--json", upper).json["changes"] == [
         {"path": "/", "change": "modified", "type": "directory", "size": 0},
         {"path": "/etc/passwd", "change": "modified", "type": "regular", "size": 8},
         {"path": "/new", "change": "added", "type": "regular", "size": 4},

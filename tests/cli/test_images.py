@@ -76,6 +76,27 @@ def test_json_of_push_and_pull(run: Run, server: str, layout: tuple[Path, Sample
     assert pulled["size"] == pushed.json["size"] == sum(map(len, sample.content.values()))
 
 
+@pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
+def test_a_pull_that_cannot_write_leaves_nothing(
+    run: Run, service: str, layout: tuple[Path, Sample], form: str, tmp_path: Path
+) -> None:
+    """From the first byte on, as on a full disk: here no file may have any."""
+    name = f"{service}/{_name()}:1"
+    assert run("push", layout[0], name).code == 0
+    (tmp_path / "out").mkdir()
+    command = program_command("pull", "--format", form, name, str(tmp_path / "out" / "image"))
+    ended = subprocess.run(
+        ["sh", "-c", 'ulimit -f 0; exec "$@"', "-", *command],
+        env=program_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "File too large" in ended.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_quiet(run: Run, server: str, layout: tuple[Path, Sample], tmp_path: Path) -> None:
     name = f"{server}/{_name()}:1"
     for result in (run("push", "-q", layout[0], name), run("pull", "-q", name, tmp_path / "out")):
@@ -194,7 +215,7 @@ def test_rm_of_a_tag(run: Run, service: str, peer: str, layout: tuple[Path, Samp
         run("push", layout[0], f"{host}/{name}:1")
         run("push", layout[0], f"{host}/{name}:2")
     deleted = run("rm", "--json", f"{service}/{name}:1").json
-    assert deleted == [{"reference": f"{service}/{name}:1", "deleted": "tag"}]
+    assert deleted == {"deleted": [{"reference": f"{service}/{name}:1", "kind": "tag"}]}
     assert run("tags", f"{service}/{name}").out == "2\n"
     refused = run("rm", f"{peer}/{name}:1")
     assert refused.code == 1
@@ -234,7 +255,7 @@ def test_ls(run: Run, service: str, tmp_path: Path) -> None:
     assert listed["path"] == "/etc"
     assert [entry["path"] for entry in listed["entries"]][1:] == ["/etc/a", "/etc/b"]
     two = run("ls", "--json", name, f"{name}:/etc").json
-    assert [one["path"] for one in two] == ["/", "/etc"]
+    assert [one["path"] for one in two["listings"]] == ["/", "/etc"]
     assert run("ls", name, f"{name}:/etc").out.startswith(f"{name}:/:\n/etc\n")
     missing = run("ls", f"{name}:/nowhere")
     assert missing.code == 3

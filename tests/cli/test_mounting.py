@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
 import pytest
@@ -19,8 +22,6 @@ from tests.cli.conftest import program_command, program_environment
 from tests.support.nodeserver import running_node
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pagepool.cli.connect import PoolOptions
     from tests.cli.conftest import Run
 
@@ -150,6 +151,51 @@ def test_a_container_of_what_was_known_before_is_told(
     request = roots.RootRequest(Reference.parse("h:1/app:1"), None, cast("PoolOptions", options))
     with roots.NodeRoots(node).open_root(request):
         assert ("the service cannot be reached" in capsys.readouterr().err) == offline
+
+
+_KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from pagepool.cli import roots
+from pagepool.node.client import NodeClient
+from pagepool.node.places import NodePlaces
+from pagepool.oci import Reference
+state, run, options, image, kind = sys.argv[1:]
+provider = roots.NodeRoots(NodeClient(NodePlaces(Path(state), Path(run)))) if kind == "kernel" else roots.FuseRoots()
+options = json.loads(options)
+with provider.open_root(roots.RootRequest(Reference.parse(image), None, options)) as root:
+    print(root.path, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["kernel", "fuse"])
+def test_the_root_of_a_run_that_was_killed_before_its_container_was_noted(
+    node: NodeClient, image: str, service: str, kind: str, tmp_path: Path
+) -> None:
+    """The next one takes it away, and leaves those alone that somebody wants."""
+    no = dict.fromkeys(("plain_http", "insecure", "ca_certificate", "username", "password_stdin"))
+    options = no | {"server": f"http://{service}", "pool": str(tmp_path / "pool")}
+    request = roots.RootRequest(Reference.parse(image), None, cast("PoolOptions", options))
+    provider: roots.RootProvider = roots.NodeRoots(node) if kind == "kernel" else roots.FuseRoots()
+    words = [node.places.state, node.places.run, json.dumps(options), image, kind]
+    with provider.open_root(request) as wanted:
+        killed = subprocess.run(
+            [sys.executable, "-c", _KILLED, *map(str, words)],
+            env=program_environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        left = Path(killed.stdout.strip())
+        assert left.is_mount()
+        with provider.open_root(request):
+            assert not left.exists()
+            assert not left.with_suffix(".lock").exists()
+            assert wanted.path.is_mount()
+    assert not wanted.path.exists()
 
 
 def test_unmounting_all_leaves_containers_and_other_nodes_alone(

@@ -57,12 +57,12 @@ def test_a_profile_is_shown_and_deleted(run: Run, service: Service) -> None:
     assert [one["path"] for one in inherited["objects"]] == ["/lib/libc.so", "/bin/same"]
     assert (inherited["tree"], inherited["learned_from"], inherited["starts"]) == (str(newer), str(tree), 1)
     assert run("profile", "show", f"{name}:2").code == 3
-    (listed,) = run("profile", "list", "--json", name).json
+    (listed,) = run("profile", "list", "--json", name).json["profiles"]
     assert (listed["tree"], listed["objects"], len(listed["images"])) == (str(tree), 2, 1)
     assert run("profile", "list", name).out.splitlines()[1].startswith(tree.short)
     assert run("profile", "rm", f"{name}:1").out == f"{name}:1\n"
     assert run("profile", "rm", f"{name}:1").code == 3
-    assert run("profile", "list", "--json", name).json == []
+    assert run("profile", "list", "--json", name).json["profiles"] == []
 
 
 def test_it_says_how_much_of_each_is_read(run: Run, service: Service) -> None:

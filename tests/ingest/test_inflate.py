@@ -74,6 +74,17 @@ def test_what_follows_a_member_is_named(behind: bytes, reason: str, size: int) -
         inflated(gzip.compress(PLAIN) + behind, size)
 
 
+@pytest.mark.parametrize("size", [2, 3, 1 << 17])
+@pytest.mark.parametrize("bit", [5, 6, 7])
+@pytest.mark.parametrize("before", [b"", gzip.compress(b"a first member") + bytes(5)], ids=["first", "second"])
+def test_reserved_flags_are_refused(before: bytes, bit: int, size: int) -> None:
+    """As RFC 1952 has it, and gzip(1), zlib and unpigz do; only Go's decoder looks past them."""
+    member = bytearray(gzip.compress(b"plain"))
+    member[3] |= 1 << bit
+    with pytest.raises(LayerInvalidError, match=f"flags {1 << bit:#04x}, of which some are reserved"):
+        inflated(before + bytes(member), size)
+
+
 @pytest.mark.parametrize("size", [5000, 1 << 17])
 def test_very_many_members_and_some_that_are_long(size: int) -> None:
     parts = [b""] * 20_000 + [noise(9_000, number) for number in range(40)] + [PLAIN, b"a"]

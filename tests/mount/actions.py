@@ -23,6 +23,7 @@ _MODES = (0o644, 0o600, 0o755, 0o4755, 0o2755, 0o2644, 0o6777, 0o1777, 0)
 _FLAGS = (0, os.O_EXCL, os.O_TRUNC, os.O_APPEND, os.O_TRUNC | os.O_APPEND, os.O_DIRECT)
 _FALLOCATE_MODES = (0, 1, 3, 16, 17)
 _HANDLES = 4
+_AT_SYMLINK_FOLLOW = 0x400
 
 
 def act(action: Action, root: Path, held: Held) -> object:
@@ -31,6 +32,13 @@ def act(action: Action, root: Path, held: Held) -> object:
         return action(root, held)
     except OSError as error:
         return f"errno {error.errno}"
+
+
+def link_descriptor(descriptor: int, path: Path) -> None:
+    """Name an open file. Python's own `os.link` follows no symlink, whatever it is told."""
+    if _libc.linkat(-100, b"/proc/self/fd/%d" % descriptor, -100, os.fsencode(path), _AT_SYMLINK_FOLLOW):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
 
 
 class Actions:
@@ -128,7 +136,7 @@ class Actions:
         return lambda root, _: (root / path).unlink()
 
     def _rename(self) -> Action:
-        old, new, flags = self._path(), self._path(), self._random.choice((0, 0, 1, 2))
+        old, new, flags = self._path(), self._path(), self._random.choice((0, 0, 0, 1, 2, 4, 5, 6))
 
         def action(root: Path, _: Held) -> object:
             if _libc.renameat2(-100, os.fsencode(root / old), -100, os.fsencode(root / new), flags):
@@ -140,6 +148,23 @@ class Actions:
     def _link(self) -> Action:
         old, new = self._path(), self._path()
         return lambda root, _: os.link(root / old, root / new, follow_symlinks=False)
+
+    def _tmpfile(self) -> Action:
+        path, new, data = self._path(), self._path(), self._bytes()
+        mode, flags = self._random.choice(_MODES), self._random.choice((0, 0, os.O_EXCL))
+
+        def action(root: Path, _: Held) -> object:
+            descriptor = os.open(root / path, os.O_TMPFILE | os.O_RDWR | flags, mode)
+            try:
+                os.write(descriptor, data)
+                before = os.fstat(descriptor)
+                link_descriptor(descriptor, root / new)
+                after = os.fstat(descriptor)
+                return before.st_mode, before.st_nlink, before.st_size, after.st_nlink, os.pread(descriptor, 99, 0)
+            finally:
+                os.close(descriptor)
+
+        return action
 
     def _symlink(self) -> Action:
         path, target = self._path(), self._path()
@@ -206,6 +231,7 @@ _MAKERS = (
     *(Actions._write, Actions._write, Actions._create, Actions._create, Actions._create, Actions._hold),
     *(Actions._use_held, Actions._use_held, Actions._truncate, Actions._mkdir, Actions._mkdir, Actions._mkdir),
     *(Actions._rmdir, Actions._unlink, Actions._rename, Actions._rename, Actions._rename, Actions._link),
+    Actions._tmpfile,
     *(Actions._symlink, Actions._mknod, Actions._chmod, Actions._chown, Actions._utime, Actions._setxattr),
     *(Actions._removexattr, Actions._fallocate, Actions._list, Actions._stat),
 )

@@ -21,6 +21,7 @@ from pagepool.image import Kind
 from pagepool.vfs import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
     ROOT,
     XATTR_CREATE,
     XATTR_REPLACE,
@@ -52,6 +53,7 @@ class MemoryNode:
     mtime: int = 0
     ctime: int = 0
     holds: int = 0
+    linkable: bool = False
     data: bytearray = field(default_factory=bytearray)
     names: dict[bytes, int] = field(default_factory=dict)
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
@@ -184,6 +186,18 @@ class MemoryFileSystem:
             directory.mtime = directory.ctime = now
             return ino
 
+    def create_unnamed(self, parent: int, mode: int, uid: int, gid: int, *, linkable: bool = True) -> int:
+        """See `WritableFileSystem`."""
+        with self.lock:
+            directory = self._writable(parent, b"")
+            gid = directory.gid if directory.mode & stat.S_ISGID else gid
+            ino, now = self._next, time.time_ns()
+            self._next += 1
+            node = MemoryNode(Kind.REGULAR, mode, uid, gid, nlink=0, atime=now, mtime=now, ctime=now)
+            node.holds, node.linkable = 1, linkable
+            self.nodes[ino] = node
+            return ino
+
     def link(self, ino: int, parent: int, name: bytes) -> None:
         """See `WritableFileSystem`."""
         with self.lock:
@@ -192,8 +206,9 @@ class MemoryFileSystem:
                 fail(errno.EPERM, name)
             if name in directory.names:
                 fail(errno.EEXIST, name)
-            if not node.nlink:
+            if not node.nlink and not node.linkable:
                 fail(errno.ENOENT, name)
+            node.linkable = False
             directory.names[name] = ino
             node.nlink += 1
             directory.mtime = directory.ctime = node.ctime = time.time_ns()
@@ -214,8 +229,25 @@ class MemoryFileSystem:
                 fail(errno.ENOTEMPTY, name)
             self._remove(parent, name)
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+    def rename(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int = 0,
+        *,
+        owner: tuple[int, int] = (0, 0),
+    ) -> None:
         """See `WritableFileSystem`."""
+        with self.lock:
+            if flags & RENAME_WHITEOUT and flags & RENAME_EXCHANGE:
+                fail(errno.EINVAL, name)
+            if self._rename(parent, name, new_parent, new_name, flags & ~RENAME_WHITEOUT) and flags & RENAME_WHITEOUT:
+                self.create(parent, name, Kind.CHAR, 0, *owner)
+
+    def _rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> bool:
+        """Whether anything was moved."""
         with self.lock:
             source, target = self._directory(parent), self._writable(new_parent, new_name)
             ino = self.lookup(parent, name)
@@ -230,7 +262,7 @@ class MemoryFileSystem:
                 if flags == RENAME_NOREPLACE:
                     fail(errno.EEXIST, new_name)
                 if other == ino:
-                    return
+                    return False
                 self._may_replace(self.node(ino), self.node(other), new_name)
                 self._remove(new_parent, new_name)
             if flags != RENAME_EXCHANGE:
@@ -238,6 +270,7 @@ class MemoryFileSystem:
                 source.nlink -= self.node(ino).kind is Kind.DIRECTORY
                 target.nlink += self.node(ino).kind is Kind.DIRECTORY
             self._put(new_parent, new_name, ino)
+            return True
 
     def set_attributes(self, ino: int, changes: Changes) -> None:
         """See `WritableFileSystem`."""

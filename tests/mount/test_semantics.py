@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from pagepool.mount import MountOptions, serve_in_background, unmount
+from tests.mount.actions import link_descriptor
 from tests.mount.overlays import BIG, open_overlay
 
 _NOBODY = 65534
@@ -293,8 +295,6 @@ def test_programs_run_from_the_mount(point: Path) -> None:
 @pytest.mark.usefixtures("upper")
 def test_what_is_not_done(point: Path) -> None:
     """It is refused with an error that programs know, and they do without."""
-    with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
-        os.open(point, os.O_TMPFILE | os.O_RDWR)
     (point / "file").write_bytes(b"copied")
     with (point / "file").open("rb") as file:
         with pytest.raises(OSError, match=os.strerror(errno.ENOTTY)):
@@ -302,7 +302,80 @@ def test_what_is_not_done(point: Path) -> None:
         with (point / "copy").open("wb") as copy:
             assert os.copy_file_range(file.fileno(), copy.fileno(), 100) == 6
     assert (point / "copy").read_bytes() == b"copied"
-    whiteout = ctypes.CDLL(None, use_errno=True).renameat2
-    names = (os.fsencode(point / "file"), os.fsencode(point / "other"))
-    assert whiteout(-100, names[0], -100, names[1], 4) == -1
+
+
+def test_files_without_a_name(root: Path) -> None:
+    """O_TMPFILE: what was written is there once the file gets a name, and gone if it never does."""
+    (root / "shared").mkdir()
+    os.chown(root / "shared", 0, 70_000)
+    (root / "shared").chmod(0o2775)
+    descriptor = os.open(root / "shared", os.O_TMPFILE | os.O_RDWR, 0o640)
+    os.write(descriptor, b"written before it had a name")
+    found = os.fstat(descriptor)
+    assert (found.st_nlink, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 70_000, 0o640)
+    assert list((root / "shared").iterdir()) == []
+    link_descriptor(descriptor, root / "shared/named")
+    os.pwrite(descriptor, b"W", 0)
+    os.close(descriptor)
+    assert (root / "shared/named").read_bytes() == b"Written before it had a name"
+    assert (root / "shared/named").stat().st_nlink == 1
+    alone = os.open(root, os.O_TMPFILE | os.O_WRONLY | os.O_EXCL, 0o600)
+    with pytest.raises(FileNotFoundError):
+        link_descriptor(alone, root / "never")
+    os.close(alone)
+    (root / "shared/named").unlink()
+    (root / "shared").rmdir()
+
+
+def test_a_file_without_a_name_is_gone_with_its_server(upper: Path, point: Path, records: Path) -> None:
+    """Whoever opens the overlay next finds nothing of it, and what got a name whole."""
+    descriptor = os.open(point, os.O_TMPFILE | os.O_RDWR, 0o600)
+    os.write(descriptor, b"lost")
+    other = os.open(point, os.O_TMPFILE | os.O_RDWR, 0o600)
+    os.write(other, b"kept")
+    link_descriptor(other, point / "kept")
+    os.close(other)
+    os.close(descriptor)
+    unmount(point, directory=records)
+    serve_in_background(partial(open_overlay, upper), point, directory=records)
+    assert (point / "kept").read_bytes() == b"kept"
+    assert os.statvfs(point).f_blocks
+
+
+def test_a_rename_that_leaves_a_whiteout(root: Path) -> None:
+    """RENAME_WHITEOUT: a character device 0:0 without permissions is where the file was."""
+    rename = ctypes.CDLL(None, use_errno=True).renameat2
+    (root / "file").write_bytes(b"moved")
+    names = os.fsencode(root / "file"), os.fsencode(root / "other")
+    assert rename(-100, names[0], -100, names[1], 4 | 1) == 0
+    found = (root / "file").lstat()
+    assert (found.st_mode, found.st_rdev, found.st_nlink) == (stat.S_IFCHR, 0, 1)
+    assert (root / "other").read_bytes() == b"moved"
+    assert rename(-100, names[0], -100, names[1], 4 | 2) == -1
     assert ctypes.get_errno() == errno.EINVAL
+
+
+@pytest.mark.usefixtures("upper")
+def test_it_can_be_the_upper_directory_of_an_overlayfs(point: Path, public: Path) -> None:
+    """The kernel's overlayfs keeps its changes in a mount of ours: it needs both, and trusted attributes."""
+    lower, merged = public / "lower", public / "merged"
+    for directory in (lower, merged, point / "changes", point / "work"):
+        directory.mkdir()
+    (lower / "here").write_bytes(b"of the lower directory")
+    (lower / "gone").write_bytes(b"to be removed")
+    (lower / "directory").mkdir()
+    options = f"lowerdir={lower},upperdir={point}/changes,workdir={point}/work"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, merged], check=True)
+    try:
+        (merged / "here").write_bytes(b"changed")
+        (merged / "gone").unlink()
+        (merged / "directory").rmdir()
+        (merged / "directory").mkdir()
+        (merged / "new").write_bytes(b"new")
+        (merged / "new").rename(merged / "newer")
+        assert sorted(path.name for path in merged.iterdir()) == ["directory", "here", "newer"]
+        assert (merged / "here").read_bytes() == b"changed"
+    finally:
+        subprocess.run(["umount", merged], check=True)
+    assert (point / "changes/here").read_bytes() == b"changed"
+    assert stat.S_ISCHR((point / "changes/gone").lstat().st_mode)

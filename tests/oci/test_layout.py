@@ -272,8 +272,11 @@ def test_indexes_within_indexes_have_a_limit() -> None:
     sample = simple(1)
     for _ in range(20):
         sample.add_index([sample.root()])
+    top = sample.root().digest
     with pytest.raises(LimitError, match="depth"):
         plan_copy(sample)
+    with pytest.raises(LimitError, match=f"depth of indexes within {top}"):
+        plan_copy(sample, Platform.local())
 
 
 def test_one_digest_with_two_sizes_is_refused() -> None:

@@ -161,7 +161,8 @@ class Pair:
             oracle.crash()
             if dump_oracle(oracle) == found:
                 self.oracle = oracle
-                # Numbers that were lost may be given again.
+                # Numbers that were lost may be given again; whether one of a file without a name was, nothing shows.
+                oracle.last = self.overlay._state.next_ino - 1
                 self.note(synced=True)
                 return lost
         raise AssertionError(f"after power loss it is none of {len(self.history)} states since the last sync")
@@ -240,6 +241,20 @@ class Pair:
         )
         return ours, lambda: self.oracle.create(self.now, parent, name, kind, mode, owner, owner + 1, target, device)
 
+    def op_create_unnamed(self) -> Any:
+        parent, mode, owner = self.some("directory"), self.source.randrange(0o10000), self.source.randrange(3)
+        linkable = self.source.random() < 0.8
+        return (
+            lambda: self.overlay.create_unnamed(parent, mode, owner, owner + 1, linkable=linkable),
+            lambda: self.oracle.create_unnamed(self.now, parent, mode, owner, owner + 1, linkable),
+        )
+
+    def op_link_unnamed(self) -> Any:
+        unnamed = [ino for ino, found in self.oracle.known.items() if found.holders and not found.names and ino != 1]
+        ino = self.source.choice(unnamed) if unnamed else self.some()
+        parent, name = self.some("directory"), self.source.choice(NAMES)
+        return lambda: self.overlay.link(ino, parent, name), lambda: self.oracle.link(self.now, ino, parent, name)
+
     def op_link(self) -> Any:
         ino, parent, name = self.some(), self.some("directory"), self.source.choice(NAMES)
         return lambda: self.overlay.link(ino, parent, name), lambda: self.oracle.link(self.now, ino, parent, name)
@@ -253,8 +268,12 @@ class Pair:
         return lambda: self.overlay.rmdir(parent, name), lambda: self.oracle.rmdir(self.now, parent, name)
 
     def op_rename(self) -> Any:
-        where = (*self.entry(), *self.entry(), self.source.choice((0, 0, 1, 2)))
-        return lambda: self.overlay.rename(*where), lambda: self.oracle.rename(self.now, *where)
+        where = (*self.entry(), *self.entry(), self.source.choice((0, 0, 0, 1, 2, 4, 5, 6)))
+        owner = self.source.randrange(3), self.source.randrange(3)
+        return (
+            lambda: self.overlay.rename(*where, owner=owner),
+            lambda: self.oracle.rename(self.now, *where, owner),
+        )
 
     def op_set_attributes(self) -> Any:
         ino = self.some(*self.source.choice(((), ("regular",))))

@@ -32,6 +32,7 @@ class File:
     up: File | None = None
     ino: int = 0
     holders: int = 0
+    linkable: bool = False
 
     @property
     def nlink(self) -> int:
@@ -147,6 +148,16 @@ class Oracle:
         directory.times[1:] = [now, now]
         return made.ino
 
+    def create_unnamed(self, now: int, parent: int, mode: int, uid: int, gid: int, linkable: bool) -> int:
+        directory = self.directory(parent)
+        if not directory.nlink:
+            refuse(errno.ENOENT)
+        gid = directory.gid if directory.mode & 0o2000 else gid
+        self.last += 1
+        made = File("regular", mode, uid, gid, [now] * 3, ino=self.last, holders=1, linkable=linkable)
+        self.known[made.ino] = made
+        return made.ino
+
     def link(self, now: int, ino: int, parent: int, name: bytes) -> None:
         directory = self._place(parent, name)
         if name in directory.children:
@@ -154,8 +165,9 @@ class Oracle:
         found = self.get(ino)
         if found.kind == "directory":
             refuse(errno.EPERM)
-        if not found.names:
+        if not found.names and not found.linkable:
             refuse(errno.ENOENT)
+        found.linkable = False
         found.names += 1
         found.times[2] = now
         directory.children[name] = found
@@ -190,7 +202,18 @@ class Oracle:
             directory = directory.up
         return True
 
-    def rename(self, now: int, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+    def rename(
+        self, now: int, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, owner: tuple[int, int]
+    ) -> None:
+        if flags > 5:
+            refuse(errno.EINVAL)
+        if flags < 4:
+            self._rename(now, parent, name, new_parent, new_name, flags)
+        elif self._rename(now, parent, name, new_parent, new_name, flags - 4):
+            self.create(now, parent, name, "char", 0, *owner, b"", (0, 0))
+
+    def _rename(self, now: int, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> bool:
+        """Whether anything was moved."""
         old, new = self.directory(parent), self.directory(new_parent)
         moved = self.child(parent, name)
         self._place(new_parent, new_name)
@@ -204,7 +227,7 @@ class Oracle:
         if there is not None and there.kind == "directory" and self._above(old, there):
             refuse(errno.EINVAL if flags == 2 else errno.ENOTEMPTY)
         if moved is there:
-            return
+            return False
         if there is not None and flags != 2:
             self._replace(moved, there)
         del old.children[name]
@@ -218,6 +241,7 @@ class Oracle:
         moved.times[2] = now
         for directory in (old, new):
             directory.times[1:] = [now, now]
+        return True
 
     def _replace(self, moved: File, there: File) -> None:
         if moved.kind == "directory" and there.kind != "directory":

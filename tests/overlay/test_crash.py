@@ -15,7 +15,7 @@ import pytest
 
 from pagepool.image import Kind
 from pagepool.overlay import OverlayFileSystem, storage
-from pagepool.vfs import RENAME_EXCHANGE, Changes
+from pagepool.vfs import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, Changes
 from tests.faults import cut_power, small_file_system
 from tests.overlay.harness import PAGE, TREE, Disk, Pair, dump_oracle, dump_overlay
 
@@ -126,6 +126,12 @@ def operations(overlay: OverlayFileSystem) -> list[Callable[[], object]]:
         lambda: overlay.release(new),
         lambda: overlay.rename(1, b"b", 1, b"c"),
         lambda: overlay.unlink(1, b"c"),
+        lambda: overlay.create_unnamed(1, 0o600, 1, 2),
+        lambda: overlay.write(new + 2, 0, b"z"),
+        lambda: overlay.link(new + 2, 1, b"linked"),
+        lambda: overlay.release(new + 2),
+        lambda: overlay.rename(1, b"linked", 2, b"moved", RENAME_WHITEOUT, owner=(3, 4)),
+        lambda: overlay.rename(2, b"moved", 1, b"back", RENAME_WHITEOUT | RENAME_NOREPLACE),
     ]
 
 

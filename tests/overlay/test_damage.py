@@ -15,6 +15,7 @@ from pagepool.overlay.journal import frame, parse_header, scan
 from pagepool.overlay.records import Code, encode_sync
 from pagepool.overlay.recovery import replay
 from pagepool.overlay.state import State
+from pagepool.vfs import RENAME_WHITEOUT
 from tests.overlay.harness import PAGE, TREE, Disk, dump_overlay
 from tests.overlay.test_crash import operations
 
@@ -43,6 +44,10 @@ class Sample:
             operation()
             if operation.__code__.co_names[-1] == "allocate":
                 overlay.sync()
+        number = overlay.create_unnamed(2, 0o600, 1, 2)
+        overlay.link(number, 2, b"linked")
+        overlay.release(number)
+        overlay.rename(2, b"linked", 2, b"moved", RENAME_WHITEOUT)
         overlay.sync()
         self.synced = (directory / "journal").stat().st_size
         self.states = [dump_overlay(overlay)]

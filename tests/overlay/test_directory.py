@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pagepool.errors import BusyError, InvalidError
+from pagepool.errors import BusyError, InvalidError, StoreFormatError
 from pagepool.image import Kind
 from pagepool.overlay import OverlayFileSystem, OverlayUnknownError, discard, read_info
+from pagepool.overlay.journal import VERSION, Header, write_journal
+from pagepool.overlay.records import encode_open
 from pagepool.vfs import Changes
 from tests.overlay.harness import TREE, dump_overlay
 from tests.support.trees import TreeBuilder
@@ -18,6 +20,8 @@ from tests.support.trees import TreeBuilder
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from pagepool.vfs import FileSystem
 
 
 def test_it_is_open_once_at_a_time(opened: Callable[..., OverlayFileSystem], tmp_path: Path) -> None:
@@ -173,3 +177,40 @@ def test_files_of_far_centuries_can_be_changed(tmp_path: Path) -> None:
     assert dump_overlay(overlay) == before
     assert overlay.attributes(overlay.lookup(1, b"old")).mtime_ns == -(2**63) + 1
     overlay.close()
+
+
+def test_an_overlay_of_version_1_goes_on(tmp_path: Path, base: FileSystem) -> None:
+    """It is read, and stays of version 1 until it needs a record that only version 2 has."""
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    header = Header(TREE, base.usage().inodes, {"made": "before"}, 5, version=1)
+    write_journal(upper / "journal", header, (encode_open(bytes(16), 0),)).close()
+    (upper / "blocks").touch()
+    overlay = OverlayFileSystem.open(upper, base, tree=TREE)
+    ino = overlay.create(1, b"old", Kind.REGULAR, 0o644, 0, 0)
+    overlay.rename(1, b"old", 1, b"moved")
+    assert _version(upper) == 1
+    number = overlay.create_unnamed(1, 0o600, 0, 0)
+    overlay.write(number, 0, b"new")
+    overlay.link(number, 1, b"new")
+    assert _version(upper) == 2
+    overlay.close()
+    overlay = OverlayFileSystem.open(upper, base, tree=TREE)
+    assert overlay.lookup(1, b"moved") == ino
+    assert bytes(overlay.read(number, 0, 9)) == b"new"
+    overlay.close()
+    assert read_info(upper).info == {"made": "before"}
+
+
+def test_an_overlay_of_a_later_version_is_refused(tmp_path: Path, base: FileSystem) -> None:
+    """What it may hold is not known here."""
+    (tmp_path / "upper").mkdir()
+    header = Header(TREE, base.usage().inodes, {}, 5, version=VERSION + 1)
+    write_journal(tmp_path / "upper" / "journal", header, ()).close()
+    with pytest.raises(StoreFormatError, match=f"version {VERSION + 1}"):
+        OverlayFileSystem.open(tmp_path / "upper", base, tree=TREE)
+
+
+def _version(upper: Path) -> int:
+    with (upper / "journal").open("rb") as file:
+        return int.from_bytes(file.read(12)[8:], "little")

@@ -132,6 +132,31 @@ def test_a_read_that_is_overtaken(overlay: OverlayFileSystem, monkeypatch: pytes
     assert len(slots) == 2
 
 
+def test_a_read_that_is_overtaken_before_it_begins(overlay: OverlayFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same at the moment when the lock is given back: the next who has it is a writer."""
+    ino, other = make(overlay), make(overlay, b"other")
+    overlay.write(ino, 0, b"a" * PAGE)
+    lock = overlay._lock
+    reads: list[None] = []
+
+    class Lock:
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            reads.append(None)
+            if len(reads) == 1:
+                with monkeypatch.context() as undone:
+                    undone.setattr(overlay, "_lock", lock)
+                    overlay.write(ino, 0, b"b" * PAGE)
+                    overlay.write(other, 0, b"c" * PAGE)
+
+    monkeypatch.setattr(overlay, "_lock", Lock())
+    assert bytes(overlay.read(ino, 0, PAGE)) == b"b" * PAGE
+    assert len(reads) == 2
+
+
 def test_a_reader_sees_whole_blocks(overlay: OverlayFileSystem) -> None:
     """Blocks that are written over, and whose slots are used again at once, while others read without the lock."""
     ino, other = make(overlay), make(overlay, b"other")

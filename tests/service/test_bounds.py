@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from pagepool.digest import Digest
-from pagepool.errors import LimitError, ManifestUnknownError
-from pagepool.oci import Index, encode_index, encode_manifest, parse_manifest
+from pagepool.errors import ImageInvalidError, LimitError, ManifestUnknownError
+from pagepool.oci import MAX_INDEX_DEPTH, Index, encode_index, encode_manifest, parse_manifest
 from pagepool.oci.mediatypes import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP
 from pagepool_service import images, statistics, trees
 from pagepool_service.app import create_app
@@ -102,9 +102,9 @@ def serve(store: Store, talk: Callable[[httpx.AsyncClient], Awaitable[None]], **
 
 
 def test_each_document_is_read_once(store: Store, reads: Counter[str]) -> None:
-    """Ten indexes deep, each with the next one fifty times, would be 50^10 paths."""
+    """Eight indexes deep, each with the next one fifty times, would be 50^8 paths."""
     manifest = push_image(store, "a", "1", [(ONE, OCI_LAYER)])
-    top = nested(store, manifest, 10)
+    top = nested(store, manifest, MAX_INDEX_DEPTH)
     ingest_all(store)
     reads.clear()
     tagged = {image.tag: image for image in store.registry.list_images(10)[0]}
@@ -114,6 +114,22 @@ def test_each_document_is_read_once(store: Store, reads: Counter[str]) -> None:
     assert set(reads.values()) <= {1, 2}
     figures = {image["tag"]: image for image in collect(store)["images"]}
     assert figures["deep"]["layers"] == 1
+
+
+def test_indexes_in_indexes_have_a_limit(store: Store, reads: Counter[str]) -> None:
+    """What is behind more of them is an error that names the first, and is looked for no further."""
+    manifest = push_image(store, "a", "1", [(ONE, OCI_LAYER)])
+    last = nested(store, manifest, MAX_INDEX_DEPTH)
+    ingest_all(store)
+    assert resolve_image(store, "a", "deep").digest == Digest.of(manifest.raw)
+    top = nested(store, last, 30)
+    reads.clear()
+    with pytest.raises(ImageInvalidError, match="indexes are in one another") as caught:
+        resolve_image(store, "a", "deep")
+    assert caught.value.value == str(Digest.of(top.raw))
+    assert reads.total() == MAX_INDEX_DEPTH + 1
+    tagged = {image.tag: image for image in store.registry.list_images(10)[0]}
+    assert describe_tag(store, tagged["deep"])["state"] == "unmountable"
 
 
 def test_index_of_too_many(store: Store, reads: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:

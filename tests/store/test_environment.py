@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from pagepool.errors import (
     ReadOnlyError,
     StoreFormatError,
     StoreFullError,
+    UnsupportedError,
 )
 from pagepool_service.store.environment import CHECKSUM_SIZE, Environment, Table, checksum
 from tests.faults import file_size_limit, flip_record, in_child, records, replace_record
@@ -369,6 +371,8 @@ def _system_error(number: int) -> lmdb.Error:
         (lmdb.ReadonlyError("mdb_put"), ReadOnlyError),
         (_system_error(errno.EROFS), ReadOnlyError),
         (lmdb.ReadersFullError("mdb_txn_begin"), BusyError),
+        (lmdb.MemoryError("mdb_get"), BusyError),
+        (_system_error(errno.EMFILE), BusyError),
         (lmdb.CorruptedError("mdb_get"), CorruptError),
         (lmdb.PageNotFoundError("mdb_get"), CorruptError),
         (lmdb.Error("mdb_get: something else"), CorruptError),
@@ -384,6 +388,27 @@ def test_the_librarys_errors_are_told_in_our_words(
     with pytest.raises(expected), env.read():
         raise raised
     assert get(env, b"key") is None
+
+
+def _open_with_few_addresses(data: Path) -> str:
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))
+    with pytest.raises(UnsupportedError) as caught:
+        Environment.open(data)
+    return str(caught.value)
+
+
+def test_a_process_that_may_not_map_it_is_told_so(data: Path) -> None:
+    """A limit of addresses is no damage."""
+    found = in_child(_open_with_few_addresses, data)
+    assert "see ulimit -v" in str(found.value), found
+
+
+def test_a_path_of_any_bytes(tmp_path: Path) -> None:
+    """It need not be UTF-8."""
+    path = tmp_path / os.fsdecode(b"d\xff\n")
+    Environment.open(path).close()
+    with Environment.open(path, readonly=True) as env:
+        assert get(env, b"key") is None
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EFBIG, errno.ENOSPC])

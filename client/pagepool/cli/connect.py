@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypedDict
 from pagepool.cli.credentials import find_credentials
 from pagepool.cli.usage import refuse
 from pagepool.errors import NotFoundError, UnsupportedError
+from pagepool.linux.home import home_directory
 from pagepool.oci import Reference
 from pagepool.transport.addresses import is_loopback, plain_host
 from pagepool.transport.credentials import Credentials
@@ -144,7 +145,7 @@ def verify_of(options: AccessOptions, host: str) -> bool | str:
 def _certificate_directories() -> Iterator[Path]:
     """Where docker and podman keep authorities of registries: HOST[:PORT]/*.crt below these."""
     configured = os.environ.get("XDG_CONFIG_HOME")
-    home = Path(configured) if configured else Path.home() / ".config"
+    home = Path(configured) if configured else home_directory() / ".config"
     for directory in (home / "containers", home / "docker", Path("/etc/containers"), Path("/etc/docker")):
         yield directory / "certs.d"
 

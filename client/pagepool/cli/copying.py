@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pagepool.vfs import Attributes, RawFile
 
 _PIECE = 1 << 20
+_ZEROS = bytes(_PIECE)
 _KINDS = {bits: kind for kind, bits in FORMATS.items()}
 
 
@@ -146,10 +147,18 @@ class LocalPlace:
         if os.path.islink(path):  # noqa: PTH114
             os.unlink(path)  # noqa: PTH108
         with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode & 0o777) as descriptor:
+            end, hole, regular = 0, False, stat.S_ISREG(os.fstat(descriptor).st_mode)
             for piece in pieces:
                 view = memoryview(piece)
+                end += len(view)
+                hole = regular and _is_zeros(view)
+                if hole:
+                    os.lseek(descriptor, len(view), os.SEEK_CUR)
+                    continue
                 while view:
                     view = view[os.write(descriptor, view) :]
+            if hole:
+                os.ftruncate(descriptor, end)
 
     def preserve(self, path: str, found: Found, xattrs: Mapping[bytes, bytes], /) -> None:
         """See `Destination`. Owners and attributes that this user may not set are left as they are."""
@@ -228,7 +237,10 @@ class RootPlace:
             if new:
                 out.fs.set_attributes(file.ino, Changes(mode=mode & 0o777))  # type: ignore[attr-defined]
             for piece in pieces:
-                file.write(piece)
+                if _is_zeros(piece):
+                    file.truncate(file.seek(len(piece), os.SEEK_CUR))
+                else:
+                    file.write(piece)
 
     def preserve(self, path: str, found: Found, xattrs: Mapping[bytes, bytes], /) -> None:
         """See `Destination`."""
@@ -342,6 +354,11 @@ class Copier:
             yield piece
             self.done.size += len(piece)
             self._on_bytes(len(piece))
+
+
+def _is_zeros(piece: bytes | memoryview) -> bool:
+    """Whether a piece becomes a hole: whole ones do, so that a file that is mostly holes does not fill the disk."""
+    return len(piece) == _PIECE and piece == _ZEROS
 
 
 @contextmanager

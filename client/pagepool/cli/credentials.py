@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import PagepoolError, UnauthorizedError
+from pagepool.linux.home import home_directory
 from pagepool.transport.credentials import Credentials
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ def auth_files() -> Iterator[Path]:
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         yield Path(runtime) / "containers" / "auth.json"
     configured = os.environ.get("XDG_CONFIG_HOME")
-    yield (Path(configured) if configured else Path.home() / ".config") / "containers" / "auth.json"
+    yield (Path(configured) if configured else home_directory() / ".config") / "containers" / "auth.json"
     docker = os.environ.get("DOCKER_CONFIG")
-    yield (Path(docker) if docker else Path.home() / ".docker") / "config.json"
+    yield (Path(docker) if docker else home_directory() / ".docker") / "config.json"
 
 
 def _keys(host: str, repository: str) -> list[str]:

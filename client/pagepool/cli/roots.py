@@ -1,8 +1,15 @@
-"""Roots for containers: where `pagepool run` gets an image's file system from, and how that is taken away again."""
+"""Roots for containers: where `pagepool run` gets an image's file system from, and how that is taken away again.
+
+Each root has a lock (flock) beside it, which whoever made it holds as long as it is wanted. A container is noted only
+once its root is there, so of a process that was killed before, nothing but the root is left: whoever makes the next one
+finds that its lock can be had, and takes it away.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +19,12 @@ from pagepool.cli.connect import on_server
 from pagepool.cli.kernelmounts import choose, ensure_node, mount_kernel, tell_offline
 from pagepool.cli.nodeclient import node_client
 from pagepool.container import DEFAULT_DIRECTORY
-from pagepool.errors import NotFoundError, UnsupportedError
+from pagepool.errors import NotFoundError, PagepoolError, UnsupportedError
 from pagepool.node.client import KernelMountOptions
 from pagepool.oci import parse_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from pagepool.cli.connect import PoolOptions
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 
 _WORK: Final = Path("/var/tmp")
 _PREFIX: Final = "pagepool-run-"
+_LOCK: Final = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +130,14 @@ class NodeRoots:
         reference = on_server(request.reference)
         identity = _new_id()
         ensure_node(self._node)
+        self._roots.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _sweep(self._roots.glob(f"*{_LOCK}"), lambda lock: self.discard(lock.stem, lock.with_suffix("")))
         point = self._roots / identity
-        point.mkdir(mode=0o755, parents=True)
+        with _held(point.with_suffix(_LOCK)):
+            yield from self._open(request, reference, identity, point)
+
+    def _open(self, request: RootRequest, reference: Reference, identity: str, point: Path) -> Iterator[Root]:
+        point.mkdir(mode=0o755)
         try:
             wish = KernelMountOptions(
                 temporary=True,
@@ -166,11 +180,13 @@ class FuseRoots:
         if os.geteuid() != 0:
             raise UnsupportedError("running containers needs root")
         reference = on_server(request.reference)
+        _sweep(_WORK.glob(f"{_PREFIX}*/{_LOCK}"), lambda lock: self._remove(lock.parent))
         with ExitStack() as undo:
             client = undo.enter_context(open_client(request.options, reference))
             image = client.image(reference, platform=request.platform)
             work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_WORK))
             undo.callback(self._remove, work)
+            undo.enter_context(_held(work / _LOCK))
             root, upper = work / "root", work / "upper"
             root.mkdir()
             mount_in_background(plan_mount(image, upper), root, MountOptions(str(reference), allow_other=True))
@@ -193,6 +209,33 @@ class FuseRoots:
         with suppress(MountUnknownError):
             unmount(work / "root", force=True)
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _held(lock: Path) -> Iterator[None]:
+    """Have a lock of one's own for the length of the block. It gets its name once it is held."""
+    being_made = lock.with_name(f"{lock.name}.new")
+    with being_made.open("xb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        being_made.rename(lock)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _sweep(locks: Iterable[Path], remove: Callable[[Path], None]) -> None:
+    """Remove what is beside locks that nobody holds any more, and them. What cannot be removed is left."""
+    for lock in locks:
+        with suppress(OSError, PagepoolError):
+            # In a directory where others may make files, too, it must be one that only this user can have made.
+            found = lock.parent.lstat()
+            if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
+                continue
+            with lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(lock)
+                lock.unlink(missing_ok=True)
 
 
 def _new_id() -> str:

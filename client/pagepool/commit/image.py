@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from pagepool.commit.document import encode_config, encode_image, layer_media_type
 from pagepool.commit.stage import StagedLayer
-from pagepool.errors import ImageInvalidError, InvalidError
-from pagepool.oci import Manifest, Platform, parse_config, read_verified, select_platform
+from pagepool.errors import ImageInvalidError, InvalidError, LimitError
+from pagepool.oci import MAX_INDEX_DEPTH, Index, Manifest, Platform, parse_config, read_verified, select_platform
 from pagepool.overlay import iter_layer
 
 if TYPE_CHECKING:
@@ -27,13 +27,12 @@ if TYPE_CHECKING:
 
     from pagepool.commit.instructions import Instruction
     from pagepool.layout import ImageSource
-    from pagepool.oci import Config, Descriptor, Index, Readable
+    from pagepool.oci import Config, Descriptor, Readable
     from pagepool.oci.mediatypes import Compression
     from pagepool.overlay import Change
     from pagepool.vfs import FileSystem
 
 MAX_CONFIG_SIZE = 8 << 20
-_MAX_DEPTH = 8
 
 
 class UnchangedError(InvalidError):
@@ -185,11 +184,13 @@ def _encode_config(config: Config, layer: StagedLayer | None, options: CommitOpt
 
 def _read_parent(parent: ImageSource, platform: Platform | None) -> tuple[Manifest, Config]:
     found: Manifest | Index = parent.read_manifest(parent.root())
-    for _ in range(_MAX_DEPTH):
-        if isinstance(found, Manifest):
-            break
+    depth = 0
+    while isinstance(found, Index):
+        depth += 1
+        if depth > MAX_INDEX_DEPTH:
+            raise LimitError(f"depth of indexes within {parent.root().digest}", depth, MAX_INDEX_DEPTH)
         found = parent.read_manifest(select_platform(found.manifests, platform or Platform.local()))
-    if not isinstance(found, Manifest) or not found.is_image:
+    if not found.is_image:
         raise ImageInvalidError(str(parent.root().digest), "is not an image that can be committed to")
     if found.config.size > MAX_CONFIG_SIZE:
         raise ImageInvalidError(str(found.config.digest), f"a config of {found.config.size} bytes")

@@ -18,10 +18,8 @@ from typing import Protocol
 
 from pagepool.errors import ImageInvalidError, LimitError
 from pagepool.layout.interface import ImageSink, ImageSource
-from pagepool.oci import Descriptor, Index, Manifest, Platform, mediatypes, select_platform
+from pagepool.oci import MAX_INDEX_DEPTH, Descriptor, Index, Manifest, Platform, mediatypes, select_platform
 
-MAX_DEPTH = 8
-"""Most indexes within indexes."""
 MAX_MANIFESTS = 10_000
 """Most manifests below one root."""
 _STOP_WAIT_S = 0.5
@@ -91,16 +89,22 @@ def plan_copy(source: ImageSource, platform: Platform | None = None) -> Plan:
         ManifestUnknownError: the index has none for the platform.
         LimitError: absurdly large or deep.
     """
-    root = source.root()
+    root = top = source.root()
     manifest = source.read_manifest(root)
-    for _ in range(MAX_DEPTH):
-        if platform is None or not isinstance(manifest, Index):
-            break
+    depth = 0
+    while platform is not None and isinstance(manifest, Index):
+        depth += 1
+        _check_depth(depth, top)
         root = select_platform(manifest.manifests, platform)
         manifest = source.read_manifest(root)
     walk = _Walk(source)
     walk.add(root, manifest, 0)
     return Plan(tuple(walk.manifests.values()), tuple(walk.blobs.values()))
+
+
+def _check_depth(depth: int, index: Descriptor) -> None:
+    if depth > MAX_INDEX_DEPTH:
+        raise LimitError(f"depth of indexes within {index.digest}", depth, MAX_INDEX_DEPTH)
 
 
 class _Walk:
@@ -113,7 +117,7 @@ class _Walk:
 
     def add(self, descriptor: Descriptor, manifest: Manifest | Index, depth: int) -> None:
         if isinstance(manifest, Index):
-            self._add_children(manifest, depth)
+            self._add_children(descriptor, manifest, depth + 1)
         else:
             for blob in manifest.blobs:
                 known = self.blobs.setdefault(blob.digest, blob)
@@ -123,14 +127,13 @@ class _Walk:
         if len(self.manifests) > MAX_MANIFESTS:
             raise LimitError("number of manifests in an index", len(self.manifests), MAX_MANIFESTS)
 
-    def _add_children(self, index: Index, depth: int) -> None:
-        if depth >= MAX_DEPTH:
-            raise LimitError("depth of indexes", depth + 1, MAX_DEPTH)
+    def _add_children(self, descriptor: Descriptor, index: Index, depth: int) -> None:
+        _check_depth(depth, descriptor)
         for entry in index.manifests:
             if entry.media_type not in mediatypes.MANIFESTS | mediatypes.INDEXES:
                 self.blobs.setdefault(entry.digest, entry)
             elif entry.digest not in self.manifests:
-                self.add(entry, self._source.read_manifest(entry), depth + 1)
+                self.add(entry, self._source.read_manifest(entry), depth)
 
 
 def run_copy(

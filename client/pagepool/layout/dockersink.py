@@ -17,7 +17,7 @@ from pagepool.digest import Digest, new_hasher
 from pagepool.errors import DigestMismatchError, ImageInvalidError
 from pagepool.layout.inflate import inflate
 from pagepool.layout.interface import Progress
-from pagepool.layout.publish import drop_stage, make_stage, translated
+from pagepool.layout.publish import drop_stage, dropping, make_stage, translated
 from pagepool.layout.sink import MARKER, copy_content, write_archive
 from pagepool.layout.source import CONTAINERD_NAME, blob_name
 from pagepool.oci import (
@@ -64,7 +64,8 @@ class DockerArchiveSink:
         self._config: Path | None = None
         self._config_digest: Digest | None = None
         self._stage = make_stage(path)
-        (self._stage / "plain").mkdir()
+        with dropping(self._stage):
+            (self._stage / "plain").mkdir()
 
     def begin(self, root: Manifest | Index) -> None:
         """Refuse what is not one image."""

@@ -72,6 +72,17 @@ def drop_stage(stage: Path) -> None:
             return
 
 
+@contextmanager
+def dropping(stage: Path) -> Iterator[None]:
+    """Remove a directory made by `make_stage` if what is done in the block fails; a full disk is our own error."""
+    try:
+        with translated(stage):
+            yield
+    except BaseException:
+        drop_stage(stage)
+        raise
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

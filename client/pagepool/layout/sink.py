@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from pagepool.errors import ImageInvalidError
 from pagepool.layout.files import DirectoryFiles, read_document
 from pagepool.layout.interface import Progress
-from pagepool.layout.publish import drop_stage, make_stage, published, sync_directory, translated
+from pagepool.layout.publish import drop_stage, dropping, make_stage, published, sync_directory, translated
 from pagepool.layout.source import blob_name, check_layout
 from pagepool.oci import REF_NAME, Descriptor, Index, Manifest, Readable, VerifyingReader
 from pagepool.oci.fields import load_object
@@ -50,7 +50,8 @@ class LayoutSink:
         self._new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
         if self._new:
             self._place = make_stage(path)
-            (self._place / "oci-layout").write_bytes(MARKER)
+            with dropping(self._place):
+                (self._place / "oci-layout").write_bytes(MARKER)
         else:
             if not path.is_dir():
                 raise ImageInvalidError(str(path), "exists, and is not an OCI layout")
@@ -130,7 +131,8 @@ class OciArchiveSink:
             raise ImageInvalidError(str(path), "is a directory; an archive is a file")
         self._path = path
         self._stage = make_stage(path)
-        self._layout = LayoutSink(self._stage / "layout", name)
+        with dropping(self._stage):
+            self._layout = LayoutSink(self._stage / "layout", name)
 
     def begin(self, root: Manifest | Index) -> None:
         """A layout holds everything."""

@@ -28,6 +28,7 @@ from pagepool.image.treefile import TreeFile
 from pagepool.image.treestore import TreeStore
 from pagepool.library.image import Image, Objects
 from pagepool.library.places import PlaceNotes, check_owner
+from pagepool.linux.home import home_directory
 from pagepool.oci import Reference
 from pagepool.pool import Pool, ReadOnlyPool
 from pagepool.pool.door import knock
@@ -279,7 +280,7 @@ class Client:
 
 def default_directory() -> Path:
     """Where pools and tree files are kept when nothing else was said."""
-    return Path("/var/cache/pagepool") if os.geteuid() == 0 else Path.home() / ".cache" / "pagepool"
+    return Path("/var/cache/pagepool") if os.geteuid() == 0 else home_directory() / ".cache" / "pagepool"
 
 
 def default_budget(directory: Path) -> int:

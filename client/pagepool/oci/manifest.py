@@ -30,6 +30,9 @@ from pagepool.oci.mediatypes import (
     strip_parameters,
 )
 
+MAX_INDEX_DEPTH = 8
+"""Most indexes that are looked through, one within the other, for an image. Builders make two or three."""
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

@@ -47,6 +47,8 @@ from pagepool.overlay.records import (
     encode_remove,
     encode_rename,
     encode_set,
+    encode_unnamed,
+    encode_whiteout,
     encode_xattr,
 )
 from pagepool.overlay.state import CAPABILITY
@@ -55,6 +57,7 @@ from pagepool.vfs.interface import (
     PAGE_SIZE,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
     XATTR_CREATE,
     XATTR_REPLACE,
     Changes,
@@ -150,6 +153,25 @@ class OverlayFileSystem(OverlayReader):
         self._tend()
         return ino
 
+    def create_unnamed(self, parent: int, mode: int, uid: int, gid: int, *, linkable: bool = True) -> int:
+        """See `WritableFileSystem`."""
+        self._storage.renew()
+        with self._lock:
+            directory = self._directory(parent)
+            if not directory.nlink:
+                fail(errno.ENOENT, parent)
+            gid = directory.gid if directory.mode & stat.S_ISGID else gid
+            ino = self._state.next_ino
+            arguments = (self._clock(), ino, mode & 0o7777, uid, gid, int(linkable))
+            try:
+                body = encode_unnamed(*arguments)
+            except struct.error:
+                fail(errno.EINVAL, parent)
+            self._storage.commit(body, self._state.unnamed, arguments)
+            self._holds[ino] = 1
+        self._tend()
+        return ino
+
     def link(self, ino: int, parent: int, name: bytes) -> None:
         """See `WritableFileSystem`."""
         with self._lock:
@@ -157,7 +179,7 @@ class OverlayFileSystem(OverlayReader):
             node = self._state.node(ino)
             if node.kind is Kind.DIRECTORY:
                 fail(errno.EPERM, ino)
-            if not node.nlink:
+            if not node.nlink and ino not in self._state.linkable:
                 fail(errno.ENOENT, ino)
             if node.nlink >= MAX_LINKS:
                 fail(errno.EMLINK, ino)
@@ -173,10 +195,22 @@ class OverlayFileSystem(OverlayReader):
         """See `WritableFileSystem`."""
         self._remove(parent, name, is_directory=True)
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+    def rename(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int = 0,
+        *,
+        owner: tuple[int, int] = (0, 0),
+    ) -> None:
         """See `WritableFileSystem`."""
-        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+        whiteout, flags = flags & RENAME_WHITEOUT, flags & ~RENAME_WHITEOUT
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE) or (whiteout and flags == RENAME_EXCHANGE):
             fail(errno.EINVAL, name)
+        if whiteout:
+            self._storage.renew()
         with self._lock:
             state = self._state
             old, new = self._directory(parent), self._directory(new_parent)
@@ -194,7 +228,10 @@ class OverlayFileSystem(OverlayReader):
                 self._check_replace(ino, other, new_name)
             held = HELD if other in self._holds else 0
             arguments = (self._clock(), parent, name, new_parent, new_name, flags, held)
-            self._storage.commit(encode_rename(*arguments), state.rename, arguments)
+            if whiteout:
+                self._commit_whiteout(old, arguments, owner)
+            else:
+                self._storage.commit(encode_rename(*arguments), state.rename, arguments)
         self._tend()
 
     # -- attributes --------------------------------------------------------------------------------------------
@@ -359,6 +396,18 @@ class OverlayFileSystem(OverlayReader):
             arguments = (self._clock(), parent, name, HELD if ino in self._holds else 0)
             self._storage.commit(encode_remove(*arguments), self._state.remove, arguments)
         self._tend()
+
+    def _commit_whiteout(
+        self, old: Node, moved: tuple[int, int, bytes, int, bytes, int, int], owner: tuple[int, int]
+    ) -> None:
+        uid, gid = owner
+        gid = old.gid if old.mode & stat.S_ISGID else gid
+        arguments = (*moved, self._state.next_ino, uid, gid)
+        try:
+            body = encode_whiteout(*arguments)
+        except struct.error:
+            fail(errno.EINVAL, moved[2])
+        self._storage.commit(body, self._state.whiteout, arguments)
 
     def _check_loops(self, ino: int, other: int, parent: int, new_parent: int, flags: int) -> None:
         """A directory does not go below itself, nor does it replace one that it is below."""

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 NAME: Final = "journal"
 MAGIC: Final = b"PPOVER\r\n"
-VERSION: Final = 1
+VERSION: Final = 2
+OLDEST_VERSION: Final = 1
 # magic, version, checksum of what follows, length of the header; nonce, inodes of the image, lengths of tree and info
 _HEADER: Final = struct.Struct("<8sIII")
 _FIXED: Final = struct.Struct("<QQHI")
@@ -47,12 +48,14 @@ class Header:
         base_inodes: how many inodes it has.
         info: what the opener noted, JSON values by name.
         nonce: a number that nobody but the journal knows.
+        version: of the format; an older one has fewer kinds of records.
     """
 
     tree: bytes
     base_inodes: int
     info: Mapping[str, object]
     nonce: int
+    version: int = VERSION
 
     @classmethod
     def new(cls, tree: bytes, base_inodes: int, info: Mapping[str, object]) -> Header:
@@ -63,7 +66,7 @@ class Header:
         """The bytes."""
         info = json.dumps(self.info, sort_keys=True).encode()
         rest = _FIXED.pack(self.nonce, self.base_inodes, len(self.tree), len(info)) + self.tree + info
-        return _HEADER.pack(MAGIC, VERSION, crc32(rest), _HEADER.size + len(rest)) + rest
+        return _HEADER.pack(MAGIC, self.version, crc32(rest), _HEADER.size + len(rest)) + rest
 
 
 class Record(NamedTuple):
@@ -217,7 +220,7 @@ def parse_header(data: bytes | memoryview, path: Path) -> tuple[Header, int]:
         magic, version, checksum, size = _HEADER.unpack_from(data)
         if magic != MAGIC:
             raise CorruptError("overlay journal", str(path), "it does not begin as one, at offset 0")
-        if version != VERSION:
+        if not OLDEST_VERSION <= version <= VERSION:
             raise StoreFormatError(f"overlay journal {path} is of version {version}; this is {VERSION}")
         rest = memoryview(data)[_HEADER.size : size]
         if len(rest) != size - _HEADER.size or crc32(rest) != checksum:
@@ -227,7 +230,7 @@ def parse_header(data: bytes | memoryview, path: Path) -> tuple[Header, int]:
         info = json.loads(bytes(rest[_FIXED.size + tree_size :])[:info_size])
     except (struct.error, ValueError) as error:
         raise CorruptError("overlay journal", str(path), f"its header, at offset 0, is cut ({error})") from error
-    return Header(tree, inodes, info, nonce), size
+    return Header(tree, inodes, info, nonce, version), size
 
 
 def scan(data: memoryview, start: int, nonce: int, path: Path) -> Scan:

@@ -134,10 +134,11 @@ class OverlayReader:
         for _ in range(_TRIES):
             with self._lock:
                 planned = self._plan_read(ino, offset, size)
+                # With the lock: behind it somebody may change the file, and then this would be the later version.
+                version = 0 if planned is None else planned[0].version
             if planned is None:
                 return self.base.read(ino, offset, size)
             node, plan, end = planned
-            version = node.version
             # Slots are used for something else only after the file has let go of them: then it has another version.
             with contextlib.suppress(CorruptError):
                 data = self._read_plan(node, plan, offset, end)

@@ -31,6 +31,8 @@ class Code(IntEnum):
     XATTR = 9
     NO_XATTR = 10
     FORGET = 11
+    UNNAMED = 12
+    WHITEOUT = 13
     NUMBERS = 16
     NODE = 17
     NODE_XATTRS = 18
@@ -57,6 +59,8 @@ _LINK = struct.Struct("<BqQQ")
 _REMOVE = struct.Struct("<BqQB")
 _RENAME = struct.Struct("<BqQQBBH")
 _SET = struct.Struct("<BqQBBHIIQqqI")
+_UNNAMED = struct.Struct("<BqQHIIB")
+_WHITEOUT = struct.Struct("<BqQQBBQIIH")
 _CONTENT = struct.Struct("<BqQQBQQI")
 _PIECE = struct.Struct("<QII")
 _ONE_BLOCK = struct.Struct("<BqQQBQQIQIII")
@@ -141,6 +145,28 @@ def encode_rename(
 ) -> bytes:
     """An entry moved, or two exchanged."""
     return _RENAME.pack(Code.RENAME, time_ns, parent, new_parent, flags, held, len(name)) + name + new_name
+
+
+def encode_whiteout(
+    time_ns: int,
+    parent: int,
+    name: bytes,
+    new_parent: int,
+    new_name: bytes,
+    flags: int,
+    held: int,
+    ino: int,
+    uid: int,
+    gid: int,
+) -> bytes:
+    """An entry moved, and a device 0:0 left in its place."""
+    head = _WHITEOUT.pack(Code.WHITEOUT, time_ns, parent, new_parent, flags, held, ino, uid, gid, len(name))
+    return head + name + new_name
+
+
+def encode_unnamed(time_ns: int, ino: int, mode: int, uid: int, gid: int, linkable: int) -> bytes:
+    """A regular file without a name, which is held."""
+    return _UNNAMED.pack(Code.UNNAMED, time_ns, ino, mode, uid, gid, linkable)
 
 
 def encode_set(
@@ -299,6 +325,16 @@ def _rename(body: memoryview) -> Decoded:
     return "rename", (time_ns, parent, name, new_parent, new_name, flags, held)
 
 
+def _whiteout(body: memoryview) -> Decoded:
+    _, time_ns, parent, new_parent, flags, held, ino, uid, gid, size = _WHITEOUT.unpack_from(body)
+    name, new_name = _texts(body, _WHITEOUT.size, size)
+    return "whiteout", (time_ns, parent, name, new_parent, new_name, flags, held, ino, uid, gid)
+
+
+def _unnamed(body: memoryview) -> Decoded:
+    return "unnamed", _UNNAMED.unpack(body)[1:]
+
+
 def _set(body: memoryview) -> Decoded:
     _, time_ns, ino, mask, flags, *values, count = _SET.unpack_from(body)
     setting = Setting(*(value if mask >> bit & 1 else None for bit, value in enumerate(values)))
@@ -391,6 +427,8 @@ _DECODERS: Final[dict[int, Callable[[memoryview], Decoded]]] = {
     Code.XATTR: _xattr,
     Code.NO_XATTR: _no_xattr,
     Code.FORGET: _forget,
+    Code.UNNAMED: _unnamed,
+    Code.WHITEOUT: _whiteout,
     Code.NUMBERS: _numbers,
     Code.NODE: _node,
     Code.NODE_XATTRS: _node_xattrs,

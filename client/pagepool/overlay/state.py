@@ -51,6 +51,8 @@ class State:
         self.gone: set[int] = set()
         self.orphans: set[int] = set()
         """Inodes that have no name and are held."""
+        self.linkable: set[int] = set()
+        """Those of them that never had one, and may get one."""
 
     # -- questions ---------------------------------------------------------------------------------------------
 
@@ -134,6 +136,8 @@ class State:
     def link(self, time_ns: int, ino: int, parent: int, name: bytes) -> None:
         """A further name."""
         node, directory = self._own(ino), self._own(parent)
+        self.orphans.discard(ino)
+        self.linkable.discard(ino)
         node.nlink += 1
         node.ctime_ns = time_ns
         directory.entries[name] = ino
@@ -169,6 +173,32 @@ class State:
         new.entries[new_name] = node.ino
         node.ctime_ns = time_ns
         old.mtime_ns = old.ctime_ns = new.mtime_ns = new.ctime_ns = time_ns
+
+    def whiteout(
+        self,
+        time_ns: int,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+        held: int,
+        ino: int,
+        uid: int,
+        gid: int,
+    ) -> None:
+        """An entry moved, and a device 0:0 left in its place."""
+        self.rename(time_ns, parent, name, new_parent, new_name, flags, held)
+        self.create(time_ns, parent, ino, Kind.CHAR, 0, uid, gid, (0, 0), name, b"")
+
+    def unnamed(self, time_ns: int, ino: int, mode: int, uid: int, gid: int, linkable: int) -> None:
+        """A regular file without a name, which is held."""
+        shown = Attributes(ino, Kind.REGULAR, mode, uid, gid, 0, 0, time_ns, time_ns, time_ns)
+        self.nodes[ino] = Node(shown, based=False, parent=0, target=b"")
+        self.next_ino = ino + 1
+        self.orphans.add(ino)
+        if linkable:
+            self.linkable.add(ino)
 
     def set(
         self,
@@ -233,6 +263,7 @@ class State:
     def forget(self, ino: int) -> None:
         """Nobody holds an inode without names any more."""
         self.orphans.remove(ino)
+        self.linkable.discard(ino)
         self._drop(self.nodes[ino])
 
     # -- snapshots ---------------------------------------------------------------------------------------------

@@ -180,6 +180,16 @@ class Storage:
                 if at == position:
                     self._clean = self.journal.position
 
+    def renew(self) -> None:
+        """Bring the journal to the newest version, before a record that older ones do not have. Until then an overlay
+        can be opened by whoever made it.
+
+        Raises:
+            OSError: it cannot be written; the old one goes on.
+        """
+        if self.journal.header.version < journals.VERSION:
+            self.compact()
+
     def compact(self) -> None:
         """Write the state as a new journal. Everything is durable then. Blocks all other operations.
 

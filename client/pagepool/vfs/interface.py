@@ -34,6 +34,7 @@ ROOT: Final = 1
 PAGE_SIZE: Final = 4096
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
 XATTR_CREATE: Final = 1
 XATTR_REPLACE: Final = 2
 
@@ -233,6 +234,22 @@ class WritableFileSystem(FileSystem, Protocol):
         """
         ...
 
+    def create_unnamed(self, parent: int, mode: int, uid: int, gid: int, *, linkable: bool = True) -> int:
+        """Make a regular file without a name, as O_TMPFILE does. It is held once; with the last `release` it is gone,
+        unless `link` gave it a name before.
+
+        Args:
+            parent: a setgid one hands its group on.
+            linkable: whether `link` may give it one.
+
+        Returns:
+            its number.
+
+        Raises:
+            OSError: ENOENT (the parent has no name any more), ENOTDIR, ENOSPC.
+        """
+        ...
+
     def link(self, ino: int, parent: int, name: bytes) -> None:
         """Give an inode a further name. EEXIST, EPERM for a directory, EMLINK, ENOENT if it has no name any more."""
         ...
@@ -245,11 +262,22 @@ class WritableFileSystem(FileSystem, Protocol):
         """Remove an empty directory. ENOENT, ENOTDIR, ENOTEMPTY."""
         ...
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+    def rename(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int = 0,
+        *,
+        owner: tuple[int, int] = (0, 0),
+    ) -> None:
         """Move an entry, over an existing one if there is one, as rename(2) and renameat2(2) do.
 
         Args:
-            flags: 0, `RENAME_NOREPLACE` or `RENAME_EXCHANGE`.
+            flags: 0, `RENAME_NOREPLACE` or `RENAME_EXCHANGE`. `RENAME_WHITEOUT`, alone or with the first, leaves a
+                character device 0:0 without permissions where the entry was.
+            owner: user and group of that device.
 
         Raises:
             OSError: ENOENT, EEXIST, ENOTDIR, EISDIR, ENOTEMPTY, EINVAL (a directory into itself; other flags).

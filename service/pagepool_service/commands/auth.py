@@ -152,7 +152,7 @@ def check_command(repositories: tuple[str, ...], users: tuple[str, ...], **files
     authority = Authority(settings, KeyRing(None))
     found = [_describe(authority, principal, repositories) for principal in _principals(authority, users)]
     if output.current().json:
-        output.print_json(found)
+        output.print_json({"users": found})
         return
     for name in sorted(authority.rights.names() - authority.users()):
         output.warn(f"{name} is in the rights, and nobody can log in as {name}")

@@ -104,7 +104,7 @@ def _list(repository: Repository) -> None:
         except CorruptError as error:
             rows.append({"snapshot": name, "error": str(error)})
     if output.current().json:
-        output.print_json(rows)
+        output.print_json({"snapshots": rows})
         return
     cells = [
         [row["snapshot"], "", "", "", row["error"]]

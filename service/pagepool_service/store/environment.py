@@ -33,6 +33,7 @@ from pagepool.errors import (
     ReadOnlyError,
     StoreFormatError,
     StoreFullError,
+    UnsupportedError,
 )
 from pagepool_service.store.mapping import MappedFile
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MAP_SIZE = 16 << 40  # address space only; the file starts at a few kilobytes
+_NO_MORE = tuple(map(os.strerror, (errno.EMFILE, errno.ENFILE)))
 MAX_READERS = 4096
 CHECKSUM_SIZE = 8
 # With more bytes of files mapped, the database's pages are dropped from our page tables: the page cache keeps them.
@@ -258,16 +260,23 @@ class Environment:
         Raises:
             StoreFormatError: it is of another format version, or not a store.
             ReadOnlyError: it cannot be written to, and `readonly` was not asked for.
+            UnsupportedError: this process may not map it.
+            BusyError: no more files may be opened.
         """
         try:
             if not readonly:
                 path.mkdir(parents=True, exist_ok=True)
             locks = shared or not readonly or _can_take_part(path)
             env = lmdb.open(
-                str(path), map_size=MAP_SIZE, max_dbs=len(Table) + 4, max_readers=MAX_READERS, readonly=readonly,
-                create=not readonly, lock=locks, readahead=False, meminit=False, max_spare_txns=16,
+                os.fsencode(path), map_size=MAP_SIZE, max_dbs=len(Table) + 4, max_readers=MAX_READERS,
+                readonly=readonly, create=not readonly, lock=locks, readahead=False, meminit=False, max_spare_txns=16,
                 mode=0o600,
             )  # fmt: skip
+        except lmdb.MemoryError as error:
+            raise UnsupportedError(
+                f"{path} cannot be mapped: the database is given {MAP_SIZE >> 40} TiB of addresses (it takes no memory "
+                "for them), and this process may not have so many: see ulimit -v"
+            ) from error
         except (lmdb.Error, OSError) as error:
             raise _translated(error, path) from error
         self = cls(env, path, quota_bytes=quota_bytes, readonly=readonly)
@@ -431,6 +440,8 @@ def _translated(error: Exception, path: Path, *, writing: bool = False) -> Pagep
         return StoreFullError(f"no space left on the disk under {path}")
     if isinstance(error, lmdb.ReadonlyError) or number == errno.EROFS or "Read-only file system" in text:
         return ReadOnlyError(f"{path}: {text}")
+    if isinstance(error, lmdb.MemoryError) or text.endswith(_NO_MORE):
+        return BusyError(f"the store at {path} cannot be used now: {text}")
     if isinstance(error, (lmdb.ReadersFullError, lmdb.LockError)):
         return BusyError(f"the store at {path} is busy: {text}")
     if isinstance(error, (lmdb.InvalidError, lmdb.VersionMismatchError)):

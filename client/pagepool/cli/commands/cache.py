@@ -114,7 +114,7 @@ def fill(references: tuple[Reference, ...], **options: Unpack[PoolOptions]) -> N
             if not output.current().json:
                 output.note(f"{reference}: {output.human_size(size)} are here")
     if output.current().json:
-        output.print_json(result)
+        output.print_json({"images": result})
 
 
 @command.command(name="scrub")

@@ -55,7 +55,7 @@ def command(target: Target, other: Target | None, tar: str | None, **options: Un
         if tar is not None:
             _write_layer(now, changes, tar)
         elif output.current().json:
-            output.print_json([_describe(now, change) for change in changes])
+            output.print_json({"changes": [_describe(now, change) for change in changes]})
         else:
             output.print_lines(_line(change) for change in changes)
 

@@ -99,7 +99,7 @@ def command(
             else:
                 print_entries(root, found, long=long)
     if output.current().json:
-        output.print_json(results)
+        output.print_json({"entries": results})
 
 
 def _find(root: Rootfs, path: str, conditions: list[Condition], depths: range, *, empty: bool) -> Iterator[Entry]:

@@ -60,7 +60,7 @@ def command(targets: tuple[Target, ...], long: bool, recursive: bool, **options:
             found = _image(options, target, long, recursive)
         results.append({"image" if target.reference else "overlay": target.name, "path": target.path, "entries": found})
     if output.current().json:
-        output.print_json(results[0] if len(results) == 1 else results)
+        output.print_json(results[0] if len(results) == 1 else {"listings": results})
 
 
 def _overlay(options: PoolOptions, target: Target, long: bool, recursive: bool) -> list[dict[str, Any]]:

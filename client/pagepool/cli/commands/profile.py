@@ -57,7 +57,7 @@ def list_(repository: Reference, **server: Unpack[ServerOptions]) -> None:
         except NotFoundError as error:
             raise connection.explain(error) from error
     if output.current().json:
-        output.print_json([_listed(one) for one in found])
+        output.print_json({"name": repository.repository, "profiles": [_listed(one) for one in found]})
         return
     rows = [
         (one.tree.short, ", ".join(image.short for image in one.images), str(one.starts), str(one.objects), _when(one))

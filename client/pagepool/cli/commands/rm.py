@@ -36,11 +36,11 @@ def command(references: tuple[Reference, ...], **server: Unpack[ServerOptions]) 
     for reference in map(on_server, references):
         with connect(server, reference) as connection:
             _delete(connection, reference)
-        done.append({"reference": str(reference), "deleted": "manifest" if reference.digest else "tag"})
+        done.append({"reference": str(reference), "kind": "manifest" if reference.digest else "tag"})
         if not output.current().json:
             output.print_line(str(reference))
     if output.current().json:
-        output.print_json(done)
+        output.print_json({"deleted": done})
 
 
 def _delete(connection: Connection, reference: Reference) -> None:

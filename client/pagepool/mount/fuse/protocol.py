@@ -173,6 +173,8 @@ MKNOD_IN: Final = Struct("=IIII")
 MKDIR_IN: Final = Struct("=II")
 RENAME_IN: Final = Struct("=Q")
 RENAME2_IN: Final = Struct("=QII")
+CREATE_IN: Final = Struct("=IIII")
+OPEN_OUT: Final = Struct("=QIi")
 LINK_IN: Final = Struct("=Q")
 FORGET_IN: Final = Struct("=Q")
 BATCH_FORGET_IN: Final = Struct("=II")
@@ -180,6 +182,8 @@ FORGET_ONE: Final = Struct("=QQ")
 INTERRUPT_IN: Final = Struct("=Q")
 DIRENT: Final = Struct("=QQII")
 
+OPENED: Final = OPEN_OUT.pack(0, 1 << 1, 0)
+"""The end of the answer to TMPFILE: no handle, and the page cache is kept, as where OPEN is not asked for."""
 NO_ENTRY: Final = ENTRY_OUT.pack(0, 0, FOREVER_S, 0, *(0,) * 18)
 """A name that is not there, to be remembered as such."""
 _NO_LOOKUP: Final = bytes(ENTRY_OUT.size)

@@ -8,6 +8,7 @@ them writes to a file with privileges (setuid, setgid, capabilities). Thread-saf
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import time
 from typing import TYPE_CHECKING, Final
@@ -16,9 +17,11 @@ from pagepool.image.member import Kind
 from pagepool.mount.fuse import acl, protocol
 from pagepool.mount.fuse.operations import Operations, nothing
 from pagepool.mount.fuse.protocol import Opcode, Valid
-from pagepool.vfs.interface import RENAME_EXCHANGE, RENAME_NOREPLACE, Changes, fail
+from pagepool.vfs.interface import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, Changes, fail
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pagepool.mount.fuse.operations import Handler, Reply, Request
     from pagepool.mount.fuse.protocol import SetAttr
     from pagepool.vfs.interface import WritableFileSystem
@@ -45,6 +48,7 @@ class WritingOperations(Operations):
             Opcode.SYMLINK: self.symlink,
             Opcode.MKNOD: self.mknod,
             Opcode.MKDIR: self.mkdir,
+            Opcode.TMPFILE: self.tmpfile,
             Opcode.UNLINK: self.unlink,
             Opcode.RMDIR: self.rmdir,
             Opcode.RENAME: self.rename,
@@ -104,20 +108,40 @@ class WritingOperations(Operations):
         device: tuple[int, int] = (0, 0),
     ) -> bytes:
         """Make a node. What a directory says of access to what is made in it goes before a umask."""
-        default = None if kind is Kind.SYMLINK else self._filesystem.xattrs(request.node).get(acl.DEFAULT)
-        entries = acl.inherit(acl.parse_acl(default), mode) if default else []
-        mode = acl.mode_of(entries, mode) if entries else mode & ~umask
+        mode, inherited = self._inherit(request.node, kind, mode, umask)
         try:
             ino = self._writable.create(
                 request.node, name, kind, mode, request.uid, request.gid, target=target, device=device
             )
         finally:
             self.listings.changed(request.node)
-        if default and not acl.is_mode(entries):
-            self._writable.set_xattr(ino, acl.ACCESS, acl.encode_acl(entries))
-        if default and kind is Kind.DIRECTORY:
-            self._writable.set_xattr(ino, acl.DEFAULT, default)
+        for key, value in inherited:
+            self._writable.set_xattr(ino, key, value)
         return self.entry(ino)
+
+    def _inherit(self, parent: int, kind: Kind, mode: int, umask: int) -> tuple[int, Sequence[tuple[bytes, bytes]]]:
+        """Mode and access control lists of what is made in a directory."""
+        default = None if kind is Kind.SYMLINK else self._filesystem.xattrs(parent).get(acl.DEFAULT)
+        if not default:
+            return mode & ~umask, ()
+        entries = acl.inherit(acl.parse_acl(default), mode)
+        lists = [] if acl.is_mode(entries) else [(acl.ACCESS, acl.encode_acl(entries))]
+        if kind is Kind.DIRECTORY:
+            lists.append((acl.DEFAULT, default))
+        return acl.mode_of(entries, mode) if entries else mode & ~umask, lists
+
+    def tmpfile(self, request: Request) -> Reply:
+        """Make a file without a name, and open it (O_TMPFILE)."""
+        flags, mode, umask, _ = protocol.unpack(protocol.CREATE_IN, request.body)
+        mode, inherited = self._inherit(request.node, Kind.REGULAR, mode & _PERMISSIONS, umask)
+        linkable = not flags & os.O_EXCL
+        ino = self._writable.create_unnamed(request.node, mode, request.uid, request.gid, linkable=linkable)
+        try:
+            for key, value in inherited:
+                self._writable.set_xattr(ino, key, value)
+            return self.entry(ino) + protocol.OPENED
+        finally:
+            self._writable.release(ino)
 
     def link(self, request: Request) -> Reply:
         """Give a node a further name."""
@@ -153,14 +177,14 @@ class WritingOperations(Operations):
     def rename2(self, request: Request) -> Reply:
         """As renameat2(2)."""
         parent, flags, _ = protocol.unpack(protocol.RENAME2_IN, request.body)
-        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT):
             fail(errno.EINVAL)
         return self._rename(request, parent, protocol.RENAME2_IN.size, flags)
 
     def _rename(self, request: Request, parent: int, start: int, flags: int) -> bytes:
         name, new_name = protocol.parse_names(request.body, start)
         try:
-            self._writable.rename(request.node, name, parent, new_name, flags)
+            self._writable.rename(request.node, name, parent, new_name, flags, owner=(request.uid, request.gid))
         finally:
             self.listings.changed(request.node)
             self.listings.changed(parent)
