@@ -32,7 +32,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagepool.errors import ListenError, UnsupportedError
-from pagepool_service import collecting, logs, maintenance, poolkeeper, recompressing
+from pagepool_service import collecting, logs, poolkeeper, recompressing
 from pagepool_service.auth import open_authority
 from pagepool_service.metrics.directory import make_directory, remove_directory
 from pagepool_service.roster import Roster
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
     from pagepool_service.auth.authority import Authority
     from pagepool_service.settings import Settings
+
+    Maintain = Callable[[Settings, int, int, Path | None, PushNotes | None], None]
 
 log = logging.getLogger("pagepool.supervisor")
 
@@ -184,8 +186,10 @@ class Supervisor:
             Child(f"worker {number}", partial(self._work, shared, number)) for number in range(1, settings.workers + 1)
         ]
         if not settings.read_only:
+            # Here, so that its processes share what it loads; a service that reads no layers does without.
+            maintain: Maintain = importlib.import_module("pagepool_service.maintenance").run
             children += [
-                Child(f"maintenance {slot + 1}", partial(_maintain, shared, settings, slot, self._pushes))
+                Child(f"maintenance {slot + 1}", partial(_maintain, maintain, shared, settings, slot, self._pushes))
                 for slot in range(settings.ingest_processes)
             ]
         if settings.cache_bytes != 0:
@@ -387,9 +391,9 @@ def prepare_tracing(settings: Settings) -> Settings:
     return settings
 
 
-def _maintain(shared: _Shared, settings: Settings, slot: int, pushes: PushNotes | None) -> None:
+def _maintain(maintain: Maintain, shared: _Shared, settings: Settings, slot: int, pushes: PushNotes | None) -> None:
     shared.close_listeners()
-    maintenance.run(settings, shared.wake_fd, slot, shared.figures, pushes)
+    maintain(settings, shared.wake_fd, slot, shared.figures, pushes)
 
 
 def _keep_pool(shared: _Shared, settings: Settings) -> None:
