@@ -3,6 +3,9 @@
 A renewed certificate is taken up by connections that begin after it was noticed, which takes seconds; those that are
 open go on. Files that do not fit together, as while they are being replaced one after the other, are left alone until
 they do: what was loaded before stays in force. TLS 1.2 and newer.
+
+The context that listens is never loaded again: whoever connects between its new certificate and its new key would be
+refused. Each handshake is handed to the newest one instead.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ class Certificate:
     def __init__(self, certificate: Path, key: Path | None) -> None:
         self._certificate, self._key = certificate, key
         self._seen = self._look()
-        self.context = self._make()
+        self.context = self._newest = self._make()
+        self.context.sni_callback = self._hand_on
 
     @classmethod
     def of(cls, settings: Settings) -> Certificate | None:
@@ -55,13 +59,15 @@ class Certificate:
             return
         self._seen = seen
         try:
-            # Tried on a context of its own first: a chain without its key would leave ours with neither.
-            self._make()
-            self.context.load_cert_chain(self._certificate, self._key, password=_no_password)
+            self._newest = self._make()
         except (SettingInvalidError, OSError, ValueError) as error:
             log.error("%s; connections go on with the certificate from before", error)
             return
         log.info("the certificate %s was loaded again", self._certificate)
+
+    def _hand_on(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """Called at the beginning of each, whether a name is asked for or not."""
+        handshake.context = self._newest
 
     def _make(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

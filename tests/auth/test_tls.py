@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -188,3 +188,42 @@ def test_files_that_cannot_be_used(authority: TestAuthority, tmp_path: Path) -> 
     both = tmp_path / "both.pem"
     both.write_bytes(certificate.read_bytes() + key.read_bytes())
     assert Certificate(both, None).context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize("name", [None, "localhost"])
+def test_the_context_that_listens_is_not_loaded_again(
+    authority: TestAuthority, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    """Between its certificate and its key it would have no two that fit together, and refuse whoever comes then."""
+    path, key = authority.issue("listening")
+    certificate = Certificate(path, key)
+    loaded: list[ssl.SSLContext] = []
+    load = ssl.SSLContext.load_cert_chain
+
+    def noted(context: ssl.SSLContext, *arguments: Any, **options: Any) -> None:
+        loaded.append(context)
+        load(context, *arguments, **options)
+
+    before = _handshake(certificate.context, authority, name)
+    authority.issue("again", replacing=path)
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", noted)
+    certificate.refresh()
+    assert len(loaded) == 1
+    assert certificate.context not in loaded
+    after = _handshake(certificate.context, authority, name)
+    assert before != after
+    assert after == ssl.PEM_cert_to_DER_cert(path.read_text()[: path.read_text().index("-----END") + 26])
+
+
+def _handshake(context: ssl.SSLContext, authority: TestAuthority, name: str | None) -> bytes | None:
+    """The certificate that a client is shown."""
+    theirs = ssl.create_default_context(cafile=authority.path)
+    theirs.check_hostname = name is not None
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = theirs.wrap_bio(down, up, server_hostname=name)
+    server = context.wrap_bio(up, down, server_side=True)
+    for _ in range(4):
+        for side in (client, server):
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    return client.getpeercert(binary_form=True)
