@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pagepool.container import cleanup_stale
+from pagepool.container import cleanup_stale, find_containers, list_containers, stopping
+from pagepool.container.records import RUNNING, hold
+from pagepool.errors import BusyError
 from tests.container.conftest import READY, TIMEOUT_S, begin, end
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.container.conftest import Place
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -87,13 +92,34 @@ def test_a_process_that_has_a_pid_of_before_gets_no_signal(place: Place) -> None
     started = begin(place, "--name", "web", "--", "sh", "-c", f"trap 'exit 5' TERM; {READY}")
     path = place.directory / place.containers()[0].id / "record"
     with subprocess.Popen(["sleep", "1000"]) as other:
-        path.write_text(json.dumps({**json.loads(path.read_text()), "pid": other.pid}))
-        done = place.call(*place.command("stop", "web"))
-        assert (done.returncode, done.stdout) == (0, "web\n")
-        assert end(started)[0] == 5
-        assert other.poll() is None
-        other.kill()
-        other.wait(TIMEOUT_S)
+        try:
+            path.write_text(json.dumps({**json.loads(path.read_text()), "pid": other.pid}))
+            done = place.call(*place.command("stop", "web"))
+            assert (done.returncode, done.stdout) == (0, "web\n")
+            assert end(started)[0] == 5
+            assert other.poll() is None
+        finally:
+            other.kill()
+
+
+def test_one_that_is_being_removed_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record goes before its root does: there is nothing to kill then, and it has not ended either."""
+    monkeypatch.setattr(stopping, "_CLEAN_UP_S", 0.01)
+    held = hold(tmp_path, "container", "web")
+    with subprocess.Popen(["sleep", "1000"]) as owner:
+        try:
+            held.write(replace(list_containers(tmp_path)[0], owner=owner.pid, status=RUNNING))
+            (record,) = find_containers(["web"], tmp_path)
+            one = stopping.Stopping(record, tmp_path)
+            held.close()
+            with pytest.raises(BusyError, match=f"process {owner.pid} has not ended"):
+                one.wait(0.0)
+            assert not one.killed
+            assert owner.poll() is None
+        finally:
+            owner.kill()
+        one.wait(TIMEOUT_S)
+        one.close()
 
 
 @pytest.mark.parametrize(("words", "reason"), [((), "CONTAINER"), (("-s", "NOPE", "a"), "'NOPE' is no signal")])

@@ -72,28 +72,36 @@ class Stopping:
         self._owner = -1
         with contextlib.suppress(ProcessLookupError):
             self._owner = os.pidfd_open(record.owner)
-        self._look()
-
-    def _look(self) -> None:
-        """Find the container's first process, if there is one by now."""
         # Looked at behind opening the owner: the lock says that it lives still, so that the pid was its own.
-        known = {found.id: found for found in list_containers(self._directory)}
-        found = known.get(self.record.id)
-        if found is None or found.status == DEAD or found.owner != self.record.owner:
+        found = self._noted()
+        if found is None:
             self.close()
-        elif self._program < 0 and found.pid:
-            with contextlib.suppress(ProcessLookupError):
-                program = os.pidfd_open(found.pid)
-                if _descends(found.pid, found.owner):
-                    self._program = program
-                else:  # it has ended, and the number may be somebody else's
-                    os.close(program)
+        else:
+            self._find_program(found)
+
+    def _noted(self) -> Record | None:
+        """What is noted of it now; None if it has ended, though its owner may not have."""
+        for found in list_containers(self._directory):
+            if found.id == self.record.id and found.owner == self.record.owner and found.status != DEAD:
+                return found
+        return None
+
+    def _find_program(self, found: Record) -> None:
+        """Find the container's first process, if there is one by now."""
+        if self._program >= 0 or not found.pid:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            program = os.pidfd_open(found.pid)
+            if _descends(found.pid, found.owner):
+                self._program = program
+            else:  # it has ended, and the number may be somebody else's
+                os.close(program)
 
     def ask(self, number: int | None = None) -> None:
         """Send a signal; None: the image's stop signal."""
         number = parse_signal(self.record.stop_signal) if number is None else number
-        self.killed |= number == signal.SIGKILL
         if self._program >= 0:
+            self.killed |= number == signal.SIGKILL
             _send(self._program, number)
         elif self._owner >= 0:  # no program is known of yet
             _send(self._owner, signal.SIGTERM)
@@ -106,11 +114,13 @@ class Stopping:
         """
         if self._has_ended(wait_s):
             return
-        self._look()
-        self.ask(signal.SIGKILL)
+        found = self._noted()
+        if found is not None:  # else only what is left of it is being removed
+            self._find_program(found)
+            self.ask(signal.SIGKILL)
         if not self._has_ended(_CLEAN_UP_S):
             name = self.record.name or self.record.id
-            raise BusyError(f"container {name} is killed, and process {self.record.owner} has not ended yet")
+            raise BusyError(f"container {name} was to end, and process {self.record.owner} has not ended yet")
 
     def _has_ended(self, wait_s: float) -> bool:
         if self._owner < 0:
