@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,33 +14,19 @@ from pagepool.node.records import SourceRecord
 from pagepool.node.sources import Sources
 from pagepool.pool import Pool
 from pagepool.pool.layout import object_name
-from tests.support.trees import TreeBuilder
+from tests.node.conftest import CONTENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pagepool.node.source import Source
 
-_CONTENT = b"content" * 1000
-
 
 @pytest.fixture
-def places(tmp_path: Path) -> NodePlaces:
-    """Of a node that does not run."""
-    places = NodePlaces(tmp_path / "state", tmp_path / "run")
-    places.make()
-    return places
-
-
-@pytest.fixture
-def source(places: NodePlaces) -> Iterator[Source]:
+def source(places: NodePlaces, record: SourceRecord) -> Iterator[Source]:
     """A tree with a file, of a service that nobody answers for."""
-    builder = TreeBuilder()
-    builder.file("file", _CONTENT)
-    tree = builder.file_system().tree
-    (places.tree_files / tree.digest.hex()).write_bytes(tree._data)
     sources = Sources(places, ObjectCache(None), 0.1, lambda _digest: False)
-    yield sources.add(SourceRecord(tree.digest.hex(), "http://127.0.0.1:9", "repository", "image:1"))
+    yield sources.add(record)
     sources.close()
 
 
@@ -61,7 +46,7 @@ def test_what_broke_off_is_taken_up_again(places: NodePlaces, source: Source) ->
         assert missing(source.tree, places.objects) == [0]
         assert source.failure is not None
         assert not synced.is_set()
-        file = pool.put(digest, _CONTENT)  # somebody else has brought it
+        file = pool.put(digest, CONTENT)  # somebody else has brought it
         assert file is not None
         file.close()
         assert (places.objects / object_name(digest)).exists()

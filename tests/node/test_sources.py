@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,20 +13,9 @@ from pagepool.node.places import NodePlaces
 from pagepool.node.records import SourceRecord
 from pagepool.node.sessions import Sessions
 from pagepool.node.sources import Sources
-from tests.support.trees import TreeBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_URL = "http://127.0.0.1:9"
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> NodePlaces:
-    """Of a node that does not run."""
-    places = NodePlaces(tmp_path / "state", tmp_path / "run")
-    places.make()
-    return places
 
 
 @pytest.fixture
@@ -36,16 +24,6 @@ def sources(places: NodePlaces) -> Iterator[Sources]:
     sources = Sources(places, ObjectCache(None), 0.1, lambda _digest: False)
     yield sources
     sources.close()
-
-
-@pytest.fixture
-def record(places: NodePlaces) -> SourceRecord:
-    """Of a tree with a file, of a service that nobody answers for."""
-    builder = TreeBuilder()
-    builder.file("file", b"content" * 1000)
-    tree = builder.file_system().tree
-    (places.tree_files / tree.digest.hex()).write_bytes(tree._data)
-    return SourceRecord(tree.digest.hex(), _URL, "repository", "image:1")
 
 
 def _digest(sources: Sources, record: SourceRecord) -> bytes:
