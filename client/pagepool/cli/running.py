@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +14,15 @@ from pagepool.cli.connect import PoolOptions
 from pagepool.cli.nodeclient import node_client
 from pagepool.cli.state import current
 from pagepool.cli.usage import refuse
-from pagepool.container import Container, RunOptions, cleanup_stale, run_container
-from pagepool.container.options import check_options, parse_env, parse_env_file, parse_memory, parse_volume
+from pagepool.container.options import (
+    Container,
+    RunOptions,
+    check_options,
+    parse_env,
+    parse_env_file,
+    parse_memory,
+    parse_volume,
+)
 from pagepool.oci.platform import Platform, rank
 
 if TYPE_CHECKING:
@@ -83,8 +93,6 @@ def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> 
     if given["log"] is not None and not given["detach"]:
         refuse("--log is for --detach.")
     provider = roots.default_provider(given["backend"])
-    for record in cleanup_stale(roots.containers_directory()):
-        provider.discard(record.id, Path(record.root))
     programs = tuple(filter(None, (options.entrypoint, *options.command[:1])))
     request = roots.RootRequest(reference, given["platform"], given, given["eager"], given["disk"], programs)
     if given["detach"]:
@@ -119,7 +127,14 @@ def _run(
     started: Callable[[Record], None] | None = None,
     grace_s: float | None = None,
 ) -> int:
+    loading = threading.Thread(target=_load_rest, name="loading", daemon=True)
+    loading.start()  # while the node mounts the image
     with provider.open_root(request) as root:
+        loading.join()  # containers are forked
+        from pagepool.container.run import cleanup_stale, run_container
+
+        for record in cleanup_stale(roots.containers_directory()):
+            provider.discard(record.id, Path(record.root))
         _tell_platform(request, root)
         container = Container(root.container_id, root.image, root.path, root.config, options)
         return run_container(
@@ -129,6 +144,11 @@ def _run(
             started=started,
             grace_s=grace_s,
         )
+
+
+def _load_rest() -> None:
+    with suppress(Exception):  # whoever needs it finds out
+        importlib.import_module("pagepool.container.run")
 
 
 def _tell_platform(request: roots.RootRequest, root: roots.Root) -> None:
