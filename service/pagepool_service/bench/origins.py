@@ -1,11 +1,13 @@
 """Where images come from in `bench mount`: a registry in the server's network namespace, with the images pushed.
 
-Pushing and what it costs is not measured here (`bench registry` does). `warm` reads all that a registry keeps, so that
+Pushing and what it costs is not measured here (`bench registry` does): a service has done what it does behind a push
+before anything is. `warm` reads all that a registry keeps, so that
 after the caches were dropped it serves from memory: the way to the container is measured, not the server's disk.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -30,6 +32,7 @@ _STOP_TIMEOUT_S: Final = 60.0
 _PUSH_TIMEOUT_S: Final = 300.0
 _POLL_S: Final = 0.2
 _BUFFER: Final = 1 << 20
+_RECOMPRESS: Final = "PAGEPOOL_RECOMPRESS"
 _CONFIGURATION: Final = """\
 version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
@@ -104,6 +107,8 @@ def serve_images(
         if kind == PAGEPOOL:
             for layout in layouts:
                 _await_ready(link, layout.name, environment)
+            if environment.get(_RECOMPRESS, "yes") != "no":
+                _await_rest(link, environment)
         yield Origin(kind, data)
     finally:
         process.terminate()
@@ -146,3 +151,20 @@ def _await_ready(link: Link, name: str, environment: Mapping[str, str]) -> None:
         if "not ready" not in done.stderr or time.monotonic() > deadline:
             raise UnreachableError(HOST, f"{name}: {done.stderr.strip()[-500:]}")
         time.sleep(_POLL_S)
+
+
+def _await_rest(link: Link, environment: Mapping[str, str]) -> None:
+    """Wait until the service has nothing left to do: no job, and no frame to compress once more."""
+    command = [*link.server, sys.executable, "-m", "pagepool.cli", "stats", "--json", "--server", f"http://{HOST}"]
+    deadline = time.monotonic() + _PUSH_TIMEOUT_S
+    while time.monotonic() < deadline:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=_PUSH_TIMEOUT_S
+        )
+        if done.returncode:
+            raise UnreachableError(HOST, done.stderr.strip()[-500:])
+        found = json.loads(done.stdout)["total"]
+        if not found["jobs_waiting"] and not found["frames_waiting"]:
+            return
+        time.sleep(_POLL_S)
+    raise UnreachableError(HOST, "it is still at work on what was pushed")
