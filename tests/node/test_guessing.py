@@ -144,9 +144,10 @@ def test_what_lies_beside_a_file_comes_along() -> None:
     neighbours = Neighbours(tree, TreeMap(tree))
     assert neighbours.next(index["000.pyc"]) == [index[f"{one:03}.pyc"] for one in (1, *range(3, FIRST[0] + 2))]
     assert len(neighbours.next(index["100.pyc"])) == 2 * FIRST[0]
-    assert len(neighbours.next(index["101.pyc"])) == MOST[0]
-    assert len(neighbours.next(index["102.pyc"])) == MOST[0]
-    assert set(neighbours.next(index["199.pyc"])) == {index[f"{199 - one:03}.pyc"] for one in range(1, MOST[0] + 1)}
+    told = 100 + 2 * FIRST[0]  # the last one
+    assert neighbours.next(index["101.pyc"]) == [index[f"{one:03}.pyc"] for one in range(told + 1, 102 + MOST[0])]
+    assert neighbours.next(index["102.pyc"]) == [index[f"{102 + MOST[0]:03}.pyc"]]
+    assert set(neighbours.next(index["199.pyc"])) == {index[f"{one:03}.pyc"] for one in range(103 + MOST[0], 199)}
     assert neighbours.next(tree.find_object(blake3_raw(b"text"))) == []
     assert neighbours.next(tree.find_object(blake3_raw(b"large" * LARGEST))) == []
 

@@ -154,9 +154,11 @@ class Neighbours:
         self._places = places
         self._listed: dict[int, list[_File]] = {}
         self._budgets: dict[int, tuple[int, int]] = {}
+        self._told: set[int] = set()
 
     def next(self, index: int) -> list[int]:
-        """The objects to ask for beside one that is missing, most likely first; those that are here already, too."""
+        """The objects to ask for beside one that is missing, most likely first, each once: those that are here already,
+        too, but none that was told before, though it counts."""
         if self._tree.object_key(index)[1] > LARGEST:
             return []
         directory, node = self._places.place(index)
@@ -169,7 +171,9 @@ class Neighbours:
         ordered = (*files[at + 1 :], *reversed(files[:at]))
         alike = (file for file in ordered if file.ending == files[at].ending and file.size <= LARGEST)
         found = [*_take(alike, most, left), *_take(self._namesakes(directory, node), *PACKAGES)]
-        return [one for one in dict.fromkeys(found) if one != index]
+        fresh = [one for one in dict.fromkeys(found) if one != index and one not in self._told]
+        self._told.update(fresh)
+        return fresh
 
     def _namesakes(self, directory: int, node: int) -> Iterator[_File]:
         """The files of the same name below the directory that a file belongs to, then in those beside that."""
