@@ -28,7 +28,7 @@ def test_the_same_bytes_at_every_stage(
     images: dict[str, Path], service: Service, layer_format: str, tmp_path: Path
 ) -> None:
     if layer_format != "gzip":  # the tars are the same; two images are enough for what is around them
-        images = {name: images[name] for name in ("debian-new", "numpy-new")}
+        images = {name: images[name] for name in ("debian-new", "nginx-new")}
     layouts = {name: skopeo.convert(layout, layer_format, tmp_path) for name, layout in images.items()}
     pushed = {name: read_image(layout) for name, layout in layouts.items()}
     for name, layout in layouts.items():
@@ -47,7 +47,8 @@ def test_the_same_files(
     layer_format: str,
     tmp_path: Path,
 ) -> None:
-    layout = skopeo.convert(images["nginx-new"], layer_format, tmp_path)
+    name = "nginx-new" if layer_format == "gzip" else "debian-new"  # the files are the same in all of them
+    layout = skopeo.convert(images[name], layer_format, tmp_path)
     skopeo.push(layout, f"{service.host}/nginx:1")
     await_settled(service)
     skopeo.pull(f"{service.host}/nginx:1", tmp_path / "pulled")
@@ -56,7 +57,7 @@ def test_the_same_files(
     if layer_format == "zstd":  # which umoci of Debian 12 does not read
         found = tmp_path / "recompressed"
         skopeo.copy(f"oci:{tmp_path / 'pulled'}:latest", f"oci:{found}:latest", "--dest-compress-format", "gzip")
-    assert umoci.unpack(found, "latest", tmp_path) == unpacked("nginx-new")
+    assert umoci.unpack(found, "latest", tmp_path) == unpacked(name)
 
 
 def test_one_copy_of_the_files_for_all_formats(images: dict[str, Path], service: Service, tmp_path: Path) -> None:
