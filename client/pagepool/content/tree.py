@@ -174,12 +174,13 @@ class TreeContent:
             # Somebody else's pool is read object by object: a large one is brought into it once that pays.
             taken = not self._is_sample(info) and self._ask_until(self._ask, info)
         else:
-            begin = first - first % around
+            # Neighbours come with a little; who reads as much as that at once has said what he wants.
+            begin = first - first % around if last - first < around else first
             until = min(max(last, first + window, begin + around), info.extent_count)
             if around > 1:
                 with self._lock:
                     self._ahead[info.digest] = until, max(window, WINDOW // 2)
-            taken = self._cache.fill(info, begin, until, self._fetch, window=max(window, WINDOW))
+            taken = self._cache.fill(info, begin, until, self._fetch, window=until - begin)
         found = self._cache.view(info, start, end) if taken else None
         if found is not None:
             return found
