@@ -54,6 +54,37 @@ def join_groups(groups: list[Path]) -> None:
         (directory / "cgroup.procs").write_text("0")
 
 
+def join_groups_of(process: int, name: str) -> None:
+    """Put this process into the groups that keep a container's limits, and as far as that can be into its others.
+
+    Args:
+        process: of the container, as a descriptor of it (pidfd).
+        name: ``linux.cgroupsPath``.
+
+    Raises:
+        OSError: one that keeps a limit cannot be joined, or the process has ended.
+    """
+    unified = (ROOT / "cgroup.controllers").exists()
+    mine = Path("/proc/self/cgroup").read_text().splitlines()
+    for line in (line for line in _lines_of(process) if line not in mine):  # to change each takes the kernel long
+        _, controllers, path = line.split(":", 2)
+        kind = controllers.removeprefix("name=")
+        if unified == (not kind):
+            with contextlib.suppress(OSError):
+                join_groups([ROOT / kind / path.lstrip("/")])
+    join_groups(groups_of(name))
+
+
+def _lines_of(process: int) -> list[str]:
+    """What /proc says of a process's groups."""
+    fields = Path(f"/proc/self/fdinfo/{process}").read_text().splitlines()
+    pid = next(line.split()[1] for line in fields if line.startswith("Pid:"))
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    finally:
+        signal.pidfd_send_signal(process, 0)  # raises if it has ended: then the number may be another's
+
+
 def groups_of(name: str) -> list[Path]:
     """Groups of that name which are there, whoever made them."""
     name = name.lstrip("/")

@@ -35,11 +35,16 @@ CAPABILITY_NUMBERS: Final = {
     "CAP_NET_BIND_SERVICE": 10,
     "CAP_NET_RAW": 13,
     "CAP_SYS_CHROOT": 18,
+    "CAP_NET_ADMIN": 12,
+    "CAP_IPC_LOCK": 14,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_NICE": 23,
+    "CAP_SYS_RESOURCE": 24,
     "CAP_MKNOD": 27,
     "CAP_AUDIT_WRITE": 29,
     "CAP_SETFCAP": 31,
 }
-"""From linux/capability.h; only those of `CAPABILITIES`."""
+"""From linux/capability.h; only those that are used here."""
 
 MASKED_PATHS: Final = (
     "/proc/asound",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SPEC_VERSION: Final = "1.0.2"
 STOP_SIGNAL: Final = "org.opencontainers.image.stopSignal"
 """The annotation that has it, as image-spec's `conversion.md` names it."""
+HOME: Final = "pagepool.home"
+"""The annotation that says whether $HOME is the user's own: "user", else nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def plan_runtime(container: Container, facts: Facts) -> dict[str, Any]:
         "root": {"path": str(container.root), "readonly": options.read_only},
         "hostname": hostname,
         "mounts": _mounts(options, facts),
-        "annotations": {STOP_SIGNAL: run.stop_signal or "SIGTERM"},
+        "annotations": {STOP_SIGNAL: run.stop_signal or "SIGTERM", HOME: "" if _says_home(run, options) else "user"},
         "linux": {
             "cgroupsPath": f"/pagepool-{container.id}",
             "resources": _resources(options),
@@ -122,6 +124,11 @@ def plan_hostname(container: Container, facts: Facts) -> str:
     """What the container calls itself."""
     options = container.options
     return options.hostname or (facts.hostname if options.network == "host" else container.id[:12])
+
+
+def _says_home(run: RunConfig, options: RunOptions) -> bool:
+    said = dict(text.partition("=")[::2] for text in (*run.env, *options.env))
+    return bool(said.get("HOME"))
 
 
 def _workdir(run: RunConfig, options: RunOptions) -> str:

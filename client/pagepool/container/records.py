@@ -78,7 +78,7 @@ class Held:
 
     def close(self) -> None:
         """Remove everything, and let go of it."""
-        _remove(self.directory)
+        remove_directory(self.directory)
         os.close(self._lock)
 
 
@@ -94,7 +94,7 @@ def hold(directory: Path, container: str, name: str = "") -> Held:
             if record.id == container or (name and record.name == name):
                 raise BusyError(f"there is a container {name or container} already ({record.id}, {record.status})")
         own = directory / container
-        _remove(own)  # of somebody killed before it had a record
+        remove_directory(own)  # of somebody killed before it had a record
         own.mkdir(mode=0o700)
         (own / "bundle").mkdir(mode=0o700)
         lock = os.open(own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -143,12 +143,12 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _remove(directory: Path) -> None:
+def remove_directory(directory: Path) -> None:
     """Remove a directory and all in it, as far as that can be: `shutil` would be loaded for every container."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(directory):
             if entry.is_dir(follow_symlinks=False):
-                _remove(Path(entry))
+                remove_directory(Path(entry))
             else:
                 with contextlib.suppress(OSError):
                     os.unlink(entry)  # noqa: PTH108 - likewise
