@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pagepool.lazily import attach
 
 if TYPE_CHECKING:
+    from pagepool.container.executing import ExecOptions, exec_in_container
     from pagepool.container.finding import ContainerUnknownError, find_containers
     from pagepool.container.options import Container, OptionInvalidError, RunOptions, Volume
     from pagepool.container.plan import Facts, plan_runtime
@@ -16,6 +17,7 @@ else:
     __getattr__, __dir__ = attach(
         __name__,
         {
+            "executing": "ExecOptions exec_in_container",
             "finding": "ContainerUnknownError find_containers",
             "options": "Container OptionInvalidError RunOptions Volume",
             "plan": "Facts plan_runtime",
@@ -33,6 +35,8 @@ __all__ = [
     "Facts",
     "plan_runtime",
     "run_container",
+    "exec_in_container",
+    "ExecOptions",
     "cleanup_stale",
     "Record",
     "list_containers",

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pagepool.cli import output, roots
+from pagepool.cli.containers import complete_container
 from pagepool.cli.options import output_options
 from pagepool.container import find_containers, stop_containers
 
@@ -28,7 +29,7 @@ class _Signal(click.ParamType):  # type: ignore[type-arg] # not generic before c
 
 
 @click.command(name="stop", short_help="End containers.")
-@click.argument("containers", metavar="CONTAINER...", nargs=-1, required=True)
+@click.argument("containers", metavar="CONTAINER...", nargs=-1, required=True, shell_complete=complete_container)
 @click.option(
     "-t",
     "--time",
