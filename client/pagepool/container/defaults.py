@@ -80,11 +80,12 @@ _DEVICES: Final = (
 )
 
 
-def mounts(cgroup: bool) -> list[dict[str, Any]]:
+def mounts(cgroup: bool, shm_size: int = SHM_SIZE) -> list[dict[str, Any]]:
     """What is mounted in every container, in order.
 
     Args:
         cgroup: whether the machine has control groups that can be shown.
+        shm_size: of /dev/shm.
     """
     found = [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
@@ -92,7 +93,7 @@ def mounts(cgroup: bool) -> list[dict[str, Any]]:
         _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", *_TERMINALS),
         _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
-        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", f"size={SHM_SIZE}"),
+        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", f"size={shm_size}"),
     ]
     if cgroup:
         found.insert(4, _mount("/sys/fs/cgroup", "cgroup", "cgroup", "ro", "nosuid", "noexec", "nodev"))

@@ -15,16 +15,19 @@ import contextlib
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.errors import BusyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 DEFAULT_DIRECTORY: Final = Path("/run/pagepool/containers")
+
+WAIT_S: Final = 10.0
+"""After so long a container that was asked to end is killed, if nobody says otherwise."""
 
 CREATED: Final = "created"
 RUNNING: Final = "running"
@@ -43,6 +46,8 @@ class Record:
         status: created, running, or dead: its owner was killed, and `cleanup_stale` has not come yet.
         runtime: runc or own.
         stop_signal: what asks the program to end.
+        stop_timeout_s: after so long it is killed, if nobody says otherwise; None: nothing was said.
+        labels: the image's, and those that were given.
     """
 
     id: str
@@ -56,6 +61,8 @@ class Record:
     status: str = CREATED
     runtime: str = "runc"
     stop_signal: str = "SIGTERM"
+    stop_timeout_s: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 class Held:

@@ -75,6 +75,9 @@ def run_container(
     options = container.options
     check_options(options)
     program = _choose(runtime)
+    if program is None and "CAP_SYS_PTRACE" in options.cap_add:
+        # Whoever has it could look into our own init, and open what it executes.
+        raise UnsupportedError("CAP_SYS_PTRACE needs runc")
     direct = has_input_terminal(tty=options.tty, interactive=options.interactive)
     with contextlib.ExitStack() as undo:
         held = hold(directory, container.id, options.name)
@@ -152,4 +155,6 @@ def _record(container: Container, config: Mapping[str, Any], runtime: str) -> Re
         owner=os.getpid(),
         runtime=runtime,
         stop_signal=config["annotations"][STOP_SIGNAL],
+        stop_timeout_s=container.options.stop_timeout_s,
+        labels={**container.config.run.labels, **dict(container.options.labels)},
     )

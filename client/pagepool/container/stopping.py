@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.container.attending import parse_signal
 from pagepool.container.finding import look_again, open_first_process
-from pagepool.container.records import DEFAULT_DIRECTORY, Record
+from pagepool.container.records import DEFAULT_DIRECTORY, WAIT_S, Record
 from pagepool.errors import BusyError
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ class Stopping:
 
 
 def stop_containers(
-    records: Iterable[Record], wait_s: float, number: int | None = None, directory: Path = DEFAULT_DIRECTORY
+    records: Iterable[Record], wait_s: float | None, number: int | None = None, directory: Path = DEFAULT_DIRECTORY
 ) -> list[tuple[Record, bool]]:
     """End containers, all at the same time. Blocks.
 
     Args:
-        wait_s: until one that has not ended is killed.
+        wait_s: until one that has not ended is killed; None: each one's own, or `WAIT_S`.
         number: the signal that asks them to end; None: each one's own.
 
     Returns:
@@ -115,16 +115,22 @@ def stop_containers(
         for one in found:
             undo.callback(one.close)
             one.ask(number)
-        deadline = time.monotonic() + wait_s
+        now = time.monotonic()
         failures = []
-        for one in found:
+        for one in sorted(found, key=lambda one: _wait_s(one.record, wait_s)):
             try:
-                one.wait(max(0.0, deadline - time.monotonic()))
+                one.wait(max(0.0, now + _wait_s(one.record, wait_s) - time.monotonic()))
             except BusyError as error:
                 failures.append(error)
         if failures:
             raise failures[0]
         return [(one.record, one.killed) for one in found]
+
+
+def _wait_s(record: Record, given: float | None) -> float:
+    if given is not None:
+        return given
+    return WAIT_S if record.stop_timeout_s is None else record.stop_timeout_s
 
 
 def _send(process: int, number: int) -> None:
