@@ -227,7 +227,7 @@ def place(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> Iterato
             found.containers(),
             *(list(Path("/sys/fs/cgroup").glob(f"{at}pagepool-{found.prefix}*")) for at in ("", "*/")),
         )
-        states = list((tmp_path / "containers" / "runc").glob("*"))
+        states = [*(tmp_path / "containers" / "runc").glob("*"), *(tmp_path / "containers" / "logs").glob("*")]
     finally:
         for process in found.started:
             process.kill()

@@ -150,7 +150,9 @@ def _detach(provider: RootProvider, request: roots.RootRequest, options: RunOpti
     from pagepool.cli import output
     from pagepool.cli.background import in_background
 
-    log, note = given["log"], None if given["cidfile"] is None else _noting(given["cidfile"])
+    log = None if given["log"] is None else given["log"].absolute()
+    note = None if given["cidfile"] is None else _noting(given["cidfile"])
+    kept = log or roots.logs_directory()
     grace_s = WAIT_S if options.stop_timeout_s is None else options.stop_timeout_s
 
     def work(tell: Callable[[dict[str, Any]], None]) -> int:
@@ -159,9 +161,9 @@ def _detach(provider: RootProvider, request: roots.RootRequest, options: RunOpti
                 note(record)
             tell(asdict(record))
 
-        return _run(provider, request, options, _runtime(given), started, grace_s)
+        return _run(provider, request, options, _runtime(given), started, grace_s, kept)
 
-    answer = in_background(work, None if log is None else log.absolute())
+    answer = in_background(work, log)
     if current().json:
         output.print_json(answer)
     else:
@@ -176,6 +178,7 @@ def _run(
     runtime: RuntimeName,
     started: Callable[[Record], None] | None = None,
     grace_s: float | None = None,
+    log: Path | None = None,
 ) -> int:
     with provider.open_root(request) as root:
         _tell_platform(request, root)
@@ -186,6 +189,7 @@ def _run(
             runtime=runtime,
             started=started,
             grace_s=grace_s,
+            log=log,
         )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from pagepool.container.logs import KeptLog
     from pagepool.container.process import Running, Task
     from pagepool.container.terminal import Pump
 
@@ -77,6 +78,7 @@ class Attendance:
         signals: of `watch_signals`, entered.
         started: called once, when it has begun, with the number that it has on the host.
         ending: None: signals are handed on as they are.
+        log: kept within its bound meanwhile.
     """
 
     def __init__(
@@ -86,12 +88,14 @@ class Attendance:
         signals: Signals,
         started: Callable[[int], None] | None = None,
         ending: Ending | None = None,
+        log: KeptLog | None = None,
     ) -> None:
         self._running = running
         self._task = task
         self._signals = signals
         self._started = started
         self._ending = ending
+        self._log = log
         self._asked = 0
         self._deadline: float | None = None
         self._pump: Pump | None = None
@@ -111,6 +115,8 @@ class Attendance:
                 pass
             if self._pump:
                 self._pump.drain()
+            if self._log:
+                self._log.drain()
         # A program may have ended before it was seen to begin.
         code = self._running.finish()
         self._note()
@@ -124,7 +130,11 @@ class Attendance:
             wanted[running.status] = select.POLLIN
         if self._pump:
             wanted |= self._pump.interests()
+        if self._log:
+            wanted |= self._log.interests()
         ready = _poll(wanted, self._wait_s())
+        if self._log and ready & self._log.interests().keys():
+            self._log.handle()
         running.on_status()
         self._note()
         self._take_terminal()
@@ -143,7 +153,10 @@ class Attendance:
     def _wait_s(self) -> float | None:
         if self._running.status is None and not self._running.started:
             return _LOOK_S
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        left = [] if self._deadline is None else [max(0.0, self._deadline - time.monotonic())]
+        if self._log and (wait_s := self._log.wait_s()) is not None:
+            left.append(wait_s)
+        return min(left, default=None)
 
     def _note(self) -> None:
         """Say that it runs, once it does."""

@@ -27,14 +27,17 @@ class ContainerUnknownError(NotFoundError):
     what = "container"
 
 
-def find_containers(names: Iterable[str], directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
+def find_containers(names: Iterable[str], directory: Path = DEFAULT_DIRECTORY, *, dead: bool = False) -> list[Record]:
     """The containers of ids, names, or the beginnings of ids: each once, in the order in which they are named.
+
+    Args:
+        dead: also those whose owner was killed.
 
     Raises:
         ContainerUnknownError: there is none of a name, or none that lives.
         InvalidError: several ids begin so.
     """
-    living = [record for record in list_containers(directory) if record.status != DEAD]
+    living = [record for record in list_containers(directory) if dead or record.status != DEAD]
     return list({found.id: found for found in (_find(living, name) for name in names)}.values())
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 DEFAULT_DIRECTORY: Final = Path("/run/pagepool/containers")
+LOG_DIRECTORY: Final = Path("/var/lib/pagepool/logs")
+"""Of what containers in the background write: on a disk, as it may be much."""
 
 WAIT_S: Final = 10.0
 """After so long a container that was asked to end is killed, if nobody says otherwise."""
@@ -48,6 +50,9 @@ class Record:
         stop_signal: what asks the program to end.
         stop_timeout_s: after so long it is killed, if nobody says otherwise; None: nothing was said.
         labels: the image's, and those that were given.
+        log: the file that its output is appended to; "": none.
+        log_begin: how long that was before.
+        log_kept: whether it is removed with the container.
     """
 
     id: str
@@ -63,6 +68,9 @@ class Record:
     stop_signal: str = "SIGTERM"
     stop_timeout_s: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    log: str = ""
+    log_begin: int = 0
+    log_kept: bool = False
 
 
 class Held:

@@ -34,10 +34,11 @@ from pagepool.container.runc import RuncContainer
 from pagepool.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
-    from pagepool.container.options import Container
+    from pagepool.container.logs import KeptLog
+    from pagepool.container.options import Container, RunOptions
     from pagepool.container.process import Running
 
 RuntimeName = Literal["auto", "runc", "own"]
@@ -50,6 +51,7 @@ def run_container(
     runtime: RuntimeName = "auto",
     started: Callable[[Record], None] | None = None,
     grace_s: float | None = None,
+    log: Path | None = None,
 ) -> int:
     """Run a container, and wait for its end.
 
@@ -62,6 +64,8 @@ def run_container(
         started: called once, when the program runs.
         grace_s: SIGINT, SIGTERM and SIGHUP become the image's stop signal, and so many seconds later the
             container is killed. For containers in the background. None: they are handed on as they are.
+        log: a file that this process's output is appended to: it is noted. Or a directory: this process's output goes
+            to a file in it from now on, of which the last part is kept as long as there is the container (`logs`).
 
     Returns:
         the program's exit code; 128 and its number if a signal killed it.
@@ -87,13 +91,17 @@ def run_container(
             size_terminal(config["process"])
         (held.bundle / "config.json").write_text(json.dumps(config))
         record = _record(container, config, "runc" if program else "own")
+        kept = undo.enter_context(_keep(log, record, directory, options)) if log is not None and log.is_dir() else None
+        if log is not None:
+            path = kept.path if kept else log
+            record = replace(record, log=str(path), log_begin=path.stat().st_size, log_kept=bool(kept))
         held.write(record)
         watch = undo.enter_context(watch_signals())
         task = Task(container.id, held.bundle, config, options.tty, options.interactive, direct)
         running: Running = RuncContainer(program, directory / "runc", task) if program else _own(task)
         undo.callback(running.close)
         ending = None if grace_s is None else Ending(parse_signal(record.stop_signal), grace_s)
-        return Attendance(running, task, watch, _noting(held, record, started), ending).to_the_end()
+        return Attendance(running, task, watch, _noting(held, record, started), ending, kept).to_the_end()
 
 
 def cleanup_stale(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
@@ -111,9 +119,24 @@ def cleanup_stale(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
         from pagepool.container import cgroup  # seldom wanted, as all that is imported in functions here
 
         cgroup.remove_groups(cgroup.groups_of(f"pagepool-{record.id}"))
+        if record.log_kept:
+            Path(record.log).unlink(missing_ok=True)
         held.close()
         found.append(record)
     return found
+
+
+@contextlib.contextmanager
+def _keep(directory: Path, record: Record, containers: Path, options: RunOptions) -> Iterator[KeptLog]:
+    from pagepool.container.logs import KeptLog
+
+    # A terminal's other side is ours already.
+    log = KeptLog(directory, record.id, containers, piped=record.runtime == "own" and not options.tty)
+    try:
+        log.take_output()
+        yield log
+    finally:
+        log.close()
 
 
 def _choose(runtime: RuntimeName) -> str | None:

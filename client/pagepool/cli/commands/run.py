@@ -42,7 +42,7 @@ class _RunCommand(click.Command):
     "--log",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="With --detach, append the program's output to FILE [it is thrown away].",
+    help="With --detach, append the program's output to FILE; else the last of it is kept for pagepool logs.",
 )
 @click.option("--name", default="", metavar="NAME", help="A name for the container.")
 @click.option("--rm", is_flag=True, help="Remove the container when it has ended: always done, for docker's users.")
