@@ -8,6 +8,7 @@ import pty
 import secrets
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import termios
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from pagepool.container import Record, cleanup_stale, list_containers
+from pagepool.container.records import DEAD
 from tests.support import images
 from tests.support.cli import environment
 from tests.support.tools import require, run
@@ -234,6 +236,10 @@ def place(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> Iterato
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+        for record in found.containers():  # of a test that failed
+            if record.status != DEAD:
+                os.kill(record.owner, signal.SIGKILL)
+                wait_until_gone(record.owner)
         cleanup_stale(found.directory)
     assert left == ([], [], [])
     assert states == []

@@ -42,6 +42,13 @@ def test_mounts_in_memory(place: Place, tmp_path: Path) -> None:
     assert list((tmp_path / "given").iterdir()) == []
 
 
+def test_a_pool_is_no_mount_to_write_to(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "format").write_text("pagepool pool\n")
+    done = place.run("--mount", f"type=bind,source={tmp_path},target=/pool", "--", "true")
+    assert (done.returncode, "it is a pool's" in done.stderr) == (125, True)
+    assert place.run("--mount", f"type=bind,source={tmp_path},target=/pool,ro", "--", "true").returncode == 0
+
+
 def test_limits(place: Place) -> None:
     options = ("--ulimit", "nofile=77:99", "--ulimit", "core=0", "--ulimit", "memlock=4096", "--cpus", "0.5")
     script = "ulimit -Sn; ulimit -Hn; ulimit -c; ulimit -l; cat /proc/self/cgroup"

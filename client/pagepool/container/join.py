@@ -81,6 +81,7 @@ def _enter(config: Mapping[str, Any], told: socket.socket, first: int, root: int
     os.close(first)
     linux.new_session_keyring()
     console = _make_terminal(config["process"], told) if config["process"]["terminal"] else None
+    told.close()
     drop_capabilities(config)
     return console
 
