@@ -96,6 +96,35 @@ def test_a_program_that_opens_its_output_anew(place: Place) -> None:
 
 
 @_ROOT
+def test_what_it_writes_at_its_end(place: Place) -> None:
+    """However much of it was not read yet when it ended."""
+    script = """
+import fcntl, os, signal
+def end(*_):
+    fcntl.fcntl(1, 1031, 1 << 20)  # F_SETPIPE_SZ
+    os.write(1, b"x" * 500_000 + b" end")
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+    assert place.run("--detach", "--name", "web", "--", "python3", "-c", script).returncode == 0
+    _until(place, "ready")
+    following = place.start_command("logs", "--follow", "web")
+    assert following.stdout is not None
+    assert following.stdout.readline() == "ready\n"
+    (record,) = place.containers()
+    os.kill(record.owner, signal.SIGSTOP)
+    try:
+        os.kill(record.pid, signal.SIGTERM)
+        wait_until_gone(record.pid)
+    finally:
+        os.kill(record.owner, signal.SIGCONT)
+    assert end(following) == (0, "x" * 500_000 + " end")
+
+
+@_ROOT
 def test_a_file_of_ones_own(place: Place, tmp_path: Path) -> None:
     """All of this container's is shown, and nothing that was there before; it stays."""
     log = tmp_path / "log"
@@ -168,6 +197,26 @@ def test_a_reader_that_is_overtaken_goes_on_behind(log: KeptLog) -> None:
     assert numbers[-1] == 4 * most - 1
     assert len(numbers) < 2 * most
     assert b"\0" not in shown
+
+
+def test_a_reader_that_is_overtaken_while_it_reads(log: KeptLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it has looked where something is, and before it reads that."""
+    most = MOST // 100 + 1
+    _append(log, 0, most)
+    read = os.pread
+    overtaken: list[int] = []
+
+    def overtake(descriptor: int, size: int, at: int) -> bytes:
+        if not overtaken:
+            overtaken.append(at)
+            _append(log, most, 4 * most)
+            log.handle()
+        return read(descriptor, size, at)
+
+    monkeypatch.setattr(os, "pread", overtake)
+    lines = b"".join(read_log(log.path)).splitlines()
+    assert overtaken == [0]
+    assert [int(line) for line in lines] == list(range(4 * most - len(lines), 4 * most))
 
 
 def test_it_waits_for_what_is_written_only(log: KeptLog, monkeypatch: pytest.MonkeyPatch) -> None:
