@@ -18,7 +18,7 @@ from struct import iter_unpack
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError, ExtentUnknownError
-from pagepool.extents import Frame, FrameHead, Role, check_extent, encode_frame
+from pagepool.extents import FrameHead, Role, check_extent, encode_frame
 from pagepool.extents.wire import (
     EndRecord,
     FailureRecord,
@@ -32,6 +32,7 @@ from pagepool_service.store.schema import Location, u64
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from pagepool.extents import Frame
     from pagepool.image.treefile import TreeFile
     from pagepool_service.store.environment import Reader
     from pagepool_service.store.store import Store
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     """Of a frame, what is wanted: where the index says that it lies, or None if only the frame's head said so."""
 
 PIECE_SIZE = 1 << 20
+_FIRST_SIZE = 128 << 10  # whoever waits for the first of many has it soon, and is busy while the next ones are made
 # Below this share of its plain bytes a frame is cut: docs/benchmarks.md, "Bytes that nobody asked for".
 CUT_BELOW = 0.75
 _LOOKED_UP_AT_ONCE = 1024
@@ -128,10 +130,11 @@ class ExtentStream:
         self._as_asked = as_asked
         self._end = EndRecord()
         self._moved: dict[int, dict[bytes, Location | None]] | None = {}
+        self._piece_size = _FIRST_SIZE
         self.sent = Sent()
 
     def __iter__(self) -> Iterator[bytes]:
-        """The stream, in pieces of about `PIECE_SIZE`."""
+        """The stream, in pieces of about `PIECE_SIZE`; the first one is smaller."""
         plan = plan_frames(self._store, self._wanted)
         if plan.failures:
             yield self._count(b"".join(map(self._failure, plan.failures)))
@@ -169,9 +172,10 @@ class ExtentStream:
                     size += len(payload)
                 except CorruptError as error:
                     parts += self._failed(self._not_moved(txn, number, wanted), error)
-                if size >= PIECE_SIZE:
+                if size >= self._piece_size:
                     break
             piece = b"".join(parts)  # the only copy: the views end with the transaction
+        self._piece_size = PIECE_SIZE
         return piece + b"".join(part for cut in cuts for part in self._cut(*cut)) if cuts else piece
 
     def _not_moved(self, txn: Reader, number: int, wanted: Wanted) -> list[bytes]:
@@ -204,7 +208,7 @@ class ExtentStream:
     def _cut(self, number: int, payload: bytes, wanted: Wanted) -> list[bytes]:
         """A frame of the wanted extents alone; failures for those that cannot be had."""
         try:
-            frame = Frame.decode(number, memoryview(payload))
+            frame = self._store.extents.decode(number, memoryview(payload))
         except CorruptError as error:
             return self._failed(wanted, error)
         parts: list[bytes] = []

@@ -44,22 +44,22 @@ def test_load_push_pull(
     docker: Docker,
     tmp_path: Path,
 ) -> None:
-    remote = f"{service.host}/docker/python:1"
-    skopeo.copy(f"oci:{images['python-new']}:latest", f"docker-archive:{tmp_path / 'image.tar'}:{remote}")
+    remote = f"{service.host}/docker/debian:1"
+    skopeo.copy(f"oci:{images['debian-new']}:latest", f"docker-archive:{tmp_path / 'image.tar'}:{remote}")
     docker("load", "--input", tmp_path / "image.tar")
     loaded = identity(docker, remote)
     said = docker("push", remote)
-    pushed = fetch_image(service.url, "docker/python", "1")
+    pushed = fetch_image(service.url, "docker/debian", "1")
     assert pushed.config.digest == loaded
     assert pushed.manifest.digest in said
-    assert pushed.diff_ids == read_image(images["python-new"]).diff_ids
-    for stage in stages(service, [("docker/python", "1")]):
-        assert fetch_image(service.url, "docker/python", "1") == pushed, stage
+    assert pushed.diff_ids == read_image(images["debian-new"]).diff_ids
+    for stage in stages(service, [("docker/debian", "1")]):
+        assert fetch_image(service.url, "docker/debian", "1") == pushed, stage
         if stage in PULLED:
             docker("image", "rm", "--force", remote)
             docker("pull", "--quiet", remote)
             assert identity(docker, remote) == loaded, stage
-    check_saved(docker, remote, unpacked("python-new"), tmp_path)
+    check_saved(docker, remote, unpacked("debian-new"), tmp_path)
 
 
 def test_pull_what_others_pushed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from tests.support.umoci import Row
 
 ROOT = Path(__file__).parents[2]
+EVERY_IMAGE = bool(os.environ.get("PAGEPOOL_EVERY_IMAGE"))
+_ALL_LAYERS = ("debian-old", "numpy-new", "nginx-new")
+"""What the others of the small set are made of is in these."""
 
 
 @pytest.fixture
@@ -67,8 +71,9 @@ def test_every_file_is_what_umoci_unpacks(
     node: NodeClient,
     tmp_path: Path,
 ) -> None:
-    push(service, images, *images)
-    for name in images:
+    names = images if EVERY_IMAGE else [name for name in images if name in _ALL_LAYERS]
+    push(service, images, *names)
+    for name in names:
         point = tmp_path / name
         point.mkdir()
         with node.mount(service.url, reference(name), point):

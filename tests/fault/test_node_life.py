@@ -70,6 +70,16 @@ def kill_all(node: NodeClient) -> None:
         os.close(Post(node.places.run, name).wait())
 
 
+def test_what_the_kernel_can_is_known_before_anything_is_mounted(node: NodeClient) -> None:
+    """Commands that mount ask the node, and need not try it."""
+    deadline = time.monotonic() + 60
+    while (found := node.support()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert found == kernel.probe(node.places.state).reason
+    assert node.mounts() == []
+
+
 def test_stopped_with_nothing_mounted(service: Service, node: NodeClient, tmp_path: Path) -> None:
     at = point(tmp_path)
     with node.mount(service.url, push(service, "stopped", contents(1, 3)), at, KernelMountOptions(temporary=True)):

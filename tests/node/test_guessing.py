@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pagepool.digest import blake3_raw
 from pagepool.node.elf import Needs, read_needs
 from pagepool.node.guessing import of_config
-from pagepool.node.neighbours import FIRST, LARGEST, MOST, Neighbours, TreeMap
+from pagepool.node.neighbours import FIRST, LARGEST, MOST, PACKAGES, SMALL, Neighbours, TreeMap
 from pagepool.node.worker import WorkerOptions
 from pagepool.pool.layout import object_name
 from tests.fault.test_node import LAZILY, point, push
@@ -149,6 +149,45 @@ def test_what_lies_beside_a_file_comes_along() -> None:
     assert set(neighbours.next(index["199.pyc"])) == {index[f"{199 - one:03}.pyc"] for one in range(1, MOST[0] + 1)}
     assert neighbours.next(tree.find_object(blake3_raw(b"text"))) == []
     assert neighbours.next(tree.find_object(blake3_raw(b"large" * LARGEST))) == []
+
+
+def packages(*places: str, files: int = 3, size: int = 100, holder: str = "__pycache__/") -> dict[str, bytes]:
+    """Packages as Python has them on the disk: an `__init__` and modules."""
+    names = [f"{place}/{holder}{name}.pyc" for place in places for name in ("__init__", *map(str, range(files)))]
+    return {name: random.Random(name).randbytes(size) for name in names}
+
+
+@pytest.mark.parametrize("holder", ["__pycache__/", ""])
+def test_packages_below_and_beside_one_come_along(holder: str) -> None:
+    builder = TreeBuilder()
+    small = packages("lib/a", "lib/a/b", "lib/c", holder=holder)
+    large = packages("lib/a/large", size=SMALL // 2, holder=holder)
+    others = {
+        f"lib/c/{holder}__init__.txt": b"text",
+        "lib/none/1.pyc": b"none",
+        f"lib/c/d/{holder}__init__.pyc": b"deep",
+    }
+    for name, data in (small | large | others).items():
+        builder.file(name, data)
+    tree = builder.file_system().tree
+    index = {name: tree.find_object(blake3_raw(data)) for name, data in (small | large).items()}
+    found = Neighbours(tree, TreeMap(tree)).next(index[f"lib/a/{holder}__init__.pyc"])
+    wanted = [*small, f"lib/a/large/{holder}__init__.pyc"]
+    assert sorted(found) == sorted(index[name] for name in wanted if name != f"lib/a/{holder}__init__.pyc")
+    first = [index[f"lib/a/{holder}{one}.pyc"] for one in range(3)]
+    assert sorted(found[:3]) == sorted(first)  # what lies beside it is likelier
+
+
+def test_of_very_many_packages_not_all_come_along() -> None:
+    builder = TreeBuilder()
+    files = packages(*(f"lib/p{number:03}" for number in range(300)), size=3000)
+    for name, data in files.items():
+        builder.file(name, data)
+    tree = builder.file_system().tree
+    neighbours = Neighbours(tree, TreeMap(tree))
+    found = neighbours.next(tree.find_object(blake3_raw(files["lib/p000/__pycache__/__init__.pyc"])))
+    assert 100 < len(found) <= FIRST[0] + PACKAGES[0]
+    assert sum(tree.object_key(one)[1] for one in found) <= FIRST[1] + PACKAGES[1]
 
 
 @pytest.fixture

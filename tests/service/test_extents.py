@@ -103,6 +103,20 @@ def test_a_whole_tree_comes_as_the_store_has_it(service: ObjectService, http: ht
     assert records[-1] == EndRecord(len(numbers), len(wanted), 0, tree.object_bytes)
 
 
+def test_a_short_answer_is_told_to_be_short(service: ObjectService, http: httpx.Client) -> None:
+    tree = service.image(NAME, {"small": text(3000, 1)} | {f"f{number}": noise(1 << 20, number) for number in range(4)})
+    small = blake3_raw(text(3000, 1))
+    short = http.post(url(tree), content=small)
+    assert int(short.headers["content-length"]) == len(short.content) < 10_000
+    assert contents(decode(short.content)) == {small: text(3000, 1)}
+    assert isinstance(decode(short.content)[-1], EndRecord)
+    long = http.post(url(tree), content=b"".join(all_extents(tree)))
+    assert "content-length" not in long.headers
+    assert sorted(contents(decode(long.content))) == all_extents(tree)
+    for answer in (short, long):
+        assert answer.headers["cache-control"] == "private, no-store"
+
+
 def test_frames_come_as_asked_if_that_is_asked_for(service: ObjectService, http: httpx.Client) -> None:
     tree = service.image(NAME, {f"f{number}": noise(1 << 20, number) for number in range(4)})
     wanted = all_extents(tree)

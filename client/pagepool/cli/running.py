@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,9 +14,10 @@ from pagepool.cli.connect import PoolOptions
 from pagepool.cli.nodeclient import node_client
 from pagepool.cli.state import current
 from pagepool.cli.usage import refuse
-from pagepool.container import Container, RunOptions, cleanup_stale, run_container
 from pagepool.container.options import (
+    Container,
     OptionInvalidError,
+    RunOptions,
     check_options,
     parse_env,
     parse_env_file,
@@ -118,8 +122,6 @@ def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> 
     if given["init"] and given["runtime"] == "runc":
         refuse("--init is for pagepool's own runtime, which always has one: --runtime own.")
     provider = roots.default_provider(given["backend"])
-    for record in cleanup_stale(roots.containers_directory()):
-        provider.discard(record.id, Path(record.root))
     programs = tuple(filter(None, (options.entrypoint, *options.command[:1])))
     request = roots.RootRequest(reference, given["platform"], given, given["eager"], given["disk"], programs)
     if given["detach"]:
@@ -180,7 +182,14 @@ def _run(
     grace_s: float | None = None,
     log: Path | None = None,
 ) -> int:
+    loading = threading.Thread(target=_load_rest, name="loading", daemon=True)
+    loading.start()  # while the node mounts the image
     with provider.open_root(request) as root:
+        loading.join()  # containers are forked
+        from pagepool.container.run import cleanup_stale, run_container
+
+        for record in cleanup_stale(roots.containers_directory()):
+            provider.discard(record.id, Path(record.root))
         _tell_platform(request, root)
         container = Container(root.container_id, root.image, root.path, root.config, options)
         return run_container(
@@ -191,6 +200,11 @@ def _run(
             grace_s=grace_s,
             log=log,
         )
+
+
+def _load_rest() -> None:
+    with suppress(Exception):  # whoever needs it finds out
+        importlib.import_module("pagepool.container.run")
 
 
 def _tell_platform(request: roots.RootRequest, root: roots.Root) -> None:

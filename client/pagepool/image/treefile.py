@@ -221,7 +221,7 @@ class TreeFile:
             CorruptError: as `node`.
         """
         first, count = self._entries_of(directory)
-        place = bisect_left(range(first, first + count), name, key=self._entry_name)
+        place = bisect_left(range(first, first + count), name, key=self.entry_name)
         if place == count:
             return 0
         found, number = self._entry(directory, first + place)
@@ -236,6 +236,15 @@ class TreeFile:
         first, count = self._entries_of(directory)
         for place in range(first, first + count):
             yield self._entry(directory, place)
+
+    def entry_name(self, place: int) -> bytes:
+        """The name in an entry, by its place in the list of all.
+
+        Raises:
+            CorruptError: as `node`.
+        """
+        offset, _, size = ENTRY.unpack_from(self._data, self._entries_at + place * ENTRY.size)
+        return self._string(offset, size)
 
     def parent(self, directory: int) -> int:
         """The number of the directory that a directory is in; the root's is itself.
@@ -346,10 +355,6 @@ class TreeFile:
             found = -1
         if found != size:
             raise self._corrupt(f"node {number} has {size} bytes, and its content is not there or of another size")
-
-    def _entry_name(self, place: int) -> bytes:
-        offset, _, size = ENTRY.unpack_from(self._data, self._entries_at + place * ENTRY.size)
-        return self._string(offset, size)
 
     def _object_digest(self, index: int) -> bytes:
         start = self._objects_at + index * OBJECT.size

@@ -134,14 +134,14 @@ class NodeClient:
         return True
 
     def support(self) -> str | None:
-        """What this machine has for kernel mounts, in a few words, if the node runs and has something mounted, or had
-        of late: then that need not be tried. None if it does not, or is of an older version."""
+        """What this machine has for kernel mounts, in a few words, if the node runs and has tried it. None if it does
+        not run, or has not, or is of an older version."""
         try:
             found = self.status()
         except UnreachableError:
             return None
         reason = found.get("support")
-        return str(reason) if reason and (found["mounts"] or found["trees"]) else None
+        return str(reason) if reason else None
 
     def status(self) -> dict[str, Any]:
         """Which node it is, and how it is."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.errors import InvalidError, PagepoolError, PoolFullError
-from pagepool.mount import kernel
 from pagepool.node.alive import mounts_alive
 from pagepool.node.filling import missing
 from pagepool.node.images import Resolved
@@ -50,7 +49,6 @@ class Operations:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._began = time.time()
-        self._support = ""
 
     def handlers(self) -> dict[str, Callable[[Channel, dict[str, Any]], Any]]:
         """By name."""
@@ -70,9 +68,8 @@ class Operations:
         """Which node this is, and how it is."""
         worker = self._worker
         trees = len(worker.sources.all())
-        if trees and not self._support:
-            found = kernel.probe(worker.places.state)
-            self._support = found.reason if found.kernel else ""
+        if trees and not worker.support:
+            worker.look_at_kernel()
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -82,7 +79,7 @@ class Operations:
             "options": asdict(worker.options),
             "mounts": len(worker.mounts.all()),
             "trees": trees,
-            "support": self._support,
+            "support": worker.support,
             "pool": asdict(worker.pool.stats()),
             "metrics": None if worker.metrics is None else worker.metrics.address,
         }

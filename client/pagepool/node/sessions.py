@@ -5,15 +5,17 @@ Content comes over other ones, which each tree has of its own (`sources`): whoev
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from typing import TYPE_CHECKING, Final
 
 from pagepool.node.source import open_session
+from pagepool.transport import Session
+from pagepool.transport.trust import context_of
 
 if TYPE_CHECKING:
     from pagepool.node.records import SourceRecord
-    from pagepool.transport import Session
 
 _IDLE_S: Final = 3600.0
 """Longer than any conversation with a service takes."""
@@ -50,3 +52,16 @@ class Sessions:
         for session in old.values():
             session.close()
         return left
+
+
+def prepare() -> None:
+    """Load what the first mount needs, which takes longer than the rest of it: nobody waits for that now."""
+    with Session("http://127.0.0.1") as session:
+        session.base.host.encode("idna")  # as a request does
+    importlib.import_module("pagepool.mount.kernel.erofs")
+    importlib.import_module("pagepool.mount.kernel.stack")
+
+
+def look_at_authorities() -> None:
+    """Have the system's authorities at hand, read again if it is time to."""
+    context_of(verify=True)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from pagepool.content import ObjectCache, Ticker
 from pagepool.library.client import default_budget
 from pagepool.linux.signals import Signals
+from pagepool.mount import kernel
 from pagepool.node.answering import ControlServer
 from pagepool.node.figures import Figures
 from pagepool.node.filling import Filler
@@ -35,7 +36,7 @@ from pagepool.node.operations import Operations
 from pagepool.node.parts import Parts
 from pagepool.node.recording import Profiles
 from pagepool.node.scrubbing import NodeScrub
-from pagepool.node.sessions import Sessions
+from pagepool.node.sessions import Sessions, look_at_authorities, prepare
 from pagepool.node.sources import Sources
 from pagepool.pool import Custody, Pool, verify_suspects
 
@@ -94,6 +95,8 @@ class Worker:
         self._signals = Signals((signal.SIGTERM, signal.SIGINT))
         self._is_set_up = False
         self._letting_go = LetGo()
+        self.support = ""
+        """What this machine has for kernel mounts, in a few words, once that was tried and there is enough."""
         descriptors = guard.descriptors()
         self.custody = Custody(places.run, places.fetched, self._in_use, release=self._forget_unused)
         initial = _initial_budget(places)
@@ -183,10 +186,15 @@ class Worker:
 
     def _tend(self) -> None:
         """What is to be done now and then."""
-        try:
-            self._take_up_mounts()
-        except Exception:
-            log.exception("what an earlier process has left is not cleaned up")
+        for task, what in (
+            (self._take_up_mounts, "what an earlier process has left is not cleaned up"),
+            (prepare, "what the first mount needs is not loaded ahead"),
+            (self.look_at_kernel, "whether the kernel can mount images is not known"),
+        ):
+            try:
+                task()
+            except Exception:
+                log.exception(what)
         tick = 0
         while not self._stopped.wait(_TICK_S):
             tick += 1
@@ -204,8 +212,15 @@ class Worker:
                             self.mounts.drop(source.record.tree)
                     self.sources.forget_released(time.time())
                     self.sessions.close_idle()
+                    look_at_authorities()
             except Exception:
                 log.exception("tending the node failed")
+
+    def look_at_kernel(self) -> None:
+        """Try whether the kernel can mount images: commands that ask need not."""
+        found = kernel.probe(self.places.state)
+        if found.kernel:
+            self.support = found.reason
 
     def _take_up_mounts(self) -> None:
         """Go on with the mounts that an earlier process has made."""

@@ -92,8 +92,18 @@ class ExtentStore:
             raise CorruptError("frame", str(number), error.reason) from error
         if payload is None:
             raise CorruptError("frame", str(number), "it is referred to and not there")
-        frame = Frame.decode(number, payload)
-        self._cache.put(frame)
+        return self.decode(number, payload)
+
+    def decode(self, number: int, payload: memoryview) -> Frame:
+        """A frame whose record was read just now, from the cache or decompressed.
+
+        Raises:
+            CorruptError: as `Frame.decode`.
+        """
+        frame = self._cache.get(number)
+        if frame is None:
+            frame = Frame.decode(number, payload)
+            self._cache.put(frame)
         return frame
 
     def extent(self, txn: Reader, digest: bytes) -> memoryview:
