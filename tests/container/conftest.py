@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import secrets
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Any
 import pytest
 
 from pagepool.container import Record, cleanup_stale, list_containers
+from pagepool.container.records import DEAD
 from tests.support import images
 from tests.support.cli import environment
 from tests.support.tools import require, run
@@ -81,8 +86,15 @@ class Place:
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Start a container, its output a pipe."""
+        return self._start(self.argv(*_with_image(arguments)))
+
+    def start_command(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start any command, its output a pipe."""
+        return self._start(self.command(*arguments))
+
+    def _start(self, words: list[str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            self.argv(*_with_image(arguments)),
+            words,
             env=self.environment(),
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
@@ -118,6 +130,51 @@ def end(started: subprocess.Popen[str]) -> tuple[int, str]:
     with started:
         out, _ = started.communicate(timeout=TIMEOUT_S)
     return started.returncode, out
+
+
+def wait_until_gone(pid: int) -> None:
+    """Wait for the end of a process."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    assert poller.poll(TIMEOUT_S * 1000), f"{pid} is still there"
+    os.close(descriptor)
+
+
+def in_terminal(place: Place, words: list[str], typed: bytes, until: bytes = b"ready") -> tuple[int, bytes]:
+    """Run a program from a terminal of 33 lines, and type something once it shows that it is ready."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (33, 77))
+    before = termios.tcgetattr(slave)
+    started = subprocess.Popen(
+        words, stdin=slave, stdout=slave, stderr=slave, env=place.environment(), start_new_session=True, cwd=_ROOT
+    )
+    shown = b""
+    try:
+        while until not in shown:
+            shown += os.read(master, 4096)
+        os.write(master, typed)
+        # Drained while it ends, so that nothing waits for us.
+        ended = os.pidfd_open(started.pid)
+        poller = select.poll()
+        poller.register(master, select.POLLIN)
+        poller.register(ended, select.POLLIN)
+        while ended not in {descriptor for descriptor, _ in poller.poll(TIMEOUT_S * 1000)}:
+            shown += os.read(master, 4096)
+        os.close(ended)
+        code = started.wait()
+        while select.select([master], [], [], 0)[0]:
+            shown += os.read(master, 4096)
+        assert termios.tcgetattr(slave) == before
+    finally:
+        started.kill()
+        started.wait()
+        os.close(master)
+        os.close(slave)
+    return code, shown
 
 
 def _with_image(arguments: tuple[str | Path, ...]) -> list[str | Path]:
@@ -172,13 +229,17 @@ def place(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> Iterato
             found.containers(),
             *(list(Path("/sys/fs/cgroup").glob(f"{at}pagepool-{found.prefix}*")) for at in ("", "*/")),
         )
-        states = list((tmp_path / "containers" / "runc").glob("*"))
+        states = [*(tmp_path / "containers" / "runc").glob("*"), *(tmp_path / "containers" / "logs").glob("*")]
     finally:
         for process in found.started:
             process.kill()
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+        for record in found.containers():  # of a test that failed
+            if record.status != DEAD:
+                os.kill(record.owner, signal.SIGKILL)
+                wait_until_gone(record.owner)
         cleanup_stale(found.directory)
     assert left == ([], [], [])
     assert states == []

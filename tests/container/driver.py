@@ -65,6 +65,9 @@ def main() -> int:
         terminal.copy_size = lambda source, target: None  # noqa: ARG005 - as the one that it stands for
     roots.default_provider = provide
     roots.containers_directory = lambda: Path(given["directory"])
+    logs = Path(given["directory"]) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    roots.logs_directory = lambda: logs
     return app.run(sys.argv[2:])
 
 

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import os
-import pty
-import select
 import signal
-import subprocess
-import termios
 from pathlib import Path
 
 import pytest
 
 from pagepool.container import cleanup_stale
-from tests.container.conftest import READY, TIMEOUT_S, Place, begin, end
+from tests.container.conftest import READY, Place, begin, end, in_terminal, wait_until_gone
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
-def _wait_until_gone(pid: int) -> None:
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    assert poller.poll(TIMEOUT_S * 1000), f"{pid} is still there"
-    os.close(descriptor)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
@@ -82,7 +67,7 @@ def test_when_pagepool_is_killed_nothing_stays(place: Place) -> None:
     assert listed.stdout == f"{before.id}\n"
     assert place.call(*place.command("ps", "--quiet")).stdout == ""
     assert [record.id for record in cleanup_stale(place.directory)] == [before.id]
-    _wait_until_gone(before.pid)
+    wait_until_gone(before.pid)
     assert cleanup_stale(place.directory) == []
     assert started.stdout is not None
     assert started.stdout.read() == ""
@@ -95,7 +80,7 @@ def test_the_next_run_cleans_up(place: Place) -> None:
     started.kill()
     started.wait()
     assert place.run("--", "true").returncode == 0
-    _wait_until_gone(before.pid)
+    wait_until_gone(before.pid)
 
 
 @pytest.mark.parametrize("place", ["own"], indirect=True)  # runc's is not there any more when the program runs
@@ -154,7 +139,7 @@ def test_in_the_background(place: Place, tmp_path: Path) -> None:
         while not file.readline():
             pass
     os.kill(record.owner, signal.SIGTERM)
-    _wait_until_gone(record.owner)
+    wait_until_gone(record.owner)
     assert log.read_text() == "ready\nbye\n"
 
 
@@ -165,41 +150,9 @@ def test_in_the_background_what_cannot_start_is_told(place: Place) -> None:
     assert done.stdout == ""
 
 
-def _in_terminal(place: Place, typed: bytes, *arguments: str, until: bytes = b"ready") -> tuple[int, bytes]:
-    """Run a container from a terminal of 33 lines, and type something once it shows that it is ready."""
-    master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (33, 77))
-    before = termios.tcgetattr(slave)
-    words = place.argv(*arguments[: arguments.index("--")], "app:1", *arguments[arguments.index("--") :])
-    started = subprocess.Popen(
-        words, stdin=slave, stdout=slave, stderr=slave, env=place.environment(), start_new_session=True, cwd=_ROOT
-    )
-    shown = b""
-    try:
-        while until not in shown:
-            shown += os.read(master, 4096)
-        os.write(master, typed)
-        # Drained while it ends, so that nothing waits for us.
-        ended = os.pidfd_open(started.pid)
-        poller = select.poll()
-        poller.register(master, select.POLLIN)
-        poller.register(ended, select.POLLIN)
-        while ended not in {descriptor for descriptor, _ in poller.poll(TIMEOUT_S * 1000)}:
-            shown += os.read(master, 4096)
-        os.close(ended)
-        code = started.wait()
-        while select.select([master], [], [], 0)[0]:
-            shown += os.read(master, 4096)
-        assert termios.tcgetattr(slave) == before
-    finally:
-        started.kill()
-        started.wait()
-        os.close(master)
-        os.close(slave)
-    return code, shown
-
-
-_ROOT = Path(__file__).parents[2]
+def _in_terminal(place: Place, typed: bytes, *arguments: str) -> tuple[int, bytes]:
+    at = arguments.index("--")
+    return in_terminal(place, place.argv(*arguments[:at], "app:1", *arguments[at:]), typed)
 
 
 def test_a_terminal(place: Place) -> None:

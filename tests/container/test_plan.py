@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pagepool.container import Container, Facts, OptionInvalidError, RunOptions, UserInvalidError, Volume, plan_runtime
-from pagepool.container.run import parse_signal
+from pagepool.container.attending import parse_signal
 from tests.container.driver import make_config
 
 _PASSWD = b"root:x:0:0:root:/root:/bin/sh\nwww:x:33:34::/var/www:/bin/false\n"

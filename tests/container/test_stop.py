@@ -9,7 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from click.shell_completion import ShellComplete
 
+from pagepool.cli import roots
+from pagepool.cli.app import group
 from pagepool.container import cleanup_stale, find_containers, list_containers, stopping
 from pagepool.container.records import RUNNING, hold
 from pagepool.errors import BusyError
@@ -120,6 +123,20 @@ def test_one_that_is_being_removed_is_waited_for(tmp_path: Path, monkeypatch: py
             owner.kill()
         one.wait(TIMEOUT_S)
         one.close()
+
+
+def test_shells_complete_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roots, "containers_directory", lambda: tmp_path)
+    helds = [hold(tmp_path, one, name) for one, name in (("0123", "web"), ("4567", ""), ("89ab", "db"))]
+    try:
+        for incomplete, found in (("", ["web", "4567", "db"]), ("w", ["web"]), ("45", ["4567"]), ("x", [])):
+            completion = ShellComplete(group, {}, "pagepool", "_PAGEPOOL_COMPLETE")
+            for words in (["stop"], ["exec"], ["logs"], ["stop", "web"]):
+                shown = completion.get_completions(words, incomplete)
+                assert sorted(item.value for item in shown) == sorted(found), (words, incomplete)
+    finally:
+        for held in helds:
+            held.close()
 
 
 @pytest.mark.parametrize(("words", "reason"), [((), "CONTAINER"), (("-s", "NOPE", "a"), "'NOPE' is no signal")])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from tests.support.tools import PRIVATELY, ToolError, require, run
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+_TIMEOUT_S = 120
 _CONFIGURATION = """\
 [containers]
 default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
@@ -39,6 +42,19 @@ class Podman:
     def podman(self, *argv: str | Path, stdin: str | None = None) -> str:
         """Run podman."""
         return self._run("podman", (*self._storage(), "--tmpdir", str(self.directory / "tmp")), argv, stdin)
+
+    def attempt(self, *argv: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run podman, which may fail."""
+        tool = ("podman", *self._storage(), "--tmpdir", str(self.directory / "tmp"), *argv)
+        return subprocess.run(
+            [*PRIVATELY, *map(str, tool)],
+            env={**os.environ, **self._environment()},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT_S,
+        )
 
     def debug(self, environment: Mapping[str, str], *argv: str | Path) -> str:
         """Run podman with more variables. Returns what it says of what it does, which it says on standard error."""

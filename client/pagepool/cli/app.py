@@ -36,6 +36,8 @@ _COMMANDS = {
     "umount": "Unmount images.",
     "mounts": "List the kernel mounts of this machine.",
     "run": "Run a program in a container of an image.",
+    "exec": "Run a program in a container that runs.",
+    "logs": "Show what a container in the background has written.",
     "ps": "List containers that run.",
     "stop": "End containers.",
     "node": "Run the node, which mounts images by the kernel.",

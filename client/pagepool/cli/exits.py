@@ -53,7 +53,7 @@ MEANINGS: dict[int, str] = {
     DENIED: "no or wrong credentials, or not allowed",
     FULL: "the store is full or read-only",
     NOT_READY: "not ready yet, or in use: try again later",
-    CONTAINER: "the container could not be run (pagepool run: any failure but the program's own)",
+    CONTAINER: "the container could not be run (pagepool run and exec: any failure but the program's own)",
     NOT_EXECUTABLE: "the container's command cannot be executed",
     COMMAND_UNKNOWN: "the container's command is not there",
     INTERRUPTED: "interrupted (Ctrl-C)",

@@ -19,6 +19,7 @@ from pagepool.cli.connect import on_server
 from pagepool.cli.kernelmounts import choose, ensure_node, mount_kernel, tell_offline
 from pagepool.cli.nodeclient import node_client
 from pagepool.container import DEFAULT_DIRECTORY
+from pagepool.container.records import LOG_DIRECTORY
 from pagepool.errors import NotFoundError, PagepoolError, UnsupportedError
 from pagepool.node.client import KernelMountOptions
 from pagepool.oci import parse_config
@@ -87,6 +88,19 @@ class RootProvider(Protocol):
 def containers_directory() -> Path:
     """Where containers are noted."""
     return DEFAULT_DIRECTORY
+
+
+def logs_directory() -> Path | None:
+    """Where the output of containers in the background is kept, unless it goes to a file of the user's. It is made;
+    None, with a warning, where that cannot be."""
+    try:
+        LOG_DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        from pagepool.cli import output
+
+        output.warn(f"what the container writes is not kept: {LOG_DIRECTORY}: {error.strerror}")
+        return None
+    return LOG_DIRECTORY
 
 
 def default_provider(backend: str = "auto") -> RootProvider:

@@ -7,7 +7,7 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pagepool.cli import exits, roots
 from pagepool.cli.connect import PoolOptions
@@ -16,6 +16,7 @@ from pagepool.cli.state import current
 from pagepool.cli.usage import refuse
 from pagepool.container.options import (
     Container,
+    OptionInvalidError,
     RunOptions,
     check_options,
     parse_env,
@@ -23,19 +24,18 @@ from pagepool.container.options import (
     parse_memory,
     parse_volume,
 )
+from pagepool.container.records import WAIT_S
 from pagepool.oci.platform import Platform, rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TextIO
+    from typing import Any, TextIO
 
     from pagepool.cli.roots import RootProvider
     from pagepool.container import Record
     from pagepool.container.options import Network
     from pagepool.container.run import RuntimeName
     from pagepool.oci import Reference
-
-_GRACE_S = 10.0
 
 
 class RunGiven(PoolOptions):
@@ -63,6 +63,27 @@ class RunGiven(PoolOptions):
     memory: str | None
     pids_limit: int | None
     read_only: bool
+    labels: tuple[str, ...]
+    add_hosts: tuple[str, ...]
+    mounts: tuple[str, ...]
+    tmpfs: tuple[str, ...]
+    shm_size: str | None
+    cpus: str | None
+    ulimits: tuple[str, ...]
+    cap_add: tuple[str, ...]
+    cap_drop: tuple[str, ...]
+    security_opt: tuple[str, ...]
+    group_add: tuple[str, ...]
+    stop_signal: int | None
+    stop_timeout: int | None
+    init: bool
+    cidfile: Path | None
+
+
+_SELDOM: Final = (
+    *("labels", "add_hosts", "mounts", "tmpfs", "shm_size", "cpus", "ulimits", "cap_add", "cap_drop", "security_opt"),
+    *("group_add", "stop_signal", "stop_timeout"),
+)
 
 
 def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> int:
@@ -82,7 +103,13 @@ def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> 
     """
     current().failure = exits.CONTAINER
     options = _options(words, given)
+    if any(given[name] not in (None, ()) for name in _SELDOM):
+        from pagepool.cli.seldom import add_seldom
+
+        options = add_seldom(options, given)
     check_options(options)
+    if given["cidfile"] is not None and given["cidfile"].exists():
+        raise OptionInvalidError(str(given["cidfile"]), "there is a file of that name already")
     node = node_client()
     if options.volumes:
         from pagepool.cli.volumes import check_volumes
@@ -92,12 +119,30 @@ def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> 
         refuse("--detach and --interactive exclude each other.")
     if given["log"] is not None and not given["detach"]:
         refuse("--log is for --detach.")
+    if given["init"] and given["runtime"] == "runc":
+        refuse("--init is for pagepool's own runtime, which always has one: --runtime own.")
     provider = roots.default_provider(given["backend"])
     programs = tuple(filter(None, (options.entrypoint, *options.command[:1])))
     request = roots.RootRequest(reference, given["platform"], given, given["eager"], given["disk"], programs)
     if given["detach"]:
         return _detach(provider, request, options, given)
-    return _run(provider, request, options, given["runtime"])
+    note = None if given["cidfile"] is None else _noting(given["cidfile"])
+    return _run(provider, request, options, _runtime(given), note)
+
+
+def _runtime(given: RunGiven) -> RuntimeName:
+    return "own" if given["init"] else given["runtime"]
+
+
+def _noting(cidfile: Path) -> Callable[[Record], None]:
+    """Writes a container's id into a file that is new, once its program runs."""
+    path = cidfile.absolute()
+
+    def note(record: Record) -> None:
+        with path.open("x") as file:
+            file.write(record.id)
+
+    return note
 
 
 def _detach(provider: RootProvider, request: roots.RootRequest, options: RunOptions, given: RunGiven) -> int:
@@ -107,11 +152,20 @@ def _detach(provider: RootProvider, request: roots.RootRequest, options: RunOpti
     from pagepool.cli import output
     from pagepool.cli.background import in_background
 
-    log, runtime = given["log"], given["runtime"]
-    answer = in_background(
-        lambda tell: _run(provider, request, options, runtime, lambda record: tell(asdict(record)), _GRACE_S),
-        None if log is None else log.absolute(),
-    )
+    log = None if given["log"] is None else given["log"].absolute()
+    note = None if given["cidfile"] is None else _noting(given["cidfile"])
+    kept = log or roots.logs_directory()
+    grace_s = WAIT_S if options.stop_timeout_s is None else options.stop_timeout_s
+
+    def work(tell: Callable[[dict[str, Any]], None]) -> int:
+        def started(record: Record) -> None:
+            if note is not None:
+                note(record)
+            tell(asdict(record))
+
+        return _run(provider, request, options, _runtime(given), started, grace_s, kept)
+
+    answer = in_background(work, log)
     if current().json:
         output.print_json(answer)
     else:
@@ -126,6 +180,7 @@ def _run(
     runtime: RuntimeName,
     started: Callable[[Record], None] | None = None,
     grace_s: float | None = None,
+    log: Path | None = None,
 ) -> int:
     loading = threading.Thread(target=_load_rest, name="loading", daemon=True)
     loading.start()  # while the node mounts the image
@@ -143,6 +198,7 @@ def _run(
             runtime=runtime,
             started=started,
             grace_s=grace_s,
+            log=log,
         )
 
 

@@ -5,21 +5,25 @@ from typing import TYPE_CHECKING
 from pagepool.lazily import attach
 
 if TYPE_CHECKING:
+    from pagepool.container.executing import ExecOptions, exec_in_container
+    from pagepool.container.finding import ContainerUnknownError, find_containers
     from pagepool.container.options import Container, OptionInvalidError, RunOptions, Volume
     from pagepool.container.plan import Facts, plan_runtime
     from pagepool.container.records import DEFAULT_DIRECTORY, Record, list_containers
     from pagepool.container.run import cleanup_stale, run_container
-    from pagepool.container.stopping import ContainerUnknownError, find_containers, stop_containers
+    from pagepool.container.stopping import stop_containers
     from pagepool.container.users import UserInvalidError
 else:
     __getattr__, __dir__ = attach(
         __name__,
         {
+            "executing": "ExecOptions exec_in_container",
+            "finding": "ContainerUnknownError find_containers",
             "options": "Container OptionInvalidError RunOptions Volume",
             "plan": "Facts plan_runtime",
             "records": "DEFAULT_DIRECTORY Record list_containers",
             "run": "cleanup_stale run_container",
-            "stopping": "ContainerUnknownError find_containers stop_containers",
+            "stopping": "stop_containers",
             "users": "UserInvalidError",
         },
     )
@@ -31,6 +35,8 @@ __all__ = [
     "Facts",
     "plan_runtime",
     "run_container",
+    "exec_in_container",
+    "ExecOptions",
     "cleanup_stale",
     "Record",
     "list_containers",

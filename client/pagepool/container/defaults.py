@@ -35,11 +35,16 @@ CAPABILITY_NUMBERS: Final = {
     "CAP_NET_BIND_SERVICE": 10,
     "CAP_NET_RAW": 13,
     "CAP_SYS_CHROOT": 18,
+    "CAP_NET_ADMIN": 12,
+    "CAP_IPC_LOCK": 14,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_NICE": 23,
+    "CAP_SYS_RESOURCE": 24,
     "CAP_MKNOD": 27,
     "CAP_AUDIT_WRITE": 29,
     "CAP_SETFCAP": 31,
 }
-"""From linux/capability.h; only those of `CAPABILITIES`."""
+"""From linux/capability.h; only those that are used here."""
 
 MASKED_PATHS: Final = (
     "/proc/asound",
@@ -75,11 +80,12 @@ _DEVICES: Final = (
 )
 
 
-def mounts(cgroup: bool) -> list[dict[str, Any]]:
+def mounts(cgroup: bool, shm_size: int = SHM_SIZE) -> list[dict[str, Any]]:
     """What is mounted in every container, in order.
 
     Args:
         cgroup: whether the machine has control groups that can be shown.
+        shm_size: of /dev/shm.
     """
     found = [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
@@ -87,7 +93,7 @@ def mounts(cgroup: bool) -> list[dict[str, Any]]:
         _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", *_TERMINALS),
         _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
-        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", f"size={SHM_SIZE}"),
+        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", f"size={shm_size}"),
     ]
     if cgroup:
         found.insert(4, _mount("/sys/fs/cgroup", "cgroup", "cgroup", "ro", "nosuid", "noexec", "nodev"))

@@ -62,8 +62,11 @@ def _hosts(container: Container, hostname: str) -> str:
     if container.options.network == "host":
         text = _host("/etc/hosts", _LOOPBACK)
         named = container.options.hostname
-        return f"{text.rstrip()}\n127.0.1.1\t{named}\n" if named else text
-    return f"{_LOOPBACK}127.0.1.1\t{hostname}\n"
+        text = f"{text.rstrip()}\n127.0.1.1\t{named}\n" if named else text
+    else:
+        text = f"{_LOOPBACK}127.0.1.1\t{hostname}\n"
+    added = "".join(f"{address}\t{name}\n" for name, address in container.options.add_hosts)
+    return f"{text.rstrip()}\n{added}" if added else text
 
 
 def _host(path: str, missing: str) -> str:

@@ -47,13 +47,15 @@ _LINKS: Final = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-_NAMESPACES: Final = {
+NAMESPACES: Final = {
     "mount": linux.CLONE_NEWNS,
     "uts": linux.CLONE_NEWUTS,
     "ipc": linux.CLONE_NEWIPC,
     "network": linux.CLONE_NEWNET,
     "cgroup": linux.CLONE_NEWCGROUP,
 }
+"""By their names in runtime-spec; that of processes is entered by being born in it."""
+
 _UP: Final = 0x1
 
 
@@ -61,7 +63,7 @@ def enter_namespaces(config: Mapping[str, Any]) -> None:
     """Leave the host's namespaces; that of processes was left by being the first one in a new one."""
     flags = 0
     for namespace in config["linux"]["namespaces"]:
-        flags |= _NAMESPACES.get(namespace["type"], 0)
+        flags |= NAMESPACES.get(namespace["type"], 0)
     linux.unshare(flags)
     mounts.mount("none", "/", flags=mounts.MS_REC | mounts.MS_PRIVATE)
     linux.sethostname(config["hostname"])

@@ -1,6 +1,6 @@
 """System calls of namespaces and processes that Python does not wrap. Each raises OSError when it fails.
 
-Numbers are those of x86-64, arm64 and riscv64, which agree on all that is used here but for pivot_root and capset.
+Numbers are those of x86-64, arm64 and riscv64, which agree on all that is newer than arm64.
 Nothing here knows about containers. Mounting is `pagepool.linux.mounts`.
 """
 
@@ -33,8 +33,9 @@ RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_IN_ROOT: Final = 0x10
 
 _OPENAT2: Final = 437
-_OTHERS: Final = {"pivot_root": 41, "capset": 91}
-_X86_64: Final = {"pivot_root": 155, "capset": 126}
+_OTHERS: Final = {"getcwd": 17, "pivot_root": 41, "capset": 91, "keyctl": 219}
+_X86_64: Final = {"getcwd": 79, "pivot_root": 155, "capset": 126, "keyctl": 250}
+_JOIN_SESSION_KEYRING: Final = 1
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
@@ -47,6 +48,27 @@ def load() -> None:
 def unshare(flags: int) -> None:
     """Leave namespaces for new ones; a new namespace of processes begins with the next child."""
     call("unshare", ctypes.c_int(flags))
+
+
+def setns(process: int, flags: int) -> None:
+    """Enter namespaces of a process, given as a descriptor of it (Linux 5.8); that of processes with the next child."""
+    call("setns", ctypes.c_int(process), ctypes.c_int(flags))
+
+
+def new_session_keyring() -> None:
+    """Leave the session's keys behind; nothing happens where the kernel has none."""
+    try:
+        call("syscall", ctypes.c_long(_number("keyctl")), ctypes.c_int(_JOIN_SESSION_KEYRING), None, path="keyctl")
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):  # a filter of system calls may refuse it
+            raise
+
+
+def is_in_root() -> bool:
+    """Whether a path leads from this process's root to its working directory. What libc has for it walks around."""
+    path = ctypes.create_string_buffer(65536)
+    call("syscall", ctypes.c_long(_number("getcwd")), path, ctypes.c_size_t(len(path)), path="getcwd")
+    return path.value.startswith(b"/")
 
 
 def pivot_root() -> None:
@@ -100,8 +122,12 @@ class _CapabilityData(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
-def keep_capabilities(numbers: set[int]) -> None:
-    """Drop every capability but these, from this process and from all that it will execute."""
+def keep_capabilities(numbers: set[int], own: frozenset[int] = frozenset()) -> None:
+    """Drop every capability but these, from this process and from all that it will execute.
+
+    Args:
+        own: kept by this process and its children until they execute something, or become a user.
+    """
     for number in range(64):
         try:
             held = prctl(PR_CAPBSET_READ, number)
@@ -113,7 +139,7 @@ def keep_capabilities(numbers: set[int]) -> None:
     held_now = _permitted()
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     words = (_CapabilityData * 2)()
-    for number in numbers & held_now:
+    for number in (numbers | own) & held_now:
         words[number // 32].effective |= 1 << number % 32
         words[number // 32].permitted |= 1 << number % 32
     call("syscall", ctypes.c_long(_number("capset")), ctypes.byref(header), ctypes.byref(words), path="capset")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from pagepool.container.defaults import SHM_SIZE
 from pagepool.errors import InvalidError
 
 if TYPE_CHECKING:
@@ -47,6 +48,28 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """A file system in memory that a container sees.
+
+    Args:
+        destination: in the container; absolute.
+        options: of the mount, as runtime-spec has them.
+    """
+
+    destination: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ulimit:
+    """A limit of each process (setrlimit), by its name without RLIMIT_, in small letters."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunOptions:
     """How to run a container. What is not said is as the image says.
 
@@ -64,6 +87,17 @@ class RunOptions:
         tty: whether it gets a terminal.
         interactive: whether it gets our standard input; /dev/null otherwise.
         name: what it is called; "" is nothing.
+        labels: free text by key, noted with the container; the last of a key counts.
+        add_hosts: names and addresses for its /etc/hosts.
+        tmpfs: what is mounted beside volumes.
+        shm_size: of /dev/shm.
+        cpus: the most processors that it may use at once; None: no limit of its own.
+        ulimits: of its processes.
+        cap_add, cap_drop: capabilities by name; ``ALL`` of them can be dropped.
+        no_new_privileges: whether no program gets more rights than the one that executes it.
+        group_add: more supplementary groups, by name or number.
+        stop_signal: what asks it to end; None: as the image says.
+        stop_timeout_s: after so long `stop_containers` kills it, unless told otherwise.
     """
 
     command: tuple[str, ...] = ()
@@ -80,6 +114,18 @@ class RunOptions:
     tty: bool = False
     interactive: bool = False
     name: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    add_hosts: tuple[tuple[str, str], ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    shm_size: int = SHM_SIZE
+    cpus: float | None = None
+    ulimits: tuple[Ulimit, ...] = ()
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    no_new_privileges: bool = False
+    group_add: tuple[str, ...] = ()
+    stop_signal: str | None = None
+    stop_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +170,22 @@ def parse_memory(text: str) -> int:
     Raises:
         OptionInvalidError: it is none, or less than 6 MiB.
     """
-    match = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE)
-    if match is None:
-        raise OptionInvalidError(text, "is no size such as 512m")
-    size = int(float(match[1]) * _UNITS[match[2].lower()])
+    size = parse_size(text)
     if size < _MIN_MEMORY:
         raise OptionInvalidError(text, "is too little to start a program in: at least 6m")
+    return size
+
+
+def parse_size(text: str) -> int:
+    """Parse a size: bytes, or with b, k, m, g, powers of 1024.
+
+    Raises:
+        OptionInvalidError: it is none, or nothing.
+    """
+    match = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if size < 1:
+        raise OptionInvalidError(text, "is no size such as 512m")
     return size
 
 
@@ -174,7 +230,8 @@ def check_options(options: RunOptions) -> None:
         raise OptionInvalidError(options.workdir, "the working directory has to be absolute")
     if options.pids_limit is not None and options.pids_limit < 1:
         raise OptionInvalidError(options.pids_limit, "at least one process is needed")
-    destinations = [volume.destination.rstrip("/") for volume in options.volumes]
+    destinations = [one.destination.rstrip("/") for one in options.volumes]
+    destinations += [one.destination.rstrip("/") for one in options.tmpfs]
     twice = next((one for one in destinations if destinations.count(one) > 1), None)
     if twice:
         raise OptionInvalidError(twice, "two volumes are mounted there")

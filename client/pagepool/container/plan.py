@@ -13,17 +13,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container import defaults
 from pagepool.container.options import OptionInvalidError
-from pagepool.container.users import User, find_user
+from pagepool.container.users import User, find_group, find_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pagepool.container.options import Container, RunOptions
+    from pagepool.container.options import Container, RunOptions, Volume
     from pagepool.oci.config import RunConfig
 
 SPEC_VERSION: Final = "1.0.2"
 STOP_SIGNAL: Final = "org.opencontainers.image.stopSignal"
 """The annotation that has it, as image-spec's `conversion.md` names it."""
+HOME: Final = "pagepool.home"
+"""The annotation that says whether $HOME is the user's own: "user", else nothing."""
+
+_PERIOD_US: Final = 100_000
+"""How often the share of the processors is given out, as docker has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +64,30 @@ def plan_runtime(container: Container, facts: Facts) -> dict[str, Any]:
     run, options = container.config.run, container.options
     wanted = run.user if options.user is None else options.user
     user = find_user(wanted, facts.passwd, facts.group)
+    groups = dict.fromkeys((*user.groups, *(find_group(name, facts.group) for name in options.group_add)))
     hostname = plan_hostname(container, facts)
     arguments = plan_arguments(run, options)
     return {
         "ociVersion": SPEC_VERSION,
         "process": {
             "terminal": options.tty,
-            "user": {"uid": user.uid, "gid": user.gid, "umask": 0o022, "additionalGids": list(user.groups)},
+            "user": {"uid": user.uid, "gid": user.gid, "umask": 0o022, "additionalGids": list(groups)},
             "args": arguments,
             "env": plan_environment(run, options, hostname, user.home),
             "cwd": _workdir(run, options),
-            "capabilities": _capabilities(user),
-            "noNewPrivileges": False,
+            "capabilities": _capabilities(user, options),
+            "noNewPrivileges": options.no_new_privileges,
+            "rlimits": [
+                {"type": f"RLIMIT_{one.name.upper()}", "soft": one.soft, "hard": one.hard} for one in options.ulimits
+            ],
         },
         "root": {"path": str(container.root), "readonly": options.read_only},
         "hostname": hostname,
         "mounts": _mounts(options, facts),
-        "annotations": {STOP_SIGNAL: run.stop_signal or "SIGTERM"},
+        "annotations": {
+            STOP_SIGNAL: options.stop_signal or run.stop_signal or "SIGTERM",
+            HOME: "" if _says_home(run, options) else "user",
+        },
         "linux": {
             "cgroupsPath": f"/pagepool-{container.id}",
             "resources": _resources(options),
@@ -124,15 +136,22 @@ def plan_hostname(container: Container, facts: Facts) -> str:
     return options.hostname or (facts.hostname if options.network == "host" else container.id[:12])
 
 
+def _says_home(run: RunConfig, options: RunOptions) -> bool:
+    said = dict(text.partition("=")[::2] for text in (*run.env, *options.env))
+    return bool(said.get("HOME"))
+
+
 def _workdir(run: RunConfig, options: RunOptions) -> str:
     wanted = options.workdir or run.working_dir or "/"
     return wanted if wanted.startswith("/") else f"/{wanted}"
 
 
-def _capabilities(user: User) -> dict[str, list[str]]:
+def _capabilities(user: User, options: RunOptions) -> dict[str, list[str]]:
+    kept = [] if "ALL" in options.cap_drop else [one for one in defaults.CAPABILITIES if one not in options.cap_drop]
+    names = list(dict.fromkeys((*kept, *options.cap_add)))
     # Without effective ones for users, as execve has it: else a user could do what only root may.
     kinds = ("bounding", "effective", "permitted") if user.uid == 0 else ("bounding",)
-    return {kind: list(defaults.CAPABILITIES) for kind in kinds}
+    return {kind: list(names) for kind in kinds}
 
 
 def _namespaces(options: RunOptions, facts: Facts) -> Iterable[str]:
@@ -149,20 +168,29 @@ def _resources(options: RunOptions) -> dict[str, Any]:
         found["memory"] = {"limit": options.memory, "swap": options.memory}
     if options.pids_limit is not None:
         found["pids"] = {"limit": options.pids_limit}
+    if options.cpus is not None:
+        found["cpu"] = {"quota": round(options.cpus * _PERIOD_US), "period": _PERIOD_US}
     return found
 
 
 def _mounts(options: RunOptions, facts: Facts) -> list[dict[str, Any]]:
     """Ours, the files that docker brings along, and the user's, which replace ours at the same place."""
-    own = {volume.destination.rstrip("/") for volume in options.volumes}
-    found = [mount for mount in defaults.mounts(facts.cgroup) if mount["destination"] not in own]
+    wanted = [_volume(volume, facts) for volume in options.volumes]
+    wanted += [
+        {"destination": one.destination, "type": "tmpfs", "source": "tmpfs", "options": list(one.options)}
+        for one in options.tmpfs
+    ]
+    own = {mount["destination"].rstrip("/") for mount in wanted}
+    found = [mount for mount in defaults.mounts(facts.cgroup, options.shm_size) if mount["destination"] not in own]
     files = dict(facts.files)
     found += [_bind(source, path, ["rbind", "rprivate"]) for path, source in files.items() if path not in own]
     # What is above comes before what is below.
-    for volume in sorted(options.volumes, key=lambda one: one.destination.rstrip("/").count("/")):
-        read_only = [("rro" if facts.deep_read_only else "ro")] if volume.read_only else []
-        found.append(_bind(str(volume.source), volume.destination, ["rbind", "rprivate", *read_only]))
-    return found
+    return found + sorted(wanted, key=lambda mount: mount["destination"].rstrip("/").count("/"))
+
+
+def _volume(volume: Volume, facts: Facts) -> dict[str, Any]:
+    read_only = [("rro" if facts.deep_read_only else "ro")] if volume.read_only else []
+    return _bind(str(volume.source), volume.destination, ["rbind", "rprivate", *read_only])
 
 
 def _bind(source: str, destination: str, options: list[str]) -> dict[str, Any]:

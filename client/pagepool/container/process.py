@@ -26,7 +26,7 @@ def container_error(reason: str, code: int) -> ContainerError:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One run of a container.
+    """One run of a container, or of a program in one that runs.
 
     Args:
         id: of the container.

@@ -15,16 +15,21 @@ import contextlib
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.errors import BusyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 DEFAULT_DIRECTORY: Final = Path("/run/pagepool/containers")
+LOG_DIRECTORY: Final = Path("/var/lib/pagepool/logs")
+"""Of what containers in the background write: on a disk, as it may be much."""
+
+WAIT_S: Final = 10.0
+"""After so long a container that was asked to end is killed, if nobody says otherwise."""
 
 CREATED: Final = "created"
 RUNNING: Final = "running"
@@ -43,6 +48,11 @@ class Record:
         status: created, running, or dead: its owner was killed, and `cleanup_stale` has not come yet.
         runtime: runc or own.
         stop_signal: what asks the program to end.
+        stop_timeout_s: after so long it is killed, if nobody says otherwise; None: nothing was said.
+        labels: the image's, and those that were given.
+        log: the file that its output is appended to; "": none.
+        log_begin: how long that was before.
+        log_kept: whether it is removed with the container.
     """
 
     id: str
@@ -56,6 +66,11 @@ class Record:
     status: str = CREATED
     runtime: str = "runc"
     stop_signal: str = "SIGTERM"
+    stop_timeout_s: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    log: str = ""
+    log_begin: int = 0
+    log_kept: bool = False
 
 
 class Held:
@@ -78,7 +93,7 @@ class Held:
 
     def close(self) -> None:
         """Remove everything, and let go of it."""
-        _remove(self.directory)
+        remove_directory(self.directory)
         os.close(self._lock)
 
 
@@ -94,7 +109,7 @@ def hold(directory: Path, container: str, name: str = "") -> Held:
             if record.id == container or (name and record.name == name):
                 raise BusyError(f"there is a container {name or container} already ({record.id}, {record.status})")
         own = directory / container
-        _remove(own)  # of somebody killed before it had a record
+        remove_directory(own)  # of somebody killed before it had a record
         own.mkdir(mode=0o700)
         (own / "bundle").mkdir(mode=0o700)
         lock = os.open(own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -143,12 +158,12 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _remove(directory: Path) -> None:
+def remove_directory(directory: Path) -> None:
     """Remove a directory and all in it, as far as that can be: `shutil` would be loaded for every container."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(directory):
             if entry.is_dir(follow_symlinks=False):
-                _remove(Path(entry))
+                remove_directory(Path(entry))
             else:
                 with contextlib.suppress(OSError):
                     os.unlink(entry)  # noqa: PTH108 - likewise

@@ -1,4 +1,4 @@
-"""Runs a container by runc: ``runc run`` in the foreground, with its state in a directory of ours.
+"""Runs containers by runc: ``runc run`` in the foreground, with its state in a directory of ours; and ``runc exec``.
 
 Without a terminal the container has our input and output themselves, no byte goes through runc. With one that is ours,
 runc has it directly, and does everything: raw mode, window size. With a terminal that nobody types at
@@ -17,6 +17,7 @@ import subprocess
 import termios
 from typing import TYPE_CHECKING, Final
 
+from pagepool.container.finding import open_descendant
 from pagepool.container.process import Task, close_all, container_error, exit_code, standard_input
 from pagepool.errors import ContainerError
 
@@ -42,12 +43,17 @@ def find_runc(search: str | None = None) -> str | None:
     return None
 
 
-class RuncContainer:
-    """See `process.Running`."""
+class _Runc:
+    """See `process.Running`. The child is runc, which stays as long as the program does.
 
-    def __init__(self, program: str, state: Path, task: Task) -> None:
+    Args:
+        program: runc.
+        state: where it keeps its own.
+        words: what it is to do.
+    """
+
+    def __init__(self, program: str, state: Path, task: Task, *words: str) -> None:
         self._command = [program, "--root", str(state)]
-        self._state = state / task.id
         self._task = task
         self._pid_file = task.bundle / "pid"
         self._log = task.bundle / "log"
@@ -55,12 +61,12 @@ class RuncContainer:
         self.started = False
         self.status: int | None = None
         self.master: int | None = None
-        self._process = self._start()
+        self._process = self._start(*words)
         self.child = self._process.pid
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        words = ["--log", str(self._log), "--log-format", "json", "run"]
-        words += ["--bundle", str(self._task.bundle), "--pid-file", str(self._pid_file), self._task.id]
+    def _start(self, action: str, *options: str) -> subprocess.Popen[bytes]:
+        words = ["--log", str(self._log), "--log-format", "json", action]
+        words += [*options, "--pid-file", str(self._pid_file), self._task.id]
         slave: int | None = None
         if self._task.terminal and not self._task.direct:
             self.master, slave = os.openpty()
@@ -96,10 +102,6 @@ class RuncContainer:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.child, number)
 
-    def kill(self) -> None:
-        """By runc; and runc too, if it does not end by itself."""
-        self._runc("kill", "--all", self._task.id, "KILL")
-
     def finish(self) -> int:
         """What runc ended with, which is what the program did, unless the log says it was never started."""
         returncode = self._process.wait()
@@ -114,24 +116,11 @@ class RuncContainer:
         raise container_error(reason, code)
 
     def close(self) -> None:
-        """Delete the container, if runc could not."""
+        """End runc, if it has not."""
         if self._process.poll() is None:
-            delete(self._command[0], self._state)
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
-        if self._state.exists():
-            delete(self._command[0], self._state)
         close_all(self.master)
-
-    def _runc(self, *words: str) -> None:
-        subprocess.run(
-            [*self._command, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
 
     def _reason(self) -> str:
         try:
@@ -142,8 +131,60 @@ class RuncContainer:
             with contextlib.suppress(ValueError, AttributeError):
                 entry = json.loads(line)
                 if entry.get("level") in ("error", "fatal"):
-                    return str(entry.get("msg", "")).removeprefix("runc run failed: ")
+                    return str(entry.get("msg", "")).removeprefix("runc run failed: ").removeprefix("exec failed: ")
         return ""
+
+
+class RuncContainer(_Runc):
+    """A container of runc."""
+
+    def __init__(self, program: str, state: Path, task: Task) -> None:
+        self._state = state / task.id
+        super().__init__(program, state, task, "run", "--bundle", str(task.bundle))
+
+    def kill(self) -> None:
+        """By runc; and runc too, if it does not end by itself."""
+        subprocess.run(
+            [*self._command, "kill", "--all", self._task.id, "KILL"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+
+    def close(self) -> None:
+        """Delete the container, if runc could not."""
+        if self._process.poll() is None:
+            delete(self._command[0], self._state)
+        super().close()
+        if self._state.exists():
+            delete(self._command[0], self._state)
+
+
+class RuncExec(_Runc):
+    """A program in a container of runc: what it is, is in ``process.json``."""
+
+    def __init__(self, program: str, state: Path, task: Task) -> None:
+        path = task.bundle / "process.json"
+        path.write_text(json.dumps(task.config["process"]))
+        super().__init__(program, state, task, "exec", "--process", str(path))
+
+    def kill(self) -> None:
+        """The program; runc ends with it."""
+        process = open_descendant(self.pid, self.child) if self.started else None
+        if process is None:
+            self._process.send_signal(signal.SIGKILL)
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        os.close(process)
+
+    def close(self) -> None:
+        """End the program, if it has not."""
+        if self._process.poll() is None:
+            self.kill()
+        super().close()
 
 
 def delete(program: str, state: Path) -> None:

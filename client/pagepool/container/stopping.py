@@ -1,7 +1,7 @@
 """Ends containers that other processes run: their stop signal first, SIGKILL for those that do not heed it.
 
-Signals go to a container's first process by a descriptor of it, taken while its owner was alive and above it: whatever
-becomes of the pids, no other process gets one. The owner notices the end, cleans up, and hands the exit code on.
+Signals go to a container's first process by a descriptor of it (`finding`). The owner notices the end, cleans up, and
+hands the exit code on.
 """
 
 from __future__ import annotations
@@ -11,48 +11,18 @@ import os
 import select
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pagepool.container.records import DEAD, DEFAULT_DIRECTORY, Record, list_containers
-from pagepool.container.run import parse_signal
-from pagepool.errors import BusyError, InvalidError, NotFoundError
+from pagepool.container.attending import parse_signal
+from pagepool.container.finding import look_again, open_first_process
+from pagepool.container.records import DEFAULT_DIRECTORY, WAIT_S, Record
+from pagepool.errors import BusyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
-_LEAST_PREFIX: Final = 3
-_MOST_PARENTS: Final = 16
 _CLEAN_UP_S: Final = 30.0
-
-
-class ContainerUnknownError(NotFoundError):
-    """No such container."""
-
-    what = "container"
-
-
-def find_containers(names: Iterable[str], directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
-    """The containers of ids, names, or the beginnings of ids: each once, in the order in which they are named.
-
-    Raises:
-        ContainerUnknownError: there is none of a name, or none that lives.
-        InvalidError: several ids begin so.
-    """
-    living = [record for record in list_containers(directory) if record.status != DEAD]
-    return list({found.id: found for found in (_find(living, name) for name in names)}.values())
-
-
-def _find(living: list[Record], name: str) -> Record:
-    for record in living:
-        if name in (record.id, record.name):
-            return record
-    found = [record for record in living if len(name) >= _LEAST_PREFIX and record.id.startswith(name)]
-    if not found:
-        raise ContainerUnknownError(name)
-    if len(found) > 1:
-        raise InvalidError(name, f"the ids of {len(found)} containers begin so")
-    return found[0]
 
 
 class Stopping:
@@ -73,29 +43,17 @@ class Stopping:
         with contextlib.suppress(ProcessLookupError):
             self._owner = os.pidfd_open(record.owner)
         # Looked at behind opening the owner: the lock says that it lives still, so that the pid was its own.
-        found = self._noted()
+        found = look_again(self.record, self._directory)
         if found is None:
             self.close()
         else:
             self._find_program(found)
 
-    def _noted(self) -> Record | None:
-        """What is noted of it now; None if it has ended, though its owner may not have."""
-        for found in list_containers(self._directory):
-            if found.id == self.record.id and found.owner == self.record.owner and found.status != DEAD:
-                return found
-        return None
-
     def _find_program(self, found: Record) -> None:
         """Find the container's first process, if there is one by now."""
-        if self._program >= 0 or not found.pid:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            program = os.pidfd_open(found.pid)
-            if _descends(found.pid, found.owner):
-                self._program = program
-            else:  # it has ended, and the number may be somebody else's
-                os.close(program)
+        if self._program < 0:
+            program = open_first_process(found)
+            self._program = -1 if program is None else program
 
     def ask(self, number: int | None = None) -> None:
         """Send a signal; None: the image's stop signal."""
@@ -114,7 +72,7 @@ class Stopping:
         """
         if self._has_ended(wait_s):
             return
-        found = self._noted()
+        found = look_again(self.record, self._directory)
         if found is not None:  # else only what is left of it is being removed
             self._find_program(found)
             self.ask(signal.SIGKILL)
@@ -138,12 +96,12 @@ class Stopping:
 
 
 def stop_containers(
-    records: Iterable[Record], wait_s: float, number: int | None = None, directory: Path = DEFAULT_DIRECTORY
+    records: Iterable[Record], wait_s: float | None, number: int | None = None, directory: Path = DEFAULT_DIRECTORY
 ) -> list[tuple[Record, bool]]:
     """End containers, all at the same time. Blocks.
 
     Args:
-        wait_s: until one that has not ended is killed.
+        wait_s: until one that has not ended is killed; None: each one's own, or `WAIT_S`.
         number: the signal that asks them to end; None: each one's own.
 
     Returns:
@@ -157,11 +115,11 @@ def stop_containers(
         for one in found:
             undo.callback(one.close)
             one.ask(number)
-        deadline = time.monotonic() + wait_s
+        now = time.monotonic()
         failures = []
-        for one in found:
+        for one in sorted(found, key=lambda one: _wait_s(one.record, wait_s)):
             try:
-                one.wait(max(0.0, deadline - time.monotonic()))
+                one.wait(max(0.0, now + _wait_s(one.record, wait_s) - time.monotonic()))
             except BusyError as error:
                 failures.append(error)
         if failures:
@@ -169,17 +127,10 @@ def stop_containers(
         return [(one.record, one.killed) for one in found]
 
 
-def _descends(pid: int, ancestor: int) -> bool:
-    for _ in range(_MOST_PARENTS):
-        if pid == ancestor:
-            return True
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            return False
-        if pid <= 1:
-            return pid == ancestor
-    return False
+def _wait_s(record: Record, given: float | None) -> float:
+    if given is not None:
+        return given
+    return WAIT_S if record.stop_timeout_s is None else record.stop_timeout_s
 
 
 def _send(process: int, number: int) -> None:

@@ -79,6 +79,18 @@ def find_user(wanted: str, passwd: bytes, group: bytes) -> User:
     return User(uid, gid, tuple(dict.fromkeys((gid, *groups))), (found.home if found else "") or "/")
 
 
+def find_group(name: str, group: bytes) -> int:
+    """Look a group up, by name or number.
+
+    Raises:
+        UserInvalidError: a name that is not there, a number that cannot be one.
+    """
+    found = _group(name, name, group)
+    if not 0 <= found <= _MAX_ID:
+        raise UserInvalidError(name, f"numbers are 0 to {_MAX_ID}")
+    return found
+
+
 def _group(wanted: str, name: str, table: bytes) -> int:
     number = _number(name)
     if number is not None:

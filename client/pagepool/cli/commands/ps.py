@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,39 @@ _SHOWN = 12
 _COMMAND = 30
 _UNITS = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
 
+_Wanted = Callable[["Record"], bool]
+
+
+class _Filter(click.ParamType):  # type: ignore[type-arg] # not generic before click 8.2
+    """Which containers are wanted, as docker's ``--filter``."""
+
+    name = "filter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _Wanted:
+        kind, _, wanted = str(value).partition("=")
+        if kind not in ("label", "name", "id") or not wanted:
+            self.fail(f"{value!r} is none of label=KEY[=VALUE], name=PART and id=BEGINNING", param, ctx)
+        if kind == "name":
+            return lambda record: wanted in record.name
+        if kind == "id":
+            return lambda record: record.id.startswith(wanted)
+        key, equals, text = wanted.partition("=")
+        return lambda record: key in record.labels and (not equals or record.labels[key] == text)
+
 
 @click.command(name="ps", short_help="List containers that run.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also dead ones: those whose `pagepool run` was killed.")
+@click.option(
+    "-f",
+    "--filter",
+    "filters",
+    multiple=True,
+    type=_Filter(),
+    metavar="KEY=VALUE",
+    help="Only those with label=KEY[=VALUE], name=PART or id=BEGINNING; several: all of it.",
+)
 @output_options
-def command(everything: bool) -> None:
+def command(everything: bool, filters: tuple[_Wanted, ...]) -> None:
     """List the containers of `pagepool run` on this machine, the oldest first.
 
     PID is the container's first process. With --quiet only ids. A container that has ended is gone, and not listed;
@@ -35,11 +64,13 @@ def command(everything: bool) -> None:
     Examples:
       pagepool ps
       pagepool ps -q
+      pagepool ps --filter label=job=nightly
       pagepool ps --all --json
     """
     records = [
         record for record in list_containers(roots.containers_directory()) if everything or record.status != DEAD
     ]
+    records = [record for record in records if all(wanted(record) for wanted in filters)]
     if output.current().json:
         output.print_json({"containers": [_row(record) for record in records]})
     elif output.current().quiet:

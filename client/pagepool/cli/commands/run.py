@@ -11,6 +11,7 @@ from pagepool.cli import exits
 from pagepool.cli.nodes import SizeType, node_options
 from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
 from pagepool.cli.running import run_image
+from pagepool.cli.signals import SignalType
 from pagepool.cli.state import State
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class _RunCommand(click.Command):
     "--log",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="With --detach, append the program's output to FILE [it is thrown away].",
+    help="With --detach, append the program's output to FILE; else the last of it is kept for pagepool logs.",
 )
 @click.option("--name", default="", metavar="NAME", help="A name for the container.")
 @click.option("--rm", is_flag=True, help="Remove the container when it has ended: always done, for docker's users.")
@@ -74,6 +75,53 @@ class _RunCommand(click.Command):
 )
 @click.option("-m", "--memory", metavar="SIZE", help="The most memory, swap included: 512m, 2g.")
 @click.option("--pids-limit", type=click.IntRange(1), metavar="N", help="The most processes and threads.")
+@click.option("--cpus", metavar="N", help="The most processors, with a fraction: 1.5.")
+@click.option(
+    "--ulimit",
+    "ulimits",
+    multiple=True,
+    metavar="NAME=SOFT[:HARD]",
+    help="A limit of each process: nofile=1024:4096, core=0.",
+)
+@click.option("--shm-size", metavar="SIZE", help="Of /dev/shm.  [64m]")
+@click.option(
+    "--tmpfs",
+    multiple=True,
+    metavar="DST[:OPTIONS]",
+    help="A file system in memory: size=64m, mode=1777, uid=, gid=, ro, exec, with commas.",
+)
+@click.option(
+    "--mount",
+    "mounts",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="type=bind,source=SRC,target=DST[,readonly], as -v; or type=tmpfs,target=DST[,tmpfs-size=][,tmpfs-mode=].",
+)
+@click.option("--add-host", "add_hosts", multiple=True, metavar="NAME:IP", help="A line for /etc/hosts.")
+@click.option("--group-add", multiple=True, metavar="GROUP", help="One more group of the user, by name or number.")
+@click.option("--cap-drop", multiple=True, metavar="NAME", help="A capability that programs do not get, or ALL.")
+@click.option(
+    "--cap-add",
+    multiple=True,
+    metavar="NAME",
+    help="One that they get: of docker's, IPC_LOCK, NET_ADMIN, SYS_NICE, and with runc SYS_PTRACE.",
+)
+@click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges.")
+@click.option("-l", "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Noted with the container.")
+@click.option("--stop-signal", type=SignalType(), help="What asks the program to end, instead of the image's.")
+@click.option(
+    "--stop-timeout",
+    type=click.IntRange(0, 86400),
+    metavar="SECONDS",
+    help="After which it is killed if it has not ended.  [10]",
+)
+@click.option("--init", is_flag=True, help="An init that reaps orphans: pagepool's own runtime, which always has one.")
+@click.option(
+    "--cidfile",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the container's id into FILE, which is not there yet.",
+)
 @click.option("--read-only", is_flag=True, help="The root cannot be written; volumes and /dev/shm can.")
 @click.option(
     "--runtime",

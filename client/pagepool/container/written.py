@@ -1,0 +1,189 @@
+"""Options of a container as docker's users write them, beyond those that `options` reads. Loaded if there are any."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING, Final
+
+from pagepool.container.defaults import CAPABILITIES, CAPABILITY_NUMBERS
+from pagepool.container.options import OptionInvalidError, Tmpfs, Ulimit, parse_size, parse_volume
+
+if TYPE_CHECKING:
+    from pagepool.container.options import Volume
+
+ULIMITS: Final = (
+    *("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue"),
+    *("nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"),
+)
+_UNLIMITED: Final = (1 << 64) - 1
+_MOST: Final = (1 << 63) - 1
+_MORE: Final = ("CAP_IPC_LOCK", "CAP_NET_ADMIN", "CAP_SYS_NICE", "CAP_SYS_PTRACE")
+"""What can be added to docker's fourteen: nothing that leads out of a container, or past its limits."""
+_LEAST_CPUS: Final = 0.01
+_FLAGS: Final = {"rw": "", "ro": "ro", "noexec": "noexec", "exec": "", "nosuid": "", "nodev": ""}
+_BIND: Final = {"type", "source", "target", "readonly", "bind-propagation"}
+_TMPFS: Final = {"type", "target", "tmpfs-size", "tmpfs-mode"}
+_SAME: Final = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+_AS_IT_IS: Final = ("seccomp=unconfined", "apparmor=unconfined", "label=disable")
+"""Of ``--security-opt``: there is nothing of the kind to be switched off."""
+
+
+def parse_label(text: str) -> tuple[str, str]:
+    """Parse ``KEY[=VALUE]``.
+
+    Raises:
+        OptionInvalidError: there is no key.
+    """
+    key, _, value = text.partition("=")
+    if not key.strip():
+        raise OptionInvalidError(text, "is no KEY=VALUE")
+    return key, value
+
+
+def parse_add_host(text: str) -> tuple[str, str]:
+    """Parse ``NAME:IP``, or with = between: a name, and an address of either version.
+
+    Raises:
+        OptionInvalidError: it is something else; ``host-gateway``, say.
+    """
+    match = re.fullmatch(r"([^:=\s]+)[:=](.+)", text)
+    if match is None:
+        raise OptionInvalidError(text, "is no NAME:IP")
+    try:
+        return match[1], str(ipaddress.ip_address(match[2].removeprefix("[").removesuffix("]")))
+    except ValueError as error:
+        raise OptionInvalidError(text, f"{match[2]!r} is no address") from error
+
+
+def parse_cpus(text: str) -> float:
+    """Parse how many processors, with a fraction.
+
+    Raises:
+        OptionInvalidError: it is no such number.
+    """
+    if not re.fullmatch(r"\d{1,5}(\.\d+)?|\.\d+", text) or float(text) < _LEAST_CPUS:
+        raise OptionInvalidError(text, f"is no number of processors: at least {_LEAST_CPUS}")
+    return float(text)
+
+
+def parse_ulimit(text: str) -> Ulimit:
+    """Parse ``NAME=SOFT[:HARD]``; a limit is a number, or -1 or ``unlimited``.
+
+    Raises:
+        OptionInvalidError: there is no such limit, or the soft one is above the hard one.
+    """
+    match = re.fullmatch(r"(\w+)=(-1|unlimited|\d+)(?::(-1|unlimited|\d+))?", text)
+    if match is None:
+        raise OptionInvalidError(text, "is no NAME=SOFT[:HARD], such as nofile=1024:4096")
+    if match[1] not in ULIMITS:
+        raise OptionInvalidError(text, f"the limits are {', '.join(ULIMITS)}")
+    soft, hard = (_limit(word) for word in (match[2], match[3] or match[2]))
+    if soft > hard:
+        raise OptionInvalidError(text, "the soft limit is above the hard one")
+    return Ulimit(match[1], soft, hard)
+
+
+def _limit(word: str) -> int:
+    number = _UNLIMITED if word in ("-1", "unlimited") else int(word)
+    if _MOST < number != _UNLIMITED:
+        raise OptionInvalidError(word, "is no limit")
+    return number
+
+
+def parse_tmpfs(text: str) -> Tmpfs:
+    """Parse ``DST[:OPTIONS]``: size=, mode=, uid=, gid=, ro, exec.
+
+    Raises:
+        OptionInvalidError: the destination is none, or an option is not known.
+    """
+    destination, _, rest = text.partition(":")
+    flags, data = {"noexec"}, []
+    for word in filter(None, rest.split(",")):
+        name, _, value = word.partition("=")
+        if name == "size":
+            data.append(f"size={parse_size(value)}")
+        elif re.fullmatch(r"mode=[0-7]{1,4}|[ug]id=[0-9]{1,9}", word):
+            data.append(word)
+        elif word in ("exec", "rw"):
+            flags.discard("noexec" if word == "exec" else "ro")
+        elif word in _FLAGS:
+            flags |= {_FLAGS[word]} - {""}
+        else:
+            raise OptionInvalidError(text, f"{word!r} is not known: size=, mode=, uid=, gid=, ro, exec")
+    if not any(word.startswith("mode=") for word in data):
+        data.append("mode=1777")
+    return Tmpfs(_destination(text, destination), ("nosuid", "nodev", *sorted(flags), *data))
+
+
+def parse_mount(text: str) -> Volume | Tmpfs:
+    """Parse docker's ``--mount``: ``type=bind,source=…,target=…[,readonly]``, or ``type=tmpfs,target=…``.
+
+    Raises:
+        OptionInvalidError: it is another type, or a key is missing or not known.
+    """
+    keys: dict[str, str] = {}
+    for word in text.split(","):
+        key, equals, value = word.partition("=")
+        keys[_SAME.get(key, key)] = value if equals else "true"
+    kind = keys.get("type", "volume")
+    if kind not in ("bind", "tmpfs"):
+        raise OptionInvalidError(text, f"the type is bind or tmpfs, not {kind}")
+    unknown = keys.keys() - (_BIND if kind == "bind" else _TMPFS)
+    if unknown:
+        raise OptionInvalidError(text, f"{min(unknown)!r} is not known here")
+    if kind == "tmpfs":
+        size, mode = keys.get("tmpfs-size"), keys.get("tmpfs-mode")
+        options = [f"size={size}"] if size else []
+        options += [f"mode={mode}"] if mode else []
+        return parse_tmpfs(f"{keys.get('target', '')}:{','.join(options)}")
+    if keys.get("bind-propagation", "rprivate") != "rprivate":
+        raise OptionInvalidError(text, "mounts are not propagated: rprivate")
+    read_only = keys.get("readonly", "false")
+    if read_only not in ("true", "false", "1", "0"):
+        raise OptionInvalidError(text, "readonly is true or false")
+    source, target = keys.get("source", ""), keys.get("target", "")
+    if ":" in source + target:
+        raise OptionInvalidError(text, "there is a colon in a path")
+    return parse_volume(f"{source}:{target}:{'ro' if read_only in ('true', '1') else 'rw'}")
+
+
+def parse_capability(text: str, *, add: bool) -> str:
+    """Parse a capability's name, with or without CAP_; ALL, if it is to be dropped.
+
+    Raises:
+        OptionInvalidError: there is none of that name, or it cannot be added.
+    """
+    name = text.upper()
+    if name == "ALL" and not add:
+        return name
+    name = f"CAP_{name.removeprefix('CAP_')}"
+    if add and name not in (*CAPABILITIES, *_MORE):
+        more = ", ".join(one.removeprefix("CAP_") for one in _MORE)
+        raise OptionInvalidError(text, f"what can be added is what can be dropped, and {more}")
+    if name not in CAPABILITY_NUMBERS:
+        raise OptionInvalidError(text, "a container has no such capability to be dropped")
+    return name
+
+
+def parse_security(texts: tuple[str, ...]) -> bool:
+    """Parse docker's ``--security-opt``: whether there are to be no new privileges.
+
+    Raises:
+        OptionInvalidError: it asks for something that there is not.
+    """
+    found = False
+    for text in texts:
+        name, _, value = text.replace(":", "=", 1).partition("=")
+        if name == "no-new-privileges" and value in ("", "true", "false"):
+            found = value != "false"
+        elif text.replace(":", "=", 1) not in _AS_IT_IS:
+            raise OptionInvalidError(text, "what can be asked for is no-new-privileges")
+    return found
+
+
+def _destination(text: str, destination: str) -> str:
+    try:
+        return parse_volume(f"/:{destination}").destination
+    except OptionInvalidError as error:
+        raise OptionInvalidError(text, "an absolute path in the container, other than /, comes first") from error
