@@ -154,14 +154,16 @@ def in_terminal(place: Place, words: list[str], typed: bytes, until: bytes = b"r
     )
     shown = b""
     try:
-        while until not in shown:
-            shown += os.read(master, 4096)
-        os.write(master, typed)
-        # Drained while it ends, so that nothing waits for us.
         ended = os.pidfd_open(started.pid)
         poller = select.poll()
         poller.register(master, select.POLLIN)
         poller.register(ended, select.POLLIN)
+        while until not in shown:
+            ready = {descriptor for descriptor, _ in poller.poll(TIMEOUT_S * 1000)}
+            assert master in ready, f"it has ended, or does nothing: {shown!r}"
+            shown += os.read(master, 4096)
+        os.write(master, typed)
+        # Drained while it ends, so that nothing waits for us.
         while ended not in {descriptor for descriptor, _ in poller.poll(TIMEOUT_S * 1000)}:
             shown += os.read(master, 4096)
         os.close(ended)

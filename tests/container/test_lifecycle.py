@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -186,3 +187,31 @@ def test_input_that_is_no_terminal(place: Place) -> None:
     done = place.run("-it", "--", "true", given="")
     assert done.returncode == 125
     assert "standard input is no terminal" in done.stderr
+
+
+def test_what_is_left_of_a_removal_that_was_cut_off_goes(place: Place) -> None:
+    """And so does what somebody had begun to make; a container that runs stays."""
+    started = begin(place, "--", "sh", "-c", READY)
+    (record,) = place.containers()
+    runs = place.directory / record.id
+    for name, parts in (("removed", ("bundle/config.json", "record")), ("made", ("bundle/x",))):
+        (place.directory / name).mkdir()
+        for part in parts:
+            (place.directory / name / part).parent.mkdir(exist_ok=True)
+            (place.directory / name / part).write_text((runs / "record").read_text())
+    assert [one.id for one in place.containers()] == [record.id]
+    assert cleanup_stale(place.directory) == []
+    assert [path.parent.name for path in place.directory.glob("*/bundle")] == [record.id]
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert [one.id for one in cleanup_stale(place.directory)] == [record.id]
+
+
+def test_what_another_version_notes_is_passed_over(place: Place) -> None:
+    started = begin(place, "--", "sh", "-c", f"trap 'exit 3' TERM; {READY}")
+    (record,) = place.containers()
+    noted = place.directory / record.id / "record"
+    noted.write_text(json.dumps({**json.loads(noted.read_text()), "of_tomorrow": 1}))
+    assert place.containers() == [record]
+    started.send_signal(signal.SIGTERM)
+    assert end(started)[0] == 3

@@ -24,6 +24,7 @@ from pagepool.errors import BusyError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+BUNDLE: Final = "bundle"
 DEFAULT_DIRECTORY: Final = Path("/run/pagepool/containers")
 LOG_DIRECTORY: Final = Path("/var/lib/pagepool/logs")
 """Of what containers in the background write: on a disk, as it may be much."""
@@ -83,7 +84,7 @@ class Held:
     @property
     def bundle(self) -> Path:
         """Where the runtime finds its configuration."""
-        return self.directory / "bundle"
+        return self.directory / BUNDLE
 
     def write(self, record: Record) -> None:
         """Note what is known now."""
@@ -111,7 +112,7 @@ def hold(directory: Path, container: str, name: str = "") -> Held:
         own = directory / container
         remove_directory(own)  # of somebody killed before it had a record
         own.mkdir(mode=0o700)
-        (own / "bundle").mkdir(mode=0o700)
+        (own / BUNDLE).mkdir(mode=0o700)
         lock = os.open(own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         held = Held(own, lock)
@@ -129,7 +130,9 @@ def list_containers(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
 
 
 def stale(directory: Path) -> Iterator[tuple[Record, Held]]:
-    """Containers whose owner is dead, each locked: whoever asks has to close it."""
+    """Containers whose owner is dead, each locked: whoever asks has to close it. What is left of a removal that was cut
+    off goes."""
+    _remove_halves(directory)
     for path in sorted(directory.glob("*/lock")):
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
             lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -142,8 +145,23 @@ def stale(directory: Path) -> Iterator[tuple[Record, Held]]:
             yield record, Held(path.parent, lock)
 
 
+def _remove_halves(directory: Path) -> None:
+    """Remove what has no lock: it was being removed, or made, by somebody who was killed."""
+
+    def halves() -> list[Path]:
+        found = (path.parent for path in directory.glob(f"*/{BUNDLE}"))
+        return [path for path in found if not (path / "lock").exists()]
+
+    if halves():
+        with _locked(directory / ".names"):  # now nobody makes one
+            for half in halves():
+                remove_directory(half)
+
+
 def _read(path: Path) -> Record:
     fields: dict[str, Any] = json.loads(path.read_text())
+    # Another version, which runs containers of its own here, may note more of them.
+    fields = {name: value for name, value in fields.items() if name in Record.__dataclass_fields__}
     record = Record(**{**fields, "command": tuple(fields["command"])})
     return record if _is_locked(path.with_name("lock")) else replace(record, status=DEAD)
 
