@@ -83,7 +83,8 @@ def command(reference: Reference | None, path: Path | None, **given: Unpack[Moun
     containers share one copy of each in memory, whatever image it came with. It needs root, Linux 6.5, EROFS and
     overlayfs; the node (pagepool node), which fetches what is missing, is started if it is not running. The
     backend fuse works wherever there is /dev/fuse; users other than root need fusermount3 (package fuse3). auto
-    takes the kernel where it can, and says why if it cannot. Without arguments, lists what is mounted.
+    takes the kernel where this machine can do that, and with this image, and says why if not. Without arguments,
+    lists what is mounted.
 
     \b
     Examples:

@@ -130,7 +130,7 @@ class _RunCommand(click.Command):
     show_default=True,
     help="runc, or pagepool itself by namespaces; auto: runc where it is installed.",
 )
-@click.option("--eager", is_flag=True, help="Fetch all of the image first (kernel only).")
+@click.option("--eager", is_flag=True, help="Fetch all of the image first.")
 @click.option("--disk", type=SizeType(), default=0, metavar="SIZE", help="Most bytes it may write (kernel only).")
 @click.option(
     "--backend",
