@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from blake3 import blake3
 
-from pagepool.extents import EXTENT_SIZE
+from pagepool.extents import EXTENT_SIZE, ZERO_EXTENT
 
 if TYPE_CHECKING:
     from pagepool.image import Member
@@ -120,8 +120,8 @@ class ObjectBuilder:
         while self._hashed and left:
             self._whole.update(piece[:left])
             left -= min(left, len(piece))
-        self._extents += [_ZERO_NAME] * count
-        self._sink.extent(_ZERO_NAME, piece[:EXTENT_SIZE])
+        self._extents += [ZERO_EXTENT] * count
+        self._sink.extent(ZERO_EXTENT, piece[:EXTENT_SIZE])
 
     def _emit(self, data: bytes | memoryview) -> None:
         digest = blake3(data).digest()
@@ -130,4 +130,3 @@ class ObjectBuilder:
 
 
 _ZEROS = bytes(1 << 20)
-_ZERO_NAME = blake3(bytes(EXTENT_SIZE)).digest()

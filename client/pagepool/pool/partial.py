@@ -19,11 +19,11 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pagepool.digest import blake3_raw
 from pagepool.errors import CorruptError, InvalidError, RangeInvalidError, StoreFullError
-from pagepool.extents import EXTENT_SIZE
+from pagepool.extents import EXTENT_SIZE, ZERO_EXTENT
 from pagepool.linux import is_full
 from pagepool.pool.files import map_file
 from pagepool.pool.mapfile import ABSENT, CHARGED, DISCARDED, PRESENT, PUBLISHED, MapFile
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
         def discard_partial(self, partial: Partial, /) -> None: ...
         def free_disk(self, size: int, /) -> bool: ...
         def has_named(self, partial: Partial, inode: int, /) -> bool: ...
-
-
-_ZEROS: Final = blake3_raw(bytes(EXTENT_SIZE))
 
 
 def check_extents(digest: bytes, size: int, extents: Sequence[bytes]) -> None:
@@ -126,7 +123,7 @@ class Partial:
             self._check_state()
             self._keeper.charge_extent(self, number)
             # Nobody has written where nothing was counted: there the file is a hole, and reads as zeros.
-            if mark != ABSENT or got != _ZEROS:
+            if mark != ABSENT or got != ZERO_EXTENT:
                 self._write(number, plain)
             self._marks[number] = PRESENT
         return self.finish()
