@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         (("--rw", "--upper", "w"), "--rw and --upper exclude each other"),
         (("--rw", "--ro"), "--rw and --ro exclude each other"),
         (("--quota", "1MB"), "--quota is for --rw and --upper"),
+        (("--disk", "1MB"), "--quota is for --rw and --upper"),
     ],
 )
 def test_a_wish_that_would_be_forgotten_is_refused(
@@ -44,6 +45,17 @@ def test_a_wish_that_would_be_forgotten_is_refused(
     refused = run("mount", "app:1", tmp_path, *options)
     assert refused.code == 2
     assert said in refused.err
+
+
+@pytest.mark.parametrize("command", ["mount", "run"])
+def test_options_have_one_name_in_the_help(run: Run, command: str) -> None:
+    """What the other command called them before is taken, too."""
+    shown = run(command, "--help").out
+    assert "  --quota SIZE  " in shown
+    assert "  --eager  " in shown
+    for spelling in ("--disk", "--fill"):
+        assert spelling not in shown.replace("--no-fill", "")
+        assert "No such option" not in run(command, spelling, *(["1MB"] if spelling == "--disk" else [])).err
 
 
 def test_a_place_that_is_a_file_is_named_as_the_help_has_it(run: Run, tmp_path: Path) -> None:
@@ -272,9 +284,10 @@ def test_what_the_kernel_cannot_hold_is_run_on_fuse(unholdable: str) -> None:
     words = (*command, "import os; print(len(os.getxattr('/big', 'user.big')))")
     refused = spawn("run", "--backend", "kernel", *words)
     assert (refused.returncode, refused.stderr) == (125, f"pagepool: error: {_NOT_HELD}\n")
-    limited = spawn("run", "--disk", "1MB", *words)
-    assert limited.returncode == 125
-    assert limited.stderr.endswith("pagepool: error: --disk needs the backend kernel\n")
+    for spelling in ("--quota", "--disk"):
+        limited = spawn("run", spelling, "1MB", *words)
+        assert limited.returncode == 125
+        assert limited.stderr.endswith("pagepool: error: --quota needs the backend kernel\n")
     done = spawn("run", "--eager", *words)
     assert (done.returncode, done.stdout) == (0, "65536\n"), done.stderr
     assert done.stderr == f"pagepool: mounting by FUSE, not by the kernel: {_NOT_HELD}\n"

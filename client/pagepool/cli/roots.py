@@ -224,7 +224,7 @@ class FuseRoots:
         if os.geteuid() != 0:
             raise UnsupportedError("running containers needs root")
         if request.quota:
-            raise UnsupportedError("--disk needs the backend kernel")
+            raise UnsupportedError("--quota needs the backend kernel")
         reference = on_server(request.reference)
         _sweep(_WORK.glob(f"{_PREFIX}*/{_LOCK}"), lambda lock: self._remove(lock.parent))
         with ExitStack() as undo:
