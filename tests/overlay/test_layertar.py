@@ -266,6 +266,16 @@ def test_holes_are_not_written(name: str, tmp_path: Path) -> None:
             assert os.pread(out.fileno(), len(data), at) == data
 
 
+@pytest.mark.parametrize("other", [b"x", b"y"])
+def test_holes_are_not_compared(other: bytes) -> None:
+    """A file of a terabyte with the metadata of another one: only their data is read."""
+    now, base = _Sparse(), _Sparse()
+    now.add(b"file", _TIB, [(100 * _MIB + 7, b"x" * 5000), (_TIB // 2, b"x" * 5000)])
+    base.add(b"file", _TIB, [(100 * _MIB, bytes(7) + b"x" * 5000), (_TIB // 2, b"x" * 4999 + other)])
+    assert bool(plan_diff(now, base)) == (other != b"x")
+    assert now.was_read <= 4 * PIECE
+
+
 @pytest.mark.parametrize(
     "pieces",
     [

@@ -59,15 +59,19 @@ def _keep_largest(segments: Segments, count: int) -> Segments:
     ]
 
 
+def next_data(system: FileSystem, ino: int, offset: int, size: int) -> int:
+    """Where a regular file has data next, from an offset on; its size if it has none."""
+    try:
+        return system.seek(ino, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return size
+
+
 def _data(system: FileSystem, ino: int, size: int) -> Iterator[tuple[int, int]]:
     end = 0
-    while end < size:
-        try:
-            start = system.seek(ino, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return
+    while end < size and (start := next_data(system, ino, end, size)) < size:
         end = system.seek(ino, start, os.SEEK_HOLE)
         end = min(end + -end % PAGE_SIZE, size)
         yield start - start % PAGE_SIZE, end
