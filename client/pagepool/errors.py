@@ -130,6 +130,19 @@ class LimitError(PagepoolError):
         super().__init__(f"{what} of {size} is over the limit of {limit}")
 
 
+class KernelLimitError(LimitError):
+    """An image has something in it that the kernel cannot mount, whichever machine it is: FUSE can.
+
+    Args:
+        reason: what, with the limit.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason, 0, 0)
+        self.args = (f"the kernel cannot mount this image: {reason}",)
+
+
 # -- missing -------------------------------------------------------------------------------------------------
 
 

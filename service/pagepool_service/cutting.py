@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from blake3 import blake3
 
-from pagepool.extents import EXTENT_SIZE
+from pagepool.extents import EXTENT_SIZE, ZERO_EXTENT
 
 if TYPE_CHECKING:
     from pagepool.image import Member
@@ -105,18 +105,28 @@ class ObjectBuilder:
     def _zeros(self, count: int) -> None:
         """A hole, as bytes: an extent of zeros is stored once, however often it is named."""
         piece = memoryview(_ZEROS)
-        while count > 0:
-            self._append(piece[:count])
-            count -= min(count, len(piece))
+        before = min(count, -self._size % EXTENT_SIZE)
+        self._append(piece[:before])
+        whole, after = divmod(count - before, EXTENT_SIZE)
+        if whole:
+            self._zero_extents(whole)
+        self._append(piece[:after])
+
+    def _zero_extents(self, count: int) -> None:
+        """Whole extents of a hole, from where one begins: nothing is left but to hash them as a part of the file."""
+        left = count * EXTENT_SIZE
+        self._size += left
+        piece = memoryview(_ZEROS)
+        while self._hashed and left:
+            self._whole.update(piece[:left])
+            left -= min(left, len(piece))
+        self._extents += [ZERO_EXTENT] * count
+        self._sink.extent(ZERO_EXTENT, piece[:EXTENT_SIZE])
 
     def _emit(self, data: bytes | memoryview) -> None:
-        # Holes of gigabytes cost no memory and little time: one name for all their extents. That a view is of zeros is
-        # seen by whose it is; comparing its bytes one by one takes longer than hashing them.
-        zeros = len(data) == EXTENT_SIZE and isinstance(data, memoryview) and data.obj is _ZEROS
-        digest = _ZERO_NAME if zeros else blake3(data).digest()
+        digest = blake3(data).digest()
         self._extents.append(digest)
         self._sink.extent(digest, data)
 
 
 _ZEROS = bytes(1 << 20)
-_ZERO_NAME = blake3(bytes(EXTENT_SIZE)).digest()

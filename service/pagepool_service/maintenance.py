@@ -103,7 +103,7 @@ def run(
             slot=slot,
             verifier=verifier,
             rebuild_compressed=settings.rebuild_compressed,
-            limits=Limits(max_member_size=min(largest, 64 << 30), max_layer_size=largest),
+            limits=Limits(largest, largest, setting="PAGEPOOL_MAX_LAYER_SIZE"),
             inflate_limits=InflateLimits(plain_size=largest, ratio=settings.max_layer_ratio),
             observe=_open_metrics(figures, slot),
             tracing=_open_tracing(settings, slot, pushes),

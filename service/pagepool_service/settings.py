@@ -54,7 +54,7 @@ class Settings:
         cache_bytes: most bytes of it; None for `pools.default_budget`, 0 for no pool.
         quota_bytes: most bytes that the store may take, uploads and spool included; 0 for no limit.
         max_blob_bytes: largest blob taken in.
-        max_layer_bytes: a layer with more plain bytes is kept as a blob, and cannot be mounted.
+        max_layer_bytes: a layer with more plain bytes, holes included, is kept as a blob, and cannot be mounted.
         max_layer_ratio: so is one that grows by more than this factor (beyond the first 256 MiB).
         rebuild_compressed: drop compressed blobs that can be made again exactly, and make them again at each pull.
         recompress: compress what was stored once more, thoroughly, while there is nothing else to do.

@@ -10,9 +10,10 @@
 Everything is imported before the fork, so that the processes share those pages; the store is opened after it, by each
 for itself. The supervisor holds the lock of the data directory and never has the store open while others run.
 
-A process that ends is started again, after a pause that grows while it keeps ending. SIGTERM, SIGINT and SIGHUP end
-all of them, the workers after the requests in flight. If the supervisor itself is killed the kernel kills the others,
-and the lock, which they share, is free when the last one is gone.
+A process that ends is started again, after a pause that grows while it keeps ending; but a worker that has ended a few
+times before all of them served ends the service, with what it said. SIGTERM, SIGINT and SIGHUP end all of them, the
+workers after the requests in flight. If the supervisor itself is killed the kernel kills the others, and the lock,
+which they share, is free when the last one is gone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,6 +37,7 @@ from pagepool.errors import ListenError, UnsupportedError
 from pagepool_service import collecting, logs, poolkeeper, recompressing
 from pagepool_service.auth import open_authority
 from pagepool_service.metrics.directory import make_directory, remove_directory
+from pagepool_service.openfiles import StartError, raise_limit
 from pagepool_service.roster import Roster
 from pagepool_service.seeing.tally import Tally
 from pagepool_service.settings import StandardEndpoint
@@ -62,6 +65,8 @@ _SHORTEST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _STEADY_S = 60.0  # a process that lived so long starts from the shortest pause again
 _SWEEP_S = 600.0
+_MOST_STARTS = 5  # of a worker, until it is believed that it cannot serve here
+_LONGEST_WORDS = 64 << 10
 _PR_SET_PDEATHSIG = 1
 
 
@@ -74,6 +79,8 @@ class Child:
         run: what it does, in the child.
         pid: 0 while it does not run.
         due: when it is to be started, on the monotonic clock.
+        ended: how often it has.
+        why: how it did the last time.
     """
 
     name: str
@@ -82,6 +89,8 @@ class Child:
     started: float = 0.0
     due: float = 0.0
     pause_s: float = field(default=_SHORTEST_PAUSE_S)
+    ended: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +146,21 @@ class Supervisor:
         self._pushes = None if self._settings.trace_endpoint is None else PushNotes()
         self._stopping = False
         self._swept = 0.0
+        self._words = (-1, -1)
+        self._said: dict[int, str] = {}
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Blocks.
 
         Raises:
             BusyError: another service has the data directory.
+            StartError: too few files may be open; or a worker ends again and again before it serves.
             ListenError: the address cannot be listened on.
             ReadOnlyError, StoreFormatError: the store cannot be opened.
             FileInvalidError, SettingInvalidError: a file of users, rights or certificates cannot be used.
         """
         settings = self._settings
+        raise_limit()
         certificate = Certificate.of(settings)
         lock_fd = lock_data(settings.data, read_only=settings.read_only)
         listener = listen(settings.host, settings.port)
@@ -157,6 +170,7 @@ class Supervisor:
         metrics = _open_metrics(settings, alone=lock_fd is not None)
         wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._words = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may have had it ignored, and so no zombies
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         gc.collect()
@@ -174,7 +188,7 @@ class Supervisor:
             self._end()
             if metrics is not None:
                 metrics.close()
-            for fd in (wake_fd, ready_read, ready_write):
+            for fd in (wake_fd, ready_read, ready_write, *self._words):
                 os.close(fd)
             if lock_fd is not None:
                 os.close(lock_fd)
@@ -226,14 +240,25 @@ class Supervisor:
         )
 
     def _wait_ready(self, ready_fd: int) -> bool:
-        """Wait until every worker serves. Returns False if the service is told to end before."""
+        """Wait until every worker serves. Returns False if the service is told to end before.
+
+        Raises:
+            StartError: one of them does not come to that.
+        """
         waiting = self._settings.workers
         while waiting and not self._stopping:
             self._take_signal(0.0)
+            self._give_up()
             self._start_due()
             if select.select([ready_fd], [], [], 0.02)[0]:
                 waiting -= len(os.read(ready_fd, waiting))
         return not self._stopping
+
+    def _give_up(self) -> None:
+        """Raise if a worker has ended too often before all of them served."""
+        for child in self._children[: self._settings.workers]:
+            if child.ended >= _MOST_STARTS:
+                raise StartError(f"{child.name} ended {child.ended} times before it served: {child.why}")
 
     def _supervise(self) -> None:
         while not self._stopping:
@@ -258,19 +283,29 @@ class Supervisor:
             if not pid:
                 continue
             child.pid = 0
+            child.ended += 1
             self._roster.note(place, 0)
             if self._stopping:
                 continue
+            self._hear()
+            child.why = self._said.pop(pid, "") or _how(status)
             now = time.monotonic()
             steady = now - child.started >= _STEADY_S
             child.pause_s = _SHORTEST_PAUSE_S if steady else min(2 * child.pause_s, _LONGEST_PAUSE_S)
             child.due = now + child.pause_s
             log.error("%s ended (%s); it starts again in %.1f s", child.name, _how(status), child.pause_s)
 
+    def _hear(self) -> None:
+        """Take what processes said of why they ended: each a line, with its number before it."""
+        with suppress(BlockingIOError):
+            for line in os.read(self._words[0], _LONGEST_WORDS).decode(errors="replace").splitlines():
+                pid, _, said = line.partition(" ")
+                self._said[int(pid)] = said
+
     def _start_due(self) -> None:
         for place, child in enumerate(self._children):
             if not child.pid and not self._stopping and child.due <= time.monotonic():
-                child.pid = _fork(child.run, self._settings)
+                child.pid = _fork(child.run, self._settings, self._words[1])
                 child.started = time.monotonic()
                 self._roster.note(place, child.pid)
                 log.debug("%s runs as process %d", child.name, child.pid)
@@ -411,8 +446,12 @@ def _collect(shared: _Shared, settings: Settings) -> None:
     collecting.run(settings)
 
 
-def _fork(run: Callable[[], None], settings: Settings) -> int:
-    """Run a function in a process of its own, which dies with this one. Returns its id."""
+def _fork(run: Callable[[], None], settings: Settings, words_fd: int) -> int:
+    """Run a function in a process of its own, which dies with this one. Returns its id.
+
+    Args:
+        words_fd: gets what it fails with, in a line.
+    """
     parent = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -430,8 +469,11 @@ def _fork(run: Callable[[], None], settings: Settings) -> int:
         logs.configure(settings)
         run()
         status = 0
-    except Exception:
+    except Exception as error:
         log.critical("a process of the service failed", exc_info=True)
+        with suppress(BlockingIOError):
+            words = " ".join(f"{os.getpid()} {error}".split())
+            os.write(words_fd, words.encode(errors="replace")[: select.PIPE_BUF - 1] + b"\n")
     finally:
         # Not sys.exit: what the supervisor would do at its end is not this process's to do.
         sys.stderr.flush()

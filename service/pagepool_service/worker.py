@@ -12,7 +12,6 @@ import importlib
 import logging
 import os
 import re
-import resource
 import signal
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -45,7 +44,6 @@ log = logging.getLogger("pagepool.worker")
 _OBJECTS = b"/objects/"
 _PLAIN_URL = re.compile(rb"/v1/[a-z0-9:/._-]+")
 _SMALL = 64 << 10  # bytes that are worth copying, so that head and body are one call of the system
-_MOST_FILES = 65536
 
 
 class _Nobody:
@@ -158,7 +156,6 @@ def run_worker(
         tally: of all workers.
         pushes: where traces of pushes are noted.
     """
-    _raise_open_files()
     with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
         store.registry.renewed_after_ns = settings.renewed_after_ns
         store.blobs.on_job = lambda: _wake(wake_fd)
@@ -208,14 +205,6 @@ def open_tracing(settings: Settings, process: str, pushes: PushNotes | None) -> 
         return None
     made: Tracing = importlib.import_module("pagepool_service.tracing.exporting").Tracing(settings, process, pushes)
     return made
-
-
-def _raise_open_files() -> None:
-    """Have as many descriptors as may be had: connections and cached objects take one each."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _serve(server: uvicorn.Server, listener: socket.socket) -> None:

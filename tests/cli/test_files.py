@@ -361,9 +361,9 @@ def test_diff(run: Run, image: str, upper: str) -> None:
     assert _ok(run("diff", upper)) == "C /\nC /etc/passwd\nA /new\n"
     assert _ok(run("diff", "-q", upper)) == "/\n/etc/passwd\n/new\n"
     assert run("diff", "--json", upper).json["changes"] == [
-        {"path": "/", "change": "modified", "type": "directory", "size": 0},
-        {"path": "/etc/passwd", "change": "modified", "type": "regular", "size": 8},
-        {"path": "/new", "change": "added", "type": "regular", "size": 4},
+        {"path": "/", "change": "modified", "letter": "C", "type": "directory", "size": 0},
+        {"path": "/etc/passwd", "change": "modified", "letter": "C", "type": "regular", "size": 8},
+        {"path": "/new", "change": "added", "letter": "A", "type": "regular", "size": 4},
     ]
     assert _ok(run("diff", image, upper)) == _ok(run("diff", upper))
     assert _ok(run("diff", upper, image)) == "C /\nC /etc/passwd\nD /new\n"
@@ -400,6 +400,7 @@ def test_commit(run: Run, upper: str, service: str) -> None:
     assert result.code == 0, result.err
     said = result.json
     assert said["changes"] == {"added": 1, "modified": 2, "deleted": 0}
+    assert said["letters"] == {"A": 1, "C": 2, "D": 0}
     assert (said["state"], said["blobs"]["copied"], said["blobs"]["total"]) == ("ready", 2, 3)
     assert said["layer"]["mediaType"] == "application/vnd.oci.image.layer.v1.tar"
     assert _ok(run("cat", f"{name}:/etc/passwd", f"{name}:/new")) == "changed\nnew\n"

@@ -18,7 +18,9 @@ from pagepool.layout import open_source, plan_copy
 from pagepool.layout.publish import translated
 from pagepool.oci import Descriptor, mediatypes
 from tests.cli.conftest import Result, Run, program_command, program_environment, spawn
+from tests.ingest.sparse import sparse_tar
 from tests.oci.samples import Sample, multi_platform, simple, tar
+from tests.support.server import running_service
 
 
 def _name() -> str:
@@ -378,3 +380,14 @@ def test_a_full_disk_here_is_not_called_the_store(tmp_path: Path) -> None:
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert exit_code(DiskFullError("x")) == 8
+
+
+def test_a_layer_over_the_limit_names_what_sets_it(run: Run, tmp_path: Path) -> None:
+    sample = Sample()
+    sample.add_image([sparse_tar("disk.img", 3 << 20, [(0, b"x")])])
+    sample.write_layout(tmp_path / "layout", {"": sample.root()})
+    with running_service(tmp_path / "data", "--max-layer-size", "2MiB") as limited:
+        name = f"{limited.host}/{_name()}:1"
+        assert run("push", "-q", tmp_path / "layout", name).code == 0
+        said = "'disk.img' claims 3145728 bytes, holes included, over the limit of 2097152 (PAGEPOOL_MAX_LAYER_SIZE)"
+        assert said in run("inspect", name).out

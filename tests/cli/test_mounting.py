@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, NoReturn, cast
 import pytest
 
 from pagepool.cli import kernelmounts, roots
+from pagepool.image import Kind, Member
+from pagepool.image.tarencode import END, encode_member, padding
 from pagepool.mount.kernel import list_kernel_mounts
 from pagepool.node.client import KernelMount, KernelMountOptions, NodeClient
 from pagepool.node.places import NodePlaces
 from pagepool.oci import Reference
-from tests.cli.conftest import program_command, program_environment
+from tests.cli.conftest import program_command, program_environment, spawn
+from tests.oci.samples import Sample
 from tests.support.nodeserver import running_node
+from tests.support.pythonroot import PYTHON, python_root
 
 if TYPE_CHECKING:
     from pagepool.cli.connect import PoolOptions
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
         (("--rw", "--upper", "w"), "--rw and --upper exclude each other"),
         (("--rw", "--ro"), "--rw and --ro exclude each other"),
         (("--quota", "1MB"), "--quota is for --rw and --upper"),
+        (("--disk", "1MB"), "--quota is for --rw and --upper"),
     ],
 )
 def test_a_wish_that_would_be_forgotten_is_refused(
@@ -40,6 +45,17 @@ def test_a_wish_that_would_be_forgotten_is_refused(
     refused = run("mount", "app:1", tmp_path, *options)
     assert refused.code == 2
     assert said in refused.err
+
+
+@pytest.mark.parametrize("command", ["mount", "run"])
+def test_options_have_one_name_in_the_help(run: Run, command: str) -> None:
+    """What the other command called them before is taken, too."""
+    shown = run(command, "--help").out
+    assert "  --quota SIZE  " in shown
+    assert "  --eager  " in shown
+    for spelling in ("--disk", "--fill"):
+        assert spelling not in shown.replace("--no-fill", "")
+        assert "No such option" not in run(command, spelling, *(["1MB"] if spelling == "--disk" else [])).err
 
 
 def test_a_place_that_is_a_file_is_named_as_the_help_has_it(run: Run, tmp_path: Path) -> None:
@@ -217,6 +233,64 @@ def test_unmounting_all_leaves_containers_and_other_nodes_alone(
         left = {one.path for one in list_kernel_mounts()}
         assert {container, foreign} <= left
         assert first not in left
+
+
+@pytest.fixture
+def unholdable(run: Run, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An image that runs Python, and has an attribute as large as Linux allows: one byte more than EROFS can say."""
+    monkeypatch.setenv("PAGEPOOL_SERVER", f"http://{service}")
+    big = _file("big")._replace(xattrs={b"user.big": bytes(65536)})
+    files = [(_file(name, len(data)), data) for name, data in python_root().items()]
+    sample = Sample()
+    layer = b"".join(encode_member(file) + data + padding(len(data)) for file, data in [(big, b""), *files])
+    sample.add_image([layer + END])
+    layout = sample.write_layout(tmp_path / "unholdable", {"1": sample.root()})
+    assert run("push", "-q", layout, "unholdable:1").code == 0
+    return "unholdable:1"
+
+
+def _file(name: str, size: int = 0) -> Member:
+    return Member(name.encode(), name.encode(), Kind.REGULAR, 0o755, 0, 0, 0, size, size)
+
+
+_NOT_HELD = "the kernel cannot mount this image: extended attribute user.big of 65536 is over the limit of 65535"
+
+
+def test_what_the_kernel_cannot_hold_is_mounted_by_fuse(
+    run: Run, node: NodeClient, unholdable: str, tmp_path: Path
+) -> None:
+    """And the kernel's own backend says what it is, as does a wish that FUSE cannot fulfil."""
+    point = tmp_path / "mnt"
+    point.mkdir()
+    refused = run("mount", unholdable, point, "--backend", "kernel")
+    assert (refused.code, refused.err) == (4, f"pagepool: error: {_NOT_HELD}\n")
+    refused = run("mount", unholdable, point, "--rw")
+    assert refused.code == 1
+    assert f"need the backend kernel: {_NOT_HELD}" in refused.err
+    mounted = run("mount", unholdable, point, "--upper", tmp_path / "upper")
+    try:
+        assert (mounted.code, mounted.out) == (0, f"{point}\n"), mounted.err
+        assert f"mounting by FUSE, not by the kernel: {_NOT_HELD}\n" in mounted.err
+        assert os.getxattr(point / "big", "user.big") == bytes(65536)
+        (point / "new").write_text("x")
+    finally:
+        run("umount", point)
+    assert node.mounts() == []
+
+
+@pytest.mark.usefixtures("node")
+def test_what_the_kernel_cannot_hold_is_run_on_fuse(unholdable: str) -> None:
+    command = ("--runtime", "own", unholdable, "--", str(PYTHON), "-I", "-S", "-c")
+    words = (*command, "import os; print(len(os.getxattr('/big', 'user.big')))")
+    refused = spawn("run", "--backend", "kernel", *words)
+    assert (refused.returncode, refused.stderr) == (125, f"pagepool: error: {_NOT_HELD}\n")
+    for spelling in ("--quota", "--disk"):
+        limited = spawn("run", spelling, "1MB", *words)
+        assert limited.returncode == 125
+        assert limited.stderr.endswith("pagepool: error: --quota needs the backend kernel\n")
+    done = spawn("run", "--eager", *words)
+    assert (done.returncode, done.stdout) == (0, "65536\n"), done.stderr
+    assert done.stderr == f"pagepool: mounting by FUSE, not by the kernel: {_NOT_HELD}\n"
 
 
 @pytest.mark.parametrize("action", ["stop", "restart", "scrub", "status"])

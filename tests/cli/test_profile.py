@@ -80,6 +80,8 @@ def test_it_says_how_much_of_each_is_read(run: Run, service: Service) -> None:
 def test_wrong_usage(run: Run, service: Service) -> None:
     assert run("profile", "list", f"{service.host}/shown:1").code == 2
     assert run("profile", "show", f"{service.host}/nothing:1").code == 3
+    unknown = run("profile", "list", f"{service.host}/nothing")
+    assert (unknown.code, unknown.err) == (3, "pagepool: error: repository nothing is unknown\n")
 
 
 def test_the_page_names_the_commands() -> None:

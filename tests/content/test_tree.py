@@ -213,6 +213,16 @@ def theirs(tmp_path: Path, tree: TreeFile) -> Iterator[Callable[..., tuple[TreeC
         cache.close()
 
 
+def test_what_no_pool_of_that_size_keeps_is_not_fetched_for_it(pool: Pool, tree: TreeFile, source: Source) -> None:
+    """It is read as it is fetched, when it is read; a hole of it could be of any length."""
+    cache = ObjectCache(pool, 4 * (len(LARGE) - 1))
+    counted: list[int] = []
+    TreeContent(cache, tree, source).prefetch(range(tree.object_count), counted.append)
+    assert sum(counted) == sum(map(len, SMALL))
+    assert not set(source.names) & set(extent_names(LARGE))
+    cache.close()
+
+
 def test_another_ones_pool_is_filled_by_its_owner(
     theirs: Callable[..., tuple[TreeContent, Owner, Source]], tree: TreeFile
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import stat
 import tarfile
@@ -11,8 +12,10 @@ import pytest
 
 import pagepool
 from pagepool.commit import CommitOptions, build_commit, parse_instruction
+from pagepool.extents import EXTENT_SIZE
 from pagepool.image import Kind
 from pagepool.layout import plan_copy, run_copy
+from pagepool.node.client import KernelMountOptions
 from pagepool.oci import Reference
 from pagepool.transport import RegistryClient, RegistrySink, RegistrySource, Session
 from tests.commit.changed import TIME_NS, Changed
@@ -21,6 +24,7 @@ from tests.support import rootfs, skopeo, umoci
 from tests.support.cli import pagepool as program
 from tests.support.docker import running_docker
 from tests.support.layouts import read_image
+from tests.support.nodeserver import running_node
 from tests.support.podman import own_storage
 from tests.support.server import running_service
 
@@ -186,3 +190,49 @@ def test_a_real_image(images: dict[str, Path], service: Service, tmp_path: Path)
         with client.image("debian:2").open() as again:
             assert rootfs.equal(rootfs.describe(again.fs), found) == {}
     assert program("diff", "--pool", tmp_path / "client", "debian:2", tmp_path / "upper", server=service.url) == ""
+
+
+def test_a_file_that_is_nearly_all_hole(images: dict[str, Path], service: Service, tmp_path: Path) -> None:
+    """Its layer is small; umoci, podman and mounts show what the overlay did, and pools hold no zeros of it."""
+    program("push", "--quiet", images["debian-new"], "debian:1", server=service.url)
+    pieces = {5: b"first", 150 << 20: b"middle", (300 << 20) - 4: b"last"}
+    with pagepool.Client(service.url, directory=tmp_path / "client") as client:
+        with client.image("debian:1").overlay(tmp_path / "upper") as root:
+            with root.open("/srv/größe.img", "wb", buffering=0) as file:
+                for offset, data in pieces.items():
+                    file.seek(offset)
+                    file.write(data)
+            root.commit("holes:1")
+            expected = rootfs.describe(root.fs)
+        program("diff", "--tar", tmp_path / "layer.tar", "--pool", tmp_path / "client", tmp_path / "upper")
+        assert (tmp_path / "layer.tar").stat().st_size < 1 << 16
+        with client.image("holes:1").overlay(tmp_path / "again") as root:
+            found = root.stat("/srv/größe.img")
+            assert (found.size, found.blocks) == (300 << 20, 3 * EXTENT_SIZE // 512)
+            root.chmod("/srv/größe.img", 0o600)  # of an image's file, too
+            assert sum(map(len, root.diff())) < 5 * EXTENT_SIZE
+    skopeo.pull(f"{service.host}/holes:1", tmp_path / "pulled")
+    assert rootfs.equal(expected, umoci.unpack(tmp_path / "pulled", "latest", tmp_path)) == {}
+    script = (
+        "dd if=/srv/größe.img bs=1 skip=157286400 count=6 2>/dev/null; sha256sum < /srv/größe.img; stat -c %s /srv/*"
+    )
+    digest = sha256_of(300 << 20, pieces)
+    with own_storage() as podman:
+        name = f"{service.host}/holes:1"
+        podman.podman("pull", "--quiet", "--tls-verify=false", name)
+        said = podman.podman("run", "--rm", "--network=none", name, "/bin/sh", "-ec", script)
+        assert said == f"middle{digest}  -\n{300 << 20}\n"
+    with running_node(tmp_path) as node:
+        (tmp_path / "mnt").mkdir()
+        with node.mount(service.url, Reference.parse("holes:1"), tmp_path / "mnt", KernelMountOptions(eager=True)):
+            with (tmp_path / "mnt/srv/größe.img").open("rb") as opened:
+                assert hashlib.file_digest(opened, "sha256").hexdigest() == digest
+            assert (tmp_path / "mnt/srv/größe.img").stat().st_blocks * 512 < 8 * EXTENT_SIZE
+
+
+def sha256_of(size: int, pieces: dict[int, bytes]) -> str:
+    """Of a file with these pieces, and zeros between them."""
+    content = bytearray(size)
+    for offset, data in pieces.items():
+        content[offset : offset + len(data)] = data
+    return hashlib.sha256(content).hexdigest()

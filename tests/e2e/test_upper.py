@@ -40,6 +40,8 @@ printf x | dd of=/bin/bash conv=notrunc bs=1 seek=1000000 2>/dev/null
 touch -d 2001-02-03T04:05:06.789 /etc/passwd
 cp -a /etc/skel /srv/skel
 find /usr/share/zoneinfo -name 'Z*' -delete
+truncate -s 60M /srv/disk.img
+printf middle | dd of=/srv/disk.img conv=notrunc bs=1 seek=30000000 2>/dev/null
 """
 
 
@@ -91,6 +93,8 @@ def test_a_real_image(images: dict[str, Path], service: Service, place: Path, tm
         assert "A /srv/skel/.bashrc" in listed
         assert program("cat", *options, f"{container.upper}:/etc/hostname") == "changed\n"
         assert "moved" in program("ls", *options, f"{container.upper}:/usr/lib")
+        program("diff", *options, "--tar", tmp_path / "layer.tar", container.upper)
+        assert (tmp_path / "layer.tar").stat().st_size < 60_000_000
         program("commit", *options, container.upper, f"{service.host}/debian:2")
         with client.upper(container.upper) as root:
             assert rootfs.describe(root.fs) == shown
@@ -111,6 +115,7 @@ def test_a_real_image(images: dict[str, Path], service: Service, place: Path, tm
     with own_storage() as podman:
         name = f"{service.host}/debian:3"
         podman.podman("pull", "--quiet", "--tls-verify=false", name)
-        script = "cat /var/cache/new; test ! -e /usr/lib/apt; /srv/shell -c 'ls /usr/lib/moved | wc -l'"
+        disk = "dd if=/srv/disk.img bs=1 skip=30000000 count=6 2>/dev/null; stat -c %s /srv/disk.img"
+        script = f"cat /var/cache/new; test ! -e /usr/lib/apt; {disk}; /srv/shell -c 'ls /usr/lib/moved | wc -l'"
         said = podman.podman("run", "--rm", "--network=none", name, "/bin/sh", "-ec", script)
-        assert said.splitlines()[0] == "new"
+        assert said.splitlines()[:2] == ["new", "middle62914560"]

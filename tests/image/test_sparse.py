@@ -121,7 +121,12 @@ def test_empty_sparse_file(make: Callable[..., bytes]) -> None:
         (1000, [(900, 101)], 101, "has a sparse map that reaches beyond its size"),
         (1000, [(0, 100)], 101, "has a sparse map of 100 bytes over 101 stored bytes"),
         (1000, [(0, 100)], 99, "has a sparse map of 100 bytes over 99 stored bytes"),
-        (LIMITS.max_member_size + 1, [(0, 100)], 100, "claims 16777217 bytes, over the limit of 16777216"),
+        (
+            LIMITS.max_member_size + 1,
+            [(0, 100)],
+            100,
+            "claims 16777217 bytes, holes included, over the limit of 16777216",
+        ),
     ],
 )
 def test_bad_maps(make: Callable[..., bytes], size: int, segments: Segments, stored: int, reason: str) -> None:
@@ -140,7 +145,7 @@ def test_map_that_is_cut() -> None:
 def test_many_small_claims_are_a_bomb() -> None:
     one = make_old_gnu(b"hole", LIMITS.max_member_size, [(0, 0)], b"")
     sink = ingest(one * 100)
-    assert sink.problem == f"files of more than {LIMITS.max_layer_size} bytes in all"
+    assert sink.problem == f"files of more than {LIMITS.max_layer_size} bytes in all, holes included"
     assert len(sink.members) == 4
 
 

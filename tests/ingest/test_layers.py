@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 import zstandard
 
-from pagepool.digest import Digest
+from pagepool.digest import Digest, blake3_raw
+from pagepool.extents import EXTENT_SIZE
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import rebuild
 from pagepool_service.store.schema import ContentKind, LayerState
 from pagepool_service.store.totals import Totals
 from tests.fault.pushing import real_files
+from tests.ingest.sparse import expand, sparse_tar
 from tests.store.helpers import gzipped, ingest_all, make_tar, noise, push, read, text, zstd
 
 if TYPE_CHECKING:
@@ -221,3 +223,33 @@ def test_a_compressed_layer_can_be_dropped_for_its_encoder(store: Store) -> None
         assert read(store, digest) == blob
         for start, end in ((0, 1), (1, 100_000), (131_072, 131_073), (len(blob) - 5, len(blob))):
             assert read(store, digest, start, end) == blob[start:end]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_holes_wherever_they_are(store: Store, seed: int) -> None:
+    """Beginning and ending within extents and between them: the object is what it would be if they were written."""
+    randomness = random.Random(seed)
+    size = randomness.choice((EXTENT_SIZE, randomness.randrange(EXTENT_SIZE))) + randomness.randrange(20 * EXTENT_SIZE)
+    some = {randomness.choice((1, EXTENT_SIZE)) * randomness.randrange(20) for _ in range(seed)}
+    places = sorted(some & set(range(size)))
+    ends = [randomness.randrange(at + 1, after + 1) for at, after in pairwise([*places, size])]
+    pieces = [(at, b"x" * (end - at)) for at, end in zip(places, ends, strict=True)]
+    tar = sparse_tar("file", size, pieces)
+    digest = push(store, tar)
+    ingest_all(store)
+    assert store.blobs.stat(digest).state is LayerState.READY
+    assert read(store, digest) == tar
+    whole = expand(size, pieces)
+    with store.env.read() as txn:
+        record = store.extents.object_record(txn, blake3_raw(whole), size)
+        found = b"".join(store.extents.extent(txn, name) for _, name in record.extents())
+    assert found == whole
+
+
+def test_a_file_that_is_nearly_all_hole_may_have_all_of_the_layers_limit(store: Store) -> None:
+    """As a log by user number has it, or a disk of a virtual machine: nothing of a hole is stored."""
+    digest = push(store, sparse_tar("lastlog", 65 << 30, [(0, b"first"), (40 << 30, b"x" * 292)]))
+    ingest_all(store)
+    record = store.blobs.stat(digest)
+    assert (record.state, record.reason) == (LayerState.READY, "")
+    assert (store.data / "store/data.mdb").stat().st_blocks * 512 < 16 << 20

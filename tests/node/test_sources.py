@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pagepool.content import ObjectCache
-from pagepool.errors import PagepoolError
+from pagepool.errors import PagepoolError, UnreachableError
 from pagepool.node.places import NodePlaces
 from pagepool.node.records import SourceRecord
 from pagepool.node.sessions import Sessions
+from pagepool.node.source import ATTEMPTS
 from pagepool.node.sources import Sources
+from pagepool.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +68,46 @@ def test_what_went_wrong_is_noted_until_something_goes_right(sources: Sources, r
     with source.noting():
         pass
     assert source.failure is None
+
+
+@pytest.fixture
+def hanging() -> Iterator[tuple[str, list[socket.socket]]]:
+    """A service that takes connections, and never answers: its URL, and the connections that came."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        came: list[socket.socket] = []
+
+        def accept() -> None:
+            with suppress(OSError):  # it was shut down
+                while True:
+                    came.append(listener.accept()[0])
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", came
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in came:
+            connection.close()
+
+
+def test_a_miss_while_the_service_hangs_waits_once(
+    places: NodePlaces, record: SourceRecord, hanging: tuple[str, list[socket.socket]]
+) -> None:
+    """What comes along with a small file has waited for all of the time already: the file is not asked for again."""
+    url, came = hanging
+    with Pool.open(places.pool, budget=1 << 20) as pool:
+        sources = Sources(places, ObjectCache(pool, 1 << 20), 0.3, lambda _digest: True)
+        source = sources.add(replace(record, url=url))
+        source.start.begin()
+        assert source.start.is_guessed()
+        with pytest.raises(UnreachableError):
+            sources.bring(_digest(sources, record))
+        assert len(came) == ATTEMPTS
+        # Whoever comes next gets one try.
+        with pytest.raises(UnreachableError):
+            sources.bring(_digest(sources, record))
+        assert len(came) == 2 * ATTEMPTS
+        sources.close()
 
 
 def test_objects_in_use(sources: Sources, record: SourceRecord) -> None:

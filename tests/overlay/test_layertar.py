@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import subprocess
 import tarfile
 import tracemalloc
+from bisect import bisect_right
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pagepool.errors import LayerInvalidError
-from pagepool.image import Kind, Node
+from pagepool.image import Kind, LayerSplitter, Limits, Member, Node
+from pagepool.image.tarencode import encode_sparse
 from pagepool.overlay import Change, ChangeKind, iter_layer, plan_diff
+from pagepool.overlay.holes import find_segments
 from pagepool.overlay.layertar import PIECE
-from pagepool.vfs import ROOT, Attributes
+from pagepool.vfs import ROOT, Attributes, fail
 from tests.overlay.layers import empty, make_layer
 from tests.support.nodes import NodeFileSystem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 
 def _members(layer: bytes) -> list[tuple[str, bytes, str, int]]:
@@ -161,3 +173,134 @@ def test_changes_may_be_chosen(base: NodeFileSystem) -> None:
     changes = [change for change in plan_diff(base, empty()) if change.path == b"d/c"]
     assert changes == [Change(ChangeKind.ADDED, b"d/c", base.lookup(base.lookup(ROOT, b"d"), b"c"))]
     assert [name for name, *_ in _members(b"".join(iter_layer(base, changes)))] == [".", "d", "d/c"]
+
+
+class _Ignore:
+    """Takes what is split, and keeps nothing."""
+
+    def literal(self, data: memoryview) -> None: ...
+    def begin(self, member: Member) -> None: ...
+    def data(self, view: memoryview) -> None: ...
+    def end(self) -> None: ...
+
+
+class _Sparse(NodeFileSystem):
+    """Files of which only some pieces are data, by offset; all else are holes. Counts the bytes that are read."""
+
+    def __init__(self) -> None:
+        super().__init__(Node(Kind.DIRECTORY, 0o755, children={}), {})
+        self.pieces: dict[int, tuple[int, dict[int, bytes]]] = {}
+        self.starts: dict[int, list[int]] = {}
+        self.was_read = 0
+
+    def add(self, name: bytes, size: int, pieces: Iterable[tuple[int, bytes]]) -> int:
+        node = self.new(Kind.REGULAR, mode=0o600)
+        self.put(self.root, name, node)
+        self.settle()
+        self.pieces[node.number] = size, dict(sorted(pieces))
+        self.starts[node.number] = list(self.pieces[node.number][1])
+        return node.number
+
+    def attributes(self, ino: int) -> Attributes:
+        found = super().attributes(ino)
+        return found._replace(size=self.pieces[ino][0]) if ino in self.pieces else found
+
+    def read(self, ino: int, offset: int, size: int) -> memoryview:
+        self.was_read += size
+        found = bytearray(size)
+        for at, data in self.pieces[ino][1].items():
+            for place in range(max(at, offset), min(at + len(data), offset + size)):
+                found[place - offset] = data[place - at]
+        return memoryview(found)
+
+    def seek(self, ino: int, offset: int, whence: int) -> int:
+        _, pieces = self.pieces[ino]
+        starts = self.starts[ino]
+        place = bisect_right(starts, offset) - 1
+        end = starts[place] + len(pieces[starts[place]]) if place >= 0 else 0
+        if whence == os.SEEK_HOLE:
+            return max(offset, end)
+        if offset < end:
+            return offset
+        return starts[place + 1] if place + 1 < len(starts) else fail(errno.ENXIO, ino)
+
+
+_MIB, _TIB = 1 << 20, 1 << 40
+_HOLEY = {
+    "a log by user number": (b"lastlog", _TIB, [(0, b"a" * 4096), (100 * _MIB, b"b" * 292), (_TIB - 9, b"c" * 9)]),
+    "a hole at both ends": ("größe".encode(), 20 * _MIB, [(8 * _MIB, b"x" * 1_000_000)]),
+    "nothing but a hole": (b"h" * 200, _MIB, []),
+    "small holes within": (b"dense", 8 * _MIB, [(0, b"a" * 4096), (8192, b"b" * 4096), (7 * _MIB, b"c" * 4096)]),
+    "pieces of no whole block": (b"odd", 9 * _MIB, [(_MIB + 1, b"a" * 3), (3 * _MIB + 5, b"b" * 70_000)]),
+}
+
+
+@pytest.mark.parametrize("name", _HOLEY)
+def test_holes_are_not_written(name: str, tmp_path: Path) -> None:
+    """What Python, GNU tar and the service's own splitter make of the member is what the file is."""
+    path, size, pieces = _HOLEY[name]
+    system = _Sparse()
+    system.add(path, size, pieces)
+    layer = make_layer(system, empty())
+    stored = sum(len(data) for _, data in pieces)
+    assert system.was_read <= stored + 8192 * len(pieces)
+    with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+        member = tar.getmembers()[1]
+        assert (member.name, member.size, member.mode, member.issparse()) == (os.fsdecode(path), size, 0o600, True)
+        file = tar.extractfile(member)
+        assert file is not None
+        for at, data in pieces:
+            file.seek(at)
+            assert file.read(len(data)) == data
+    found: list[Member] = []
+    splitter = LayerSplitter(_Ignore(), Limits(_TIB, _TIB), found.append)
+    splitter.feed(layer)
+    splitter.close()
+    assert (splitter.problem, found[-1].path, found[-1].size) == ("", path, size)
+    subprocess.run(["tar", "-x", "-C", tmp_path], input=layer, check=True)
+    with (tmp_path / os.fsdecode(path)).open("rb") as out:
+        status = os.fstat(out.fileno())
+        assert status.st_size == size
+        assert status.st_blocks * 512 <= stored + _MIB // 2
+        for at, data in pieces:
+            assert os.pread(out.fileno(), len(data), at) == data
+
+
+@pytest.mark.parametrize("other", [b"x", b"y"])
+def test_holes_are_not_compared(other: bytes) -> None:
+    """A file of a terabyte with the metadata of another one: only their data is read."""
+    now, base = _Sparse(), _Sparse()
+    now.add(b"file", _TIB, [(100 * _MIB + 7, b"x" * 5000), (_TIB // 2, b"x" * 5000)])
+    base.add(b"file", _TIB, [(100 * _MIB, bytes(7) + b"x" * 5000), (_TIB // 2, b"x" * 4999 + other)])
+    assert bool(plan_diff(now, base)) == (other != b"x")
+    assert now.was_read <= 4 * PIECE
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [(0, b"x" * 4096), (_MIB, b"y" * (2 * _MIB))],  # a hole of a little less than a mebibyte
+        [(at, b"x" * 4096) for at in range(0, 3 * _MIB, 65536)],  # many that are small
+    ],
+)
+def test_a_file_whose_holes_are_not_worth_it_is_plain(pieces: list[tuple[int, bytes]]) -> None:
+    system = _Sparse()
+    system.add(b"file", 3 * _MIB, pieces)
+    with tarfile.open(fileobj=io.BytesIO(make_layer(system, empty()))) as tar:
+        assert not tar.getmembers()[1].issparse()
+
+
+def test_a_file_of_very_many_holes_has_a_map_that_runtimes_read() -> None:
+    """Go reads maps of up to a mebibyte: of 40,000 holes the small ones are written, and no data is left out."""
+    places = [number * 40 * _MIB + more for number in range(20_000) for more in (0, _MIB)]
+    system = _Sparse()
+    size = 20_000 * 40 * _MIB
+    ino = system.add(b"file", size, [(at, b"x" * 4096) for at in places])
+    segments = find_segments(system, ino, size)
+    assert segments is not None
+    assert len(encode_sparse(Member(b"f", b"f", Kind.REGULAR, 0, 0, 0, 0, size, 0), segments)) < _MIB
+    assert sum(length for _, length in segments) < size // 2
+    assert all(start + length < after for (start, length), (after, _) in pairwise(segments))
+    starts = [start for start, _ in segments]
+    held = [segments[bisect_right(starts, at) - 1] for at in places]
+    assert all(start <= at and at + 4096 <= start + length for at, (start, length) in zip(places, held, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,13 @@ import pytest
 from pagepool.errors import CorruptError, InvalidError, RangeInvalidError, StoreFullError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Pool
-from tests.pool.helpers import check_account, files_below, object_path, thing
+from tests.pool.helpers import Thing, check_account, files_below, object_path, thing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from pagepool.pool import Partial
-    from tests.pool.helpers import Thing
 
 SIZE = 4 * EXTENT_SIZE + 1000
 
@@ -54,6 +54,22 @@ def test_the_last_extent_makes_it_whole(pool: Pool) -> None:
     assert object_path(pool.path, one.digest).stat().st_mode & 0o777 == 0o444
     assert not files_below(pool.path / "partial")
     check_account(pool.path, pool.stats())
+
+
+def test_a_hole_is_not_written(pool: Pool) -> None:
+    """It counts as what it would take. Where something may have been written before, zeros are written."""
+    one = Thing(bytes(EXTENT_SIZE) + b"x" * EXTENT_SIZE + bytes(61 * EXTENT_SIZE) + bytes(1000))
+    with pool.partial(one.digest, one.size, one.extents) as partial:
+        os.pwrite(partial.descriptor, b"from a writer that was killed", 2 * EXTENT_SIZE)
+        partial.write(1, one.parts[1])
+        partial._keeper.charge_extent(partial, 2)
+        assert write_all(partial, range(64), one)
+        check_account(pool.path, pool.stats())
+    with pool.get(one.digest) or pytest.fail("not published") as file:
+        assert bytes(file.view) == one.data
+    status = object_path(pool.path, one.digest).stat()
+    if pool.path.parts[1] != "dev":  # tmpfs makes pages of what is mapped and looked at, as all of it is
+        assert status.st_blocks * 512 < 4 * EXTENT_SIZE < status.st_size
 
 
 def test_a_wrong_extent_is_not_taken(pool: Pool) -> None:

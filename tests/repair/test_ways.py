@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import bcrypt
 import httpx
 import pytest
 from blake3 import blake3
@@ -39,13 +41,14 @@ from tests.repair.helpers import ROUNDS, file_frames, first, opaque_frames, repa
 from tests.store.checking import check
 from tests.store.helpers import gzipped, text
 from tests.store.samples import APP, OPAQUE, SPOOLED
+from tests.support.certificates import TestAuthority
 from tests.support.cli import pagepool
 from tests.support.server import running_service
 
 if TYPE_CHECKING:
     from pagepool_service.repair.context import Action, Context
     from tests.backup.conftest import Made
-    from tests.cli.conftest import Run
+    from tests.cli.conftest import Result, Run
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +182,41 @@ def test_everything_is_fetched_again(data: Path, made: Made, tmp_path: Path, how
         for image, digest in made.sample.images.items():
             name = image.partition(":")[0] if ":" in image else "lib/one"
             assert Digest.of(store.registry.manifest(name, digest).raw) == digest
+
+
+def test_a_registry_with_tls_and_users(
+    data: Path, made: Made, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who vouches for it and who we are is said as to other commands; a second server is told no password."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _ruin(data)
+    authority = TestAuthority(tmp_path / "tls")
+    certificate, key = authority.issue("server")
+    users = tmp_path / "users"
+    users.write_bytes(b"ann:" + bcrypt.hashpw(b"secret", bcrypt.gensalt(5)) + b"\n")
+    options = ("--tls-certificate", str(certificate), "--tls-key", str(key), "--htpasswd", str(users))
+    shutil.copytree(made.data, tmp_path / "mirror")
+    with running_service(tmp_path / "mirror", *options) as service:
+        command = ("fsck", "--repair", "--data", data, "--from", service.url)
+        user = ("--username", "ann", "--password-stdin")
+        trusted = ("--ca-certificate", authority.path)
+
+        def typed(*words: str | Path) -> Result:
+            monkeypatch.setattr("sys.stdin", io.StringIO("secret\n"))
+            return run(*words)
+
+        refused = typed(*command, *user)
+        assert refused.code == 6
+        assert "certificate" in refused.err
+        assert run(*command, *trusted).code == 7
+        second = typed(*command, "--from", "http://127.0.0.1:9", *trusted, *user)
+        assert (second.code, "for one only" in second.err) == (2, True)
+        assert run("fsck", "--repair", "--data", data, *user).code == 2
+        assert run("fsck", "--data", data, *user).code == 2
+        assert typed(*command, "--dry-run", "--insecure", *user).code == 5
+        done = typed(*command, *trusted, *user)
+        assert (done.code, "all repaired" in done.out) == (0, True), done.out
+    assert blobs_of(data, made.sample.blobs) == made.sample.blobs
 
 
 def test_a_backup_that_has_lost_files_gives_what_it_still_has(data: Path, made: Made, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import (
+    NameUnknownError,
     ObjectUnknownError,
     PagepoolError,
     ProfileUnknownError,
@@ -272,7 +273,8 @@ def test_the_client(server: ObjectService) -> None:
         assert (inherited.objects, inherited.tree) == ((blake3_raw(b"libc 2"), CONF, TOOL), first)
         (listed,) = client.list(NAME)
         assert (listed.tree, listed.starts, listed.objects, listed.images) == (first, 2, 3, ())
-        assert client.list("other") == []
+        with pytest.raises(NameUnknownError):
+            client.list("other")
         with pytest.raises(ObjectUnknownError):
             client.record(NAME, first, [LIBC, b"x" * 32])
         with pytest.raises(TreeUnknownError):

@@ -8,9 +8,12 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -23,7 +26,6 @@ from tests.support.server import Service, ServiceError, running_service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
@@ -90,6 +92,68 @@ def test_killed_by_a_signal_without_a_name(tmp_path: Path) -> None:
         until(lambda: service.log().count(f"ended (signal {signal.SIGRTMIN + 3})") == len(before), "all have ended")
         until(lambda: len(service.children()) == len(before), "others run")
         assert httpx.get(f"{service.url}/v2/").status_code == 200
+
+
+def test_too_few_open_files_are_refused_in_a_line(tmp_path: Path) -> None:
+    """Before anything is made; with just enough it serves. A soft limit is raised."""
+    few = Service(tmp_path / "data", prefix=("prlimit", "--nofile=20:20"))
+    with pytest.raises(ServiceError):
+        few.start()
+    assert few.log() == (
+        "pagepool: error: only 20 open files are allowed, and the service needs 64: raise the hard limit "
+        "(ulimit -Hn, LimitNOFILE= of a unit, --ulimit nofile= of a container)\n"
+    )
+    assert few.process is not None
+    assert few.process.returncode == 1
+    assert not (tmp_path / "data").exists()
+    for limit in ("64:64", "20:4096"):
+        enough = Service(tmp_path / "data", ("--workers", "2"), prefix=("prlimit", f"--nofile={limit}"))
+        enough.start()
+        try:
+            for pid in enough.children():
+                soft = Path(f"/proc/{pid}/limits").read_text().partition("Max open files")[2].split()[0]
+                assert soft == limit.partition(":")[2]
+            with httpx.Client(base_url=enough.url) as http:
+                push_image(http, f"few-{limit[:2]}", "1")
+        finally:
+            enough.stop()
+
+
+def test_a_worker_that_never_serves_ends_the_service(tmp_path: Path) -> None:
+    """After a few tries, with how it ended."""
+    command = [sys.executable, "-m", "pagepool.cli", "serve", "--data", str(tmp_path / "data"), "--listen"]
+    with subprocess.Popen([*command, "127.0.0.1:0"], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        service = Service(tmp_path / "data", process=process)
+        while process.poll() is None:
+            for pid in service.children():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate()
+    assert (process.returncode, out) == (1, b"")
+    *_, last = err.decode().splitlines()
+    assert last == "pagepool: error: worker 1 ended 5 times before it served: signal SIGKILL"
+
+
+_FAILING = """
+import sys
+from pagepool.cli.app import run
+from pagepool_service import supervisor
+
+def fail(*_, **__):
+    raise OSError(5, "no luck\\nat all")
+
+supervisor.run_worker = fail
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_what_a_worker_fails_with_is_said_in_the_end(tmp_path: Path) -> None:
+    words = ("serve", "--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0", "--workers", "2")
+    done = subprocess.run([sys.executable, "-c", _FAILING, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("pagepool: error: worker ")
+    assert last.endswith(" ended 5 times before it served: [Errno 5] no luck at all")
 
 
 def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 from typing import TYPE_CHECKING
 
 from pagepool.image import Kind, Node, Tree
@@ -157,8 +158,11 @@ class NodeFileSystem:
         return memoryview(self.data.get(self.nodes[ino], b""))[offset : offset + size]
 
     def seek(self, ino: int, offset: int, whence: int) -> int:
-        """See `FileSystem`."""
-        raise NotImplementedError
+        """See `FileSystem`: all is data."""
+        size = self.attributes(ino).size
+        if offset >= size:
+            fail(errno.ENXIO, ino)
+        return offset if whence == os.SEEK_DATA else size
 
     def usage(self) -> Usage:
         """See `FileSystem`."""

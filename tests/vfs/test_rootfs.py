@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pagepool.errors import CorruptError
+from pagepool.extents import EXTENT_SIZE
 from pagepool.image import Kind
-from pagepool.vfs import RawFile, Rootfs
+from pagepool.vfs import ROOT, RawFile, Rootfs
 from tests.support.trees import TreeBuilder
 
 if TYPE_CHECKING:
@@ -168,3 +169,37 @@ def test_closing_twice(root: Rootfs) -> None:
     other.close()
     other.close()
     assert closed == [1]
+
+
+def test_holes() -> None:
+    """Whole extents of zeros, as lseek(2) and ``du`` tell them; what is less is data."""
+    zeros, data = bytes(EXTENT_SIZE), b"x" * EXTENT_SIZE
+    files = {
+        "between": data + zeros * 3 + data * 2 + zeros + b"x",
+        "first": zeros + data + bytes(100),
+        "last": data + zeros * 2,
+        "one": zeros,
+        "all": zeros * 5,
+        "small": bytes(1000),
+        "none": data * 2 + b"x",
+    }
+    tree = TreeBuilder()
+    for name, content in files.items():
+        tree.file(name, content)
+    with Rootfs(tree.file_system()) as root:
+        for name, content in files.items():
+            ino = root.fs.lookup(ROOT, name.encode())
+            parts = [content[at : at + EXTENT_SIZE] for at in range(0, len(content), EXTENT_SIZE)]
+            full = [part != zeros for part in parts]
+            for offset in range(0, len(content), EXTENT_SIZE // 2):
+                for whence, wanted in ((os.SEEK_DATA, True), (os.SEEK_HOLE, False)):
+                    later = (at for at in range(offset // EXTENT_SIZE, len(full)) if full[at] == wanted)
+                    place = next(later, None)
+                    if place is None and wanted:
+                        with pytest.raises(OSError, match="No such device or address"):
+                            root.fs.seek(ino, offset, whence)
+                        continue
+                    expected = len(content) if place is None else max(offset, place * EXTENT_SIZE)
+                    assert root.fs.seek(ino, offset, whence) == expected, (name, offset, whence)
+            taken = sum(-(-len(part) // 4096) * 8 for part, is_data in zip(parts, full, strict=True) if is_data)
+            assert root.fs.attributes(ino).blocks == taken, name

@@ -24,14 +24,19 @@ if TYPE_CHECKING:
 _DOCKER_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 
-class AccessOptions(TypedDict):
-    """What `options.access_options` hands to a command."""
+class TrustOptions(TypedDict):
+    """What `options.trust_options` hands to a command."""
 
-    plain_http: bool
     insecure: bool
     ca_certificate: Path | None
     username: str | None
     password_stdin: bool
+
+
+class AccessOptions(TrustOptions):
+    """What `options.access_options` hands to a command."""
+
+    plain_http: bool
 
 
 class ServerOptions(AccessOptions):
@@ -127,7 +132,7 @@ def host_of(url: str) -> tuple[str, str]:
     return base.host, base.netloc.decode("ascii")
 
 
-def verify_of(options: AccessOptions, host: str) -> bool | str:
+def verify_of(options: TrustOptions, host: str) -> bool | str:
     """Who vouches for a server's certificate: the system's authorities, one that was named, and docker's and podman's.
 
     Args:
@@ -150,7 +155,7 @@ def _certificate_directories() -> Iterator[Path]:
         yield directory / "certs.d"
 
 
-def credentials_for(options: AccessOptions, host: str, repository: str) -> Credentials:
+def credentials_for(options: TrustOptions, host: str, repository: str) -> Credentials:
     """Who we are to a server: as the options say, or else as docker and podman know."""
     if options["password_stdin"]:
         username = options["username"] or refuse("--password-stdin needs --username.")

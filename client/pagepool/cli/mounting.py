@@ -10,7 +10,7 @@ from pagepool.cli.kernelmounts import check_free, choose, kernel_row, mount_kern
 from pagepool.cli.nodeclient import node_client
 from pagepool.cli.state import current
 from pagepool.cli.usage import refuse
-from pagepool.errors import InvalidError
+from pagepool.errors import InvalidError, KernelLimitError
 from pagepool.node.client import KernelMountOptions
 
 if TYPE_CHECKING:
@@ -60,14 +60,20 @@ def mount(reference: Reference, path: Path, given: MountGiven) -> int:
     node = node_client()
     needs_fuse = given["foreground"] or given["pool"] is not None
     choice = choose(given["backend"], node, given["upper"], needs_fuse=needs_fuse)
+    reason = choice.reason
     if choice.backend == "kernel":
-        wish = _wish(given)
-        mounted = mount_kernel(given, reference, path, wish, given["platform"], node)
-        _report(mounted, choice.reason)
-    else:
-        from pagepool.cli.fusemounts import mount_fuse
+        try:
+            mounted = mount_kernel(given, reference, path, _wish(given), given["platform"], node)
+        except KernelLimitError as error:
+            if given["backend"] != "auto":
+                raise
+            reason = str(error)
+        else:
+            _report(mounted, reason)
+            return exits.OK
+    from pagepool.cli.fusemounts import mount_fuse
 
-        mount_fuse(reference, path, given, choice.reason)
+    mount_fuse(reference, path, given, reason)
     return exits.OK
 
 

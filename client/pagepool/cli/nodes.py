@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,16 @@ class SizeType(click.ParamType):  # type: ignore[type-arg] # not generic before 
             return parse_size(str(value))
         except SizeInvalidError as error:
             self.fail(str(error), param, ctx)
+
+
+class SpelledOption(click.Option):
+    """An option that other commands call by another name: all its names are taken, and the first is shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """What the help says of it."""
+        shown = copy(self)
+        shown.opts = self.opts[:1]
+        return click.Option.get_help_record(shown, ctx)
 
 
 class AddressType(click.ParamType):  # type: ignore[type-arg] # as above

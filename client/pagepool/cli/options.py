@@ -82,9 +82,14 @@ def server_options(command: _Command) -> _Command:
 
 def access_options(command: _Command) -> _Command:
     """By what protocol a server is spoken to, and who we are: of `server_options` all but the server."""
+    option = click.option("--plain-http", is_flag=True, help="http also for hosts other than this machine.")
+    return option(trust_options(command))
+
+
+def trust_options(command: _Command) -> _Command:
+    """Who vouches for a server, and who we are to it: of `access_options` those for a server that is given as a URL."""
     for option in reversed(
         (
-            click.option("--plain-http", is_flag=True, help="http also for hosts other than this machine."),
             click.option("--insecure", is_flag=True, help="Do not check the server's certificate."),
             click.option(
                 "--ca-certificate",

@@ -91,6 +91,7 @@ RUN: Final = Syntax(
         "--rm": "rm",
         "--read-only": "read_only",
         "--eager": "eager",
+        "--fill": "eager",
     },
     values=_VALUES
     | {
@@ -146,7 +147,7 @@ RUN: Final = Syntax(
         "cidfile": None,
         "runtime": "auto",
         "eager": False,
-        "disk": 0,
+        "quota": 0,
         "backend": "auto",
         "platform": None,
     },

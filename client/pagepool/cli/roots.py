@@ -20,7 +20,7 @@ from pagepool.cli.kernelmounts import choose, ensure_node, mount_kernel, tell_of
 from pagepool.cli.nodeclient import node_client
 from pagepool.container import DEFAULT_DIRECTORY
 from pagepool.container.records import LOG_DIRECTORY
-from pagepool.errors import NotFoundError, PagepoolError, UnsupportedError
+from pagepool.errors import KernelLimitError, NotFoundError, PagepoolError, UnsupportedError
 from pagepool.node.client import KernelMountOptions
 from pagepool.oci import parse_config
 
@@ -45,7 +45,7 @@ class RootRequest:
         reference: the image, as the user named it.
         platform: out of an index; None: this machine's.
         options: how to reach the service.
-        eager: fetch all of the image first (kernel only).
+        eager: fetch all of the image first.
         quota: most bytes that the container may write; 0 for no limit (kernel only).
         programs: what is to be run, as far as the user says.
     """
@@ -117,12 +117,42 @@ def default_provider(backend: str = "auto") -> RootProvider:
     node = node_client()
     choice = choose(backend, node, None)
     if choice.backend == "kernel":
-        return NodeRoots(node)
+        return KernelFirstRoots(node) if backend == "auto" else NodeRoots(node)
     if backend == "auto":
-        from pagepool.cli import output
-
-        output.note(f"mounting by FUSE, not by the kernel: {choice.reason}")
+        _tell_fuse(choice.reason)
     return FuseRoots()
+
+
+def _tell_fuse(reason: str) -> None:
+    from pagepool.cli import output
+
+    output.note(f"mounting by FUSE, not by the kernel: {reason}")
+
+
+class KernelFirstRoots:
+    """Roots that the node mounts by the kernel; those of images that the kernel cannot mount, by FUSE.
+
+    Args:
+        node: started if it is not running.
+    """
+
+    def __init__(self, node: NodeClient) -> None:
+        self._kernel = NodeRoots(node)
+
+    @contextmanager
+    def open_root(self, request: RootRequest) -> Iterator[Root]:
+        """See `RootProvider`."""
+        with ExitStack() as undo:
+            try:
+                root = undo.enter_context(self._kernel.open_root(request))
+            except KernelLimitError as error:
+                _tell_fuse(str(error))
+                root = undo.enter_context(FuseRoots().open_root(request))
+            yield root
+
+    def discard(self, container_id: str, path: Path) -> None:
+        """See `RootProvider`."""
+        self._kernel.discard(container_id, path)
 
 
 class NodeRoots:
@@ -193,11 +223,15 @@ class FuseRoots:
 
         if os.geteuid() != 0:
             raise UnsupportedError("running containers needs root")
+        if request.quota:
+            raise UnsupportedError("--quota needs the backend kernel")
         reference = on_server(request.reference)
         _sweep(_WORK.glob(f"{_PREFIX}*/{_LOCK}"), lambda lock: self._remove(lock.parent))
         with ExitStack() as undo:
             client = undo.enter_context(open_client(request.options, reference))
             image = client.image(reference, platform=request.platform)
+            if request.eager:
+                image.fill()
             work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_WORK))
             undo.callback(self._remove, work)
             undo.enter_context(_held(work / _LOCK))

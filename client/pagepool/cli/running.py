@@ -46,7 +46,7 @@ class RunGiven(PoolOptions):
     rm: bool
     runtime: RuntimeName
     eager: bool
-    disk: int
+    quota: int
     backend: str
     platform: Platform | None
     interactive: bool
@@ -123,7 +123,7 @@ def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> 
         refuse("--init is for pagepool's own runtime, which always has one: --runtime own.")
     provider = roots.default_provider(given["backend"])
     programs = tuple(filter(None, (options.entrypoint, *options.command[:1])))
-    request = roots.RootRequest(reference, given["platform"], given, given["eager"], given["disk"], programs)
+    request = roots.RootRequest(reference, given["platform"], given, given["eager"], given["quota"], programs)
     if given["detach"]:
         return _detach(provider, request, options, given)
     note = None if given["cidfile"] is None else _noting(given["cidfile"])

@@ -139,6 +139,10 @@ class ObjectCache:
         """
         return (info.extent_count == 1 and info.digest in self._held) or self._store(info, {number: data}, held=False)
 
+    def takes(self, info: ObjectInfo) -> bool:
+        """Whether an object is of a size that the pool keeps at all; True where there is none."""
+        return self.pool is None or info.size <= self._largest
+
     def missing(self, info: ObjectInfo) -> list[int]:
         """The extents of an object that are not in the pool, also of one that others have begun to fill."""
         found = self._missing(info, range(info.extent_count))
@@ -305,7 +309,7 @@ class ObjectCache:
 
     def _offer(self, info: ObjectInfo, action: Callable[[SharedPool], bool]) -> bool:
         """Do something with the pool. False if it does not take the object, though some were let go of for it."""
-        if self.pool is None or info.size > self._largest or time.monotonic() < self._refused_until:
+        if self.pool is None or not self.takes(info) or time.monotonic() < self._refused_until:
             return False
         reason: Exception | str = "it is full"
         for _ in range(2):

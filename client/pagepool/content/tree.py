@@ -249,6 +249,8 @@ class TreeContent:
             if self._cache.view(info, 0, info.size) is not None:
                 on_bytes(info.size)
                 continue
+            if self._ask is None and not self._cache.takes(info):
+                continue  # all of it would be fetched for nothing; a hole of it may be of any length
             count = info.extent_count if numbers is None else len(numbers)
             plain = min(info.size, count * EXTENT_SIZE)
             if batch and (size + plain > _BATCH_BYTES or extents + count > _BATCH_EXTENTS):

@@ -300,8 +300,9 @@ class TarMachine:
             size, stored = 0, (stored if flag in _WITH_DATA else 0)
         if bad:
             return self._refuse(name, f"has a bad {bad}", stored)
-        if size > self._limits.max_member_size:
-            return self._refuse(name, f"claims {size} bytes, over the limit of {self._limits.max_member_size}", stored)
+        if size > (most := self._limits.max_member_size):
+            wrong = f"claims {size} bytes, holes included, over the limit of {self._limits.show(most)}"
+            return self._refuse(name, wrong, stored)
         try:
             xattrs = parse_xattrs(self._records) if self._records else NO_XATTRS
             if kind not in _DEVICES:
@@ -322,8 +323,8 @@ class TarMachine:
 
     def _accept(self, member: Member, stored: int) -> Member | None:
         self.logical_size += member.size
-        if self.logical_size > self._limits.max_layer_size:
-            return self._lose(f"files of more than {self._limits.max_layer_size} bytes in all")
+        if self.logical_size > (most := self._limits.max_layer_size):
+            return self._lose(f"files of more than {self._limits.show(most)} bytes in all, holes included")
         if stored:
             self.pad = -stored % BLOCK
             if member.kind is _REGULAR:

@@ -3,7 +3,8 @@
 Deterministic, and what Go's archive/tar (and so every runtime) reads back as it was meant: names that are not ASCII
 or do not fit are PAX records, bytes as they are, UTF-8 or not (as GNU tar does it, which warns of
 ``hdrcharset=BINARY``); so are numbers that do not fit their field, times before 1970 or with a fraction, and extended
-attributes (``SCHILY.xattr.NAME``). `tar` reads all of it.
+attributes (``SCHILY.xattr.NAME``). Sparse files have the PAX form 1.0 of GNU tar: to whom does not know it, the header
+is that of another file, which begins with the map. `tar` reads all of it.
 
 Pure functions.
 """
@@ -19,6 +20,8 @@ from pagepool.image.member import Kind, Member, check_member, show_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pagepool.image.sparse import Segments
 
 END: Final = bytes(2 * BLOCK)
 """What a tar ends with."""
@@ -38,6 +41,7 @@ _FLAGS: Final = {
 _USTAR: Final = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12s")
 _CHECKSUM: Final = slice(148, 156)
 _NAME, _PREFIX = 100, 155
+_SPARSE_NAME: Final = b"GNUSparseFile.0/"
 _SECOND: Final = 10**9
 
 
@@ -46,19 +50,51 @@ def encode_member(member: Member) -> bytes:
 
     Args:
         member: it is written under `path` (a directory with a slash at its end), whatever `raw_path` says, and its
-            data is not sparse.
+            data is not sparse: see `encode_sparse`.
 
     Raises:
         LayerInvalidError: no layer can hold it; it says why.
     """
-    if wrong := check_member(member):
-        raise LayerInvalidError(show_name(member.path), wrong)
     path = (member.path or b".") + b"/" if member.kind is Kind.DIRECTORY else member.path
     records: list[tuple[bytes, bytes]] = []
-    name, prefix = _split_name(path, records)
+    return _encode(member, *_split_name(path, records), member.size, records)
+
+
+def encode_sparse(member: Member, segments: Segments) -> bytes:
+    """The header and the map of a sparse file. Behind them come the stored bytes of its segments, and then `padding` of
+    their number.
+
+    Args:
+        member: a regular file, as for `encode_member`, of its logical size.
+        segments: where its stored bytes are, in order: (offset, size). They must not be so many that the map is larger
+            than `MAX_PAX`.
+
+    Raises:
+        LayerInvalidError: as `encode_member`.
+    """
+    # GNU tar sets the file's size by the last entry.
+    if not segments or sum(segments[-1]) < member.size:
+        segments = [*segments, (member.size, 0)]
+    lines = b"".join(b"%d\n%d\n" % segment for segment in segments)
+    table = b"%d\n" % len(segments) + lines
+    table += padding(len(table))
+    records = [
+        (b"GNU.sparse.major", b"1"),
+        (b"GNU.sparse.minor", b"0"),
+        (b"GNU.sparse.name", member.path),
+        (b"GNU.sparse.realsize", b"%d" % member.size),
+    ]
+    name = _SPARSE_NAME + _legible(member.path.rpartition(b"/")[2])[: _NAME - len(_SPARSE_NAME)]
+    stored = len(table) + sum(size for _, size in segments)
+    return _encode(member, name, b"", stored, records) + table
+
+
+def _encode(member: Member, name: bytes, prefix: bytes, stored_size: int, records: list[tuple[bytes, bytes]]) -> bytes:
+    if wrong := check_member(member):
+        raise LayerInvalidError(show_name(member.path), wrong)
     link = _fit_text(b"linkpath", member.linkname, records)
     uid, gid = (_fit_number(key, n, 7, records) for key, n in ((b"uid", member.uid), (b"gid", member.gid)))
-    size = _fit_number(b"size", member.size, 11, records)
+    size = _fit_number(b"size", stored_size, 11, records)
     mtime = _fit_time(member.mtime_ns, records)
     records += [(b"SCHILY.xattr." + _check_xattr(member, key), member.xattrs[key]) for key in sorted(member.xattrs)]
     flag = _FLAGS[member.kind]

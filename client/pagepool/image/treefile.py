@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import CorruptError, DigestMismatchError
-from pagepool.extents import EXTENT_SIZE
+from pagepool.extents import EXTENT_SIZE, ZERO_EXTENT
 from pagepool.image.member import NO_XATTRS, Kind
 
 if TYPE_CHECKING:
@@ -275,6 +275,34 @@ class TreeFile:
         if size <= EXTENT_SIZE or sum(repeat for repeat, _ in runs) != -(-size // EXTENT_SIZE):
             raise self._corrupt(f"the extents of object {digest.hex()} contradict its size, {size}")
         return ObjectInfo(digest, size, runs)
+
+    def holes(self, index: int) -> list[tuple[int, int]]:
+        """Where an object is zeros: extents `[first, end)` of each hole, in order. Costs little in a tree without any.
+
+        Raises:
+            CorruptError: as `object`.
+        """
+        if self._zeros < 0 or not 0 <= index < self.object_count:
+            return []
+        digest, _, first, count = OBJECT.unpack_from(self._data, self._objects_at + index * OBJECT.size)
+        if not count:
+            return [(0, 1)] if digest == ZERO_EXTENT else []
+        if first + count > self._run_count:
+            raise self._corrupt(f"the extents of object {digest.hex()} are not there")
+        start = self._runs_at + first * RUN.size
+        found: list[tuple[int, int]] = []
+        end = 0
+        for repeat, number in RUN.iter_unpack(self._data[start : start + count * RUN.size]):
+            begin, end = end, end + repeat
+            if number == self._zeros:
+                found.append((begin, end))
+        return found
+
+    @cached_property
+    def _zeros(self) -> int:
+        """The number of the extent of zeros; -1 if no object has one."""
+        place = bisect_left(range(self.extent_count), ZERO_EXTENT, key=self._extent)
+        return place if place < self.extent_count and self._extent(place) == ZERO_EXTENT else -1
 
     def object_key(self, index: int) -> tuple[bytes, int]:
         """The digest and the size of an object, without its extents."""

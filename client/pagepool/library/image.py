@@ -172,6 +172,7 @@ class Image:
 
         Raises:
             UnsupportedError: the backend is not there.
+            KernelLimitError: the image has something in it that the kernel cannot mount, and FUSE can.
             BusyError: the overlay is open elsewhere, or something of ours is mounted there.
             TreeUnknownError, UnreachableError: as `open`.
         """

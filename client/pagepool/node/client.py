@@ -188,6 +188,7 @@ class NodeClient:
             UnreachableError: no node, or no service, and the image is not here.
             BusyError: the upper is in use, or an image is mounted there already.
             InvalidError: upper and directory are in each other, or the node sees another directory by that name.
+            KernelLimitError: the image has something in it that the kernel cannot hold: FUSE can.
             PagepoolError, OSError: it cannot be mounted. Nothing is left of it.
         """
         options = options or KernelMountOptions()

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pagepool.node.records import SourceRecord
 
 _AGAIN_S: Final = 0.1
-_ATTEMPTS: Final = 3
+ATTEMPTS: Final = 3
+"""Of one request, in the time that a service has."""
 
 _Answer = TypeVar("_Answer")
 
@@ -103,11 +104,11 @@ class Patience:
 
 def open_session(record: SourceRecord, timeout_s: float) -> Session:
     """Connections to the service of a tree."""
-    step_s = timeout_s / _ATTEMPTS
+    step_s = timeout_s / ATTEMPTS
     return Session(
         record.url,
         credentials=Credentials(record.username, record.password, record.identity_token),
         verify=record.verify,
         timeout=httpx.Timeout(step_s, connect=min(step_s, 10.0), pool=None),
-        retry=RetryPolicy(attempts=_ATTEMPTS),
+        retry=RetryPolicy(attempts=ATTEMPTS),
     )

@@ -7,7 +7,8 @@ may be unchanged: a runtime that gives each layer a directory of its own would m
 reason a hard link only ever refers to a name in this layer.
 
 The same file systems give the same bytes: order is by name, and nothing is written that is not part of the image (no
-user names, no times of whiteouts). Memory is bounded: data goes through in pieces.
+user names, no times of whiteouts). Holes of a file are part of it: with a mebibyte of them or more it is a sparse
+member, and they are neither read nor written. Memory is bounded: data goes through in pieces.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 from pagepool.errors import LayerInvalidError
 from pagepool.image import Kind, Member
 from pagepool.image.member import show_name
-from pagepool.image.tarencode import END, encode_member, padding
+from pagepool.image.tarencode import END, encode_member, encode_sparse, padding
 from pagepool.overlay.diff import Change, ChangeKind, image_xattrs
+from pagepool.overlay.holes import find_segments
 from pagepool.vfs import ROOT
 
 if TYPE_CHECKING:
@@ -95,15 +97,25 @@ class _Encoder:
         if kind is Kind.SYMLINK:
             member = member._replace(linkname=self._now.readlink(ino))
         elif kind is Kind.REGULAR:
-            member = member._replace(size=attributes.size)
+            yield from self._file(member._replace(size=attributes.size), ino)
+            return
         yield encode_member(member)
-        if kind is Kind.REGULAR and attributes.size:
-            yield from self._data(path, ino, attributes.size)
-            yield padding(attributes.size)
 
-    def _data(self, path: bytes, ino: int, size: int) -> Iterator[memoryview]:
-        for offset in range(0, size, PIECE):
-            wanted = min(PIECE, size - offset)
+    def _file(self, member: Member, ino: int) -> Iterator[bytes | memoryview]:
+        segments = find_segments(self._now, ino, member.size)
+        if segments is None:
+            yield encode_member(member)
+            segments = [(0, member.size)] if member.size else []
+        else:
+            yield encode_sparse(member, segments)
+        for offset, size in segments:
+            yield from self._data(member.path, ino, offset, size)
+        if segments:
+            yield padding(sum(size for _, size in segments))
+
+    def _data(self, path: bytes, ino: int, start: int, size: int) -> Iterator[memoryview]:
+        for offset in range(start, start + size, PIECE):
+            wanted = min(PIECE, start + size - offset)
             data = self._now.read(ino, offset, wanted)
             if len(data) != wanted:
                 raise LayerInvalidError(show_name(path), "was changed while it was read")

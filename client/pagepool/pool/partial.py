@@ -1,9 +1,10 @@
 """Objects that are being filled, extent by extent, by any number of threads and processes at the same time.
 
 A partial is a sparse file of the object's size and a map of the extents that are there. An extent is compared with its
-name before it is written; filling is idempotent, so two fillers of the same one need no lock between them. When the
-last one has come the whole object is hashed, since a tree could lie about which extents make an object: it gets its
-name among the whole ones only if it deserves it. Otherwise the partial goes, and everyone who has it open is told.
+name before it is written; one of zeros is left a hole, which counts as what it would take. Filling is idempotent, so
+two fillers of the same one need no lock between them. When the last one has come the whole object is hashed, since a
+tree could lie about which extents make an object: it gets its name among the whole ones only if it deserves it.
+Otherwise the partial goes, and everyone who has it open is told.
 
 The file is held (`pagepool.pool.files`) while it is open here or views of it exist: three descriptors, of which closing
 gives back two, and the last view the third. A filler that dies leaves what it had written, for the next one; a partial
@@ -22,10 +23,10 @@ from typing import TYPE_CHECKING
 
 from pagepool.digest import blake3_raw
 from pagepool.errors import CorruptError, InvalidError, RangeInvalidError, StoreFullError
-from pagepool.extents import EXTENT_SIZE
+from pagepool.extents import EXTENT_SIZE, ZERO_EXTENT
 from pagepool.linux import is_full
 from pagepool.pool.files import map_file
-from pagepool.pool.mapfile import CHARGED, DISCARDED, PRESENT, PUBLISHED, MapFile
+from pagepool.pool.mapfile import ABSENT, CHARGED, DISCARDED, PRESENT, PUBLISHED, MapFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -118,10 +119,12 @@ class Partial:
         if got != self._extents[number]:
             reason = f"extent {number} should be {self._extents[number].hex()}, and is {got.hex()}"
             raise CorruptError("object", self.digest.hex(), f"{reason} ({len(plain)} bytes)")
-        if self._marks[number] != PRESENT:
+        if (mark := self._marks[number]) != PRESENT:
             self._check_state()
             self._keeper.charge_extent(self, number)
-            self._write(number, plain)
+            # Nobody has written where nothing was counted: there the file is a hole, and reads as zeros.
+            if mark != ABSENT or got != ZERO_EXTENT:
+                self._write(number, plain)
             self._marks[number] = PRESENT
         return self.finish()
 

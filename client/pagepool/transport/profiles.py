@@ -125,7 +125,11 @@ class ProfileClient:
         )
 
     def list(self, name: str) -> list[ListedProfile]:
-        """The profiles of a repository, the one that was added to last first."""
+        """The profiles of a repository, the one that was added to last first.
+
+        Raises:
+            NameUnknownError: there is no such repository.
+        """
         call = Call("GET", f"/v1/{name}/profiles", Subject(NameUnknownError, name, name), scope=repository_scope(name))
         answer = load_object(self._session.request(call).content, "answer", answer_error)
         return [

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pagepool.digest import Digest
-from pagepool.errors import DigestMismatchError, ManifestUnknownError, PendingError, TreeUnknownError, UnsupportedError
+from pagepool.errors import (
+    DigestMismatchError,
+    KernelLimitError,
+    ManifestUnknownError,
+    PendingError,
+    SizeInvalidError,
+    TreeUnknownError,
+    UnsupportedError,
+)
 from pagepool.oci import Platform
 from pagepool.oci.fields import load_object
 from pagepool.transport.answers import Subject
@@ -137,6 +145,7 @@ class TreeClient:
 
         Raises:
             TreeUnknownError: no image of the repository has the tree any more.
+            KernelLimitError: the service cannot make it, because the tree has something in it that EROFS cannot hold.
             CorruptError: the service cannot make it, because a small file's content is damaged there.
             DigestMismatchError: it is not what the service says that it is; `out` is cut, or not there.
             UnreachableError: the connection broke, again and again.
@@ -145,15 +154,21 @@ class TreeClient:
         about = Subject(TreeUnknownError, str(tree), name)
         call = Call("GET", f"/v1/{name}/trees/{tree}/erofs", about, headers=_ZSTD, scope=repository_scope(name))
         if not isinstance(out, Path):
-            return download_verified(self._session, call, out)
+            return self._download_erofs(call, out)
         temporary = out.with_name(f".{out.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             with temporary.open("w+b") as file:
-                digest = download_verified(self._session, call, file)
+                digest = self._download_erofs(call, file)
             temporary.replace(out)
         finally:
             temporary.unlink(missing_ok=True)
         return digest
+
+    def _download_erofs(self, call: Call, out: BinaryIO) -> Digest:
+        try:
+            return download_verified(self._session, call, out)
+        except SizeInvalidError as error:  # nothing was sent that could be of a wrong size: it is the tree
+            raise KernelLimitError(error.reason) from error
 
     def fill(
         self,

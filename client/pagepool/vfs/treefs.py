@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import errno
 import os
+from bisect import bisect_right
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from pagepool.extents import EXTENT_SIZE
 from pagepool.image.member import Kind
 from pagepool.image.treefile import TreeNode
 from pagepool.vfs.interface import PAGE_SIZE, Attributes, Entry, Usage, fail
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 MAX_NAME: Final = 255
 _EMPTY: Final = memoryview(b"")
 _KEPT: Final = 8192
+_EDGES_KEPT: Final = 16
+_BLOCK: Final = 512
 
 
 class TreeFileSystem:
@@ -41,6 +45,7 @@ class TreeFileSystem:
         self.content = content
         self._node: Callable[[int], TreeNode] = lru_cache(_KEPT)(tree.node)
         self._child: Callable[[int, bytes], int] = lru_cache(_KEPT)(tree.child)
+        self._edges: Callable[[int], list[int]] = lru_cache(_EDGES_KEPT)(self._find_edges)
         self.attributes: Callable[[int], Attributes] = lru_cache(_KEPT)(self._attributes)
 
     @property
@@ -65,11 +70,18 @@ class TreeFileSystem:
     def _attributes(self, ino: int) -> Attributes:
         node = self.node(ino)
         time = node.mtime_ns
-        blocks = -(-node.size // PAGE_SIZE) * (PAGE_SIZE // 512) if node.kind is Kind.REGULAR else 0
+        blocks = self._blocks(node) if node.kind is Kind.REGULAR else 0
         return Attributes(
             *(ino, node.kind, node.mode, node.uid, node.gid, node.size, node.nlink),
             *(time, time, time, node.devmajor, node.devminor, blocks),
         )
+
+    def _blocks(self, node: TreeNode) -> int:
+        """What a regular file takes; nothing for its holes."""
+        size = -(-node.size // PAGE_SIZE) * PAGE_SIZE
+        if node.size >= EXTENT_SIZE:
+            size -= sum(end - first for first, end in self.tree.holes(node.object)) * EXTENT_SIZE
+        return size // _BLOCK
 
     def parent(self, directory: int) -> int:
         """See `FileSystem`."""
@@ -109,13 +121,32 @@ class TreeFileSystem:
         return self.content.whole(node.object) if node.size else _EMPTY
 
     def seek(self, ino: int, offset: int, whence: int) -> int:
-        """See `FileSystem`. A file of an image is all data, with the hole that every file has at its end."""
-        size = self._file(ino).size
-        if not 0 <= offset < size:
+        """See `FileSystem`. A hole of an image's file is an extent of zeros, and what every file has at its end."""
+        node = self._file(ino)
+        if not 0 <= offset < node.size:
             fail(errno.ENXIO, ino)
-        if whence == os.SEEK_DATA:
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            fail(errno.EINVAL, ino)
+        edges = self._edges(node.object)
+        following = bisect_right(edges, offset)
+        if following % 2 == (whence == os.SEEK_DATA):
             return offset
-        return size if whence == os.SEEK_HOLE else fail(errno.EINVAL, ino)
+        return edges[following] if following < len(edges) else fail(errno.ENXIO, ino)
+
+    def _find_edges(self, index: int) -> list[int]:
+        """Where data of an object begins and ends, by turns."""
+        edges = [0]
+        for first, end in self.tree.holes(index):
+            if edges[-1] == first * EXTENT_SIZE:
+                edges[-1] = end * EXTENT_SIZE
+            else:
+                edges += (first * EXTENT_SIZE, end * EXTENT_SIZE)
+        _, size = self.tree.object_key(index)
+        if edges[-1] < size:
+            edges.append(size)
+        else:
+            edges.pop()
+        return edges
 
     def usage(self) -> Usage:
         """See `FileSystem`. All of it is in use."""

@@ -6,12 +6,13 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
 from pagepool.cli import exits, output
-from pagepool.cli.options import output_options
+from pagepool.cli.connect import TrustOptions
+from pagepool.cli.options import output_options, trust_options
 from pagepool_service.commands.dataoption import data_option
 from pagepool_service.commands.watching import watching
 from pagepool_service.settings import Settings
@@ -53,6 +54,7 @@ _IMAGES_SHOWN = 8
     "directory of backups. Can be given several times.",
 )
 @click.option("--dry-run", is_flag=True, help="With --repair: say what would be done first, and change nothing.")
+@trust_options
 @output_options
 @click.pass_context
 def fsck(
@@ -63,6 +65,7 @@ def fsck(
     repair: bool,
     sources: tuple[str, ...],
     dry_run: bool,
+    **trust: Unpack[TrustOptions],
 ) -> None:
     """Read everything in the store again and verify it. Changes nothing without --repair; a service may be running.
 
@@ -73,16 +76,20 @@ def fsck(
     places that --from names. What nothing brings back is moved to DATA/quarantine, and can be pushed again.
 
     With --quiet, only problems are printed, and what was done about them.
+
+    --insecure, --ca-certificate, --username and --password-stdin are for the servers that --from names.
     """
     if not repair and (sources or dry_run):
         raise click.UsageError("--from and --dry-run need --repair.", ctx)
+    if not sources and (trust["username"] is not None or trust["password_stdin"]):
+        raise click.UsageError("--username and --password-stdin are for --from.", ctx)
     if repair and images:
         raise click.UsageError("--repair is of the whole store: give no IMAGE.", ctx)
     settings = Settings.load(data=data)
     state = output.current()
     as_json, shown = state.json, sys.stderr.isatty() and not state.json and not state.quiet
     if repair:
-        _repair(ctx, settings, sources, quick=quick, dry_run=dry_run, shown=shown)
+        _repair(ctx, settings, sources, trust, quick=quick, dry_run=dry_run, shown=shown)
         return
     with watching(shown) as watch:
         report = check_store(settings.data, quick=quick, images=images, watch=watch)
@@ -95,14 +102,21 @@ def fsck(
 
 
 def _repair(
-    ctx: click.Context, settings: Settings, sources: tuple[str, ...], *, quick: bool, dry_run: bool, shown: bool
+    ctx: click.Context,
+    settings: Settings,
+    sources: tuple[str, ...],
+    trust: TrustOptions,
+    *,
+    quick: bool,
+    dry_run: bool,
+    shown: bool,
 ) -> None:
     from pagepool_service.commands import repairing
     from pagepool_service.pools import cache_directory
     from pagepool_service.repair.run import Plan, repair_store
     from pagepool_service.store.checks import Message
 
-    with watching(shown) as watch, repairing.open_sources(sources) as opened:
+    with watching(shown) as watch, repairing.open_sources(sources, trust) as opened:
         tell = (lambda text: watch(Message("stage", text))) if watch else (lambda _: None)
         plan = Plan(opened, cache_directory(settings), quick=quick, dry_run=dry_run, watch=watch, tell=tell)
         done = repair_store(settings.data, plan)

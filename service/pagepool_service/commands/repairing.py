@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import output
-from pagepool.cli.credentials import find_credentials
+from pagepool.cli.connect import credentials_for, verify_of
+from pagepool.cli.usage import refuse
 from pagepool.errors import ImageInvalidError, NotFoundError
 from pagepool.layout import split_path
 from pagepool.transport import Session
@@ -21,6 +22,7 @@ from pagepool_service.repair.sources import BackupSource, LayoutSource, Registry
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pagepool.cli.connect import TrustOptions
     from pagepool_service.repair.context import Action
     from pagepool_service.repair.run import Repaired
     from pagepool_service.repair.sources import Source
@@ -30,23 +32,32 @@ _PATHS_SHOWN = 20
 
 
 @contextmanager
-def open_sources(texts: Sequence[str]) -> Iterator[list[Source]]:
+def open_sources(texts: Sequence[str], options: TrustOptions) -> Iterator[list[Source]]:
     """Open what ``--from`` names, for the length of a block.
 
+    Args:
+        options: for those that are servers. A user name is for one of these, and no other is told it.
+
     Raises:
+        click.UsageError: a user name is given, and not one server.
         PagepoolError: one of them cannot be used, or reached.
     """
+    servers = [text for text in texts if "://" in text]
+    if options["username"] is not None and len(servers) != 1:
+        refuse("--username is for a --from with an address, and for one only.")
     with ExitStack() as stack:
-        yield [_open(text, stack) for text in texts]
+        yield [_open(text, stack, options) for text in texts]
 
 
-def _open(text: str, stack: ExitStack) -> Source:
+def _open(text: str, stack: ExitStack, options: TrustOptions) -> Source:
     scheme, found, rest = text.partition("://")
     if found:
         host, _, repository = rest.partition("/")
         url = f"{scheme}://{host}"
-        credentials = find_credentials(parse_base(url).netloc.decode("ascii"), repository)
-        registry = RegistrySource(Session(url, credentials=credentials), repository.strip("/"))
+        server = parse_base(url).netloc.decode("ascii")
+        credentials = credentials_for(options, server, repository)
+        session = Session(url, credentials=credentials, verify=verify_of(options, server), on_warning=output.note)
+        registry = RegistrySource(session, repository.strip("/"))
         stack.callback(registry.close)
         registry.ping()
         return registry

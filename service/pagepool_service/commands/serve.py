@@ -70,7 +70,7 @@ Examples:
     "max_layer_bytes",
     metavar="SIZE",
     callback=parsed(parse_size),
-    help="Most plain bytes of a layer that can be mounted. [256GiB]",
+    help="Most plain bytes, holes included, of a layer that can be mounted. [256GiB]",
 )
 @click.option(
     "--max-layer-ratio",

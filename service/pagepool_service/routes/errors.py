@@ -51,6 +51,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.LayerInvalidError: (422, "LAYER_INVALID"),
     errors.ImageInvalidError: (422, "UNSUPPORTED"),
     errors.LimitError: (413, "SIZE_INVALID"),
+    errors.KernelLimitError: (413, "SIZE_INVALID"),
     errors.NotFoundError: (404, "NAME_UNKNOWN"),
     errors.BlobUnknownError: (404, "BLOB_UNKNOWN"),
     errors.ManifestUnknownError: (404, "MANIFEST_UNKNOWN"),

@@ -161,6 +161,9 @@ async def list_profiles(service: Service, name: Repository) -> JSONResponse:
     """List what was learned of a repository's trees."""
 
     def describe() -> list[dict[str, Any]]:
+        found = list(service.profiles.list(name))
+        if not found:
+            service.store.registry.list_tags(name, 1)  # raises where there is no such repository
         return [
             {
                 "tree": str(Digest("blake3", profile.tree)),
@@ -169,7 +172,7 @@ async def list_profiles(service: Service, name: Repository) -> JSONResponse:
                 "updated_ns": profile.updated_ns,
                 "objects": len(profile.seen),
             }
-            for profile in service.profiles.list(name)
+            for profile in found
         ]
 
     return JSONResponse({"profiles": await service.threads.run(describe)})

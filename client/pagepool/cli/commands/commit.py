@@ -129,6 +129,7 @@ def _report(
             "digest": str(image.root().digest),
             "config": str(image.manifest.config.digest),
             "changes": counts,
+            "letters": {kind.letter: counts[kind.value] for kind in ChangeKind},
             "layer": layer and layer.descriptor.to_json() | {"diff_id": str(layer.diff_id)},
             "blobs": {"total": counter.total, "copied": counter.copied, "copied_size": counter.size},
             "state": state.state if state else None,

@@ -32,8 +32,8 @@ def command(target: Target, other: Target | None, tar: str | None, **options: Un
     """Show what an overlay changed, or, of two TARGETs, what changed from the first to the second.
 
     A TARGET is REF for an image, DIR for an overlay or for what a kernel mount wrote; DIR begins with "/" or ".".
-    A line begins with A for what was added, C for what changed (content, metadata, or which names are one file),
-    D for what was deleted. With --quiet, only the paths.
+    A line begins with A for what was added, C for what was modified (content, metadata, or which names are one
+    file), D for what was deleted. With --quiet, only the paths.
 
     With --tar, the changes become an OCI layer: a tar, with whiteouts for what was deleted, that any tool can
     apply.
@@ -78,7 +78,11 @@ def _line(change: Change) -> str:
 
 
 def _describe(now: FileSystem, change: Change) -> dict[str, Any]:
-    shown: dict[str, Any] = {"path": f"/{_text(change.path)}", "change": change.kind.value}
+    shown: dict[str, Any] = {
+        "path": f"/{_text(change.path)}",
+        "change": change.kind.value,
+        "letter": change.kind.letter,
+    }
     if change.kind is not ChangeKind.DELETED:
         found = now.attributes(change.ino)
         shown |= {"type": found.kind.value, "size": found.size}

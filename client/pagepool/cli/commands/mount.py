@@ -11,7 +11,7 @@ from pagepool.cli import output
 from pagepool.cli.kernelmounts import kernel_rows, state_of
 from pagepool.cli.mounting import mount
 from pagepool.cli.nodeclient import may_ask, node_client
-from pagepool.cli.nodes import SizeType, node_options
+from pagepool.cli.nodes import SizeType, SpelledOption, node_options
 from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
 from pagepool.mount import default_directory, list_mounts
 
@@ -47,11 +47,20 @@ class _Directory(click.Argument):
     "--eager",
     "--fill",
     "eager",
+    cls=SpelledOption,
     is_flag=True,
     help="Fetch all of the image first: then the service is not needed any more.",
 )
 @click.option("--no-fill", is_flag=True, help="Do not fetch the rest of the image in the background (kernel only).")
-@click.option("--quota", type=SizeType(), metavar="SIZE", help="Most bytes that may be written (kernel only).")
+@click.option(
+    "--quota",
+    "--disk",
+    "quota",
+    cls=SpelledOption,
+    type=SizeType(),
+    metavar="SIZE",
+    help="Most bytes that may be written (kernel only).",
+)
 @click.option(
     "--backend",
     type=click.Choice(["auto", "kernel", "fuse"]),
@@ -83,7 +92,8 @@ def command(reference: Reference | None, path: Path | None, **given: Unpack[Moun
     containers share one copy of each in memory, whatever image it came with. It needs root, Linux 6.5, EROFS and
     overlayfs; the node (pagepool node), which fetches what is missing, is started if it is not running. The
     backend fuse works wherever there is /dev/fuse; users other than root need fusermount3 (package fuse3). auto
-    takes the kernel where it can, and says why if it cannot. Without arguments, lists what is mounted.
+    takes the kernel where this machine can do that, and with this image, and says why if not. Without arguments,
+    lists what is mounted.
 
     \b
     Examples:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from pagepool.cli import exits
-from pagepool.cli.nodes import SizeType, node_options
+from pagepool.cli.nodes import SizeType, SpelledOption, node_options
 from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
 from pagepool.cli.running import run_image
 from pagepool.cli.signals import SignalType
@@ -130,8 +130,17 @@ class _RunCommand(click.Command):
     show_default=True,
     help="runc, or pagepool itself by namespaces; auto: runc where it is installed.",
 )
-@click.option("--eager", is_flag=True, help="Fetch all of the image first (kernel only).")
-@click.option("--disk", type=SizeType(), default=0, metavar="SIZE", help="Most bytes it may write (kernel only).")
+@click.option("--eager", "--fill", "eager", cls=SpelledOption, is_flag=True, help="Fetch all of the image first.")
+@click.option(
+    "--quota",
+    "--disk",
+    "quota",
+    cls=SpelledOption,
+    type=SizeType(),
+    default=0,
+    metavar="SIZE",
+    help="Most bytes it may write (kernel only).",
+)
 @click.option(
     "--backend",
     type=click.Choice(["auto", "kernel", "fuse"]),

@@ -66,7 +66,7 @@ def convert(xattrs: Mapping[bytes, bytes], kind: int) -> list[Attribute]:
         if not index or (index == _USER and kind not in _HAVE_USER) or (index in _ACLS.values() and kind == SYMLINK):
             continue
         if len(value) > MOST_U16:
-            raise LimitError("extended attribute", len(value), MOST_U16)
+            raise LimitError(f"extended attribute {name.decode(errors='backslashreplace')}", len(value), MOST_U16)
         found.append((index, suffix, value))
     return found
 
