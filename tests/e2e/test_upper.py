@@ -40,7 +40,7 @@ printf x | dd of=/bin/bash conv=notrunc bs=1 seek=1000000 2>/dev/null
 touch -d 2001-02-03T04:05:06.789 /etc/passwd
 cp -a /etc/skel /srv/skel
 find /usr/share/zoneinfo -name 'Z*' -delete
-truncate -s 60M /srv/disk.img
+truncate -s 400M /srv/disk.img
 printf middle | dd of=/srv/disk.img conv=notrunc bs=1 seek=30000000 2>/dev/null
 """
 
@@ -118,4 +118,4 @@ def test_a_real_image(images: dict[str, Path], service: Service, place: Path, tm
         disk = "dd if=/srv/disk.img bs=1 skip=30000000 count=6 2>/dev/null; stat -c %s /srv/disk.img"
         script = f"cat /var/cache/new; test ! -e /usr/lib/apt; {disk}; /srv/shell -c 'ls /usr/lib/moved | wc -l'"
         said = podman.podman("run", "--rm", "--network=none", name, "/bin/sh", "-ec", script)
-        assert said.splitlines()[:2] == ["new", "middle62914560"]
+        assert said.splitlines()[:2] == ["new", "middle419430400"]

@@ -17,7 +17,7 @@ import pytest
 from pagepool.errors import LayerInvalidError
 from pagepool.image import Kind, LayerSplitter, Limits, Member, Node
 from pagepool.image.tarencode import encode_sparse
-from pagepool.overlay import Change, ChangeKind, iter_layer, plan_diff
+from pagepool.overlay import Change, ChangeKind, holes, iter_layer, plan_diff
 from pagepool.overlay.holes import find_segments
 from pagepool.overlay.layertar import PIECE
 from pagepool.vfs import ROOT, Attributes, fail
@@ -235,6 +235,13 @@ _HOLEY = {
 }
 
 
+@pytest.fixture
+def small_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mebibyte of holes is worth it."""
+    monkeypatch.setattr(holes, "WORTH", _MIB)
+
+
+@pytest.mark.usefixtures("small_holes")
 @pytest.mark.parametrize("name", _HOLEY)
 def test_holes_are_not_written(name: str, tmp_path: Path) -> None:
     """What Python, GNU tar and the service's own splitter make of the member is what the file is."""
@@ -276,6 +283,7 @@ def test_holes_are_not_compared(other: bytes) -> None:
     assert now.was_read <= 4 * PIECE
 
 
+@pytest.mark.usefixtures("small_holes")
 @pytest.mark.parametrize(
     "pieces",
     [

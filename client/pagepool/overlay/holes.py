@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from pagepool.image.sparse import Segments
     from pagepool.vfs import FileSystem
 
-WORTH: Final = 1 << 20
-"""Bytes of holes for which a file is written as a sparse one."""
+WORTH: Final = 256 << 20
+"""Bytes of holes for which a file is written as a sparse one. Not for less: zeros cost little, and Docker 20.10, which
+pulls, runs and pushes layers with such members, cannot save them."""
 _SMALLEST: Final = 64 << 10
 _MOST_SEGMENTS: Final = 24_000
 """Of up to 40 bytes each in the map, of which Go's archive/tar, and so every runtime, reads 1 MiB at most."""

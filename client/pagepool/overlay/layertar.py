@@ -7,7 +7,7 @@ may be unchanged: a runtime that gives each layer a directory of its own would m
 reason a hard link only ever refers to a name in this layer.
 
 The same file systems give the same bytes: order is by name, and nothing is written that is not part of the image (no
-user names, no times of whiteouts). Holes of a file are part of it: with a mebibyte of them or more it is a sparse
+user names, no times of whiteouts). Holes of a file are part of it: with very many of them (`holes`) it is a sparse
 member, and they are neither read nor written. Memory is bounded: data goes through in pieces.
 """
 
