@@ -88,7 +88,10 @@ class Lab:
         with ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ppb-", dir=self.directory)))
             link = stack.enter_context(open_link(shape))
-            origin = stack.enter_context(serve_images(kind, link, layouts, work / "origin", self.environment))
+            # Over a slow link it is bytes that count: those of a store at rest.
+            origin = stack.enter_context(
+                serve_images(kind, link, layouts, work / "origin", self.environment, rested=shape is not None)
+            )
             subject = self.makers[kind](link, work / "s", self.environment, options)
             stack.callback(subject.stop)
             subject.start()

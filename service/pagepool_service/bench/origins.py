@@ -1,7 +1,6 @@
 """Where images come from in `bench mount`: a registry in the server's network namespace, with the images pushed.
 
-Pushing and what it costs is not measured here (`bench registry` does): a service has done what it does behind a push
-before anything is. `warm` reads all that a registry keeps, so that
+Pushing and what it costs is not measured here (`bench registry` does). `warm` reads all that a registry keeps, so that
 after the caches were dropped it serves from memory: the way to the container is measured, not the server's disk.
 """
 
@@ -68,7 +67,13 @@ class Origin:
 
 @contextmanager
 def serve_images(
-    kind: str, link: Link, layouts: Sequence[Path], directory: Path, environment: Mapping[str, str]
+    kind: str,
+    link: Link,
+    layouts: Sequence[Path],
+    directory: Path,
+    environment: Mapping[str, str],
+    *,
+    rested: bool = False,
 ) -> Iterator[Origin]:
     """Run a registry for the length of the block, with the images in it: each by the name of its layout's directory.
 
@@ -78,6 +83,7 @@ def serve_images(
         layouts: OCI layouts of one image each.
         directory: an empty one, for what it keeps.
         environment: of all processes.
+        rested: once a service has done all that it does behind a push, compressing once more with it.
 
     Raises:
         UnreachableError: it did not start, or took an image not.
@@ -107,7 +113,7 @@ def serve_images(
         if kind == PAGEPOOL:
             for layout in layouts:
                 _await_ready(link, layout.name, environment)
-            if environment.get(_RECOMPRESS, "yes") != "no":
+            if rested and environment.get(_RECOMPRESS, "yes") != "no":
                 _await_rest(link, environment)
         yield Origin(kind, data)
     finally:
