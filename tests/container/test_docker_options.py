@@ -49,12 +49,19 @@ def test_a_pool_is_no_mount_to_write_to(place: Place, tmp_path: Path) -> None:
     assert place.run("--mount", f"type=bind,source={tmp_path},target=/pool,ro", "--", "true").returncode == 0
 
 
+def _soft(place: Place, *more: str) -> list[list[str]]:
+    """What limits there may be of 77 and 99 open files. Go, and so runc before 1.1.13, raises the soft one as it
+    begins, now and then after it was set."""
+    raised = [["99", "99", *more]] if place.runtime == "runc" else []
+    return [["77", "99", *more], *raised]
+
+
 def test_limits(place: Place) -> None:
     options = ("--ulimit", "nofile=77:99", "--ulimit", "core=0", "--ulimit", "memlock=4096", "--cpus", "0.5")
     script = "ulimit -Sn; ulimit -Hn; ulimit -c; ulimit -l; cat /proc/self/cgroup"
     for user in ("root", "nobody"):
         done = place.run(*options, "--name", "limited", "-u", user, *_sh(script))
-        assert done.stdout.split()[:4] == ["77", "99", "0", "4"], done.stderr
+        assert done.stdout.split()[:4] in _soft(place, "0", "4"), done.stderr
     started = begin(place, *options, "--name", "limited", *_sh(READY))
     quota = [
         path.read_text().split()
@@ -63,7 +70,7 @@ def test_limits(place: Place) -> None:
     ]
     assert quota in ([["50000"]], [["50000", "100000"]])
     done = place.call(*place.command("exec", "limited", "sh", "-c", "ulimit -Sn; ulimit -Hn"))
-    assert done.stdout.split() == ["77", "99"]
+    assert done.stdout.split() in _soft(place)
     assert place.call(*place.command("stop", "--time", "0", "limited")).returncode == 0
     assert end(started)[0] == 137
 

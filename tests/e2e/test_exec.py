@@ -87,7 +87,7 @@ def test_a_server_is_looked_after(
     assert left_over(node) == []
 
 
-@pytest.mark.parametrize("image", ["debian-old", "python-new", "numpy-new"])
+@pytest.mark.parametrize("image", ["debian-old", "numpy-new"])
 def test_programs_of_images(
     images: dict[str, Path], service: Service, call: Call, node: NodeClient, name: str, image: str
 ) -> None:

@@ -32,7 +32,7 @@ def _before_and_now(first: list[Step], then: list[Step]) -> tuple[NodeFileSystem
 
 
 @given(steps(6), steps(8))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_layer_makes_what_is_now(first: list[Step], then: list[Step]) -> None:
     base, now = _before_and_now(first, then)
     below = whole_layer(base)
@@ -42,7 +42,7 @@ def test_the_layer_makes_what_is_now(first: list[Step], then: list[Step]) -> Non
 
 
 @given(steps(6), steps(8))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_nothing_is_written_that_did_not_change(first: list[Step], then: list[Step]) -> None:
     base, now = _before_and_now(first, then)
     before, after = rows(base), rows(now)

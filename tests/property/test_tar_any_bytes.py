@@ -66,7 +66,7 @@ DIGITS = st.lists(
 
 
 @given(st.one_of(EDITS, DIGITS), st.booleans(), st.integers(0, len(SEED)), SIZES)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_mutated_tars(edits: list[tuple[int, int]], fix: bool, cut: int, sizes: list[int]) -> None:
     tar = bytearray(SEED)
     for place, value in edits:
@@ -100,6 +100,6 @@ RAW = st.one_of(
 
 
 @given(st.sampled_from(sorted(FIELDS)), RAW)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_hostile_fields(field: str, raw: bytes) -> None:
     ingest(FIELDS[field](raw) + make_file(b"after", b"2") + END)

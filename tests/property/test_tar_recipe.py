@@ -73,7 +73,7 @@ def test_operations_come_back(ops: list[Op]) -> None:
 
 
 @given(OPS.filter(bool), st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_damaged_payloads(ops: list[Op], data: st.DataObject) -> None:
     payload = bytearray(write(ops)[0].payload)
     for _ in range(data.draw(st.integers(1, 3))):

@@ -81,7 +81,7 @@ def _add_links(root: Node, names: list[bytes]) -> None:
 
 
 @given(_ROOTS, st.lists(_NAMES, max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_round_trip(root: Node, links: list[bytes]) -> None:
     _add_links(root, links)
     other = Tree(_copy(root, {}, backwards=True))

@@ -119,7 +119,7 @@ def there(service: Service) -> list[bytes]:
     return [b"fuzz", str(image).encode(), str(blob).encode(), session.encode()]
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_request_is_answered_or_refused(service: Service, there: list[bytes], data: st.DataObject) -> None:
     """With a status that is not 500, or by closing the connection on what is not HTTP."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +83,26 @@ def own_storage() -> Iterator[Podman]:
     """Make a storage for the length of the block, or skip the test."""
     require("podman", "buildah", "runc", "unshare")
     # Not in pytest's directory: podman takes no path of more than 50 characters for what it keeps while it runs.
-    with tempfile.TemporaryDirectory(prefix="podman-") as name:
-        (Path(name) / "containers.conf").write_text(_CONFIGURATION)
-        yield Podman(Path(name), _driver(Path(name)))
+    directory = Path(tempfile.mkdtemp(prefix="podman-"))
+    try:
+        (directory / "containers.conf").write_text(_CONFIGURATION)
+        yield Podman(directory, _driver(directory))
+    finally:
+        _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a storage, into which a process that cleans up behind a container may still write for a while."""
+    for _ in range(100):
+        try:
+            shutil.rmtree(directory)
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    shutil.rmtree(directory)
 
 
 def _driver(directory: Path) -> str:

@@ -43,6 +43,14 @@ def find_runc(search: str | None = None) -> str | None:
     return None
 
 
+def _pass_through(terminal: int) -> None:
+    """Have a terminal leave the ends of lines as they are. They come from another one, the program's, which adds a CR
+    to each until runc tells it not to; that may be after the program has begun to write, and then there were two."""
+    attributes = termios.tcgetattr(terminal)
+    attributes[1] &= ~termios.ONLCR
+    termios.tcsetattr(terminal, termios.TCSANOW, attributes)
+
+
 class _Runc:
     """See `process.Running`. The child is runc, which stays as long as the program does.
 
@@ -70,6 +78,7 @@ class _Runc:
         slave: int | None = None
         if self._task.terminal and not self._task.direct:
             self.master, slave = os.openpty()
+            _pass_through(slave)
             self._size(slave)
         try:
             # Of another process group, or Ctrl-C would reach it twice; but who reads a terminal must be in front.
