@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 EVERY_IMAGE = bool(os.environ.get("PAGEPOOL_EVERY_IMAGE"))
-_ALL_LAYERS = ("debian-old", "numpy-new", "nginx-new")
-"""What the others of the small set are made of is in these."""
+_COMPARED = ("debian-old", "numpy-new")
+"""With what the library's test compares, all layers of the small set."""
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_every_file_is_what_umoci_unpacks(
     node: NodeClient,
     tmp_path: Path,
 ) -> None:
-    names = images if EVERY_IMAGE else [name for name in images if name in _ALL_LAYERS]
+    names = images if EVERY_IMAGE else [name for name in images if name in _COMPARED]
     push(service, images, *names)
     for name in names:
         point = tmp_path / name

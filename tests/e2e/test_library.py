@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CLIENTS = int(os.environ.get("PAGEPOOL_CLIENTS", "16"))
 """Few by default: as many processes at once are felt by whatever runs beside."""
 EVERY_IMAGE = bool(os.environ.get("PAGEPOOL_EVERY_IMAGE"))
-"""By default two: the kernel's mount is compared for images that have all layers, in any case."""
+"""By default two, which with those that the kernel's mount is compared for have all layers."""
 _MIB = 1 << 20
 
 
