@@ -20,7 +20,9 @@ CONTENT = b"content" * 1000
 def mounted() -> Iterator[tuple[Stack, int]]:
     """A stack whose lazy mount nobody serves yet, and its device."""
     needs_stack()
-    with tempfile.TemporaryDirectory() as directory, lazy_stack(Path(directory).resolve()) as mounted:
+    # A server that a test has let go of may still be writing down what it serves.
+    kept = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with kept as directory, lazy_stack(Path(directory).resolve()) as mounted:
         yield mounted
 
 
