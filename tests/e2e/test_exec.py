@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.test_podman import nameable
-from tests.support.cli import environment
 from tests.support.cli import pagepool as program
-from tests.support.nodeserver import left_over, running_node
+from tests.support.nodeserver import commands_of, left_over, running_node
 from tests.support.podman import Podman, own_storage
 from tests.support.tools import require
 
@@ -45,10 +44,9 @@ def node(tmp_path: Path) -> Iterator[NodeClient]:
 @pytest.fixture
 def call(node: NodeClient, service: Service) -> Call:
     """Calls a command of pagepool's."""
-    places = {"PAGEPOOL_NODE_RUN": str(node.places.run), "PAGEPOOL_NODE_STATE": str(node.places.state)}
 
     def call(*words: str) -> subprocess.CompletedProcess[str]:
-        given = {**os.environ, **environment(), **places, "PAGEPOOL_SERVER": service.url, "PAGEPOOL_BACKEND": "kernel"}
+        given = {**os.environ, **commands_of(node, service.url)}
         return subprocess.run(
             [sys.executable, "-m", "pagepool.cli", *words],
             env=given,

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.cli import environment
 from tests.support.cli import pagepool as program
-from tests.support.nodeserver import left_over, running_node
+from tests.support.nodeserver import commands_of, left_over, running_node
 from tests.support.tools import require, run
 
 if TYPE_CHECKING:
@@ -46,12 +45,10 @@ def node(tmp_path: Path) -> Iterator[NodeClient]:
 @pytest.fixture
 def start(node: NodeClient, service: Service) -> Run:
     """Runs a command in a container of an image, as `pagepool run` does; what it printed."""
-    places = {"PAGEPOOL_NODE_RUN": str(node.places.run), "PAGEPOOL_NODE_STATE": str(node.places.state)}
 
     def start(image: str, *words: str, options: tuple[str, ...] = ()) -> str:
-        given = {**environment(), **places, "PAGEPOOL_SERVER": service.url, "PAGEPOOL_BACKEND": "kernel"}
         command = [sys.executable, "-m", "pagepool.cli", "run", *options, f"{image}:1", "--", *words]
-        return run(command, given)
+        return run(command, commands_of(node, service.url))
 
     return start
 

@@ -21,6 +21,7 @@ from pagepool.node.handover import SUPERVISOR, WORKER, Post, mark_stopped
 from pagepool.node.places import NodePlaces
 from pagepool.node.start import ensure_node
 from pagepool.node.worker import WorkerOptions
+from tests.support.cli import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +48,12 @@ def left_over(node: NodeClient, timeout_s: float = 60.0) -> list[object]:
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.05)
+
+
+def commands_of(node: NodeClient, server: str) -> dict[str, str]:
+    """Variables with which commands mount by the kernel, by a node, from a service."""
+    places = {"PAGEPOOL_NODE_RUN": str(node.places.run), "PAGEPOOL_NODE_STATE": str(node.places.state)}
+    return {**environment(), **places, "PAGEPOOL_SERVER": server, "PAGEPOOL_BACKEND": "kernel"}
 
 
 @contextmanager

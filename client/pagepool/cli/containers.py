@@ -1,16 +1,22 @@
-"""Containers on command lines: what a shell completes."""
+"""Containers on command lines: commands that end with a program's exit code, and what a shell completes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import click
 from click.shell_completion import CompletionItem
 
-from pagepool.cli import roots
+from pagepool.cli import exits, roots
+from pagepool.cli.state import State
 from pagepool.container.records import DEAD, list_containers
 
-if TYPE_CHECKING:
-    import click
+
+class ProgramCommand(click.Command):
+    """A command line that it does not understand ends with 125, too: every other code may be the program's own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Command`."""
+        ctx.ensure_object(State).failure = exits.CONTAINER
+        return super().parse_args(ctx, args)
 
 
 def complete_container(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature

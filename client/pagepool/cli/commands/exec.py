@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from pagepool.cli import exits, output, roots
-from pagepool.cli.containers import complete_container
+from pagepool.cli.containers import ProgramCommand, complete_container
 from pagepool.cli.options import output_options
-from pagepool.cli.state import State
 from pagepool.cli.usage import refuse
 from pagepool.container import ExecOptions, exec_in_container, find_containers
 from pagepool.container.options import parse_env, parse_env_file
@@ -22,17 +21,9 @@ if TYPE_CHECKING:
     from pagepool.container import Record
 
 
-class _ExecCommand(click.Command):
-    """A command line that it does not understand ends with 125, too: every other code may be the program's own."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.ensure_object(State).failure = exits.CONTAINER
-        return super().parse_args(ctx, args)
-
-
 @click.command(
     name="exec",
-    cls=_ExecCommand,
+    cls=ProgramCommand,
     short_help="Run a program in a container that runs.",
     context_settings={"allow_interspersed_args": False},
 )

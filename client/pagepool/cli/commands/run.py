@@ -7,29 +7,20 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from pagepool.cli import exits
+from pagepool.cli.containers import ProgramCommand
 from pagepool.cli.nodes import SizeType, SpelledOption, node_options
 from pagepool.cli.options import ReferenceType, output_options, platform_option, pool_options
 from pagepool.cli.running import run_image
 from pagepool.cli.signals import SignalType
-from pagepool.cli.state import State
 
 if TYPE_CHECKING:
     from pagepool.cli.running import RunGiven
     from pagepool.oci import Reference
 
 
-class _RunCommand(click.Command):
-    """A command line that it does not understand ends with 125, too: every other code may be the program's own."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.ensure_object(State).failure = exits.CONTAINER
-        return super().parse_args(ctx, args)
-
-
 @click.command(
     name="run",
-    cls=_RunCommand,
+    cls=ProgramCommand,
     short_help="Run a program in a container of an image.",
     context_settings={"allow_interspersed_args": False},
 )
