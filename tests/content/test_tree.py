@@ -99,6 +99,25 @@ def test_what_is_missing_is_fetched_with_its_neighbours(content: TreeContent, tr
     assert source.asked == [[names[9]], [names[8], *names[10:16]], names[16:24], names[24:40]]
 
 
+def test_a_read_as_large_as_its_neighbourhood_is_one_request(
+    content: TreeContent, tree: TreeFile, source: Source
+) -> None:
+    """Without neighbours: who reads as much has said what he wants."""
+    index, names = place(tree, LARGE), extent_names(LARGE)
+    content.view(index, 13 * EXTENT_SIZE + 5, 22 * EXTENT_SIZE, 8)
+    assert source.asked == [names[13:22]]
+
+
+def test_a_view_of_very_much_is_fetched_a_bounded_piece_at_a_time(pool: Pool) -> None:
+    """What comes of a request is held in memory until the pool has it."""
+    data = noise(200 * EXTENT_SIZE, 3)
+    tree, source = make_tree({"much": data}), Source.of(data)
+    content = TreeContent(ObjectCache(pool, BUDGET), tree, source)
+    assert content.view(place(tree, data), 0, len(data)) == data
+    assert source.names == extent_names(data)
+    assert max(map(len, source.asked)) <= 64
+
+
 def test_small_files_are_fetched_ahead_of_who_walks_the_tree(
     content: TreeContent, tree: TreeFile, source: Source
 ) -> None:

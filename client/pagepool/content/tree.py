@@ -180,7 +180,7 @@ class TreeContent:
             if around > 1:
                 with self._lock:
                     self._ahead[info.digest] = until, max(window, WINDOW // 2)
-            taken = self._cache.fill(info, begin, until, self._fetch, window=until - begin)
+            taken = self._cache.fill(info, begin, until, self._fetch, window=min(until - begin, _LARGEST_WINDOW))
         found = self._cache.view(info, start, end) if taken else None
         if found is not None:
             return found
