@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -230,6 +231,22 @@ def test_it_waits_for_what_is_written_only(log: KeptLog, monkeypatch: pytest.Mon
     assert log.handle()
     assert poller.poll(0) == []
     assert not log.handle()
+
+
+def test_all_that_is_in_the_pipe_when_the_program_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than is read at a time."""
+    kept = KeptLog(tmp_path / "logs", "one", tmp_path, piped=True)
+    outputs: list[int] = []
+    monkeypatch.setattr(os, "dup2", lambda source, _: outputs.append(source))
+    kept.take_output()
+    written = bytes(range(256)) * 2000
+    fcntl.fcntl(outputs[0], fcntl.F_SETPIPE_SZ, 1 << 20)
+    assert os.write(outputs[0], written) == len(written)
+    assert kept.handle()
+    kept.drain()
+    assert b"".join(read_log(kept.path)) == written
+    assert not kept.handle()
+    kept.close()
 
 
 def test_logs_of_containers_that_are_gone_are_removed(tmp_path: Path) -> None:

@@ -102,9 +102,10 @@ class KeptLog:
         with contextlib.suppress(BlockingIOError):
             data = os.read(self._told, _CHUNK)
         if self._piped:
+            left = memoryview(data)
             with contextlib.suppress(OSError):  # the disk is full: the program is not to be held up by that
-                while data:
-                    data = data[os.write(self._file, data) :]
+                while left:
+                    left = left[os.write(self._file, left) :]
         else:
             self._next = time.monotonic() + _EVERY_S
         self._shorten()
