@@ -1,6 +1,6 @@
 """Runs containers by runc: ``runc run`` in the foreground, with its state in a directory of ours; and ``runc exec``.
 
-Without a terminal the container has our input and output themselves, no byte goes through runc. With one that is ours,
+Without a terminal runc copies between our input and output and pipes that the container has. With one that is ours,
 runc has it directly, and does everything: raw mode, window size. With a terminal that nobody types at
 (``-t`` alone) runc gets one of ours, and we carry what is shown.
 
