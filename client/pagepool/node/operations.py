@@ -102,6 +102,7 @@ class Operations:
                     self._worker.guesses.begin(source, [str(name) for name in request["programs"]], config)
                 if request.get("eager"):
                     self._fill(channel, source)
+                self._worker.keep_lazy()
                 record, descriptor = mounts.make(source, metadata, _wish(request))
             self._hand_over(channel, record, descriptor, source, metadata, offline=offline)
             return self._mounted(record, source, config, offline=offline)

@@ -8,6 +8,7 @@ on. It opens nothing below a mount of its own.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -28,7 +29,7 @@ from pagepool.node.forgetting import LetGo, forget_unused, let_go
 from pagepool.node.guard import Guard
 from pagepool.node.guessing import Guesses
 from pagepool.node.images import Images
-from pagepool.node.lazy import LARGE, STARTING_READ_AHEAD_KIB, LazyServer, set_read_ahead, settle
+from pagepool.node.lazy import LARGE, STARTING_READ_AHEAD_KIB, LazyServer, mount_lazy_again, set_read_ahead, settle
 from pagepool.node.leases import LeaseKeeper
 from pagepool.node.links import Links, ReadInParts
 from pagepool.node.mounts import NodeMounts
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 _TICK_S: Final = 10.0
 _PRUNE_TICKS: Final = 3
+_GONE_S: Final = 1.0
+"""So long a server may take to notice that there is nothing to serve."""
 
 log = logging.getLogger("pagepool.node")
 
@@ -120,7 +123,9 @@ class Worker:
         self.scrubbing = NodeScrub(
             self.pool, self.sources.bring, self.sources.forget, self._forget_unused, on_report=self._count_scrub
         )
-        self.lazy = LazyServer(descriptors["fuse"], self.sources, state=places.serving, large=options.large)
+        self._fuse = descriptors["fuse"]
+        self._keeping = threading.Lock()
+        self.lazy = LazyServer(self._fuse, self.sources, state=places.serving, large=options.large)
         self.filler = Filler(places.objects, self.sources.busy, self.pool.sync, self.sources.note_whole)
         links = Links(options.parts)
         self.profiles = Profiles(self.sources, options.large, links)
@@ -128,6 +133,8 @@ class Worker:
         self.sources.on_opened = self.guesses.opened
         self.leases = LeaseKeeper(self.sources)
         self.images = Images(places, links)
+        with contextlib.suppress(OSError):  # `_set_up` tries again, and knows what to do
+            self.keep_lazy()  # mounts are known by it
         self.mounts = NodeMounts(places, self._on_unused)
         listener = socket.socket(fileno=os.dup(descriptors["control"]))
         self._control = ControlServer(listener, Operations(self).handlers())
@@ -136,12 +143,13 @@ class Worker:
     def run(self) -> None:
         """Serve. Returns when the node is to end."""
         with self._signals:
-            self._set_up()
-            self._signals.wait()
+            if self._set_up():
+                self._signals.wait()
             self._stopped.set()
             self.close()
 
-    def _set_up(self) -> None:
+    def _set_up(self) -> bool:
+        """Begin to serve. False: there is nothing to serve, and the node is to end."""
         # Before anything is mounted: the kernel opens objects by their names, and hashes none.
         suspects = verify_suspects(self.pool)
         if suspects.objects:
@@ -154,7 +162,14 @@ class Worker:
         self._is_set_up = True
         self.sources.take_up_lazy(self.lazy.large_objects())
         self.lazy.start()
-        settle(self.places.lazy)
+        try:
+            self.keep_lazy()
+            settle(self.places.lazy)
+        except OSError:
+            if not self.lazy.join(_GONE_S):
+                raise
+            self._end_without_lazy()
+            return False
         self._on_starting(False)  # the worker before may have died while a container started
         self._control.start()
         self._guard.ready()
@@ -162,7 +177,31 @@ class Worker:
             self.metrics.start()
         log.info("serving; %d trees are known, %d mounts", len(self.sources.all()), len(self.mounts.all()))
         threading.Thread(target=self._tend, name="node-tend", daemon=True).start()
+        threading.Thread(target=self._watch_lazy, name="node-lazy", daemon=True).start()
         self.scrubbing.start()
+        return True
+
+    def keep_lazy(self) -> None:
+        """See that the lazy mount is in its place, whoever has unmounted it.
+
+        Raises:
+            OSError: it cannot be: it is gone for good, and the node ends.
+        """
+        with self._keeping:
+            if mount_lazy_again(self.places.lazy, self._fuse):
+                log.warning("%s had been unmounted, and is mounted again", self.places.lazy)
+
+    def _watch_lazy(self) -> None:
+        """A lazy mount that is gone for good serves nobody: without it no image can be mounted until a new node is
+        started, which only begins when this one has ended."""
+        self.lazy.join()
+        if not self._stopped.is_set():
+            self._end_without_lazy()
+            self._signals.wake()
+
+    def _end_without_lazy(self) -> None:
+        log.error("the lazy mount is gone: its connection was aborted, or all of it was unmounted; the node ends")
+        self._guard.stop()
 
     def stop(self) -> None:
         """End the node, not only this worker: have `run` return, and nobody started in its place."""
@@ -199,6 +238,7 @@ class Worker:
         while not self._stopped.wait(_TICK_S):
             tick += 1
             try:
+                self.keep_lazy()
                 self.custody.unlink_old()
                 self.pool.stats()  # which counts what lost its names and is not used any more
                 for source in self._to_fill():

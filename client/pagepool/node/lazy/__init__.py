@@ -1,6 +1,13 @@
 """The lazy mount: a read-only FUSE file system, which overlayfs asks for objects that are not in the pool."""
 
-from pagepool.node.lazy.mounting import LAZY_TYPE, STARTING_READ_AHEAD_KIB, mount_lazy, set_read_ahead, settle
+from pagepool.node.lazy.mounting import (
+    LAZY_TYPE,
+    STARTING_READ_AHEAD_KIB,
+    mount_lazy,
+    mount_lazy_again,
+    set_read_ahead,
+    settle,
+)
 from pagepool.node.lazy.server import LARGE, LazyOptions, LazyServer
 from pagepool.node.lazy.source import InParts, ObjectSource, Served, Whole
 
@@ -15,6 +22,7 @@ __all__ = [
     "Served",
     "Whole",
     "mount_lazy",
+    "mount_lazy_again",
     "set_read_ahead",
     "settle",
 ]

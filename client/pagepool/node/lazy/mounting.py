@@ -49,15 +49,46 @@ def mount_lazy(at: Path) -> int:
         raise UnsupportedError(f"there is no {DEVICE}: the lazy mount needs the kernel's module fuse")
     path = resolve(at)
     descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _mount(path, descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+    set_read_ahead(path)
+    return descriptor
+
+
+def mount_lazy_again(at: Path, descriptor: int) -> bool:
+    """See that the lazy file system is mounted where it was. Asks nothing of it.
+
+    Somebody may have unmounted it, with all that is FUSE for one: overlays go on with it, but no further one can be
+    made, and no server could `settle`. The kernel mounts the same file system for the same device.
+
+    Args:
+        at: as it was given to `mount_lazy`.
+        descriptor: the device that it gave.
+
+    Returns:
+        whether it had to be mounted.
+
+    Raises:
+        OSError: there is no such file system any more, because nothing had it mounted or its connection was aborted.
+    """
+    path = resolve(at.parent) / at.name  # a dead mount cannot be resolved
+    point = mounted_at(path)
+    if point is not None and point.type == LAZY_TYPE:
+        return False
+    _mount(path, descriptor)
+    return True
+
+
+def _mount(path: Path, descriptor: int) -> None:
     # allow_other: overlayfs asks with the credentials of whoever mounted the overlay.
     data = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read={MAX_READ}"
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
     if _libc.mount(b"pagepool-lazy", os.fsencode(path), LAZY_TYPE.encode(), flags, data.encode()):
         number = ctypes.get_errno()
-        os.close(descriptor)
         raise OSError(number, os.strerror(number), str(path))
-    set_read_ahead(path)
-    return descriptor
 
 
 def settle(at: Path) -> None:
