@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import http.server
 import mmap
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -90,16 +93,53 @@ def test_a_service_that_is_gone_is_an_io_error_and_heals(service: Service, node:
     assert "cannot be fetched" in log
 
 
+class _Unavailable(http.server.BaseHTTPRequestHandler):
+    """What a proxy answers without its service, or one that lets nobody ask for a while."""
+
+    status = 503
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Retry-After", "86400")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _unavailable(service: Service, status: int | None) -> Iterator[None]:
+    """A service that was stopped, and if a status is given, somebody in its place who answers with that."""
+    service.stop()
+    if status is None:
+        yield
+        return
+    host, port = service.host.split(":")
+    handler = type("Handler", (_Unavailable,), {"status": status})
+    with http.server.ThreadingHTTPServer((host, int(port)), handler) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            proxy.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("status", [None, 429, 503])
 def test_an_image_that_is_here_is_mounted_without_its_service(
-    service: Service, node: NodeClient, tmp_path: Path
+    service: Service, node: NodeClient, tmp_path: Path, status: int | None
 ) -> None:
     files = contents(2)
     at = point(tmp_path)
     reference = push(service, "here", files)
     with node.mount(service.url, reference, at, KernelMountOptions(eager=True)):
         assert [mount["local"] for mount in node.mounts()] == [True]
-    service.stop()
-    with node.mount(service.url, reference, at) as mounted:
+    with _unavailable(service, status), node.mount(service.url, reference, at) as mounted:
         assert mounted.fields["offline"]
         assert {name: (at / name).read_bytes() for name in files} == files
 

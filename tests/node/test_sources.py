@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pagepool.content import ObjectCache
-from pagepool.errors import PagepoolError, UnreachableError
+from pagepool.errors import PagepoolError, ResponseError, UnreachableError
 from pagepool.node.places import NodePlaces
 from pagepool.node.records import SourceRecord
 from pagepool.node.sessions import Sessions
-from pagepool.node.source import ATTEMPTS
+from pagepool.node.source import ATTEMPTS, Patience, open_session
 from pagepool.node.sources import Sources
 from pagepool.pool import Pool
 
@@ -108,6 +108,37 @@ def test_a_miss_while_the_service_hangs_waits_once(
             sources.bring(_digest(sources, record))
         assert len(came) == 2 * ATTEMPTS
         sources.close()
+
+
+def test_a_service_that_asks_to_wait_for_long(record: SourceRecord) -> None:
+    """A container waits for what is fetched, so long as the node was told to and no longer."""
+    with open_session(record, 3.0) as session:
+        assert session.retry.delay_s(1, "86400") == 3.0 / ATTEMPTS
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_answers_in_the_place_of_a_service(status: int) -> None:
+    """Behind a proxy a service that is being restarted answers like this."""
+    answers = [ResponseError(status, "", ""), UnreachableError("there", "refused")]
+
+    def ask() -> str:
+        if answers:
+            raise answers.pop()
+        return "answer"
+
+    assert Patience(600.0).ask("url", ask) == "answer"
+
+
+def test_what_a_service_refuses_is_not_asked_again() -> None:
+    asked: list[None] = []
+
+    def ask() -> None:
+        asked.append(None)
+        raise ResponseError(500, "", "")
+
+    with pytest.raises(ResponseError):
+        Patience(600.0).ask("url", ask)
+    assert len(asked) == 1
 
 
 def test_objects_in_use(sources: Sources, record: SourceRecord) -> None:

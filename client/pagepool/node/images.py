@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest, blake3_raw
-from pagepool.errors import CorruptError, DigestMismatchError, ManifestInvalidError, UnreachableError
+from pagepool.errors import CorruptError, DigestMismatchError, ManifestInvalidError, ResponseError, UnreachableError
 from pagepool.image.treefile import TreeFile
+from pagepool.node.source import is_down
 from pagepool.oci import Manifest, parse_config, read_verified
 from pagepool.transport import RegistryClient
 from pagepool.transport.trees import TreeClient
@@ -78,7 +79,9 @@ class Images:
         note = self._note(session.where, repository, target, platform)
         try:
             state = TreeClient(session).resolve(repository, target, platform, wait_s)
-        except UnreachableError:
+        except (UnreachableError, ResponseError) as error:
+            if not is_down(error):
+                raise
             with contextlib.suppress(OSError, ValueError, KeyError):
                 found = json.loads(note.read_text())
                 return Resolved(Digest.parse(found["tree"]), str(found["manifest"]), offline=True)

@@ -10,7 +10,7 @@ import httpx
 
 from pagepool.content import TreeContent
 from pagepool.digest import Digest
-from pagepool.errors import PagepoolError, UnreachableError
+from pagepool.errors import PagepoolError, ResponseError, UnreachableError
 from pagepool.node.guessing import Start
 from pagepool.transport import Credentials, Session
 from pagepool.transport.extents import ExtentClient
@@ -28,7 +28,15 @@ _AGAIN_S: Final = 0.1
 ATTEMPTS: Final = 3
 """Of one request, in the time that a service has."""
 
+_DOWN: Final = frozenset({429, 502, 503, 504})
+"""What a proxy answers in the place of a service that is being restarted, and whoever has had enough for now."""
+
 _Answer = TypeVar("_Answer")
+
+
+def is_down(error: Exception) -> bool:
+    """Whether a service could not be asked: then it may be soon, and until then counts what is known of it."""
+    return isinstance(error, UnreachableError) or (isinstance(error, ResponseError) and error.status in _DOWN)
 
 
 class Source:
@@ -91,7 +99,9 @@ class Patience:
         while True:
             try:
                 answer = question()
-            except UnreachableError:
+            except (UnreachableError, ResponseError) as error:
+                if not is_down(error):
+                    raise
                 now = time.monotonic()
                 since = self._down.setdefault(url, begun)
                 if now - since >= self._timeout_s or now - begun >= self._timeout_s:
@@ -110,5 +120,5 @@ def open_session(record: SourceRecord, timeout_s: float) -> Session:
         credentials=Credentials(record.username, record.password, record.identity_token),
         verify=record.verify,
         timeout=httpx.Timeout(step_s, connect=min(step_s, 10.0), pool=None),
-        retry=RetryPolicy(attempts=ATTEMPTS),
+        retry=RetryPolicy(attempts=ATTEMPTS, limit_s=min(step_s, 10.0)),  # a container waits, whatever is asked for
     )

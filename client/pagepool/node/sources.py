@@ -25,7 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from pagepool.content.cache import WINDOW
-from pagepool.errors import ObjectUnknownError, PagepoolError, UnreachableError
+from pagepool.errors import ObjectUnknownError, PagepoolError
 from pagepool.image.treefile import TreeFile
 from pagepool.linux.uncached import read_uncached
 from pagepool.node.coming import Streams
@@ -34,7 +34,7 @@ from pagepool.node.inuse import ObjectsInUse
 from pagepool.node.lazy import LARGE
 from pagepool.node.parts import MIDDLE, Parts
 from pagepool.node.records import SourceRecord, read_records, write_record
-from pagepool.node.source import Patience, Source
+from pagepool.node.source import Patience, Source, is_down
 from pagepool.pool.layout import object_name
 
 if TYPE_CHECKING:
@@ -296,22 +296,23 @@ class Sources:
             along = []
         wanted = dict.fromkeys((index, *self._absent(source, along)))
         ready = threading.Event()
-        unreachable: list[UnreachableError] = []
+        down: list[PagepoolError] = []
 
         def work() -> None:
             try:
                 self.prefetch(source, wanted, ready.set)
-            except UnreachableError as error:
-                unreachable.append(error)
             except (PagepoolError, OSError) as error:  # who opens one of them finds out
+                if isinstance(error, PagepoolError) and is_down(error):
+                    down.append(error)
+                    return
                 log.info("%s: what was to come along does not: %s", source.record.image, error)
             finally:
                 ready.set()
 
         def end() -> None:
             thread.join()
-            if unreachable:
-                raise unreachable[0]
+            if down:
+                raise down[0]
 
         thread = threading.Thread(target=work, name="node-bring", daemon=True)
         try:
