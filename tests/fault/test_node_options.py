@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pagepool.errors import BusyError, InvalidError, PagepoolError, UnsupportedE
 from pagepool.linux import mounts
 from pagepool.mount.mountinfo import mount_points
 from pagepool.node.client import KernelMountOptions, NodeClient
+from pagepool.node.handover import SUPERVISOR, WORKER, Post
 from tests.fault.test_node import LAZILY, QUICK, contents, point, push
 from tests.fault.test_node_life import none_left
 from tests.support.cli import environment
@@ -327,3 +329,28 @@ def test_interrupted_while_it_is_fetched(service: Service, node: NodeClient, tmp
     assert none_left(node)
     assert list(node.places.containers.iterdir()) == []
     assert list(node.places.tree_mounts.iterdir()) == []
+
+
+def test_limits_of_who_needs_it_first(service: Service, tmp_path: Path) -> None:
+    """They are not meant for a node; those that it must keep, without CAP_SYS_RESOURCE, may be too low for one."""
+    with running_node(tmp_path, QUICK) as node:
+        node.stop()
+        environ, start = {**os.environ, **environment()}, command(node, "node", "start")
+        done = subprocess.run(
+            ["setpriv", "--bounding-set=-sys_resource", "sh", "-c", 'ulimit -n 40; exec "$@"', "sh", *start],
+            env=environ, cwd="/", capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert (done.returncode, "may have 40 (ulimit -n)" in done.stderr) == (1, True), done.stderr
+        limits = ("--nofile=40:", "--fsize=1048576:", "--cpu=600:", "--data=900000000:", "--as=2000000000:")
+        subprocess.run(["prlimit", *limits, *start], env=environ, cwd="/", check=True, timeout=120)
+        for name in (SUPERVISOR, WORKER):
+            process = Post(node.places.run, name).holder()
+            assert process
+            for one in (resource.RLIMIT_FSIZE, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_AS):
+                soft, hard = resource.prlimit(process, one)
+                assert soft == hard, (name, one)
+            assert resource.prlimit(process, resource.RLIMIT_NOFILE)[0] > 40, name
+        at = point(tmp_path)
+        with node.mount(service.url, push(service, "limits", _FILES), at, LAZILY):
+            assert {name: (at / name).read_bytes() for name in _FILES} == _FILES
+        assert none_left(node)

@@ -4,7 +4,8 @@ What a start does that a restart of the worker does not: make the directories, f
 mount the lazy mount, open the control socket. Then it hands both to the supervisor and its worker.
 
 A node must not end with whoever happened to need it first: it is started in a session, a working directory, an
-environment and, where that is possible, a cgroup of its own; the pages that it fetches are charged there.
+environment and, where that is possible, a cgroup of its own; the pages that it fetches are charged there. Limits of
+processes are not inherited either.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ if TYPE_CHECKING:
 _START_TIMEOUT_S: Final = 60.0
 _LOOK_S: Final = 0.02
 _MOST_OPEN: Final = 8192
+_LEAST_OPEN: Final = 64
+_LIMITS: Final = (
+    resource.RLIMIT_AS,
+    resource.RLIMIT_CPU,
+    resource.RLIMIT_DATA,
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_NPROC,
+)
 _CGROUP: Final = "pagepool-node"
 _ENVIRONMENT: Final = (
     "PATH",
@@ -164,8 +173,10 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
 
     Raises:
         BusyError: another process starts one, and does not come to an end.
+        UnsupportedError: it may open too few files.
         PagepoolError, OSError: it cannot be started.
     """
+    _leave_limits()
     places.make_tops()
     with locked(places.start_lock):
         if is_running(places):
@@ -339,12 +350,34 @@ def own_cgroups() -> Iterator[Path]:
         yield top / _CGROUP
 
 
-def _raise_limit() -> None:
-    """A shell's limit of open files is small for hundreds of mounts."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_OPEN if hard == resource.RLIM_INFINITY else min(_MOST_OPEN, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def _leave_limits() -> None:
+    """Limits of who needed the node first are not meant for it: it would fail all containers that come later.
+
+    A shell's limit of open files is small for hundreds of mounts, too.
+
+    Raises:
+        UnsupportedError: too few files may be open for anything; the node could not even be ended.
+    """
+    for limit in _LIMITS:
+        _raise(limit, resource.RLIM_INFINITY)
+    _raise(resource.RLIMIT_NOFILE, _MOST_OPEN)
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if not _is_at_least(allowed, _LEAST_OPEN):
+        raise UnsupportedError(f"a node needs {_LEAST_OPEN} open files, and may have {allowed} (ulimit -n)")
+
+
+def _raise(limit: int, wanted: int) -> None:
+    soft, hard = resource.getrlimit(limit)
+    if _is_at_least(soft, wanted):
+        return
+    try:
+        resource.setrlimit(limit, (wanted, hard if _is_at_least(hard, wanted) else wanted))
+    except (OSError, ValueError):  # without CAP_SYS_RESOURCE what is allowed has to do
+        resource.setrlimit(limit, (hard, hard))
+
+
+def _is_at_least(one: int, other: int) -> bool:
+    return one == resource.RLIM_INFINITY or (other != resource.RLIM_INFINITY and one >= other)
 
 
 def main(words: Sequence[str]) -> Any:
@@ -356,7 +389,7 @@ def main(words: Sequence[str]) -> Any:
         if action == "start":
             start(places, options)
         else:
-            _raise_limit()
+            _leave_limits()
             Worker(places, options, Guard(places.run)).run()
     except (PagepoolError, OSError) as error:
         # `ensure_node` reads it; in the log it says as much.
