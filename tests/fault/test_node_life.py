@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import select
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -340,3 +341,23 @@ def test_a_lazy_mount_that_was_aborted(service: Service, node: NodeClient, tmp_p
         assert {mount["path"]: mount["cut_off"] for mount in node.mounts()} == {str(at): True, str(again): False}
     node.unmount(at)
     assert none_left(node)
+
+
+def test_a_pool_that_was_removed(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    """What is mounted is found and undone all the same, serves on, and the next node has a new pool."""
+    at, files = point(tmp_path), contents(22, 6)
+    reference = push(service, "removed", files)
+    node.mount(service.url, reference, at, LAZILY)
+    assert (at / "d0/f0").read_bytes() == files["d0/f0"]
+    shutil.rmtree(node.places.pool)
+    assert {name: (at / name).read_bytes() for name in files} == files
+    (found,) = node.mounts()
+    assert (found["path"], found["missing_objects"]) == (str(at), len(files))
+    with pytest.raises(FileNotFoundError, match="pool/objects"):
+        node.mount(service.url, reference, point(tmp_path, "again"), LAZILY)
+    node.unmount(at)
+    assert none_left(node)
+    assert node.stop().cleared
+    assert ensure_node(node.places, QUICK)
+    with node.mount(service.url, reference, at, LAZILY):
+        assert {name: (at / name).read_bytes() for name in files} == files

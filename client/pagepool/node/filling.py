@@ -191,9 +191,12 @@ def missing(tree: TreeFile, objects: Path) -> list[int]:
     these are is the service's choice, and they are small.
 
     Args:
-        objects: the pool's directory of whole objects.
+        objects: the pool's directory of whole objects; nothing is whole where somebody has removed it.
     """
-    directory = os.open(objects, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        directory = os.open(objects, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return list(range(tree.object_count))
     try:
         found = []
         for index in range(tree.object_count):
