@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import signal
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +18,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pagepool.cli.kernelmounts import kernel_row, state_of
-from pagepool.errors import InvalidError, UnreachableError
+from pagepool.errors import BusyError, InvalidError, UnreachableError
 from pagepool.linux import mounts
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mount_points
 from pagepool.node.client import KernelMountOptions, NodeClient
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
+from pagepool.node.places import NodePlaces
 from pagepool.node.start import ensure_node, own_cgroups
 from tests.fault.test_node import LAZILY, QUICK, contents, point, push
-from tests.support.nodeserver import running_node
+from tests.support.nodeserver import end_node, running_node
 from tests.support.server import Service, running_service
 
 if TYPE_CHECKING:
@@ -361,3 +363,27 @@ def test_a_pool_that_was_removed(service: Service, node: NodeClient, tmp_path: P
     assert ensure_node(node.places, QUICK)
     with node.mount(service.url, reference, at, LAZILY):
         assert {name: (at / name).read_bytes() for name in files} == files
+
+
+def test_two_nodes_with_one_state(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    """What the one's containers have written is not removed by the other."""
+    at, files = point(tmp_path), contents(23, 3)
+    node.mount(service.url, push(service, "twice", files), at, KernelMountOptions(temporary=True, fill=False))
+    (at / "written").write_text("by the container")
+    with tempfile.TemporaryDirectory(prefix="pagepool-node-") as run:
+        other = NodeClient(NodePlaces(node.places.state, Path(run)))
+        try:
+            with pytest.raises(BusyError, match="in use by another node"):
+                ensure_node(other.places, QUICK)
+            kill_all(node)
+            assert ensure_node(other.places, QUICK)
+            while other.support() is None:  # it is looked for after what is left was removed
+                time.sleep(0.05)
+            assert (at / "written").read_text() == "by the container"
+            (at / "more").touch()
+        finally:
+            end_node(other)
+    assert ensure_node(node.places, QUICK)
+    node.unmount(at)
+    assert none_left(node)
+    assert not any(node.places.containers.iterdir())

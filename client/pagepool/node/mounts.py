@@ -366,7 +366,7 @@ class NodeMounts:
         # In this order: one that is being made now is noted before its directory is there.
         found = list(self._places.containers.iterdir())
         with self._lock:
-            known = self._records.keys() | self._making
+            known = self._records.keys() | self._making | mounts_alive()  # those of a node with another RUN, too
         for directory in found:
             if directory.name not in known and (directory / _TEMPORARY).exists():
                 shutil.rmtree(directory, ignore_errors=True)

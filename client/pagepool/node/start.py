@@ -186,16 +186,18 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         metrics = None if options.metrics_listen is None else _listen_for_metrics(*options.metrics_listen)
         mount_pool_image(places, options.pool_image)
         places.make()
+        state = _lock_state(places.state)
         _forget_other_boot(places)
         _leave_cgroup()
         _clear(places)
         device = mount_lazy(places.lazy)
         listener = _listen(places.control)
         command = [sys.executable, "-m", "pagepool.node", "worker", *arguments(places, options)]
-        descriptors = {"fuse": device, "control": listener.fileno()}
+        descriptors = {"fuse": device, "control": listener.fileno(), "state": state}
         descriptors |= {} if metrics is None else {"metrics": metrics.fileno()}
         start_node(command, descriptors, places.run)
         os.close(device)
+        os.close(state)
         if metrics is not None:
             metrics.close()
         listener.close()
@@ -225,6 +227,23 @@ def mount_pool_image(places: NodePlaces, size: int | None) -> None:
         raise InvalidError(str(image.file), f"is a pool image of {is_size} bytes already, and does not change its size")
     image.mount(places.state)
     places.state.chmod(0o700)
+
+
+def _lock_state(state: Path) -> int:
+    """The locked descriptor of a state directory, which the node's processes hold as long as one of them lives.
+
+    One with another RUN would take for left over what the mounts of this one write.
+
+    Raises:
+        BusyError: another node has it.
+    """
+    descriptor = os.open(state / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BusyError(f"{state} is in use by another node, with another --node-run") from None
+    return descriptor
 
 
 @contextlib.contextmanager
