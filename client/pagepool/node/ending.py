@@ -19,7 +19,7 @@ from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at, resolve
 from pagepool.node.alive import mounts_alive
 from pagepool.node.control import converse
-from pagepool.node.handover import SUPERVISOR, WORKER, Post
+from pagepool.node.handover import SUPERVISOR, WORKER, Post, end_processes, is_ready
 from pagepool.node.records import MountRecord, read_records
 from pagepool.node.start import locked, own_cgroups, unmount_lazy
 
@@ -56,13 +56,16 @@ def stop_node(places: NodePlaces) -> Ended:
     Raises:
         BusyError: its processes do not end.
     """
-    try:
-        converse(places.control, {"op": "stop"})
-        was_running = True
-    except UnreachableError:
-        was_running = False
     if not places.run.is_dir():
-        return Ended(was_running, 0, cleared=False)
+        return Ended(was_running=False, mounts=0, cleared=False)
+    was_running = any(Post(places.run, name).holder() is not None for name in (SUPERVISOR, WORKER))
+    if is_ready(places.run):
+        try:
+            converse(places.control, {"op": "stop"})
+        except UnreachableError:
+            was_running = False
+    elif was_running:
+        end_processes(places.run)  # a worker that never serves never answers
     with locked(places.start_lock):
         for name in (WORKER, SUPERVISOR):
             _wait_free(places, name)

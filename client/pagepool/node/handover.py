@@ -181,6 +181,22 @@ def count_starts(run: Path, name: str) -> int:
     return 0
 
 
+def is_ready(run: Path) -> bool:
+    """Whether the worker that is at its post serves. Does not block, as asking it would."""
+    try:
+        beat = (run / "beat").read_bytes().split()
+    except FileNotFoundError:
+        return False
+    return len(beat) == 3 and beat[2] == READY.strip() and int(beat[0]) == Post(run, WORKER).holder()
+
+
+def end_processes(run: Path) -> None:
+    """Have both processes end, whatever they do, and nobody started again. Does not wait for it."""
+    mark_stopped(run)
+    for name in (SUPERVISOR, WORKER):
+        Post(run, name).send(signal.SIGTERM)
+
+
 def mark_stopped(run: Path) -> None:
     """Nobody is to be started any more."""
     (run / "stopped").touch()

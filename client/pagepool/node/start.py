@@ -16,7 +16,6 @@ import fcntl
 import json
 import logging
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -32,8 +31,9 @@ from pagepool.mount import kernel
 from pagepool.mount.device import unmount_device
 from pagepool.node.control import converse, decode_error, encode_error
 from pagepool.node.guard import Guard
-from pagepool.node.handover import SUPERVISOR, Post
+from pagepool.node.handover import SUPERVISOR, WORKER, Post, count_starts, end_processes, is_ready, is_stopped
 from pagepool.node.lazy import mount_lazy
+from pagepool.node.limits import leave_limits
 from pagepool.node.links import ReadInParts
 from pagepool.node.places import NodePlaces
 from pagepool.node.supervisor import start_node
@@ -43,16 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _START_TIMEOUT_S: Final = 60.0
+_MOST_STARTS: Final = 5
 _LOOK_S: Final = 0.02
-_MOST_OPEN: Final = 8192
-_LEAST_OPEN: Final = 64
-_LIMITS: Final = (
-    resource.RLIMIT_AS,
-    resource.RLIMIT_CPU,
-    resource.RLIMIT_DATA,
-    resource.RLIMIT_FSIZE,
-    resource.RLIMIT_NPROC,
-)
 _CGROUP: Final = "pagepool-node"
 _ENVIRONMENT: Final = (
     "PATH",
@@ -173,10 +165,11 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
 
     Raises:
         BusyError: another process starts one, and does not come to an end.
+        UnreachableError: it does not begin to serve.
         UnsupportedError: it may open too few files.
         PagepoolError, OSError: it cannot be started.
     """
-    _leave_limits()
+    leave_limits()
     places.make_tops()
     with locked(places.start_lock):
         if is_running(places):
@@ -185,6 +178,7 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         # First of all: an address that cannot be had leaves nothing behind.
         metrics = None if options.metrics_listen is None else _listen_for_metrics(*options.metrics_listen)
         mount_pool_image(places, options.pool_image)
+        unmount_lazy(places)  # one that was never served is an error to whoever looks at its directory
         places.make()
         state = _lock_state(places.state)
         _forget_other_boot(places)
@@ -280,16 +274,30 @@ def upgrade_node(places: NodePlaces) -> int:
 
 
 def _wait(places: NodePlaces) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        # Nobody accepts before the worker is ready; whoever connects waits for it.
-        try:
-            converse(places.control, {"op": "status"})
-        except UnreachableError:
-            time.sleep(_LOOK_S)
-        else:
+    """Wait until the node serves, however long it has to look through its pool. One whose worker ends again and again
+    is ended: whoever asked it would wait for ever."""
+    posts = [Post(places.run, name) for name in (SUPERVISOR, WORKER)]
+    while count_starts(places.run, WORKER) <= _MOST_STARTS and not is_stopped(places.run):
+        # Asked only then: no worker accepts before it serves.
+        if is_ready(places.run) and is_running(places):
             return
-    raise BusyError(f"the node does not answer after {_START_TIMEOUT_S:.0f} s; see {places.log}")
+        time.sleep(_LOOK_S)
+    end_processes(places.run)
+    for post in posts:
+        os.close(post.wait())
+    unmount_lazy(places)
+    raise UnreachableError(str(places.run), f"the node does not begin to serve{_reason(places)}; see {places.log}")
+
+
+def _reason(places: NodePlaces) -> str:
+    """What a worker has ended with last, as `main` says it."""
+    for line in reversed(places.log.read_text(errors="replace").splitlines()):
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            return f": {decode_error(found)}" if isinstance(found, dict) else ""
+        if line.startswith(("RuntimeError", "MemoryError")):
+            return f": {line}"
+    return ""
 
 
 def _forget_other_boot(places: NodePlaces) -> None:
@@ -369,36 +377,6 @@ def own_cgroups() -> Iterator[Path]:
         yield top / _CGROUP
 
 
-def _leave_limits() -> None:
-    """Limits of who needed the node first are not meant for it: it would fail all containers that come later.
-
-    A shell's limit of open files is small for hundreds of mounts, too.
-
-    Raises:
-        UnsupportedError: too few files may be open for anything; the node could not even be ended.
-    """
-    for limit in _LIMITS:
-        _raise(limit, resource.RLIM_INFINITY)
-    _raise(resource.RLIMIT_NOFILE, _MOST_OPEN)
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if not _is_at_least(allowed, _LEAST_OPEN):
-        raise UnsupportedError(f"a node needs {_LEAST_OPEN} open files, and may have {allowed} (ulimit -n)")
-
-
-def _raise(limit: int, wanted: int) -> None:
-    soft, hard = resource.getrlimit(limit)
-    if _is_at_least(soft, wanted):
-        return
-    try:
-        resource.setrlimit(limit, (wanted, hard if _is_at_least(hard, wanted) else wanted))
-    except (OSError, ValueError):  # without CAP_SYS_RESOURCE what is allowed has to do
-        resource.setrlimit(limit, (hard, hard))
-
-
-def _is_at_least(one: int, other: int) -> bool:
-    return one == resource.RLIM_INFINITY or (other != resource.RLIM_INFINITY and one >= other)
-
-
 def main(words: Sequence[str]) -> Any:
     """The program `python -m pagepool.node`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -408,7 +386,7 @@ def main(words: Sequence[str]) -> Any:
         if action == "start":
             start(places, options)
         else:
-            _leave_limits()
+            leave_limits()
             Worker(places, options, Guard(places.run)).run()
     except (PagepoolError, OSError) as error:
         # `ensure_node` reads it; in the log it says as much.
