@@ -48,3 +48,10 @@ def test_it_is_what_the_parser_says(url: str) -> None:
         except InvalidError:
             pytest.fail(f"{url} is no address, and was taken apart")
         assert found == (base.host, base.netloc.decode("ascii"))
+
+
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+def test_no_port(port: int) -> None:
+    """The resolver would take it modulo 65536, and another server would be asked."""
+    with pytest.raises(InvalidError, match="a port is 1 to 65535"):
+        parse_base(f"http://127.0.0.1:{port}")

@@ -347,6 +347,8 @@ def parse_base(url: str) -> httpx.URL:
         raise InvalidError(url, f"not a server's address: {bad}") from None
     if base.scheme not in ("http", "https") or not base.host:
         raise InvalidError(url, "a server's address begins with http:// or https://")
+    if base.port is not None and not 0 < base.port < 1 << 16:
+        raise InvalidError(url, "a port is 1 to 65535")  # modulo 65536 it would be another's
     if base.query or base.fragment or base.userinfo:
         raise InvalidError(base.host, "a server's address has no user, query or fragment")
     return base
