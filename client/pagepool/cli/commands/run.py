@@ -97,7 +97,12 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="One that they get: of docker's, IPC_LOCK, NET_ADMIN, SYS_NICE, and with runc SYS_PTRACE.",
 )
-@click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges.")
+@click.option(
+    "--security-opt",
+    multiple=True,
+    metavar="OPTION",
+    help="no-new-privileges; seccomp=FILE, a profile of system calls as docker has them, or seccomp=unconfined.",
+)
 @click.option("-l", "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Noted with the container.")
 @click.option("--stop-signal", type=SignalType(), help="What asks the program to end, instead of the image's.")
 @click.option(
