@@ -287,8 +287,14 @@ def _summarise_index(
         "platform": None,
         "created": created,
         "state": state,
-        "reason": "" if state != UNMOUNTABLE else "none of its images can be mounted",
+        "reason": _reason(state, states),
     }
+
+
+def _reason(state: str, states: set[str]) -> str:
+    if state != UNMOUNTABLE:
+        return ""
+    return "none of its images can be mounted" if states else "it lists no image"
 
 
 def _platforms(document: Index) -> list[str]:

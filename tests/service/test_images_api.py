@@ -205,6 +205,7 @@ def test_attestations_and_build_caches_are_listed_by_what_they_are(http: httpx.C
     listed = {image["tag"]: image for image in http.get("/v1/images").json()["images"] if "attested" in image["name"]}
     assert listed["all"]["platforms"] == ["linux/amd64"]
     assert listed["cache"]["size"] == len(layer) + len(config)
+    assert (listed["cache"]["state"], listed["cache"]["reason"]) == ("unmountable", "it lists no image")
     measured = {image["tag"]: image for image in http.get("/v1/stats").json()["images"] if "attested" in image["name"]}
     assert measured["cache"]["compressed_bytes"] == len(layer) + len(config)
 
