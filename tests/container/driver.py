@@ -58,7 +58,7 @@ def main() -> int:
     """Run a command of pagepool."""
     given = json.loads(sys.argv[1])
 
-    def provide(backend: str = "auto") -> roots.RootProvider:  # noqa: ARG001 - as the one that it stands for
+    def provide(backend: str = "auto", upper: Path | None = None) -> roots.RootProvider:  # noqa: ARG001 - as that
         return GivenRoot(Path(given["root"]), given["config"], given["prefix"])
 
     if not given["resizes"]:

@@ -67,6 +67,17 @@ def test_a_shell_and_python_with_numpy(images: dict[str, Path], service: Service
     assert left_over(node) == []
 
 
+def test_what_is_written_is_kept_and_committed(
+    images: dict[str, Path], service: Service, start: Run, tmp_path: Path
+) -> None:
+    push(service, images["debian-new"], "debian")
+    keeping = ("--upper", str(tmp_path / "work"))
+    start("debian", "sh", "-c", "echo one >/srv/kept; rm /etc/motd", options=keeping)
+    assert start("debian", "sh", "-c", "cat /srv/kept; echo two >>/srv/kept", options=keeping) == "one\n"
+    program("commit", "--quiet", tmp_path / "work", "changed:1", server=service.url)
+    assert start("changed", "sh", "-c", "cat /srv/kept; test -e /etc/motd || echo gone") == "one\ntwo\ngone\n"
+
+
 def test_a_database(postgres: Path, service: Service, start: Run) -> None:
     push(service, postgres, "postgres")
     assert start("postgres", "sh", "-c", _DATABASE) == "20000|200010000\n"

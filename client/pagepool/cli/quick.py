@@ -146,6 +146,7 @@ RUN: Final = Syntax(
         "init": False,
         "cidfile": None,
         "runtime": "auto",
+        "upper": None,
         "eager": False,
         "quota": 0,
         "backend": "auto",

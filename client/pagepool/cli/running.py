@@ -45,6 +45,7 @@ class RunGiven(PoolOptions):
     log: Path | None
     rm: bool
     runtime: RuntimeName
+    upper: Path | None
     eager: bool
     quota: int
     backend: str
@@ -121,9 +122,10 @@ def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> 
         refuse("--log is for --detach.")
     if given["init"] and given["runtime"] == "runc":
         refuse("--init is for pagepool's own runtime, which always has one: --runtime own.")
-    provider = roots.default_provider(given["backend"])
+    upper = None if given["upper"] is None else given["upper"].absolute()
+    provider = roots.default_provider(given["backend"], upper)
     programs = tuple(filter(None, (options.entrypoint, *options.command[:1])))
-    request = roots.RootRequest(reference, given["platform"], given, given["eager"], given["quota"], programs)
+    request = roots.RootRequest(reference, given["platform"], given, given["eager"], given["quota"], programs, upper)
     if given["detach"]:
         return _detach(provider, request, options, given)
     note = None if given["cidfile"] is None else _noting(given["cidfile"])

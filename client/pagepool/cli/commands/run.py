@@ -121,6 +121,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="runc, or pagepool itself by namespaces; auto: runc where it is installed.",
 )
+@click.option(
+    "--upper",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep what it writes in this directory, for the next one, and for pagepool diff and commit.",
+)
 @click.option("--eager", "--fill", "eager", cls=SpelledOption, is_flag=True, help="Fetch all of the image first.")
 @click.option(
     "--quota",
@@ -148,8 +154,8 @@ def command(reference: Reference, words: tuple[str, ...], **given: Unpack[RunGiv
     """Run a program in a container of the image REF, as the image says: entrypoint, command, user, environment and
     working directory, each of which options replace as docker's do. COMMAND replaces the image's command.
 
-    What the program writes is gone when it has ended, but for what is in volumes. Ctrl-C and other signals go
-    to the program; the third SIGINT or SIGTERM kills it. Needs root.
+    What the program writes is gone when it has ended, but for what is in volumes, unless --upper says where to
+    keep it. Ctrl-C and other signals go to the program; the third SIGINT or SIGTERM kills it. Needs root.
 
     \b
     Examples:
@@ -157,6 +163,7 @@ def command(reference: Reference, words: tuple[str, ...], **given: Unpack[RunGiv
       pagepool run -it app:1 -- bash
       pagepool run -v ./data:/data:ro -e MODE=test app:1 -- python3 /data/job.py
       pagepool run -d --name web --log web.log nginx:1
+      pagepool run --upper ./work app:1 -- make install && pagepool commit ./work app:2
       pagepool run --network none --memory 256m --pids-limit 50 --user nobody app:1 -- id
 
     \b
