@@ -103,6 +103,7 @@ RUN: Final = Syntax(
         "--user": "user",
         "--hostname": "hostname",
         "--network": "network",
+        "--net": "network",
         "-m": "memory",
         "--memory": "memory",
         "--runtime": "runtime",

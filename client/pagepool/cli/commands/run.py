@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 @click.option("--hostname", default="", metavar="NAME", help="The container's host name.")
 @click.option(
     "--network",
+    "--net",
+    "network",
+    cls=SpelledOption,
     type=click.Choice(["host", "none"]),
     default="host",
     show_default=True,
