@@ -165,6 +165,7 @@ class CatalogueSweep:
 
         if self._gate is None:
             self._report.freed["tags"] += len(expired)
+            self._report.tags += [f"{repository.name}:{tag}" for tag in sorted(expired)]
         else:
             self._gate.each(sorted(expired), remove)
         self._report.kept["tags"] += len(repository.tags) - len(expired)
