@@ -25,6 +25,7 @@ _COMMANDS = {
     "pull": "Pull an image into a file.",
     "images": "List images.",
     "tags": "List the tags of a repository.",
+    "tag": "Give an image further names.",
     "inspect": "Show an image and its layers.",
     "ls": "List files in images and overlays.",
     "find": "Find files in images and overlays.",
