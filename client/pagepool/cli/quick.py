@@ -101,6 +101,7 @@ RUN: Final = Syntax(
         "--workdir": "workdir",
         "-u": "user",
         "--user": "user",
+        "-h": "hostname",
         "--hostname": "hostname",
         "--network": "network",
         "--net": "network",

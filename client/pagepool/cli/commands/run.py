@@ -18,11 +18,20 @@ if TYPE_CHECKING:
     from pagepool.oci import Reference
 
 
+class _RunCommand(ProgramCommand):
+    """`-h` is the host's name, as docker has it: a script that means that would run nothing, and end with 0. Alone it
+    asks for help, as with other commands."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Command`."""
+        return super().parse_args(ctx, ["--help"] if args == ["-h"] else args)
+
+
 @click.command(
     name="run",
-    cls=ProgramCommand,
+    cls=_RunCommand,
     short_help="Run a program in a container of an image.",
-    context_settings={"allow_interspersed_args": False},
+    context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
 )
 @click.argument("reference", metavar="REF", type=ReferenceType())
 @click.argument("words", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
@@ -48,7 +57,7 @@ if TYPE_CHECKING:
 )
 @click.option("-w", "--workdir", metavar="DIR", help="Start there, instead of in the image's working directory.")
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="Run as this user, by name or number, not as the image's.")
-@click.option("--hostname", default="", metavar="NAME", help="The container's host name.")
+@click.option("-h", "--hostname", default="", metavar="NAME", help="The container's host name.")
 @click.option(
     "--network",
     "--net",
