@@ -298,6 +298,8 @@ def test_stats(run: Run, service: str, layout: tuple[Path, Sample]) -> None:
     text = run("stats", "--server", service).out
     assert "stored:" in text
     assert "disk" in text
+    assert "blobs that are no layer" in text
+    assert "unmountable" not in text.partition("\n\n")[0]
     assert ("last collection:" in text) is bool(found["total"]["last_collection"])
     quiet = run("stats", "-q", "--server", service).out
     assert quiet == text.partition("\n\n")[0] + "\n"
