@@ -186,12 +186,13 @@ def _run(
 ) -> int:
     loading = threading.Thread(target=_load_rest, name="loading", daemon=True)
     loading.start()  # while the node mounts the image
+    if request.upper is not None:
+        _end_killed(provider)  # one of them may have the upper
     with provider.open_root(request) as root:
         loading.join()  # containers are forked
-        from pagepool.container.run import cleanup_stale, run_container
+        from pagepool.container.run import run_container
 
-        for record in cleanup_stale(roots.containers_directory()):
-            provider.discard(record.id, Path(record.root))
+        _end_killed(provider)
         _tell_platform(request, root)
         container = Container(root.container_id, root.image, root.path, root.config, options)
         return run_container(
@@ -202,6 +203,14 @@ def _run(
             grace_s=grace_s,
             log=log,
         )
+
+
+def _end_killed(provider: RootProvider) -> None:
+    """End containers whose `pagepool run` was killed."""
+    from pagepool.container.run import cleanup_stale
+
+    for record in cleanup_stale(roots.containers_directory()):
+        provider.discard(record.id, Path(record.root))
 
 
 def _load_rest() -> None:
