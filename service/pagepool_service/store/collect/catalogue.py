@@ -173,6 +173,7 @@ class CatalogueSweep:
 
         if self._gate is None:
             self._report.freed["tags"] += len(tags)
+            self._report.tags += [f"{repository.name}:{tag}" for tag in sorted(tags)]
         else:
             self._gate.each(sorted(tags), remove)
 
