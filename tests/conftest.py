@@ -6,6 +6,7 @@ interrupted, and what they make can be read by other users, however the tests th
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
 import signal
@@ -51,11 +52,15 @@ settings.register_profile("pagepool", settings.default, deadline=None)
 settings.load_profile("pagepool")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Give programs that tests start the signals that a shell's `&` or nohup made this one ignore, and a usual umask.
 
-    Ignored signals are inherited, handlers are not: with one that does nothing it is still ignored here.
+    Ignored signals are inherited, handlers are not: with one that does nothing it is still ignored here. And programs
+    find bytecode, as those of an installed package do, also where Python is told to write none: there are thousands.
     """
+    if not hasattr(config, "workerinput"):
+        for packages in ("client", "service"):
+            compileall.compile_dir(config.rootpath / packages, quiet=2)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)

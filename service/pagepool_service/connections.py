@@ -257,7 +257,7 @@ class ConnectionGuard:
         self._open: dict[BoundedProtocol, None] = {}
         self._addresses: Counter[str] = Counter()
         self._idle: deque[BoundedProtocol] = deque()
-        self._told = 0
+        self._told = self._told_refused = 0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -321,8 +321,10 @@ class ConnectionGuard:
                 self._check_head(connection, now_s)
         self._idle = deque(sorted(idle, key=lambda one: -one.idle_sweeps))
         if self.refused + self.ended > self._told:
-            log.warning("%d connections were refused and %d ended, so far", self.refused, self.ended)
-            self._told = self.refused + self.ended
+            # Clients have connections in reserve that they end up not using: to end these is nothing to look into.
+            level = logging.WARNING if self.refused > self._told_refused else logging.INFO
+            log.log(level, "%d connections were refused and %d ended, so far", self.refused, self.ended)
+            self._told, self._told_refused = self.refused + self.ended, self.refused
 
     def _check_head(self, connection: BoundedProtocol, now_s: float) -> None:
         """End a connection whose first or next request has begun, or should have, and does not come to its end."""

@@ -25,6 +25,12 @@ _PART: Final = 8
 _YOUNG_S: Final = 1.0
 """A handshake takes that long with a client far away: none is ended before."""
 _AGAIN_S: Final = 0.05
+_HEAD: Final = 65536
+_BODY: Final = b'{"errors":[{"code":"UNSUPPORTED","message":"this port speaks TLS: its address begins with https://"}]}'
+_PLAIN: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+)
 
 
 class Handshakes:
@@ -85,9 +91,37 @@ class Handshakes:
 
     async def _shake_hands(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):  # it was none, took too long, or was ended
+            async with asyncio.timeout(self._longest_s):
+                await _readable(loop, connection)
+            if _speaks_plainly(connection):
+                _refuse(connection)
+                return
             await loop.connect_accepted_socket(
                 self._make, connection, ssl=self._context, ssl_handshake_timeout=self._longest_s
             )
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+    """Wait until the client has sent something, or has gone."""
+    come = asyncio.Event()
+    loop.add_reader(connection, come.set)
+    try:
+        await come.wait()
+    finally:
+        loop.remove_reader(connection)
+
+
+def _speaks_plainly(connection: socket.socket) -> bool:
+    """Whether what came is a request instead of a handshake, which begins with 22."""
+    return connection.recv(1, socket.MSG_PEEK).isalpha()
+
+
+def _refuse(connection: socket.socket) -> None:
+    """Say what is wrong to a client that was told of http where it is https: as it is, it would say "EOF"."""
+    with contextlib.closing(connection), contextlib.suppress(OSError):
+        connection.recv(_HEAD)  # what is not read makes the kernel reset the connection, answer and all
+        connection.sendall(_PLAIN)
+        connection.shutdown(socket.SHUT_WR)
 
 
 def _end(connection: socket.socket) -> None:

@@ -25,6 +25,8 @@ from pagepool.oci import (
     parse_manifest,
     select_platform,
 )
+from pagepool.oci.mediatypes import DOCUMENTS
+from pagepool.oci.platform import is_attestation
 from pagepool_service.store.schema import LayerState
 from pagepool_service.treecache import TreeCache
 
@@ -174,6 +176,11 @@ def walk_documents(store: Store, name: str, digest: Digest) -> Iterator[tuple[Di
         del document
 
 
+def listed_blobs(document: Index) -> Iterator[Descriptor]:
+    """What an index lists that is no document: the layers of a build cache."""
+    return (entry for entry in document.manifests if entry.media_type not in DOCUMENTS)
+
+
 def view_image(store: Store, digest: Digest, manifest: Manifest, index: Digest | None = None) -> ImageView:
     """An image whose manifest is at hand."""
     with store.env.read() as txn:
@@ -239,8 +246,9 @@ def describe_tag(store: Store, image: TaggedImage) -> dict[str, Any]:
     }
     if isinstance(document, Index):
         platforms = _platforms(document)
+        sizes = {entry.digest: entry.size for entry in listed_blobs(document)}
         del document
-        return {**summary, **_summarise_index(store, documents), "platforms": platforms}
+        return {**summary, **_summarise_index(store, documents, sizes), "platforms": platforms}
     view = view_image(store, image.digest, document)
     return {
         **summary,
@@ -252,10 +260,16 @@ def describe_tag(store: Store, image: TaggedImage) -> dict[str, Any]:
     }
 
 
-def _summarise_index(store: Store, documents: Iterator[tuple[Digest, Manifest | Index]]) -> dict[str, Any]:
-    """What an index is as a whole: ready as soon as one of its images is, pending while one may come to be."""
+def _summarise_index(
+    store: Store, documents: Iterator[tuple[Digest, Manifest | Index]], sizes: dict[Digest, int]
+) -> dict[str, Any]:
+    """What an index is as a whole: ready as soon as one of its images is, pending while one may come to be.
+
+    Args:
+        documents: all behind it.
+        sizes: of what it lists itself that is no document.
+    """
     states: set[str] = set()
-    sizes: dict[Digest, int] = {}
     created = ""
     for digest, document in documents:
         if isinstance(document, Manifest):
@@ -264,6 +278,8 @@ def _summarise_index(store: Store, documents: Iterator[tuple[Digest, Manifest | 
             created = max(created, _created(view))
             sizes |= {blob.digest: blob.size for blob in document.blobs}
             del view
+        else:
+            sizes |= {entry.digest: entry.size for entry in listed_blobs(document)}
         del document
     state = next((state for state in (READY, PENDING) if state in states), UNMOUNTABLE)
     return {
@@ -271,13 +287,20 @@ def _summarise_index(store: Store, documents: Iterator[tuple[Digest, Manifest | 
         "platform": None,
         "created": created,
         "state": state,
-        "reason": "" if state != UNMOUNTABLE else "none of its images can be mounted",
+        "reason": _reason(state, states),
     }
+
+
+def _reason(state: str, states: set[str]) -> str:
+    if state != UNMOUNTABLE:
+        return ""
+    return "none of its images can be mounted" if states else "it lists no image"
 
 
 def _platforms(document: Index) -> list[str]:
     """The platforms that an index names, each once, as far as anyone would read them."""
-    found = dict.fromkeys(str(entry.platform) for entry in document.manifests if entry.platform is not None)
+    entries = (entry for entry in document.manifests if entry.platform is not None and not is_attestation(entry))
+    found = dict.fromkeys(str(entry.platform) for entry in entries)
     return list(found)[:_MOST_PLATFORMS]
 
 

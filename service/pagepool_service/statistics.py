@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pagepool.errors import NotFoundError
 from pagepool.image import LITERAL
 from pagepool.oci import Manifest
-from pagepool_service.images import walk_documents
+from pagepool_service.images import listed_blobs, walk_documents
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import BlobRecord
 from pagepool_service.store.statistics import collect_totals
@@ -148,17 +148,19 @@ class _Contents:
         blobs: dict[Digest, int] = {}
         recipes: set[int] = set()
         for _, document in walk_documents(self._store, repository, digest):
-            if not isinstance(document, Manifest):
-                continue
-            blobs |= {blob.digest: blob.size for blob in document.blobs}
-            for descriptor in document.layers:
+            if isinstance(document, Manifest):
+                parts, layers = document.blobs, document.layers
+            else:
+                parts = layers = tuple(listed_blobs(document))
+            blobs |= {blob.digest: blob.size for blob in parts}
+            for descriptor in layers:
                 layer = self._layer(descriptor.digest.key)
                 if layer is not None:
                     entry["layers"] += 1
                     entry["logical_bytes"] += layer.plain_size
                     entry["file_bytes"] += layer.file_bytes
                     recipes.add(layer.recipe)
-            del document
+            del document, parts, layers
         entry["compressed_bytes"] = sum(blobs.values())
         self.room -= len(recipes)
         return _Described(entry, array("Q", sorted(recipes) if self.room >= 0 else ()))

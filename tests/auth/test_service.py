@@ -184,12 +184,27 @@ def test_mounting_takes_only_from_where_one_may_pull(http: httpx.Client) -> None
     assert http.head(url, auth=basic("alice")).status_code == 200
     # Now somebody lets her have it.
     assert mount(basic("alice"), "team/again") == 201
-    # A token has to be asked for both repositories.
-    one = _bearer(_token(http, "repository:carol/x:pull,push", auth=basic("carol")))
-    two = _bearer(_token(http, "repository:carol/x:pull,push", "repository:carol/mounted:pull", auth=basic("carol")))
-    query = {"mount": digest, "from": "carol/mounted"}
-    assert http.post("/v2/carol/x/blobs/uploads/", params=query, headers=one).status_code == 202
-    assert http.post("/v2/carol/x/blobs/uploads/", params=query, headers=two).status_code == 201
+
+
+def test_a_client_that_mounts_learns_to_ask_for_both_repositories(http: httpx.Client) -> None:
+    """python-dxf asks for what challenges name, and no more; from where its user may not pull, it is to upload."""
+    digest = str(push_blob(http, "carol/source", b"to mount" * 1000, basic("carol")).headers["Docker-Content-Digest"])
+    both = ("repository:carol/x:pull,push", "repository:carol/source:pull")
+    query = {"mount": digest, "from": "carol/source"}
+    url = "/v2/carol/x/blobs/uploads/"
+    one = _bearer(_token(http, both[0], auth=basic("carol")))
+    for headers, error in (({}, ""), (one, 'error="insufficient_scope"')):
+        asked = http.post(url, params=query, headers=headers)
+        assert asked.status_code == 401
+        assert f'scope="{both[0]} {both[1]}"' in asked.headers["WWW-Authenticate"]
+        assert error in asked.headers["WWW-Authenticate"]
+    two = _bearer(_token(http, *both, auth=basic("carol")))
+    assert http.post(url, params=query, headers=two).status_code == 201
+    # From one that she may not pull from, or that cannot be.
+    assert http.post(url, params={**query, "from": "team/secret"}, headers=one).status_code == 202
+    assert http.post(url, params={**query, "from": "team/ x"}, headers=one).status_code == 400
+    challenge = http.post(url, params={**query, "from": 'a" b'}).headers["WWW-Authenticate"]
+    assert f'scope="{both[0]}"' in challenge
 
 
 def test_page_reads_ask_too(http: httpx.Client, service: Service) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from pagepool.cli.app import run as run_program
-from pagepool.errors import UnreachableError
+from pagepool.errors import UnreachableError, UnsupportedError
 from pagepool.transport import RegistryClient, Session
 from pagepool.transport.retry import RetryPolicy
 from pagepool.transport.trust import AuthorityInvalidError, _system
@@ -76,6 +76,20 @@ def test_a_renewed_certificate_is_taken_up(service: Service, authority: TestAuth
         assert http.get("/readyz").status_code == 200
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_who_sends_a_request_without_tls_is_told(service: Service, method: str) -> None:
+    """Also with a body; and what is neither gets nothing."""
+    with httpx.Client(timeout=20) as http:
+        answer = http.request(method, f"http://{service.host}/v2/", content=b"x" * 1000 if method == "POST" else None)
+    assert answer.status_code == 400
+    assert "https://" in answer.json()["errors"][0]["message"]
+    host, _, port = service.host.partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as raw:
+        raw.sendall(b"\0" * 100)
+        with suppress(ConnectionError):
+            assert not raw.recv(100).startswith(b"HTTP")
+
+
 def test_handshakes_that_do_not_end(tmp_path: Path, authority: TestAuthority) -> None:
     """They take neither all descriptors nor the places of others."""
     certificate, key = authority.issue("handshakes")
@@ -133,7 +147,7 @@ def test_clients_believe_whom_they_are_told_to(
     assert "its certificate is refused" in str(caught.value)
     assert "--ca-certificate" in str(caught.value)
     plain = Session(service.url.replace("https", "http"), retry=RetryPolicy(attempts=1))
-    with plain as session, pytest.raises(UnreachableError, match="https://"):
+    with plain as session, pytest.raises(UnsupportedError, match="begins with https://"):
         RegistryClient(session).ping()
     (tmp_path / "none.pem").write_text("none")
     for path in (tmp_path / "none.pem", tmp_path / "away.pem"):

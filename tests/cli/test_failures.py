@@ -7,15 +7,17 @@ import importlib.abc
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import click
 import pytest
 
-from pagepool.cli import output, start
+from pagepool.cli import app, elsewhere, output, start
 from pagepool.cli.connect import ServerOptions, on_server, server_url
 from pagepool.cli.credentials import find_credentials
 from pagepool.errors import UnauthorizedError
@@ -40,6 +42,52 @@ def test_nothing_listens(run: Run, arguments: list[str]) -> None:
     result = run(*arguments, "--server", url)
     assert result.code == 6
     assert result.err == f"pagepool: error: cannot reach {_host(url)}: Connection refused\n"
+
+
+def test_nothing_listens_where_a_service_is_looked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted_server(lambda _: Reply()) as server:
+        url = server.url
+    monkeypatch.setattr(app, "_DEFAULT_WHERE", _host(url))
+    result = run("images", "--server", url)
+    assert result.code == 6
+    assert "Connection refused; pagepool serve starts a service there; --server or PAGEPOOL_SERVER" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["kill", "web"], 2, "No such command 'kill': it is pagepool stop --time 0 (see pagepool --help)"),
+        (["rmi", "a:1"], 2, "No such command 'rmi': it is pagepool rm REF"),
+        (["comit"], 2, "No such command 'comit': did you mean commit?"),
+        (["serv"], 2, "No such command 'serv': did you mean serve?"),
+        (["xyzzy"], 2, "No such command 'xyzzy' (see"),
+        (["run", "-p", "80:80", "a:1"], 125, "No such option '-p': a container has this machine's network, or none"),
+        (["run", "--restart=always", "a:1"], 125, "No such option '--restart': nothing starts a container again"),
+        (
+            ["exec", "--privileged", "web", "true"],
+            125,
+            "No such option '--privileged': there is no more than --cap-add",
+        ),
+        (["load", "-i", "image.tar"], 2, "No such option '-i': this is a load test; pagepool push FILE REF"),
+    ],
+)
+def test_what_docker_has_and_this_has_not(run: Run, arguments: list[str], code: int, said: str) -> None:
+    result = run(*arguments)
+    assert (result.code, said in result.err) == (code, True), result.err
+
+
+def test_what_is_said_of_what_docker_has_names_what_there_is() -> None:
+    context = click.Context(app.group)
+    there = set(app.group.list_commands(context))
+    assert not there & elsewhere.COMMANDS.keys()
+    for name in ("run", "exec"):
+        command = app.group.get_command(context, name)
+        assert command is not None
+        taken = {spelling for option in command.params for spelling in option.opts}
+        assert not taken & elsewhere.OPTIONS.keys()
+    for text in elsewhere.COMMANDS.values():
+        named = re.findall(r"pagepool ([a-z]+)", text)
+        assert set(named) <= there, text
 
 
 @pytest.mark.parametrize(

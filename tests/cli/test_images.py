@@ -183,6 +183,22 @@ def test_mount_from(run: Run, server: str, layout: tuple[Path, Sample]) -> None:
     assert mounted.json["blobs"]["copied"] == 0
 
 
+def test_further_names(run: Run, server: str, layout: tuple[Path, Sample]) -> None:
+    """In the same repository and in another one; the blobs of that are its own."""
+    path, sample = layout
+    first, second = f"{server}/{_name()}", f"{server}/{_name()}"
+    run("push", path, f"{first}:1")
+    tagged = run("tag", f"{first}:1", f"{first}:stable", f"{second}:2")
+    assert (tagged.code, tagged.out) == (0, f"{sample.root().digest}\n"), tagged.err
+    assert run("tags", first).out.split() == ["1", "stable"]
+    run("rm", f"{first}@{sample.root().digest}")
+    assert run("pull", f"{second}:2", path.parent / "pulled").code == 0
+    assert run("tag", "--json", f"{second}:2", f"{second}:3").json["names"] == [f"{second}:3"]
+    assert run("tag", f"{second}:none", f"{second}:4").code == 3
+    elsewhere = run("tag", f"{second}:2", "registry.example.org/app:1")
+    assert (elsewhere.code, "is on another server" in elsewhere.err) == (2, True)
+
+
 def test_list_inspect_delete(run: Run, server: str, layout: tuple[Path, Sample]) -> None:
     path, sample = layout
     repository = _name()
@@ -282,6 +298,8 @@ def test_stats(run: Run, service: str, layout: tuple[Path, Sample]) -> None:
     text = run("stats", "--server", service).out
     assert "stored:" in text
     assert "disk" in text
+    assert "blobs that are no layer" in text
+    assert "unmountable" not in text.partition("\n\n")[0]
     assert ("last collection:" in text) is bool(found["total"]["last_collection"])
     quiet = run("stats", "-q", "--server", service).out
     assert quiet == text.partition("\n\n")[0] + "\n"

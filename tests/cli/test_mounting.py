@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 import pytest
 
 from pagepool.cli import kernelmounts, roots
+from pagepool.errors import BusyError
 from pagepool.image import Kind, Member
 from pagepool.image.tarencode import END, encode_member, padding
 from pagepool.mount.kernel import list_kernel_mounts
@@ -212,6 +213,25 @@ def test_the_root_of_a_run_that_was_killed_before_its_container_was_noted(
             assert not left.with_suffix(".lock").exists()
             assert wanted.path.is_mount()
     assert not wanted.path.exists()
+
+
+@pytest.mark.parametrize("kind", ["kernel", "fuse"])
+def test_what_a_container_writes_is_kept_where_it_is_wanted(
+    run: Run, node: NodeClient, image: str, service: str, kind: str, tmp_path: Path
+) -> None:
+    no = dict.fromkeys(("plain_http", "insecure", "ca_certificate", "username", "password_stdin"))
+    options = no | {"server": f"http://{service}", "pool": str(tmp_path / "pool")}
+    upper = tmp_path / "work"
+    request = roots.RootRequest(Reference.parse(image), None, cast("PoolOptions", options), upper=upper)
+    provider: roots.RootProvider = roots.NodeRoots(node) if kind == "kernel" else roots.FuseRoots()
+    with provider.open_root(request) as root:
+        (root.path / "kept").write_text("here")
+        with pytest.raises(BusyError), provider.open_root(request):
+            pass
+    with roots.default_provider("auto", upper).open_root(request) as root:  # by whatever has made it
+        assert (root.path / "kept").read_text() == "here"
+        assert (root.path.parent.parent == Path("/var/tmp")) == (kind == "fuse")
+    assert "A /kept" in run("diff", upper).out.splitlines()
 
 
 def test_unmounting_all_leaves_containers_and_other_nodes_alone(

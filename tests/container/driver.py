@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pagepool.cli import app, roots
 from pagepool.container import terminal
+from pagepool.container.records import DEAD, list_containers
+from pagepool.errors import BusyError
 from pagepool.oci.config import parse_config
 from pagepool.oci.platform import Platform
 
@@ -40,14 +42,17 @@ def make_config(run: Mapping[str, Any]) -> Config:
 class GivenRoot:
     """A root that is there already, and stays."""
 
-    def __init__(self, path: Path, run: Mapping[str, Any], prefix: str) -> None:
+    def __init__(self, path: Path, run: Mapping[str, Any], prefix: str, directory: Path) -> None:
         self._path = path
+        self._directory = directory
         self._prefix = prefix
         self._config = make_config(run)
 
     @contextmanager
     def open_root(self, request: roots.RootRequest) -> Iterator[roots.Root]:
-        """See `RootProvider`."""
+        """See `RootProvider`. An upper counts as that of every container that was killed."""
+        if request.upper is not None and any(one.status == DEAD for one in list_containers(self._directory)):
+            raise BusyError(f"{request.upper} is in use")
         yield roots.Root(self._path, self._config, f"{self._prefix}{secrets.token_hex(8)}", str(request.reference))
 
     def discard(self, container_id: str, path: Path) -> None:
@@ -58,8 +63,8 @@ def main() -> int:
     """Run a command of pagepool."""
     given = json.loads(sys.argv[1])
 
-    def provide(backend: str = "auto") -> roots.RootProvider:  # noqa: ARG001 - as the one that it stands for
-        return GivenRoot(Path(given["root"]), given["config"], given["prefix"])
+    def provide(backend: str = "auto", upper: Path | None = None) -> roots.RootProvider:  # noqa: ARG001 - as that
+        return GivenRoot(Path(given["root"]), given["config"], given["prefix"], Path(given["directory"]))
 
     if not given["resizes"]:
         terminal.copy_size = lambda source, target: None  # noqa: ARG005 - as the one that it stands for

@@ -116,6 +116,13 @@ def test_no_new_privileges(place: Place) -> None:
     assert done.stdout.split()[1] == "0"
 
 
+def test_the_host_has_a_name_and_help_is_another_option(place: Place) -> None:
+    done = place.run("-h", "box", "--", "cat", "/proc/sys/kernel/hostname")
+    assert (done.returncode, done.stdout) == (0, "box\n"), done.stderr
+    done = place.call(*place.command("run", "-h"))
+    assert (done.returncode, done.stdout.startswith("Usage: pagepool run")) == (0, True)
+
+
 @pytest.mark.parametrize("network", ["host", "none"])
 def test_hosts_and_groups(place: Place, network: str) -> None:
     options = ("--network", network, "--add-host", "db:10.1.2.3", "--add-host", "six:::1")

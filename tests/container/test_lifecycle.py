@@ -84,6 +84,16 @@ def test_the_next_run_cleans_up(place: Place) -> None:
     wait_until_gone(before.pid)
 
 
+def test_the_next_run_with_the_same_upper_ends_the_one_that_has_it(place: Place, tmp_path: Path) -> None:
+    started = begin(place, "--upper", str(tmp_path / "work"), "--", "sh", "-c", READY)
+    (before,) = place.containers()
+    started.kill()
+    started.wait()
+    done = place.run("--upper", str(tmp_path / "work"), "--", "true")
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_until_gone(before.pid)
+
+
 @pytest.mark.parametrize("place", ["own"], indirect=True)  # runc's is not there any more when the program runs
 def test_our_own_init_cannot_be_looked_into(place: Place) -> None:
     script = "cat /proc/1/environ; readlink /proc/1/exe /proc/1/root /proc/1/fd/0; kill -9 1; kill -STOP 1; echo on"

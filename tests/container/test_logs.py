@@ -60,7 +60,7 @@ def test_what_it_has_written(place: Place) -> None:
     _stop(place)
     assert end(following) == (0, "")
     done = place.call(*place.command("logs", "web"))
-    assert (done.returncode, done.stderr) == (3, "pagepool: error: container web is unknown\n")
+    assert (done.returncode, done.stderr) == (3, "pagepool: error: container web is unknown, or has ended\n")
 
 
 @_ROOT

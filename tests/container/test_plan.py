@@ -10,6 +10,8 @@ import pytest
 
 from pagepool.container import Container, Facts, OptionInvalidError, RunOptions, UserInvalidError, Volume, plan_runtime
 from pagepool.container.attending import parse_signal
+from pagepool.container.defaults import CAPABILITIES
+from pagepool.container.syscalls import default_profile
 from tests.container.driver import make_config
 
 _PASSWD = b"root:x:0:0:root:/root:/bin/sh\nwww:x:33:34::/var/www:/bin/false\n"
@@ -28,6 +30,7 @@ def test_golden() -> None:
     facts = Facts(_PASSWD, _GROUP, "host", files={"/etc/hosts": "/run/x/hosts"})
     volume = Volume(Path("/data"), "/data", read_only=True)
     found = _plan(run | {"StopSignal": "SIGQUIT"}, facts, volumes=(volume,), memory=64 << 20, pids_limit=9)
+    assert found["linux"].pop("seccomp") == default_profile(CAPABILITIES, "x86_64")
     assert found == json.loads(_GOLDEN.read_text())
 
 

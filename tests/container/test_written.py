@@ -40,9 +40,9 @@ def test_what_is_written() -> None:
         "CAP_KILL",
     ]
     assert parse_capability("sys_ptrace", add=True) == "CAP_SYS_PTRACE"
-    assert parse_security(("no-new-privileges", "seccomp=unconfined"))
-    assert parse_security(("no-new-privileges:true",))
-    assert not parse_security(("no-new-privileges=false", "label:disable"))
+    assert parse_security(("no-new-privileges", "seccomp=unconfined")) == (True, {})
+    assert parse_security(("no-new-privileges:true", "seccomp=builtin")) == (True, None)
+    assert parse_security(("no-new-privileges=false", "label:disable")) == (False, None)
 
 
 def test_mounts() -> None:

@@ -111,11 +111,12 @@ def test_programs_of_images(
     assert left_over(node) == []
 
 
-@pytest.fixture
-def podman(images: dict[str, Path], tmp_path: Path) -> Iterator[Podman]:
+@pytest.fixture(scope="module")
+def podman(images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     """One that runs a container ``c``."""
     with own_storage() as podman:
-        image = podman.podman("pull", "--quiet", f"oci:{nameable(images['debian-new'], tmp_path)}:latest").strip()
+        layout = nameable(images["debian-new"], tmp_path_factory.mktemp("podman"))
+        image = podman.podman("pull", "--quiet", f"oci:{layout}:latest").strip()
         options = ("--network", "none", "--name", "c", "--env", "A=1", "--workdir", "/srv")
         podman.podman("run", "--detach", *options, image, "sleep", "1000")
         try:

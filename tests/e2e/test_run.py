@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,6 +66,32 @@ def test_a_shell_and_python_with_numpy(images: dict[str, Path], service: Service
     assert start("numpy", "python3", "-c", multiply) == "8000\n"
     assert start("numpy", "python3", "-c", multiply, options=("--runtime", "own")) == "8000\n"
     assert left_over(node) == []
+
+
+def test_what_is_written_is_kept_and_committed(
+    images: dict[str, Path], service: Service, start: Run, tmp_path: Path
+) -> None:
+    push(service, images["debian-new"], "debian")
+    keeping = ("--upper", str(tmp_path / "work"))
+    start("debian", "sh", "-c", "echo one >/srv/kept; rm /etc/motd", options=keeping)
+    assert start("debian", "sh", "-c", "cat /srv/kept; echo two >>/srv/kept", options=keeping) == "one\n"
+    program("commit", "--quiet", tmp_path / "work", "changed:1", server=service.url)
+    assert start("changed", "sh", "-c", "cat /srv/kept; test -e /etc/motd || echo gone") == "one\ntwo\ngone\n"
+
+
+def test_memory_is_shown_by_the_names_of_containers(
+    images: dict[str, Path], service: Service, start: Run, node: NodeClient
+) -> None:
+    push(service, images["debian-new"], "debian")
+    name = f"named-{uuid.uuid4().hex}"
+    identity = start("debian", "sleep", "600", options=("--detach", "--name", name)).strip()
+    try:
+        command, variables = [sys.executable, "-m", "pagepool.cli", "memory"], commands_of(node, service.url)
+        assert f"\n{name} " in run(command, variables)
+        (shown,) = json.loads(run([*command, "--json"], variables))["containers"]
+        assert (shown["id"], shown["name"]) == (identity, name)
+    finally:
+        program("stop", "--time", "0", name)
 
 
 def test_a_database(postgres: Path, service: Service, start: Run) -> None:

@@ -38,27 +38,22 @@ def test_the_same_bytes_at_every_stage(
     for stage in stages(service, [(f"base/{name}", "1") for name in images]):
         for name, image in pushed.items():
             assert fetch_image(service.url, f"base/{name}", "1") == image, (stage, name)
+    skopeo.pull(f"{service.host}/base/nginx-new:1", tmp_path / "pulled")
+    assert read_image(tmp_path / "pulled") == pushed["nginx-new"]
 
 
-@pytest.mark.parametrize("layer_format", skopeo.FORMATS)
 def test_the_same_files(
     images: dict[str, Path],
     unpacked: Callable[[str], dict[bytes, umoci.Row]],
     service: Service,
-    layer_format: str,
     tmp_path: Path,
 ) -> None:
-    name = "nginx-new" if layer_format == "gzip" else "debian-new"  # the files are the same in all of them
-    layout = skopeo.convert(images[name], layer_format, tmp_path)
-    skopeo.push(layout, f"{service.host}/nginx:1")
+    """What umoci unpacks of what was pulled. That of the other formats is of equal bytes, which are compared above."""
+    skopeo.push(images["nginx-new"], f"{service.host}/nginx:1")
     await_settled(service)
     skopeo.pull(f"{service.host}/nginx:1", tmp_path / "pulled")
-    assert read_image(tmp_path / "pulled") == read_image(layout)
-    found = tmp_path / "pulled"
-    if layer_format == "zstd":  # which umoci of Debian 12 does not read
-        found = tmp_path / "recompressed"
-        skopeo.copy(f"oci:{tmp_path / 'pulled'}:latest", f"oci:{found}:latest", "--dest-compress-format", "gzip")
-    assert umoci.unpack(found, "latest", tmp_path) == unpacked(name)
+    assert read_image(tmp_path / "pulled") == read_image(images["nginx-new"])
+    assert umoci.unpack(tmp_path / "pulled", "latest", tmp_path) == unpacked("nginx-new")
 
 
 def test_one_copy_of_the_files_for_all_formats(images: dict[str, Path], service: Service, tmp_path: Path) -> None:

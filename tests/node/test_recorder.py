@@ -114,6 +114,29 @@ def test_ends_by_itself(stack: Stack) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "none", stack.root], check=True)  # for the fixture to unmount
 
 
+def test_a_mount_is_held_no_more_once_it_has_finished(stack: Stack) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def wait(_: os.stat_result) -> None:
+        inside.set()
+        assert go.wait(60)
+
+    other = stack.root.parent / "other"
+    other.mkdir()
+    subprocess.run(["mount", "--bind", stack.root, other], check=True)
+    recording = Recorder(stack.root, wait)
+    _read(other / "lib/one")
+    assert inside.wait(60)  # with the file open
+    threading.Timer(0.1, go.set).start()
+    try:
+        recording.finish()
+        subprocess.run(["umount", other], check=True)
+    finally:
+        recording.stop()
+        subprocess.run(["umount", "--quiet", other], check=False)
+    recording.finish()
+
+
 def test_a_full_queue_is_told() -> None:
     def event(mask: int, descriptor: int) -> bytes:
         return recorder._EVENT.pack(recorder._EVENT.size, 3, 0, recorder._EVENT.size, mask, descriptor, 1)

@@ -73,6 +73,25 @@ def test_the_command_says_what_it_would_free_and_what_it_freed(full: Path) -> No
     assert "manifests: tag" in text
 
 
+def test_a_dry_run_names_the_tags_that_would_go(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Store.open(data) as store:
+        push_image(store, NAME, [Layer({"a": b"a"})], tags=["b", "a", "c"])
+        push_image(store, "other/app", [Layer({"a": b"a"})], tags=["x", "y"])
+        ingest_all(store)
+    code, text = run(data, "--dry-run", "--keep-tags", f"{NAME}=1")
+    assert code == 0
+    said = json.loads(run(data, "--dry-run", "--json", "--keep-tags", f"{NAME}=1")[1])["tags"]
+    assert text.partition("tags that would go:\n")[2].splitlines()[:2] == [f"  {tag}" for tag in said]
+    assert len(said) == 2
+    done = json.loads(run(data, "--json", "--keep-tags", f"{NAME}=1")[1])
+    assert done["freed"]["tags"] == 2
+    with Store.open(data) as store:
+        left = {f"{NAME}:{tag}" for tag in store.registry.list_tags(NAME, 10).names}
+    assert left | set(said) == {f"{NAME}:{tag}" for tag in "abc"}
+    assert "tags that would go" not in run(data, "--dry-run")[1]
+
+
 def test_by_default_what_was_deleted_has_its_time(full: Path) -> None:
     said = json.loads(run(full, "--json")[1])
     assert "blobs" not in said["freed"]

@@ -121,7 +121,7 @@ def test_layers_that_contradict_the_configuration(http: httpx.Client) -> None:
         config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
         for blob in (config, layer):
             push_blob(http, "images/liar", blob)
-        layers = [descriptor("application/vnd.oci.image.layer.v1.tar+gzip", layer)]
+        layers = [descriptor("application/vnd.oci.image.layer.v1.tar", layer)]
         manifest = {"schemaVersion": 2, "config": descriptor(OCI_CONFIG, config), "layers": layers}
         put_manifest(http, "images/liar", "latest", json.dumps(manifest).encode())
         body = settled(http, "/v1/images/liar/images/latest")
@@ -138,7 +138,7 @@ def test_odd_configurations(http: httpx.Client, depth: int) -> None:
     config = f'{{"architecture": "amd64", "os": "linux", "x": {nested}, "rootfs": {json.dumps(rootfs)}}}'.encode()
     for blob in (config, layer):
         push_blob(http, "images/odd", blob)
-    layers = [descriptor("application/vnd.oci.image.layer.v1.tar+gzip", layer)]
+    layers = [descriptor("application/vnd.oci.image.layer.v1.tar", layer)]
     manifest = {"schemaVersion": 2, "config": descriptor(OCI_CONFIG, config), "layers": layers}
     put_manifest(http, "images/odd", "latest", json.dumps(manifest).encode())
     body = settled(http, "/v1/images/odd/images/latest")
@@ -183,6 +183,31 @@ def test_index_is_resolved(http: httpx.Client) -> None:
     listed = [image for image in http.get("/v1/images").json()["images"] if image["tag"] == "all"]
     assert (listed[0]["digest"], listed[0]["state"]) == (str(digest), "ready")
     assert listed[0]["platforms"] == ["linux/amd64", "linux/arm64"]
+
+
+def test_attestations_and_build_caches_are_listed_by_what_they_are(http: httpx.Client) -> None:
+    """An attestation, as buildkit pushes it, is of no platform; a cache that is an index is as large as its layers."""
+    manifest = image_parts({"file": b"attested"})[0]
+    push_image(http, "images/attested", "plain", {"file": b"attested"})
+    image = {**descriptor(OCI_MANIFEST, manifest), "platform": {"os": "linux", "architecture": "amd64"}}
+    statement = {**image, "platform": {"os": "unknown", "architecture": "unknown"}}
+    statement["annotations"] = {"vnd.docker.reference.type": "attestation-manifest"}
+    layer = tar_layer({"file": b"of a cache" * 1000})
+    config = b'{"layers": []}'
+    for blob in (layer, config):
+        push_blob(http, "images/attested", blob)
+    cached = [descriptor("application/vnd.oci.image.layer.v1.tar", layer)]
+    cached.append(descriptor("application/vnd.buildkit.cacheconfig.v0", config))
+    for tag, entries in (("all", [image, statement]), ("cache", cached)):
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+        put_manifest(http, "images/attested", tag, json.dumps(index).encode(), OCI_INDEX)
+    settled(http, "/v1/images/attested/images/plain")
+    listed = {image["tag"]: image for image in http.get("/v1/images").json()["images"] if "attested" in image["name"]}
+    assert listed["all"]["platforms"] == ["linux/amd64"]
+    assert listed["cache"]["size"] == len(layer) + len(config)
+    assert (listed["cache"]["state"], listed["cache"]["reason"]) == ("unmountable", "it lists no image")
+    measured = {image["tag"]: image for image in http.get("/v1/stats").json()["images"] if "attested" in image["name"]}
+    assert measured["cache"]["compressed_bytes"] == len(layer) + len(config)
 
 
 def test_unknown_images(http: httpx.Client) -> None:

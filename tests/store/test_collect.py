@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from blake3 import blake3
@@ -21,7 +21,7 @@ from pagepool_service.store.collect.collector import drop_cut_off, lock_collecti
 from pagepool_service.store.collect.frames import plan_threshold
 from pagepool_service.store.collect.marking import Marker
 from pagepool_service.store.collect.marks import Marks
-from pagepool_service.store.collect.policy import plan_tags
+from pagepool_service.store.collect.policy import plan_manifests, plan_tags
 from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
 from pagepool_service.store.schema import u64
@@ -210,6 +210,75 @@ def test_the_newest_tags_stay(store: Store) -> None:
     assert_whole(store, "ci/app", images["v2"])
     assert_whole(store, "lib/app", other)
     assert gone(store, images["v3"], "ci/app")
+
+
+def test_a_tag_made_of_a_digest_stays_and_goes_with_the_manifest_of_that_digest(store: Store) -> None:
+    """cosign names signatures so, ko its SBOMs, and clients without the referrers API their lists of referrers."""
+    images, signatures = [], []
+    for number in range(3):
+        image = push_image(store, REPOSITORY, [layer(4, 5 + number)], tags=[f"v{number}"], note=f"image {number}")
+        name = f"sha256-{image.digest.hex}.sig"
+        signatures.append(push_image(store, REPOSITORY, [layer(11 + number)], tags=[name], note=f"of {number}"))
+        images.append(image)
+    of_signature = f"sha256-{signatures[2].digest.hex}.sig"
+    counter = push_image(store, REPOSITORY, [layer(14)], tags=[of_signature], note="of the signature")
+    referrer = push_image(store, REPOSITORY, [layer(15)], subject=images[1].digest, note="referrer")
+    listed = push_index(store, REPOSITORY, [referrer], tags=[f"sha256-{images[1].digest.hex}"])
+    stray = push_image(store, REPOSITORY, [layer(16)], tags=["sha256-" + "0" * 64 + ".sig"], note="of nothing")
+    ingest_all(store)
+    # v2 is not the newest tag: the list of referrers of v1 is, and that of nothing.
+    policy = Policy(grace_s=0, untagged_s=0, tags=(TagRule("*", 1),))
+    told = Collector(store, policy).forecast()
+    done = collect(store, policy)
+    assert store.registry.list_tags(REPOSITORY, 100).names == sorted(
+        ["v2", f"sha256-{images[2].digest.hex}.sig", of_signature, "sha256-" + "0" * 64 + ".sig"]
+    )
+    for image in (images[2], signatures[2], counter, stray):
+        assert_whole(store, REPOSITORY, image)
+    assert all(gone(store, one) for one in (*images[:2], *signatures[:2], referrer, listed))
+    assert told.freed["tags"] == done.freed["tags"] == 5
+    assert told.kept["tags"] == done.kept["tags"] == 4
+    assert told.freed["manifests"] == done.freed["manifests"] == 6
+
+
+def test_a_signature_outlives_its_image_no_longer_than_untagged_manifests_do(store: Store) -> None:
+    image = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    signature = push_image(store, REPOSITORY, [layer(5)], tags=[f"sha256-{image.digest.hex}.sig"], note="signature")
+    seconds = 10**9
+
+    def after(age_s: float) -> Report:
+        now = time.time_ns() + int(age_s * seconds)
+        return Collector(store, Policy(grace_s=0, untagged_s=60, tags=(TagRule("*", 1),)), clock=lambda: now).run()
+
+    assert after(3600).kept["tags"] == 2
+    push_image(store, REPOSITORY, [layer(6)], tags=["2"], note="newer")
+    assert after(30).freed["tags"] == 1
+    assert_whole(store, REPOSITORY, signature)
+    assert len(store.registry.list_tags(REPOSITORY, 100).names) == 2
+    assert after(90).freed["manifests"] == 2
+    assert gone(store, image, REPOSITORY)
+    assert gone(store, signature, REPOSITORY)
+    assert store.registry.list_tags(REPOSITORY, 100).names == ["2"]
+
+
+def test_a_signature_stays_whose_image_is_asked_for_at_that_moment(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    signature = push_image(store, REPOSITORY, [layer(5)], tags=[f"sha256-{image.digest.hex}.sig"], note="signature")
+    push_image(store, REPOSITORY, [layer(6)], tags=["2"], note="newer")
+    store.registry.renewed_after_ns = 0
+
+    def ask(*arguments: Any) -> Any:
+        planned = plan_manifests(*arguments)
+        store.registry.renew_manifest(REPOSITORY, image.digest)
+        return planned
+
+    monkeypatch.setattr("pagepool_service.store.collect.catalogue.plan_manifests", ask)
+    collect(store, Policy(grace_s=0, untagged_s=0, tags=(TagRule("*", 1),)))
+    assert_whole(store, REPOSITORY, image)
+    assert_whole(store, REPOSITORY, signature)
+    assert len(store.registry.list_tags(REPOSITORY, 100).names) == 2
 
 
 def test_untagged_manifests_stay_for_their_time_from_when_they_lost_their_tag(store: Store) -> None:

@@ -44,11 +44,12 @@ def _walk(title: str, command: click.Command, context: click.Context) -> Iterato
         assert isinstance(command, click.Group)
         inner = command.get_command(context, name)
         assert inner is not None
-        settings = {"terminal_width": _WIDTH, "max_content_width": _WIDTH}
+        own = {key: value for key, value in inner.context_settings.items() if key == "help_option_names"}
+        settings = {"terminal_width": _WIDTH, "max_content_width": _WIDTH, **own}
         # click keeps the option --help of whoever asked first, as it was then: a test of that command alone, for one.
         inner = copy(inner)
         inner._help_option = None
-        below = click.Context(inner, info_name=name, parent=context, **settings)  # type: ignore[arg-type]
+        below = click.Context(inner, info_name=name, parent=context, **settings)
         yield from _walk(f"{title} {name}", inner, below)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_type
 
 import pytest
 
@@ -51,6 +51,18 @@ def test_reading(root: Rootfs) -> None:
         assert stream.read() == LARGE[-10:]
         assert stream.seek(5) == 5
         assert stream.read(3) == LARGE[5:8]
+
+
+def test_what_is_opened_is_of_the_type_that_the_mode_says(root: Rootfs) -> None:
+    """For type checkers, which read this file, as well as when it runs."""
+    with root.open("data/text") as text, root.open("data/text", mode="r", encoding="utf-8") as named:
+        assert_type(text, io.TextIOWrapper)
+        assert_type(named, io.TextIOWrapper)
+        assert text.read() == named.read()
+    with root.open("data/text", "rb") as stream, root.open("data/text", "rb", 0) as raw:
+        assert_type(stream, io.BufferedReader)
+        assert_type(raw, RawFile)
+        assert (type(stream), type(raw)) == (io.BufferedReader, RawFile)
 
 
 def test_a_raw_file_reads_without_copying(root: Rootfs) -> None:

@@ -16,7 +16,8 @@ import click
 
 from pagepool.cli import exits, output
 from pagepool.cli.lazy import LazyGroup
-from pagepool.errors import ContainerError, PagepoolError, StoreFullError
+from pagepool.cli.options import DEFAULT_SERVER
+from pagepool.errors import ContainerError, PagepoolError, StoreFullError, UnreachableError
 from pagepool.version import __version__
 
 _COMMANDS = {
@@ -24,6 +25,7 @@ _COMMANDS = {
     "pull": "Pull an image into a file.",
     "images": "List images.",
     "tags": "List the tags of a repository.",
+    "tag": "Give an image further names.",
     "inspect": "Show an image and its layers.",
     "ls": "List files in images and overlays.",
     "find": "Find files in images and overlays.",
@@ -54,6 +56,7 @@ _COMMANDS = {
 }
 
 
+_DEFAULT_WHERE = DEFAULT_SERVER.removeprefix("http://")
 # By their words: some errors have come without their number.
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 # What click (8.2 and newer) raises for a group without a command: it carries the help, and that is what to show.
@@ -141,7 +144,7 @@ def guard(state: output.State, work: Callable[[], object]) -> int:
             return exits.USAGE
         return _fail(state, type(error).__name__, _usage(error), state.failure or exits.USAGE)
     except PagepoolError as error:
-        return _fail(state, type(error).__name__, str(error), _code(state, error))
+        return _fail(state, type(error).__name__, _words(error), _code(state, error))
     except OSError as error:
         return _os_error(state, error)
     return result if isinstance(result, int) else exits.OK
@@ -157,6 +160,13 @@ def _usage(error: click.ClickException) -> str:
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     return f"{message} (see {context.command_path} --help)" if context else message
+
+
+def _words(error: PagepoolError) -> str:
+    """What is said of an error: also what to do where nobody named a server, and none is there."""
+    if str(error) == str(UnreachableError(_DEFAULT_WHERE, os.strerror(errno.ECONNREFUSED))):
+        return f"{error}; pagepool serve starts a service there; --server or PAGEPOOL_SERVER names another"
+    return str(error)
 
 
 def _os_error(state: output.State, error: OSError) -> int:

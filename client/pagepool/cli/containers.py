@@ -16,7 +16,12 @@ class ProgramCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See `click.Command`."""
         ctx.ensure_object(State).failure = exits.CONTAINER
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from pagepool.cli.elsewhere import OPTIONS, unknown_option
+
+            raise unknown_option(error, OPTIONS) from None
 
 
 def complete_container(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature

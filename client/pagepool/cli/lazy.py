@@ -36,6 +36,19 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See `click.Group`. Says what there is instead of a command that there is not."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchOption:
+            raise
+        except click.UsageError as error:
+            from pagepool.cli.elsewhere import unknown_command
+
+            raise click.UsageError(unknown_command(args[0], self.list_commands(ctx)), error.ctx) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """The list of commands, without importing any."""
         served = {name: text for name, text in plugins.names().items() if name not in self.lazy}

@@ -48,6 +48,7 @@ class RootRequest:
         eager: fetch all of the image first.
         quota: most bytes that the container may write; 0 for no limit (kernel only).
         programs: what is to be run, as far as the user says.
+        upper: directory that keeps what the container writes; None: that is gone with the root.
     """
 
     reference: Reference
@@ -56,6 +57,7 @@ class RootRequest:
     eager: bool = False
     quota: int = 0
     programs: tuple[str, ...] = ()
+    upper: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Root:
     """A root to run one container on.
 
     Args:
-        path: on the host. It can be written, and what is written is that container's alone.
+        path: on the host. It can be written, and what is written is that container's alone, and its upper's.
         config: the image's configuration.
         container_id: unique on this machine; letters, digits, ``_.-``.
         image: its full name, for people.
@@ -79,7 +81,8 @@ class RootProvider(Protocol):
     """Makes roots. `open_root` is entered and left by the process that runs the container, in its main thread."""
 
     def open_root(self, request: RootRequest) -> AbstractContextManager[Root]:
-        """A root for as long as the block lasts; then nothing is left of it, also when the block raises."""
+        """A root for as long as the block lasts; then nothing is left of it, also when the block raises, but for the
+        upper that was asked for."""
 
     def discard(self, container_id: str, path: Path) -> None:
         """Take away the root of a container whose process was killed. Nothing happens if there is none."""
@@ -103,11 +106,12 @@ def logs_directory() -> Path | None:
     return LOG_DIRECTORY
 
 
-def default_provider(backend: str = "auto") -> RootProvider:
+def default_provider(backend: str = "auto", upper: Path | None = None) -> RootProvider:
     """What `pagepool run` uses.
 
     Args:
         backend: ``kernel``, ``fuse``, or ``auto``.
+        upper: where what is written is to be kept: one that is there already decides.
 
     Raises:
         UnsupportedError: the kernel was asked for, and cannot; or this is not root.
@@ -115,7 +119,7 @@ def default_provider(backend: str = "auto") -> RootProvider:
     if os.geteuid() != 0:
         raise UnsupportedError("running containers needs root")
     node = node_client()
-    choice = choose(backend, node, None)
+    choice = choose(backend, node, upper)
     if choice.backend == "kernel":
         return KernelFirstRoots(node) if backend == "auto" else NodeRoots(node)
     if backend == "auto":
@@ -184,7 +188,8 @@ class NodeRoots:
         point.mkdir(mode=0o755)
         try:
             wish = KernelMountOptions(
-                temporary=True,
+                upper=request.upper,
+                temporary=request.upper is None,
                 owner=identity,
                 config=True,
                 eager=request.eager,
@@ -235,7 +240,7 @@ class FuseRoots:
             work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_WORK))
             undo.callback(self._remove, work)
             undo.enter_context(_held(work / _LOCK))
-            root, upper = work / "root", work / "upper"
+            root, upper = work / "root", request.upper or work / "upper"
             root.mkdir()
             mount_in_background(plan_mount(image, upper), root, MountOptions(str(reference), allow_other=True))
             yield Root(root, image.config, _new_id(), str(reference))

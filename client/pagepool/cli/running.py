@@ -45,6 +45,7 @@ class RunGiven(PoolOptions):
     log: Path | None
     rm: bool
     runtime: RuntimeName
+    upper: Path | None
     eager: bool
     quota: int
     backend: str
@@ -121,9 +122,10 @@ def run_image(reference: Reference, words: tuple[str, ...], given: RunGiven) -> 
         refuse("--log is for --detach.")
     if given["init"] and given["runtime"] == "runc":
         refuse("--init is for pagepool's own runtime, which always has one: --runtime own.")
-    provider = roots.default_provider(given["backend"])
+    upper = None if given["upper"] is None else given["upper"].absolute()
+    provider = roots.default_provider(given["backend"], upper)
     programs = tuple(filter(None, (options.entrypoint, *options.command[:1])))
-    request = roots.RootRequest(reference, given["platform"], given, given["eager"], given["quota"], programs)
+    request = roots.RootRequest(reference, given["platform"], given, given["eager"], given["quota"], programs, upper)
     if given["detach"]:
         return _detach(provider, request, options, given)
     note = None if given["cidfile"] is None else _noting(given["cidfile"])
@@ -184,12 +186,13 @@ def _run(
 ) -> int:
     loading = threading.Thread(target=_load_rest, name="loading", daemon=True)
     loading.start()  # while the node mounts the image
+    if request.upper is not None:
+        _end_killed(provider)  # one of them may have the upper
     with provider.open_root(request) as root:
         loading.join()  # containers are forked
-        from pagepool.container.run import cleanup_stale, run_container
+        from pagepool.container.run import run_container
 
-        for record in cleanup_stale(roots.containers_directory()):
-            provider.discard(record.id, Path(record.root))
+        _end_killed(provider)
         _tell_platform(request, root)
         container = Container(root.container_id, root.image, root.path, root.config, options)
         return run_container(
@@ -200,6 +203,14 @@ def _run(
             grace_s=grace_s,
             log=log,
         )
+
+
+def _end_killed(provider: RootProvider) -> None:
+    """End containers whose `pagepool run` was killed."""
+    from pagepool.container.run import cleanup_stale
+
+    for record in cleanup_stale(roots.containers_directory()):
+        provider.discard(record.id, Path(record.root))
 
 
 def _load_rest() -> None:

@@ -23,6 +23,7 @@ def add_seldom(options: RunOptions, given: RunGiven) -> RunOptions:
     mounts = [written.parse_mount(text) for text in given["mounts"]]
     tmpfs = [written.parse_tmpfs(text) for text in given["tmpfs"]]
     number = given["stop_signal"]
+    no_new_privileges, seccomp = written.parse_security(given["security_opt"])
     return replace(
         options,
         volumes=(*options.volumes, *(one for one in mounts if isinstance(one, Volume))),
@@ -34,7 +35,8 @@ def add_seldom(options: RunOptions, given: RunGiven) -> RunOptions:
         ulimits=tuple(written.parse_ulimit(text) for text in given["ulimits"]),
         cap_add=tuple(written.parse_capability(text, add=True) for text in given["cap_add"]),
         cap_drop=tuple(written.parse_capability(text, add=False) for text in given["cap_drop"]),
-        no_new_privileges=written.parse_security(given["security_opt"]),
+        no_new_privileges=no_new_privileges,
+        seccomp=seccomp,
         group_add=given["group_add"],
         stop_signal=None if number is None else _name(number),
         stop_timeout_s=given["stop_timeout"],

@@ -50,6 +50,8 @@ def gather_facts(container: Container, directory: Path) -> Facts:
         cgroup=_CGROUPS.is_dir() and any(_CGROUPS.iterdir()),
         cgroup_namespace=is_unified(),
         deep_read_only=_kernel() >= (5, 12),
+        machine=os.uname().machine,
+        kernel=_kernel(),
     )
 
 

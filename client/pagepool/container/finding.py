@@ -22,9 +22,13 @@ _MOST_PARENTS: Final = 16
 
 
 class ContainerUnknownError(NotFoundError):
-    """No such container."""
+    """No such container, or none any more."""
 
     what = "container"
+
+    def __init__(self, name: object) -> None:
+        super().__init__(name)
+        self.args = (f"container {name} is unknown, or has ended",)
 
 
 def find_containers(names: Iterable[str], directory: Path = DEFAULT_DIRECTORY, *, dead: bool = False) -> list[Record]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pagepool.container import cgroup, inside, linux
 from pagepool.container.defaults import CAPABILITY_NUMBERS
-from pagepool.container.program import FAILED, import_nothing, let_go, start_program, supervise, tell
+from pagepool.container.program import FAILED, FILTER, import_nothing, let_go, start_program, supervise, tell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +41,7 @@ def main() -> NoReturn:
     told = socket.socket(fileno=int(sys.argv[1]))
     told.set_inheritable(False)
     config = json.loads(Path(sys.argv[2]).read_text())
+    calls = Path(sys.argv[2]).with_name(FILTER).read_bytes()
     groups = [Path(word) for word in sys.argv[3:]]
     linux.load()
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -50,7 +51,7 @@ def main() -> NoReturn:
         linux.unshare(linux.CLONE_NEWPID)
         init = os.fork()
         if init == 0:
-            _init(config, groups, told)
+            _init(config, calls, groups, told)
         tell(told, {"pid": init})
         told.close()
         let_go()
@@ -60,7 +61,7 @@ def main() -> NoReturn:
     os._exit(code)
 
 
-def _init(config: Mapping[str, Any], groups: list[Path], told: socket.socket) -> NoReturn:
+def _init(config: Mapping[str, Any], calls: bytes, groups: list[Path], told: socket.socket) -> NoReturn:
     """Process 1: never returns, and raises nothing."""
     code = FAILED
     try:
@@ -73,6 +74,7 @@ def _init(config: Mapping[str, Any], groups: list[Path], told: socket.socket) ->
             socket.send_fds(told, [b'{"terminal": true}'], [master])
             os.close(master)
         linux.new_session_keyring()
+        linux.filter_calls(calls)
         drop_capabilities(config)
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
         program, failure = start_program(config["process"])

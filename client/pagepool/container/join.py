@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from pagepool.container import cgroup, linux
 from pagepool.container.init import drop_capabilities
 from pagepool.container.inside import NAMESPACES
-from pagepool.container.program import FAILED, KILL, import_nothing, let_go, start_program, supervise, tell
+from pagepool.container.program import FAILED, FILTER, KILL, import_nothing, let_go, start_program, supervise, tell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +45,7 @@ def main() -> NoReturn:
     for descriptor in (told.fileno(), first, root):
         os.set_inheritable(descriptor, False)
     config = json.loads(Path(sys.argv[2]).read_text())
+    calls = Path(sys.argv[2]).with_name(FILTER).read_bytes()
     linux.load()
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
@@ -52,7 +53,7 @@ def main() -> NoReturn:
     code = FAILED
     try:
         linux.setns(first, linux.CLONE_NEWPID)
-        program, failure = start_program(config["process"], lambda: _enter(config, told, first, root))
+        program, failure = start_program(config["process"], lambda: _enter(config, calls, told, first, root))
         if failure:
             told.send(failure)
         else:
@@ -68,7 +69,7 @@ def main() -> NoReturn:
     os._exit(code)
 
 
-def _enter(config: Mapping[str, Any], told: socket.socket, first: int, root: int) -> int | None:
+def _enter(config: Mapping[str, Any], calls: bytes, told: socket.socket, first: int, root: int) -> int | None:
     """Be in the container, with what its programs may do; its terminal, if there is to be one."""
     import_nothing()
     cgroup.join_groups_of(first, config["linux"]["cgroupsPath"])
@@ -82,6 +83,7 @@ def _enter(config: Mapping[str, Any], told: socket.socket, first: int, root: int
     linux.new_session_keyring()
     console = _make_terminal(config["process"], told) if config["process"]["terminal"] else None
     told.close()
+    linux.filter_calls(calls)
     drop_capabilities(config)
     return console
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pagepool.container.defaults import SHM_SIZE
 from pagepool.errors import InvalidError
@@ -96,6 +96,8 @@ class RunOptions:
         cap_add, cap_drop: capabilities by name; ``ALL`` of them can be dropped.
         no_new_privileges: whether no program gets more rights than the one that executes it.
         group_add: more supplementary groups, by name or number.
+        seccomp: which system calls its programs may make: a profile as docker has them, parsed. None: our own; an
+            empty one: all.
         stop_signal: what asks it to end; None: as the image says.
         stop_timeout_s: after so long `stop_containers` kills it, unless told otherwise.
     """
@@ -124,6 +126,7 @@ class RunOptions:
     cap_drop: tuple[str, ...] = ()
     no_new_privileges: bool = False
     group_add: tuple[str, ...] = ()
+    seccomp: Mapping[str, Any] | None = field(default=None, hash=False)
     stop_signal: str | None = None
     stop_timeout_s: float | None = None
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container import cgroup
 from pagepool.container.process import Task, close_all, container_error, exit_code, standard_input
-from pagepool.container.program import KILL
+from pagepool.container.program import FILTER, KILL
 from pagepool.errors import ContainerError
 from pagepool.linux import mounts
 
@@ -44,6 +44,7 @@ class _Keeper:
         self.pid = 0
         self.started = False
         self.master: int | None = None
+        _write_filter(task)
         self._told, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -139,6 +140,17 @@ class OwnExec(_Keeper):
     def kill(self) -> None:
         """By the keeper, which kills its child: that may have become another user, and outlive it."""
         self.send(KILL)
+
+
+def _write_filter(task: Task) -> None:
+    """Have the filter of system calls made, for `program.read_filter`; an empty one is none."""
+    profile = task.config["linux"].get("seccomp")
+    program = b""
+    if profile:
+        from pagepool.container.seccomp import find_filter
+
+        program = find_filter(profile, task.bundle.parents[1] / "filters")
+    (task.bundle / FILTER).write_bytes(program)
 
 
 def _start(module: str, task: Task, words: list[str], passed: tuple[int, ...]) -> subprocess.Popen[bytes]:

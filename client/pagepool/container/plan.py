@@ -1,9 +1,9 @@
 """From an image's configuration and a user's options to what a runtime is to do: `plan_runtime`.
 
 The result is a ``config.json`` of runtime-spec v1.0.2, as runc 1.1 takes it; our own runtime
-(`pagepool.container.own`) takes the same. Rules and defaults are docker's, with these differences: there is no seccomp
-filter, no AppArmor or SELinux profile, and nothing is made of the image's Volumes: what is written there is the
-container's own as everything else.
+(`pagepool.container.own`) takes the same. Rules and defaults are docker's, with these differences: there is no AppArmor
+or SELinux profile, and nothing is made of the image's Volumes: what is written there is the container's own as
+everything else.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container import defaults
 from pagepool.container.options import OptionInvalidError
+from pagepool.container.syscalls import default_profile, resolve_profile
 from pagepool.container.users import User, find_group, find_user
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Facts:
         cgroup: whether control groups can be shown in it.
         cgroup_namespace: whether it gets a namespace of control groups: where all are of version 2, as docker has it.
         deep_read_only: whether mounts can be made read-only with all below them (Linux 5.12).
+        machine: its architecture, as uname(2) has it.
+        kernel: its major and minor version.
     """
 
     passwd: bytes = b""
@@ -52,13 +55,15 @@ class Facts:
     cgroup: bool = True
     cgroup_namespace: bool = False
     deep_read_only: bool = True
+    machine: str = "x86_64"
+    kernel: tuple[int, int] = (6, 5)
 
 
 def plan_runtime(container: Container, facts: Facts) -> dict[str, Any]:
     """The configuration to run a container by. Pure.
 
     Raises:
-        OptionInvalidError: there is no command to run.
+        OptionInvalidError: there is no command to run, or the profile of system calls is none.
         UserInvalidError: the image does not have the user.
     """
     run, options = container.config.run, container.options
@@ -94,6 +99,7 @@ def plan_runtime(container: Container, facts: Facts) -> dict[str, Any]:
             "namespaces": [{"type": kind} for kind in _namespaces(options, facts)],
             "maskedPaths": list(defaults.MASKED_PATHS),
             "readonlyPaths": list(defaults.READONLY_PATHS),
+            **_seccomp(options, facts),
         },
     }
 
@@ -146,9 +152,22 @@ def _workdir(run: RunConfig, options: RunOptions) -> str:
     return wanted if wanted.startswith("/") else f"/{wanted}"
 
 
-def _capabilities(user: User, options: RunOptions) -> dict[str, list[str]]:
+def _seccomp(options: RunOptions, facts: Facts) -> dict[str, Any]:
+    names = _capability_names(options)
+    if options.seccomp is None:
+        return {"seccomp": default_profile(names, facts.machine)}
+    if not options.seccomp:
+        return {}
+    return {"seccomp": resolve_profile(options.seccomp, names, facts.machine, facts.kernel)}
+
+
+def _capability_names(options: RunOptions) -> list[str]:
     kept = [] if "ALL" in options.cap_drop else [one for one in defaults.CAPABILITIES if one not in options.cap_drop]
-    names = list(dict.fromkeys((*kept, *options.cap_add)))
+    return list(dict.fromkeys((*kept, *options.cap_add)))
+
+
+def _capabilities(user: User, options: RunOptions) -> dict[str, list[str]]:
+    names = _capability_names(options)
     # Without effective ones for users, as execve has it: else a user could do what only root may.
     kinds = ("bounding", "effective", "permitted") if user.uid == 0 else ("bounding",)
     return {kind: list(names) for kind in kinds}

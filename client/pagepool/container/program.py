@@ -29,6 +29,9 @@ FAILED: Final = 125
 KILL: Final = signal.SIGRTMAX
 """What has the keeper of `join` kill its child."""
 
+FILTER: Final = "filter"
+"""The file beside ``config.json`` that has the filter of system calls; empty: there is none."""
+
 _TERMINAL: Final = "/dev/pts/0"  # the first of a devpts that is new
 _SEARCH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

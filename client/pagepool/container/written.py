@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container.defaults import CAPABILITIES, CAPABILITY_NUMBERS
 from pagepool.container.options import OptionInvalidError, Tmpfs, Ulimit, parse_size, parse_volume
@@ -25,7 +27,7 @@ _FLAGS: Final = {"rw": "", "ro": "ro", "noexec": "noexec", "exec": "", "nosuid":
 _BIND: Final = {"type", "source", "target", "readonly", "bind-propagation"}
 _TMPFS: Final = {"type", "target", "tmpfs-size", "tmpfs-mode"}
 _SAME: Final = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
-_AS_IT_IS: Final = ("seccomp=unconfined", "apparmor=unconfined", "label=disable")
+_AS_IT_IS: Final = ("apparmor=unconfined", "label=disable")
 """Of ``--security-opt``: there is nothing of the kind to be switched off."""
 
 
@@ -166,19 +168,44 @@ def parse_capability(text: str, *, add: bool) -> str:
     return name
 
 
-def parse_security(texts: tuple[str, ...]) -> bool:
-    """Parse docker's ``--security-opt``: whether there are to be no new privileges.
+def parse_security(texts: tuple[str, ...]) -> tuple[bool, dict[str, Any] | None]:
+    """Parse docker's ``--security-opt``: ``no-new-privileges``, and ``seccomp=FILE``, ``unconfined`` or ``builtin``.
+
+    Returns:
+        whether there are to be no new privileges, and `RunOptions.seccomp`. The last of each counts.
 
     Raises:
-        OptionInvalidError: it asks for something that there is not.
+        OptionInvalidError: it asks for something that there is not, or the file is no profile.
     """
-    found = False
+    no_new_privileges, profile = False, None
     for text in texts:
-        name, _, value = text.replace(":", "=", 1).partition("=")
+        name, equals, value = _security_option(text)
         if name == "no-new-privileges" and value in ("", "true", "false"):
-            found = value != "false"
-        elif text.replace(":", "=", 1) not in _AS_IT_IS:
-            raise OptionInvalidError(text, "what can be asked for is no-new-privileges")
+            no_new_privileges = value != "false"
+        elif name == "seccomp" and value:
+            profile = None if value == "builtin" else {} if value == "unconfined" else _read_profile(value)
+        elif f"{name}{equals}{value}" not in _AS_IT_IS:
+            raise OptionInvalidError(
+                text, "what can be asked for is no-new-privileges, and seccomp=unconfined, builtin or a file's path"
+            )
+    return no_new_privileges, profile
+
+
+def _security_option(text: str) -> tuple[str, str, str]:
+    """Name, =, and value; docker takes a colon, too, as it was at first."""
+    match = re.match(r"([a-z-]+)[=:]", text)
+    return (match[1], "=", text[match.end() :]) if match else (text, "", "")
+
+
+def _read_profile(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise OptionInvalidError(f"seccomp={path}", f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise OptionInvalidError(f"seccomp={path}", f"is no JSON: {error}") from error
+    if not isinstance(found, dict) or "defaultAction" not in found:
+        raise OptionInvalidError(f"seccomp={path}", "is no profile: a JSON object with a defaultAction")
     return found
 
 

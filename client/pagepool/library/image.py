@@ -151,6 +151,11 @@ class Image:
         self, path: str | Path, *, upper: str | Path | None = None, read_only: bool = False, backend: Literal["kernel"]
     ) -> KernelMount: ...
 
+    @overload
+    def mount(
+        self, path: str | Path, *, upper: str | Path | None = None, read_only: bool = False, backend: Backend
+    ) -> MountedImage | KernelMount: ...
+
     def mount(
         self,
         path: str | Path,

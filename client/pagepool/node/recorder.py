@@ -85,6 +85,7 @@ class Recorder:
         self._objects: dict[bytes, None] = {}
         self._seen: set[tuple[int, int]] = set()
         self._complete = True
+        self._stopping = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         try:
             self._events = _mark(root)
@@ -99,12 +100,18 @@ class Recorder:
         """End, and let go of everything; what was opened before the call is in it. To be called once. Waits shortly."""
         os.eventfd_write(self._stop, 1)
         recording = self.wait()
-        os.close(self._stop)
+        with self._stopping:
+            os.close(self._stop)
+            self._stop = -1
         return recording
 
     def finish(self) -> None:
-        """Have it end soon; `stop` has to be called nevertheless, by whoever waits."""
-        os.eventfd_write(self._stop, 1)
+        """End, so that the mount is not held any more. `stop` has to be called nevertheless, before or after it, by
+        whoever wants the recording. Waits shortly."""
+        with self._stopping:
+            if self._stop >= 0:
+                os.eventfd_write(self._stop, 1)
+        self._thread.join()
 
     def wait(self) -> Recording:
         """Wait until it has ended by itself; `stop` has to be called nevertheless."""

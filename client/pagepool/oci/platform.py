@@ -138,7 +138,7 @@ def select_platform(manifests: Sequence[Descriptor], wanted: Platform) -> Descri
     """
     ranked: list[tuple[int, int]] = []
     for position, entry in enumerate(manifests):
-        if _ATTESTATION in entry.annotations or entry.media_type not in mediatypes.DOCUMENTS:
+        if is_attestation(entry) or entry.media_type not in mediatypes.DOCUMENTS:
             continue
         if (worth := rank(wanted, entry.platform)) is not None:
             is_artifact = entry.artifact_type and entry.artifact_type not in mediatypes.CONFIGS
@@ -147,6 +147,11 @@ def select_platform(manifests: Sequence[Descriptor], wanted: Platform) -> Descri
         offered = ", ".join(sorted({str(entry.platform) for entry in manifests if entry.platform})) or "no platform"
         raise ManifestUnknownError(f"for {wanted} (the index offers {offered})")
     return manifests[min(ranked)[1]]
+
+
+def is_attestation(entry: Descriptor) -> bool:
+    """Whether an entry of an index is what buildkit says of an image beside it: its platform is unknown/unknown."""
+    return _ATTESTATION in entry.annotations
 
 
 def _level(variant: str) -> int | None:

@@ -30,7 +30,9 @@ from pagepool.vfs.paths import resolve, resolve_new, resolve_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from typing import IO
 
+    from _typeshed import OpenBinaryModeReading, OpenBinaryModeUpdating, OpenBinaryModeWriting, OpenTextMode
     from typing_extensions import Buffer
 
     from pagepool.vfs.paths import AnyPath
@@ -91,9 +93,21 @@ class Rootfs:
                 self._on_close()
 
     @overload
-    def open(self, path: AnyPath, mode: str = "r", buffering: Literal[0] = ..., **text: Any) -> RawFile: ...
+    def open(self, path: AnyPath, mode: str, buffering: Literal[0], **text: Any) -> RawFile: ...
     @overload
-    def open(self, path: AnyPath, mode: str = "r", buffering: int = -1, **text: Any) -> io.IOBase: ...
+    def open(self, path: AnyPath, mode: str = "r", *, buffering: Literal[0], **text: Any) -> RawFile: ...
+    @overload
+    def open(self, path: AnyPath, mode: OpenTextMode = "r", buffering: int = -1, **text: Any) -> io.TextIOWrapper: ...
+    @overload
+    def open(self, path: AnyPath, mode: OpenBinaryModeReading, buffering: Literal[-1, 1] = -1) -> io.BufferedReader: ...
+    @overload
+    def open(self, path: AnyPath, mode: OpenBinaryModeWriting, buffering: Literal[-1, 1] = -1) -> io.BufferedWriter: ...
+    @overload
+    def open(
+        self, path: AnyPath, mode: OpenBinaryModeUpdating, buffering: Literal[-1, 1] = -1
+    ) -> io.BufferedRandom: ...
+    @overload
+    def open(self, path: AnyPath, mode: str, buffering: int = -1, **text: Any) -> IO[Any]: ...
     def open(self, path: AnyPath, mode: str = "r", buffering: int = -1, **text: Any) -> Any:
         """Open a regular file, as the built-in `open`.
 

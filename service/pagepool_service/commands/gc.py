@@ -54,7 +54,9 @@ def _given(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parame
 
 @click.command(epilog=_EPILOG)
 @data_option
-@click.option("--dry-run", is_flag=True, help="Change nothing: say what would be freed, and what kept.")
+@click.option(
+    "--dry-run", is_flag=True, help="Change nothing: say what would be freed, which tags would go, and what is kept."
+)
 @click.option(
     "--keep-tags",
     metavar="N|RULES",
@@ -141,6 +143,9 @@ def _print(report: Report) -> None:
         if count:
             click.echo(f"  {reason:<44}{count:>12,}")
     _print_size("dead, in frames that mostly live", report.dead_kept)
+    if report.tags:
+        click.echo("tags that would go:")
+        output.print_lines(f"  {output.printable(tag)}" for tag in report.tags)
     _print_problems(report)
     done = f"looked at in {report.seconds:.1f} s"
     if not report.dry:

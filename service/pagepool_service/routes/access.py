@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from fastapi import Depends, Request
 
-from pagepool.errors import DeniedError, UnauthorizedError
+from pagepool.errors import DeniedError, NameInvalidError, UnauthorizedError
+from pagepool.oci import validate_repository
 from pagepool_service.auth import OPEN, Access, CredentialsError
 from pagepool_service.auth.principals import CATALOG, DELETE, PULL, PUSH
 from pagepool_service.routes.challenge import challenge
@@ -140,7 +141,7 @@ async def authorize(request: Request) -> None:
     if need is Need.NOTHING:
         return
     name = str(request.path_params.get("name", ""))
-    scope = _scope(need, name)
+    scope = _scope(need, name, _source(request))
     try:
         access = await authority.authenticate(request.headers.raw)
     except CredentialsError as error:
@@ -148,6 +149,23 @@ async def authorize(request: Request) -> None:
     request.state.access = access
     if not _is_allowed(need, access, authority, name):
         _refuse(request, service, need, name, scope, access)
+
+
+def authorize_source(request: Request, service: Context, access: Access, name: str, source: str) -> None:
+    """Have a client ask for a token of both repositories, where that lets it mount a blob from one in the other.
+
+    A client that learns from challenges what to ask for has one of the other repository alone. Whoever may not pull
+    from the source is not told to come again: it would have to upload the blob all the same.
+
+    Raises:
+        ChallengeError: another token allows it.
+    """
+    authority = service.authority
+    if authority is None or authority.delegates or access.principal.anonymous:
+        return
+    if not access.sees(source) and access.would(PULL, source):
+        reason = "the token was not asked for the repository to mount from"
+        raise ChallengeError(reason, challenge(request, service, _scope(Need.PUSH, name, source), "insufficient_scope"))
 
 
 def _is_allowed(need: Need, access: Access, authority: Authority, name: str) -> bool:
@@ -182,10 +200,20 @@ def _refuse(request: Request, service: Context, need: Need, name: str, scope: st
     raise DeniedError(f"{who} may not {action} in {name}, if there is such a repository")
 
 
-def _scope(need: Need, name: str) -> str:
+def _scope(need: Need, name: str, source: str = "") -> str:
     if need in _ASKED:
-        return f"repository:{name}:{_ASKED[need]}"
+        asked = f"repository:{name.replace(' ', '?')}:{_ASKED[need]}"
+        return f"{asked} repository:{source}:pull" if source else asked
     return _LISTING if need in (Need.SOMETHING, Need.CATALOG) else ""
+
+
+def _source(request: Request) -> str:
+    """The repository that a blob is to be mounted from; "" if none is."""
+    source = request.query_params.get("from", "") if "mount" in request.query_params else ""
+    try:
+        return validate_repository(source) if source else ""
+    except NameInvalidError:
+        return ""  # the route says so
 
 
 async def _caller(request: Request, _allowed: Annotated[None, Depends(authorize)]) -> Access:

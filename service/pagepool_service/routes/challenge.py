@@ -18,7 +18,7 @@ def challenge(request: Request, service: Context, scope: str, error: str) -> dic
     """The header of a 401.
 
     Args:
-        scope: what a token is to be asked for; "" for no more than to log in.
+        scope: what a token is to be asked for, with spaces between several; "" for no more than to log in.
         error: of RFC 6750, for a token that was sent; "" for none.
     """
     settings = service.settings
@@ -47,4 +47,4 @@ def realm(request: Request, service: Context) -> str:
 
 def _quotable(text: str) -> str:
     """A name out of a path may have any characters; one that has these is none, and gets its error later."""
-    return re.sub(r"[^!#-\[\]-~]", "?", text)
+    return re.sub(r"[^ !#-\[\]-~]", "?", text)

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from pagepool.digest import Digest, new_hasher
 from pagepool.errors import PagepoolError, RangeInvalidError, SizeInvalidError, UploadBusyError
 from pagepool.oci import validate_repository
-from pagepool_service.routes.access import Caller
+from pagepool_service.routes.access import Caller, authorize_source
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import (
     DIGEST,
@@ -93,6 +93,8 @@ async def begin_upload(
     ] = None,
 ) -> Response:
     """Begin an upload, push a blob in one request (`digest`), or mount one from another repository (`mount`)."""
+    if mount is not None and source is not None:
+        authorize_source(request, service, caller, name, validate_repository(source))
     if mount is not None and await _mount(service, caller, name, Digest.parse(mount), source):
         return _created(name, Digest.parse(mount))
     claimed = None if digest is None else Digest.parse(digest)
@@ -209,8 +211,6 @@ async def _give_up(service: Context, upload: OpenUpload) -> None:
 
 async def _mount(service: Context, caller: Access, name: str, digest: Digest, source: str | None) -> bool:
     """Mount a blob from where the caller may pull it; from elsewhere it is as if it were not there."""
-    if source is not None:
-        validate_repository(source)
     limit = service.quotas.limit(name)
     return await service.writers.run(service.registry.mount_blob, name, digest, source, caller.sees, limit)
 

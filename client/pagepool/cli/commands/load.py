@@ -32,6 +32,19 @@ class _DefaultGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
+class _RunCommand(click.Command):
+    """Says what there is instead to whoever takes it for `docker load`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Command`."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from pagepool.cli.elsewhere import LOAD_OPTIONS, unknown_option
+
+            raise unknown_option(error, LOAD_OPTIONS) from None
+
+
 class _AddressType(click.ParamType):  # type: ignore[type-arg] # not generic before click 8.2
     """An address to listen on."""
 
@@ -81,7 +94,7 @@ def command() -> None:
     """
 
 
-@command.command(name=_DEFAULT)
+@command.command(name=_DEFAULT, cls=_RunCommand)
 @click.argument("service", metavar="[SERVICE]", required=False)
 @click.option(
     "--image",

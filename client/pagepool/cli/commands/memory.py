@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pagepool.cli import output
+from pagepool.cli import output, roots
 from pagepool.cli.nodeclient import asked_node
 from pagepool.cli.nodes import node_options
 from pagepool.cli.options import output_options
+from pagepool.container.records import list_containers
 from pagepool.errors import UnreachableError
 from pagepool.image.treefile import TreeFile
 from pagepool.node.memory import MemoryInputs, MountedImage, measure_memory
@@ -44,10 +45,11 @@ _CLEAR = "\x1b[H\x1b[J"
 def command(watch: bool, interval_s: float) -> None:
     """Show, for each container, how much of its image is in memory.
 
-    MAPPED: of its files, mapped by its processes. RESIDENT: of its image, in the page cache. SHARED: of that, what
-    other containers have, too. TWICE: what is in memory a second time, because a large file was opened before it was
-    whole. OWN FILES: in memory, of files it wrote. ON DISK: of its image, in the node's pool. The page cache does not
-    say who read a page: what several images contain is resident for each of them. With --quiet, only the totals.
+    CONTAINER: its name, or else its id. MAPPED: of its files, mapped by its processes. RESIDENT: of its image, in
+    the page cache. SHARED: of that, what other containers have, too. TWICE: what is in memory a second time, because
+    a large file was opened before it was whole. OWN FILES: in memory, of files it wrote. ON DISK: of its image, in
+    the node's pool. The page cache does not say who read a page: what several images contain is resident for each of
+    them. With --quiet, only the totals.
 
     \b
     Examples:
@@ -112,7 +114,14 @@ def open_source() -> MemorySource:
 
 def report_as_json(report: MemoryReport) -> dict[str, Any]:
     """For `--json`."""
-    return {**asdict(report), "saved": report.saved}
+    found, names = asdict(report), container_names()
+    containers = [{"id": one["id"], "name": names.get(one["id"]), **one} for one in found["containers"]]
+    return {**found, "containers": containers, "saved": report.saved}
+
+
+def container_names() -> dict[str, str]:
+    """Names of containers that have one, by id. What else is mounted has none."""
+    return {one.id: one.name for one in list_containers(roots.containers_directory()) if one.name}
 
 
 def _show(report: MemoryReport, watch: bool) -> None:
@@ -123,7 +132,8 @@ def _show(report: MemoryReport, watch: bool) -> None:
             output.print_json(report_as_json(report))
         return
     if not output.current().quiet:
-        rows = [_cells(one) for one in report.containers]
+        names = container_names()
+        rows = [_cells(one, names.get(one.id) or one.id[:12]) for one in report.containers]
         output.print_table(_HEADERS, rows, right=range(2, len(_HEADERS)))
         output.print_line()
     size = output.human_size
@@ -135,6 +145,10 @@ def _show(report: MemoryReport, watch: bool) -> None:
     output.print_line(f"without any sharing:       {size(report.per_container):>10}")
 
 
-def _cells(one: ContainerMemory) -> tuple[str, ...]:
+def _cells(one: ContainerMemory, name: str) -> tuple[str, ...]:
     figures = (one.mapped, one.resident, one.shared, one.twice, one.private, one.present)
-    return one.id[:12], one.image, *("-" if figure is None else output.human_size(figure) for figure in figures)
+    return (
+        output.printable(name),
+        one.image,
+        *("-" if figure is None else output.human_size(figure) for figure in figures),
+    )

@@ -18,11 +18,20 @@ if TYPE_CHECKING:
     from pagepool.oci import Reference
 
 
+class _RunCommand(ProgramCommand):
+    """`-h` is the host's name, as docker has it: a script that means that would run nothing, and end with 0. Alone it
+    asks for help, as with other commands."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Command`."""
+        return super().parse_args(ctx, ["--help"] if args == ["-h"] else args)
+
+
 @click.command(
     name="run",
-    cls=ProgramCommand,
+    cls=_RunCommand,
     short_help="Run a program in a container of an image.",
-    context_settings={"allow_interspersed_args": False},
+    context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
 )
 @click.argument("reference", metavar="REF", type=ReferenceType())
 @click.argument("words", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
@@ -48,9 +57,12 @@ if TYPE_CHECKING:
 )
 @click.option("-w", "--workdir", metavar="DIR", help="Start there, instead of in the image's working directory.")
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="Run as this user, by name or number, not as the image's.")
-@click.option("--hostname", default="", metavar="NAME", help="The container's host name.")
+@click.option("-h", "--hostname", default="", metavar="NAME", help="The container's host name.")
 @click.option(
     "--network",
+    "--net",
+    "network",
+    cls=SpelledOption,
     type=click.Choice(["host", "none"]),
     default="host",
     show_default=True,
@@ -97,7 +109,12 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="One that they get: of docker's, IPC_LOCK, NET_ADMIN, SYS_NICE, and with runc SYS_PTRACE.",
 )
-@click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges.")
+@click.option(
+    "--security-opt",
+    multiple=True,
+    metavar="OPTION",
+    help="no-new-privileges; seccomp=FILE, a profile of system calls as docker has them, or seccomp=unconfined.",
+)
 @click.option("-l", "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Noted with the container.")
 @click.option("--stop-signal", type=SignalType(), help="What asks the program to end, instead of the image's.")
 @click.option(
@@ -120,6 +137,12 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     help="runc, or pagepool itself by namespaces; auto: runc where it is installed.",
+)
+@click.option(
+    "--upper",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep what it writes in this directory, for the next one, and for pagepool diff and commit.",
 )
 @click.option("--eager", "--fill", "eager", cls=SpelledOption, is_flag=True, help="Fetch all of the image first.")
 @click.option(
@@ -148,8 +171,8 @@ def command(reference: Reference, words: tuple[str, ...], **given: Unpack[RunGiv
     """Run a program in a container of the image REF, as the image says: entrypoint, command, user, environment and
     working directory, each of which options replace as docker's do. COMMAND replaces the image's command.
 
-    What the program writes is gone when it has ended, but for what is in volumes. Ctrl-C and other signals go
-    to the program; the third SIGINT or SIGTERM kills it. Needs root.
+    What the program writes is gone when it has ended, but for what is in volumes, unless --upper says where to
+    keep it. Ctrl-C and other signals go to the program; the third SIGINT or SIGTERM kills it. Needs root.
 
     \b
     Examples:
@@ -157,6 +180,7 @@ def command(reference: Reference, words: tuple[str, ...], **given: Unpack[RunGiv
       pagepool run -it app:1 -- bash
       pagepool run -v ./data:/data:ro -e MODE=test app:1 -- python3 /data/job.py
       pagepool run -d --name web --log web.log nginx:1
+      pagepool run --upper ./work app:1 -- make install && pagepool commit ./work app:2
       pagepool run --network none --memory 256m --pids-limit 50 --user nobody app:1 -- id
 
     \b

@@ -61,6 +61,8 @@ def _print_group(group: Mapping[str, Any], indent: str, unit: str) -> None:
 
 
 def _label(name: str) -> str:
+    if name == "unmountable_blobs":  # each image has one, its config: nothing to worry about
+        return "blobs that are no layer"
     return output.printable(name.removesuffix("_bytes").replace("_", " "))
 
 

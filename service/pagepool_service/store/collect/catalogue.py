@@ -28,11 +28,11 @@ from pagepool_service.store.catalogue import (
     split_tag_key,
     tag_key,
 )
-from pagepool_service.store.collect.policy import ManifestFacts, plan_manifests, plan_tags
+from pagepool_service.store.collect.policy import ManifestFacts, find_attached, plan_expiry, plan_manifests
 from pagepool_service.store.environment import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from pagepool_service.store.collect.gate import Gate
     from pagepool_service.store.collect.policy import Policy
@@ -50,6 +50,7 @@ class _Repository:
     links: dict[bytes, bytes] = field(default_factory=dict)  # manifest -> link record
     facts: dict[bytes, ManifestFacts] = field(default_factory=dict)
     whole: bool = True  # whether each manifest could be read
+    attached: dict[str, bytes] = field(default_factory=dict)  # tag made of a digest -> the manifest of that digest
 
 
 class CatalogueSweep:
@@ -144,58 +145,83 @@ class CatalogueSweep:
 
     def _expire_tags(self, repository: _Repository) -> set[str]:
         """Remove tags beyond the newest ones. Their manifests count as untagged from now on."""
-        times = [(tag, updated) for tag, (_, updated, _) in repository.tags.items()]
-        expired = plan_tags(times, self._policy.most_tags(repository.name))
+        most = self._policy.most_tags(repository.name)
+        if most:
+            manifests = {tag: digest.key for tag, (digest, _, _) in repository.tags.items()}
+            repository.attached = find_attached(manifests, repository.facts)
+        times = {tag: updated for tag, (_, updated, _) in repository.tags.items()}
+        expired = plan_expiry(times, most, repository.attached)
         for tag in expired:
             key = repository.tags[tag][0].key
             if key in repository.facts:
                 found = repository.facts[key]
                 repository.facts[key] = ManifestFacts(self._now_ns, found.children, found.subject, found.blobs)
+        self._remove_tags(repository, expired)
+        self._report.kept["tags"] += len(repository.tags) - len(expired)
+        return expired
+
+    def _remove_tags(self, repository: _Repository, tags: Collection[str]) -> None:
+        """Remove those of some tags that nobody has set meanwhile."""
 
         def remove(txn: Writer, tag: str) -> None:
-            key = tag_key(repository.name, tag)
-            digest, _, seen = repository.tags[tag]
-            now = txn.get(Table.TAGS, key)
-            if now is not None and bytes(now) == seen and self._store.registry.drop_tag(txn, repository.name, tag):
-                self._report.freed["tags"] += 1
+            if self._drop_tag(txn, repository, tag):
                 # Its link was renewed.
+                digest = repository.tags[tag][0]
                 link = self._store.registry.link_record(txn, Table.MANIFEST_LINKS, repository.name, digest)
                 if link is not None:
                     repository.links[digest.key] = link
 
         if self._gate is None:
-            self._report.freed["tags"] += len(expired)
+            self._report.freed["tags"] += len(tags)
+            self._report.tags += [f"{repository.name}:{tag}" for tag in sorted(tags)]
         else:
-            self._gate.each(sorted(expired), remove)
-        self._report.kept["tags"] += len(repository.tags) - len(expired)
-        return expired
+            self._gate.each(sorted(tags), remove)
+
+    def _drop_tag(self, txn: Writer, repository: _Repository, tag: str) -> bool:
+        now = txn.get(Table.TAGS, tag_key(repository.name, tag))
+        if now is None or bytes(now) != repository.tags[tag][2]:
+            return False
+        self._report.freed["tags"] += 1
+        return self._store.registry.drop_tag(txn, repository.name, tag)
 
     def _sweep_manifests(self, repository: _Repository, expired: set[str]) -> set[bytes]:
-        """Remove manifests that nothing keeps. Returns the others."""
-        tagged = [digest.key for tag, (digest, _, _) in repository.tags.items() if tag not in expired]
+        """Remove manifests that nothing keeps, and the tags that are made of their digests. Returns the others."""
+        tags, attached = repository.tags, repository.attached
+        tagged = [tags[tag][0].key for tag in tags if tag not in expired and tag not in attached]
         age_s = self._policy.untagged_s
         since_ns = None if age_s is None else self._now_ns - int(age_s * 1e9)
         if age_s == 0:
             since_ns = self._now_ns + 1
-        kept, reasons = plan_manifests(repository.facts, tagged, since_ns)
+        edges = [(subject, tags[tag][0].key) for tag, subject in attached.items()]
+        kept, reasons = plan_manifests(repository.facts, tagged, since_ns, edges)
         left = set(kept)
+        holders: dict[bytes, list[str]] = {}  # by manifest: the tags that go with another one
+        for tag in attached:
+            holders.setdefault(tags[tag][0].key, []).append(tag)
 
         def remove(txn: Writer, key: bytes) -> None:
             digest = Digest.from_key(key)
+            names = holders.get(key, ())
             seen = self._store.registry.link_record(txn, Table.MANIFEST_LINKS, repository.name, digest)
-            if seen is not None and seen == repository.links[key]:
-                self._store.registry.drop_manifest(txn, repository.name, digest)
-                self._report.freed["manifests"] += 1
-            else:  # somebody has asked for it, or pushed it again
-                left.add(key)
+            if seen is None or seen != repository.links[key] or any(attached[tag] in left for tag in names):
+                left.add(key)  # somebody has asked for it, or for what it is about, or pushed it again
+                return
+            for tag in names:
+                self._drop_tag(txn, repository, tag)
+            self._store.registry.drop_manifest(txn, repository.name, digest)
+            self._report.freed["manifests"] += 1
 
-        going = [key for key in repository.facts if key not in kept]
+        # Signatures last: one whose subject is asked for at this moment stays with it.
+        going = sorted((key for key in repository.facts if key not in kept), key=lambda key: key in holders)
         if self._gate is None:
             self._report.freed["manifests"] += len(going)
         else:
             self._gate.each(going, remove)
         for reason, count in reasons.items():
             self._report.kept[f"manifests: {reason}"] += count
+        lost = [tag for tag, subject in attached.items() if subject not in left]
+        self._remove_tags(repository, lost)
+        self._report.kept["tags"] -= len(lost)
         return left
 
     def _sweep_links(self, repository: _Repository, manifests: set[bytes]) -> None:

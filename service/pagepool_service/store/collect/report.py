@@ -17,6 +17,7 @@ class Report:
     Args:
         dry: nothing was changed; `freed` and the bytes say what would be.
         freed: records removed, by kind.
+        tags: in a dry run: what would go of tags, as NAME:TAG; by repository.
         kept: records that were looked at and kept, by the reason.
         frame_bytes: stored bytes of the frames that were removed, of those that were compacted before, less after.
         recipe_bytes: stored bytes of recipes that were removed.
@@ -32,6 +33,7 @@ class Report:
 
     dry: bool = False
     freed: Counter[str] = field(default_factory=Counter)
+    tags: list[str] = field(default_factory=list)
     kept: Counter[str] = field(default_factory=Counter)
     frame_bytes: int = 0
     recipe_bytes: int = 0
@@ -58,6 +60,7 @@ class Report:
         return {
             "dry_run": self.dry,
             "freed": {kind: count for kind, count in self.freed.items() if count},
+            **({"tags": self.tags} if self.dry else {}),
             "freed_frame_bytes": self.frame_bytes,
             "freed_recipe_bytes": self.recipe_bytes,
             "frames_compacted": self.compacted,

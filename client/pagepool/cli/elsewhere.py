@@ -1,0 +1,84 @@
+"""What users of docker and podman look for here, and do not find: what there is instead. Loaded when that happens."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Final
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_NO_PORTS: Final = "a container has this machine's network, or none: no port is published"
+_NAMESPACES: Final = "each container has namespaces of its own, but for the network"
+_NO_DEVICES: Final = "a container has the usual devices of /dev, and none of this machine's"
+_NO_MORE: Final = "there is no more than --cap-add gives"
+_LOGS: Final = "pagepool logs shows the last of it, and --log FILE keeps all"
+_GONE: Final = "a container that has ended is gone; pagepool run makes a new one"
+_BUILD: Final = (
+    "buildah, docker and podman build images; pagepool run --upper and commit make one of what a program wrote"
+)
+_LIST: Final = "it is images, inspect, rm, push or pull"
+
+OPTIONS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("-p", "--publish", "-P", "--publish-all", "--expose", "--link"), _NO_PORTS),
+    **dict.fromkeys(("--pid", "--ipc", "--uts", "--userns", "--cgroupns"), _NAMESPACES),
+    **dict.fromkeys(("--device", "--gpus"), _NO_DEVICES),
+    "--privileged": _NO_MORE,
+    **dict.fromkeys(("--log-driver", "--log-opt"), _LOGS),
+    **dict.fromkeys(("--dns", "--dns-search"), "names are looked up as on this machine, and in --add-host"),
+    "--memory-swap": "--memory is with swap",
+    **dict.fromkeys(("-c", "--cpu-shares", "--cpu-quota", "--cpuset-cpus"), "it is --cpus N"),
+    "--pull": "a tag is looked up at the service each time",
+    "--restart": "nothing starts a container again; a supervisor such as systemd can run pagepool run",
+    "--storage-opt": "it is --quota SIZE",
+    "--volumes-from": "it is -v SRC:DST, for each container",
+}
+"""By option of `run` and `exec`."""
+
+LOAD_OPTIONS: Final[Mapping[str, str]] = dict.fromkeys(
+    ("-i", "--input"), "this is a load test; pagepool push FILE REF pushes an image file"
+)
+"""By option of `load`."""
+
+COMMANDS: Final[Mapping[str, str]] = {
+    "attach": "it is pagepool logs --follow, or exec",
+    "build": _BUILD,
+    "container": "it is ps, run, exec, logs or stop",
+    **dict.fromkeys(("create", "restart", "start"), _GONE),
+    "history": "pagepool inspect shows the layers",
+    "image": _LIST,
+    "import": "it is pagepool push FILE REF",
+    "info": "it is pagepool node, stats or version",
+    "kill": "it is pagepool stop --time 0",
+    "port": _NO_PORTS,
+    "prune": "what nothing needs goes by itself (pagepool gc)",
+    "rmi": "it is pagepool rm REF",
+    "save": "it is pagepool pull REF FILE",
+    "system": "it is pagepool stats, cache or gc",
+    "top": "it is pagepool ps, or exec",
+    "unmount": "it is pagepool umount",
+    "volume": "a volume is a directory: run -v SRC:DST",
+    "wait": "pagepool run without --detach ends with the program's exit code",
+}
+"""By command."""
+
+
+def unknown_option(error: click.NoSuchOption, instead: Mapping[str, str]) -> click.NoSuchOption:
+    """The error of an option that there is not, with what there is instead, if that is known."""
+    hint = instead.get(error.option_name)
+    if hint is None:
+        return error
+    return click.NoSuchOption(error.option_name, f"No such option {error.option_name!r}: {hint}", ctx=error.ctx)
+
+
+def unknown_command(name: str, names: Iterable[str]) -> str:
+    """What is said of a command that there is not.
+
+    Args:
+        names: of those that there are.
+    """
+    close = get_close_matches(name, names, 1)
+    hint = COMMANDS.get(name) or (f"did you mean {close[0]}?" if close else "")
+    return f"No such command {name!r}" + (f": {hint}" if hint else "")
