@@ -61,7 +61,7 @@ def test_nothing_listens_where_a_service_is_looked_for(run: Run, monkeypatch: py
         (["comit"], 2, "No such command 'comit': did you mean commit?"),
         (["serv"], 2, "No such command 'serv': did you mean serve?"),
         (["xyzzy"], 2, "No such command 'xyzzy' (see"),
-        (["run", "-p", "80:80", "a:1"], 125, "No such option '-p': a container has this machine's network, or none"),
+        (["run", "-P", "a:1"], 125, "No such option '-P': it is -p HOST:CONTAINER"),
         (["run", "--restart=always", "a:1"], 125, "No such option '--restart': nothing starts a container again"),
         (
             ["exec", "--privileged", "web", "true"],

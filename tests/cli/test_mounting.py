@@ -217,8 +217,9 @@ def test_the_root_of_a_run_that_was_killed_before_its_container_was_noted(
 
 @pytest.mark.parametrize("kind", ["kernel", "fuse"])
 def test_what_a_container_writes_is_kept_where_it_is_wanted(
-    run: Run, node: NodeClient, image: str, service: str, kind: str, tmp_path: Path
+    run: Run, node: NodeClient, image: str, service: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(roots, "node_client", lambda: node)  # no command's options name it here
     no = dict.fromkeys(("plain_http", "insecure", "ca_certificate", "username", "password_stdin"))
     options = no | {"server": f"http://{service}", "pool": str(tmp_path / "pool")}
     upper = tmp_path / "work"

@@ -10,8 +10,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-_NO_PORTS: Final = "a container has this machine's network, or none: no port is published"
-_NAMESPACES: Final = "each container has namespaces of its own, but for the network"
+_NO_PORTS: Final = "it is -p HOST:CONTAINER, for each port"
+_NAMESPACES: Final = "each container has namespaces of its own"
 _NO_DEVICES: Final = "a container has the usual devices of /dev, and none of this machine's"
 _NO_MORE: Final = "there is no more than --cap-add gives"
 _LOGS: Final = "pagepool logs shows the last of it, and --log FILE keeps all"
@@ -22,7 +22,8 @@ _BUILD: Final = (
 _LIST: Final = "it is images, inspect, rm, push or pull"
 
 OPTIONS: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("-p", "--publish", "-P", "--publish-all", "--expose", "--link"), _NO_PORTS),
+    **dict.fromkeys(("-P", "--publish-all", "--expose"), _NO_PORTS),
+    "--link": "containers of one network reach each other by their addresses",
     **dict.fromkeys(("--pid", "--ipc", "--uts", "--userns", "--cgroupns"), _NAMESPACES),
     **dict.fromkeys(("--device", "--gpus"), _NO_DEVICES),
     "--privileged": _NO_MORE,
@@ -52,7 +53,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "import": "it is pagepool push FILE REF",
     "info": "it is pagepool node, stats or version",
     "kill": "it is pagepool stop --time 0",
-    "port": _NO_PORTS,
+    "network": "networks are files in /etc/cni/net.d, for run --network",
+    "port": "pagepool ps --json shows the ports",
     "prune": "what nothing needs goes by itself (pagepool gc)",
     "rmi": "it is pagepool rm REF",
     "save": "it is pagepool pull REF FILE",

@@ -110,7 +110,7 @@ RUN: Final = Syntax(
         "--runtime": "runtime",
     },
     lists={"-e": "env", "--env": "env", "-v": "volumes", "--volume": "volumes"},
-    choices={"backend": _BACKENDS, "network": ("host", "none"), "runtime": ("auto", "runc", "own")},
+    choices={"backend": _BACKENDS, "runtime": ("auto", "runc", "own")},
     directories=_DIRECTORIES,
     variables=_VARIABLES,
     defaults=_SERVER_DEFAULTS
@@ -127,7 +127,8 @@ RUN: Final = Syntax(
         "workdir": None,
         "user": None,
         "hostname": "",
-        "network": "host",
+        "network": None,
+        "publish": (),
         "volumes": (),
         "memory": None,
         "pids_limit": None,

@@ -15,6 +15,8 @@ from pagepool.cli.nodeclient import node_client
 from pagepool.cli.state import current
 from pagepool.cli.usage import refuse
 from pagepool.container.options import (
+    BRIDGE,
+    HOST,
     Container,
     OptionInvalidError,
     RunOptions,
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
     from pagepool.cli.roots import RootProvider
     from pagepool.container import Record
-    from pagepool.container.options import Network
     from pagepool.container.run import RuntimeName
     from pagepool.oci import Reference
 
@@ -59,7 +60,8 @@ class RunGiven(PoolOptions):
     workdir: str | None
     user: str | None
     hostname: str
-    network: Network
+    network: str | None
+    publish: tuple[str, ...]
     volumes: tuple[str, ...]
     memory: str | None
     pids_limit: int | None
@@ -83,6 +85,7 @@ class RunGiven(PoolOptions):
 
 _SELDOM: Final = (
     *("labels", "add_hosts", "mounts", "tmpfs", "shm_size", "cpus", "ulimits", "cap_add", "cap_drop", "security_opt"),
+    "publish",
     *("group_add", "stop_signal", "stop_timeout"),
 )
 
@@ -237,7 +240,7 @@ def _options(words: tuple[str, ...], given: RunGiven) -> RunOptions:
         user=given["user"],
         workdir=given["workdir"],
         hostname=given["hostname"],
-        network=given["network"],
+        network=given["network"] or (BRIDGE if given["publish"] else HOST),
         volumes=tuple(parse_volume(text) for text in given["volumes"]),
         memory=None if given["memory"] is None else parse_memory(given["memory"]),
         pids_limit=given["pids_limit"],

@@ -37,6 +37,7 @@ def add_seldom(options: RunOptions, given: RunGiven) -> RunOptions:
         cap_drop=tuple(written.parse_capability(text, add=False) for text in given["cap_drop"]),
         no_new_privileges=no_new_privileges,
         seccomp=seccomp,
+        ports=tuple(port for text in given["publish"] for port in written.parse_publish(text)),
         group_add=given["group_add"],
         stop_signal=None if number is None else _name(number),
         stop_timeout_s=given["stop_timeout"],

@@ -6,13 +6,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pagepool.container.options import HOST
 from pagepool.container.plan import Facts, plan_hostname
 from pagepool.container.rootfiles import open_root, read_file
 
 if TYPE_CHECKING:
+    from pagepool.container.network import Attached
     from pagepool.container.options import Container
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
+_STUB: Final = "127.0.0.53"
+"""The name server of systemd-resolved, which knows others."""
 _LOOPBACK: Final = """\
 127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
@@ -23,8 +27,11 @@ ff02::2\tip6-allrouters
 """
 
 
-def gather_facts(container: Container, directory: Path) -> Facts:
+def gather_facts(container: Container, directory: Path, attached: Attached | None = None) -> Facts:
     """Look at the machine and the root, and write the files that the container is to see into a directory.
+
+    Args:
+        attached: to what network, if that has a name.
 
     Raises:
         OSError: the root cannot be read, or the directory not written.
@@ -34,8 +41,8 @@ def gather_facts(container: Container, directory: Path) -> Facts:
     facts = Facts(hostname=os.uname().nodename)
     hostname = plan_hostname(container, facts)
     texts = {
-        "resolv.conf": _host("/etc/resolv.conf", ""),
-        "hosts": _hosts(container, hostname),
+        "resolv.conf": _host("/etc/resolv.conf", "") if attached is None else _resolving(attached),
+        "hosts": _hosts(container, hostname, attached),
         "hostname": f"{hostname}\n",
     }
     for name, text in texts.items():
@@ -52,6 +59,7 @@ def gather_facts(container: Container, directory: Path) -> Facts:
         deep_read_only=_kernel() >= (5, 12),
         machine=os.uname().machine,
         kernel=_kernel(),
+        network="" if attached is None else str(attached.namespace),
     )
 
 
@@ -60,11 +68,26 @@ def is_unified() -> bool:
     return (_CGROUPS / "cgroup.controllers").exists()
 
 
-def _hosts(container: Container, hostname: str) -> str:
-    if container.options.network == "host":
+def _resolving(attached: Attached) -> str:
+    """The network's own name servers; or this machine's, but for those that only it can reach."""
+    text = _host("/etc/resolv.conf", "")
+    if any(line.split()[:2] == ["nameserver", _STUB] for line in text.splitlines()):
+        text = _host("/run/systemd/resolve/resolv.conf", text)
+    lines = [line for line in text.splitlines() if not line.startswith("nameserver")]
+    servers = attached.nameservers or [
+        line.split()[1] for line in text.splitlines() if line.startswith("nameserver ") and len(line.split()) > 1
+    ]
+    lines += [f"nameserver {server}" for server in servers if not server.startswith("127.") and server != "::1"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _hosts(container: Container, hostname: str, attached: Attached | None) -> str:
+    if container.options.network == HOST:
         text = _host("/etc/hosts", _LOOPBACK)
         named = container.options.hostname
         text = f"{text.rstrip()}\n127.0.1.1\t{named}\n" if named else text
+    elif attached is not None and attached.addresses:
+        text = _LOOPBACK + "".join(f"{address}\t{hostname}\n" for address in attached.addresses)
     else:
         text = f"{_LOOPBACK}127.0.1.1\t{hostname}\n"
     added = "".join(f"{address}\t{name}\n" for name, address in container.options.add_hosts)

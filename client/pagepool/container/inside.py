@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 import stat
 import struct
 import termios
@@ -56,19 +55,26 @@ NAMESPACES: Final = {
 }
 """By their names in runtime-spec; that of processes is entered by being born in it."""
 
-_UP: Final = 0x1
-
 
 def enter_namespaces(config: Mapping[str, Any]) -> None:
     """Leave the host's namespaces; that of processes was left by being the first one in a new one."""
     flags = 0
     for namespace in config["linux"]["namespaces"]:
-        flags |= NAMESPACES.get(namespace["type"], 0)
+        if "path" in namespace:
+            _enter(namespace["path"], NAMESPACES[namespace["type"]])
+        else:
+            flags |= NAMESPACES.get(namespace["type"], 0)
     linux.unshare(flags)
     mounts.mount("none", "/", flags=mounts.MS_REC | mounts.MS_PRIVATE)
     linux.sethostname(config["hostname"])
     if flags & linux.CLONE_NEWNET:
-        _raise_loopback()
+        linux.raise_loopback()
+
+
+def _enter(path: str, kind: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    linux.setns(descriptor, kind)
+    os.close(descriptor)
 
 
 def make_root(config: Mapping[str, Any]) -> int | None:
@@ -200,12 +206,6 @@ def _restrict(root: int, path: str, *, mask: bool) -> None:
     else:
         mounts.mount("/dev/null", _proc(place), flags=mounts.MS_BIND)
     os.close(place)
-
-
-def _raise_loopback() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        request = struct.pack("16sh22x", b"lo", _UP)
-        fcntl.ioctl(asking, 0x8914, request)  # SIOCSIFFLAGS
 
 
 def _proc(descriptor: int) -> str:

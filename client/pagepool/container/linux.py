@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import socket
+import struct
 from typing import Final
 
 from pagepool.linux import mounts
@@ -37,6 +40,8 @@ _OTHERS: Final = {"getcwd": 17, "pivot_root": 41, "capset": 91, "keyctl": 219, "
 _X86_64: Final = {"getcwd": 79, "pivot_root": 155, "capset": 126, "keyctl": 250, "seccomp": 317}
 _SECCOMP_SET_MODE_FILTER: Final = 1
 _JOIN_SESSION_KEYRING: Final = 1
+_SIOCSIFFLAGS: Final = 0x8914
+_IFF_UP: Final = 0x1
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
@@ -51,8 +56,15 @@ def unshare(flags: int) -> None:
     call("unshare", ctypes.c_int(flags))
 
 
+def raise_loopback() -> None:
+    """Have this namespace of networks reach itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        fcntl.ioctl(asking, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
+
+
 def setns(process: int, flags: int) -> None:
-    """Enter namespaces of a process, given as a descriptor of it (Linux 5.8); that of processes with the next child."""
+    """Enter namespaces of a process, given as a descriptor of it (Linux 5.8), that of processes with the next child; or
+    a namespace, given as a descriptor of that."""
     call("setns", ctypes.c_int(process), ctypes.c_int(flags))
 
 

@@ -6,7 +6,7 @@ import posixpath
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container.defaults import SHM_SIZE
 from pagepool.errors import InvalidError
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
     from pagepool.oci import Config
 
-Network = Literal["host", "none"]
+HOST: Final = "host"
+NONE: Final = "none"
+"""Networks that are no network of a container's own."""
+BRIDGE: Final = "bridge"
+"""The one that is there without being configured."""
 
 # Compiled when they are used: most containers have no such option.
 _SIZE: Final = r"(\d+(?:\.\d+)?)([bkmgt]?)b?"
@@ -61,6 +65,28 @@ class Tmpfs:
 
 
 @dataclass(frozen=True, slots=True)
+class Port:
+    """A port of this machine that is a container's.
+
+    Args:
+        host: of this machine.
+        container: of the container.
+        protocol: tcp, udp or sctp.
+        address: of this machine; "": all.
+    """
+
+    host: int
+    container: int
+    protocol: str = "tcp"
+    address: str = ""
+
+    def __str__(self) -> str:
+        """As docker's ``ps`` has it."""
+        address = f"[{self.address}]" if ":" in self.address else self.address or "0.0.0.0"
+        return f"{address}:{self.host}->{self.container}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True)
 class Ulimit:
     """A limit of each process (setrlimit), by its name without RLIMIT_, in small letters."""
 
@@ -80,7 +106,8 @@ class RunOptions:
         user: user, or user:group, by name or number.
         workdir: absolute; where the program starts.
         hostname: "" is the host's with its network, and else the first of the container's id.
-        network: the host's, or none but loopback.
+        network: ``host``'s, ``none`` but loopback, or the name of one (`network`): ``bridge``, for one.
+        ports: what is published, of a network that has a name.
         memory: the most memory it may use, swap included; None: no limit of its own.
         pids_limit: the most processes and threads; None: no limit of its own.
         read_only: whether its root cannot be written. Volumes and /dev/shm still can.
@@ -108,7 +135,8 @@ class RunOptions:
     user: str | None = None
     workdir: str | None = None
     hostname: str = ""
-    network: Network = "host"
+    network: str = HOST
+    ports: tuple[Port, ...] = ()
     volumes: tuple[Volume, ...] = ()
     memory: int | None = None
     pids_limit: int | None = None
@@ -229,6 +257,13 @@ def check_options(options: RunOptions) -> None:
         raise OptionInvalidError(options.name, "a name has letters, digits and _.-")
     if options.hostname and (len(options.hostname) > 64 or not re.fullmatch(_HOSTNAME, options.hostname)):
         raise OptionInvalidError(options.hostname, "is no name of a host")
+    if not re.fullmatch(_NAME, options.network):
+        raise OptionInvalidError(options.network, "is no name of a network")
+    if options.ports and options.network in (HOST, NONE):
+        raise OptionInvalidError(str(options.ports[0]), "ports are published of a network such as --network bridge")
+    taken = [(port.host, port.protocol, port.address) for port in options.ports]
+    if len(set(taken)) < len(taken):
+        raise OptionInvalidError(str(options.ports[0]), "a port is published twice")
     if options.workdir is not None and not options.workdir.startswith("/"):
         raise OptionInvalidError(options.workdir, "the working directory has to be absolute")
     if options.pids_limit is not None and options.pids_limit < 1:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container import defaults
-from pagepool.container.options import OptionInvalidError
+from pagepool.container.options import HOST, OptionInvalidError
 from pagepool.container.syscalls import default_profile, resolve_profile
 from pagepool.container.users import User, find_group, find_user
 
@@ -46,6 +46,7 @@ class Facts:
         deep_read_only: whether mounts can be made read-only with all below them (Linux 5.12).
         machine: its architecture, as uname(2) has it.
         kernel: its major and minor version.
+        network: a path of the namespace of its network, where that has a name.
     """
 
     passwd: bytes = b""
@@ -57,6 +58,7 @@ class Facts:
     deep_read_only: bool = True
     machine: str = "x86_64"
     kernel: tuple[int, int] = (6, 5)
+    network: str = ""
 
 
 def plan_runtime(container: Container, facts: Facts) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def plan_runtime(container: Container, facts: Facts) -> dict[str, Any]:
         "linux": {
             "cgroupsPath": f"/pagepool-{container.id}",
             "resources": _resources(options),
-            "namespaces": [{"type": kind} for kind in _namespaces(options, facts)],
+            "namespaces": list(_namespaces(options, facts)),
             "maskedPaths": list(defaults.MASKED_PATHS),
             "readonlyPaths": list(defaults.READONLY_PATHS),
             **_seccomp(options, facts),
@@ -139,7 +141,7 @@ def plan_environment(run: RunConfig, options: RunOptions, hostname: str, home: s
 def plan_hostname(container: Container, facts: Facts) -> str:
     """What the container calls itself."""
     options = container.options
-    return options.hostname or (facts.hostname if options.network == "host" else container.id[:12])
+    return options.hostname or (facts.hostname if options.network == HOST else container.id[:12])
 
 
 def _says_home(run: RunConfig, options: RunOptions) -> bool:
@@ -173,12 +175,15 @@ def _capabilities(user: User, options: RunOptions) -> dict[str, list[str]]:
     return {kind: list(names) for kind in kinds}
 
 
-def _namespaces(options: RunOptions, facts: Facts) -> Iterable[str]:
-    yield from ("pid", "ipc", "uts", "mount")
-    if options.network == "none":
-        yield "network"
+def _namespaces(options: RunOptions, facts: Facts) -> Iterable[dict[str, str]]:
+    for kind in ("pid", "ipc", "uts", "mount"):
+        yield {"type": kind}
+    if facts.network:
+        yield {"type": "network", "path": facts.network}
+    elif options.network != HOST:
+        yield {"type": "network"}
     if facts.cgroup_namespace:
-        yield "cgroup"
+        yield {"type": "cgroup"}
 
 
 def _resources(options: RunOptions) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     DIRECTORY/ID/lock       locked (flock) by the process that runs the container, as long as that lives
     DIRECTORY/ID/record     JSON, replaced by rename
     DIRECTORY/ID/bundle/    config.json, and the files mounted over those of the container
+    DIRECTORY/ID/netns      and ID/network: see `network`
 
 The lock decides: who can take it has found a container whose owner is dead, whatever the cause and whatever pids have
 become. Everything here is root's alone (0700): configurations have secrets in their environment.
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 BUNDLE: Final = "bundle"
+NETWORK: Final = "network"
 DEFAULT_DIRECTORY: Final = Path("/run/pagepool/containers")
 LOG_DIRECTORY: Final = Path("/var/lib/pagepool/logs")
 """Of what containers in the background write: on a disk, as it may be much."""
@@ -51,6 +53,9 @@ class Record:
         stop_signal: what asks the program to end.
         stop_timeout_s: after so long it is killed, if nobody says otherwise; None: nothing was said.
         labels: the image's, and those that were given.
+        network: host, none, or its network's name.
+        addresses: that it has there.
+        ports: what is published, as ``ADDRESS:PORT->PORT/tcp``.
         log: the file that its output is appended to; "": none.
         log_begin: how long that was before.
         log_kept: whether it is removed with the container.
@@ -69,6 +74,9 @@ class Record:
     stop_signal: str = "SIGTERM"
     stop_timeout_s: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    network: str = "host"
+    addresses: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
     log: str = ""
     log_begin: int = 0
     log_kept: bool = False
@@ -162,7 +170,8 @@ def _read(path: Path) -> Record:
     fields: dict[str, Any] = json.loads(path.read_text())
     # Another version, which runs containers of its own here, may note more of them.
     fields = {name: value for name, value in fields.items() if name in Record.__dataclass_fields__}
-    record = Record(**{**fields, "command": tuple(fields["command"])})
+    fields |= {name: tuple(fields[name]) for name in ("command", "addresses", "ports") if name in fields}
+    record = Record(**fields)
     return record if _is_locked(path.with_name("lock")) else replace(record, status=DEAD)
 
 

@@ -26,10 +26,10 @@ from pagepool.container.attending import (
     watch_signals,
 )
 from pagepool.container.facts import gather_facts
-from pagepool.container.options import check_options
+from pagepool.container.options import HOST, NONE, check_options
 from pagepool.container.plan import STOP_SIGNAL, plan_runtime
 from pagepool.container.process import Task
-from pagepool.container.records import DEFAULT_DIRECTORY, RUNNING, Held, Record, hold, stale
+from pagepool.container.records import DEFAULT_DIRECTORY, NETWORK, RUNNING, Held, Record, hold, stale
 from pagepool.container.runc import RuncContainer
 from pagepool.errors import UnsupportedError
 
@@ -86,11 +86,19 @@ def run_container(
     with contextlib.ExitStack() as undo:
         held = hold(directory, container.id, options.name)
         undo.callback(held.close)
-        config = plan_runtime(container, gather_facts(container, held.bundle))
+        attached = None
+        if options.network not in (HOST, NONE):
+            from pagepool.container import network
+
+            undo.callback(network.detach, held.directory)
+            attached = network.attach(held.directory, container.id, options.network, options.ports)
+        config = plan_runtime(container, gather_facts(container, held.bundle, attached))
         if options.tty:
             size_terminal(config["process"])
         (held.bundle / "config.json").write_text(json.dumps(config))
         record = _record(container, config, "runc" if program else "own")
+        if attached is not None:
+            record = replace(record, addresses=attached.addresses)
         kept = undo.enter_context(_keep(log, record, directory, options)) if log is not None and log.is_dir() else None
         if log is not None:
             path = kept.path if kept else log
@@ -119,6 +127,10 @@ def cleanup_stale(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
         from pagepool.container import cgroup  # seldom wanted, as all that is imported in functions here
 
         cgroup.remove_groups(cgroup.groups_of(f"pagepool-{record.id}"))
+        if (held.directory / NETWORK).exists():
+            from pagepool.container import network
+
+            network.detach(held.directory)
         if record.log_kept:
             Path(record.log).unlink(missing_ok=True)
         held.close()
@@ -179,5 +191,7 @@ def _record(container: Container, config: Mapping[str, Any], runtime: str) -> Re
         runtime=runtime,
         stop_signal=config["annotations"][STOP_SIGNAL],
         stop_timeout_s=container.options.stop_timeout_s,
+        network=container.options.network,
+        ports=tuple(map(str, container.options.ports)),
         labels={**container.config.run.labels, **dict(container.options.labels)},
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container.defaults import CAPABILITIES, CAPABILITY_NUMBERS
-from pagepool.container.options import OptionInvalidError, Tmpfs, Ulimit, parse_size, parse_volume
+from pagepool.container.options import OptionInvalidError, Port, Tmpfs, Ulimit, parse_size, parse_volume
 
 if TYPE_CHECKING:
     from pagepool.container.options import Volume
@@ -23,6 +23,7 @@ _MOST: Final = (1 << 63) - 1
 _MORE: Final = ("CAP_IPC_LOCK", "CAP_NET_ADMIN", "CAP_SYS_NICE", "CAP_SYS_PTRACE")
 """What can be added to docker's fourteen: nothing that leads out of a container, or past its limits."""
 _LEAST_CPUS: Final = 0.01
+_MOST_PORT: Final = 65535
 _FLAGS: Final = {"rw": "", "ro": "ro", "noexec": "noexec", "exec": "", "nosuid": "", "nodev": ""}
 _BIND: Final = {"type", "source", "target", "readonly", "bind-propagation"}
 _TMPFS: Final = {"type", "target", "tmpfs-size", "tmpfs-mode"}
@@ -67,6 +68,36 @@ def parse_cpus(text: str) -> float:
     if not re.fullmatch(r"\d{1,5}(\.\d+)?|\.\d+", text) or float(text) < _LEAST_CPUS:
         raise OptionInvalidError(text, f"is no number of processors: at least {_LEAST_CPUS}")
     return float(text)
+
+
+def parse_publish(text: str) -> tuple[Port, ...]:
+    """Parse docker's ``--publish``: ``[[IP:]HOST:]CONTAINER[/tcp|udp|sctp]``; both may be ranges of the same length.
+
+    Raises:
+        OptionInvalidError: it is something else; a port without one of this machine, say.
+    """
+    match = re.fullmatch(r"(?:(?:(\[[0-9a-fA-F:.]+\]|[0-9.]+):)?([0-9-]*):)?([0-9-]+)(?:/(tcp|udp|sctp))?", text)
+    if match is None:
+        raise OptionInvalidError(text, "is no [IP:]HOST:CONTAINER[/tcp|udp|sctp]")
+    address = (match[1] or "").strip("[]")
+    try:
+        address = str(ipaddress.ip_address(address)) if address else ""
+    except ValueError as error:
+        raise OptionInvalidError(text, f"{address!r} is no address") from error
+    if not match[2]:
+        raise OptionInvalidError(text, "say which port of this machine: HOST:CONTAINER")
+    ours, theirs = _ports(text, match[2]), _ports(text, match[3])
+    if len(ours) != len(theirs):
+        raise OptionInvalidError(text, "there are as many ports on one side as on the other")
+    return tuple(Port(one, other, match[4] or "tcp", address) for one, other in zip(ours, theirs, strict=True))
+
+
+def _ports(text: str, words: str) -> range:
+    match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", words)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last <= _MOST_PORT:
+        raise OptionInvalidError(text, f"{words!r} is no port from 1 to {_MOST_PORT}, and no range of them")
+    return range(first, last + 1)
 
 
 def parse_ulimit(text: str) -> Ulimit:

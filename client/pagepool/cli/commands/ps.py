@@ -76,7 +76,7 @@ def command(everything: bool, filters: tuple[_Wanted, ...]) -> None:
     elif output.current().quiet:
         output.print_lines(record.id for record in records)
     else:
-        headers = ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID", "NAME")
+        headers = ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID", "PORTS", "NAME")
         output.print_table(headers, [_cells(record) for record in records], right=(5,))
 
 
@@ -93,6 +93,7 @@ def _cells(record: Record) -> tuple[str, ...]:
         _age(time.time() - record.created_s),
         record.status,
         str(record.pid or "-"),
+        ", ".join(record.ports) or "-",
         record.name or "-",
     )
 

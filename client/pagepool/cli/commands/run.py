@@ -63,10 +63,16 @@ class _RunCommand(ProgramCommand):
     "--net",
     "network",
     cls=SpelledOption,
-    type=click.Choice(["host", "none"]),
-    default="host",
-    show_default=True,
-    help="This machine's network, or nothing but loopback.",
+    metavar="NAME",
+    help="host: this machine's; none: nothing but loopback; bridge, or one of /etc/cni/net.d: a network of its own.  "
+    "[default: host; with --publish, bridge]",
+)
+@click.option(
+    "-p",
+    "--publish",
+    multiple=True,
+    metavar="[IP:]HOST:PORT",
+    help="Have a port of this machine be the container's: 8080:80, 127.0.0.1:5353:53/udp.",
 )
 @click.option(
     "-v",
