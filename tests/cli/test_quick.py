@@ -142,7 +142,7 @@ def test_plain_lines_are_read(arguments: list[str]) -> None:
         ("run", ["-h"]),
         ("run", ["--", "app:1"]),
         ("run", ["--nework", "none", "app:1"]),
-        ("run", ["--network", "other", "app:1"]),
+        ("run", ["--runtime", "other", "app:1"]),
         ("run", ["--quiet=1", "app:1"]),
         ("run", ["-d", "-i", "app:1"]),
         ("run", ["--platform", "local", "app:1"]),

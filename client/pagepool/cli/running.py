@@ -241,6 +241,7 @@ def _options(words: tuple[str, ...], given: RunGiven) -> RunOptions:
         workdir=given["workdir"],
         hostname=given["hostname"],
         network=given["network"] or (BRIDGE if given["publish"] else HOST),
+        plugins=tuple(filter(None, os.environ.get("CNI_PATH", "").split(os.pathsep))),
         volumes=tuple(parse_volume(text) for text in given["volumes"]),
         memory=None if given["memory"] is None else parse_memory(given["memory"]),
         pids_limit=given["pids_limit"],

@@ -39,7 +39,6 @@ _SUBNET: Final = "10.87.0.0/16"
 _INTERFACE: Final = "eth0"
 _NAMESPACE: Final = "netns"
 _TIMEOUT_S: Final = 60.0
-_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,9 @@ class Attached:
     nameservers: tuple[str, ...]
 
 
-def attach(directory: Path, container: str, network: str, ports: Sequence[Port]) -> Attached:
+def attach(
+    directory: Path, container: str, network: str, ports: Sequence[Port], plugins: Sequence[str] = ()
+) -> Attached:
     """Make a container's network. `detach` undoes it; nothing is left if this fails.
 
     Args:
@@ -65,6 +66,7 @@ def attach(directory: Path, container: str, network: str, ports: Sequence[Port])
         container: its id.
         network: its name.
         ports: what is published.
+        plugins: directories where plug-ins are looked for; none: `PLUGINS`.
 
     Raises:
         OptionInvalidError: there is no such network, or its file cannot be read.
@@ -72,9 +74,15 @@ def attach(directory: Path, container: str, network: str, ports: Sequence[Port])
         ContainerError: a plug-in failed.
     """
     configuration = find_network(network, directory.parent / "addresses")
+    directories = list(plugins or PLUGINS)
     for plugin in configuration["plugins"]:
-        _program(plugin)
-    note = {"container": container, "configuration": configuration, "ports": [asdict(port) for port in ports]}
+        _program(plugin, directories)
+    note = {
+        "container": container,
+        "configuration": configuration,
+        "directories": directories,
+        "ports": [asdict(port) for port in ports],
+    }
     _write(directory, note)
     try:
         namespace = directory / _NAMESPACE
@@ -190,15 +198,15 @@ def _call(
     if plugin.get("capabilities", {}).get("portMappings") and note["ports"]:
         given["runtimeConfig"] = {"portMappings": [_mapping(port) for port in note["ports"]]}
     done = subprocess.run(
-        [_program(plugin)],
+        [_program(plugin, note["directories"])],
         input=json.dumps(given).encode(),
         env={
-            "PATH": os.environ.get("PATH") or _PATH,
+            "PATH": os.pathsep.join(os.get_exec_path()),
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": note["container"],
             "CNI_NETNS": str(namespace),
             "CNI_IFNAME": _INTERFACE,
-            "CNI_PATH": os.pathsep.join(_directories()),
+            "CNI_PATH": os.pathsep.join(note["directories"]),
         },
         capture_output=True,
         check=False,
@@ -227,20 +235,15 @@ def _mapping(port: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "hostIP": port["address"]} if port["address"] else found
 
 
-def _program(plugin: Mapping[str, Any]) -> str:
+def _program(plugin: Mapping[str, Any], directories: Sequence[str]) -> str:
     kind = str(plugin["type"])
-    for directory in _directories() if "/" not in kind else ():
+    for directory in directories if "/" not in kind else ():
         if os.access(f"{directory}/{kind}", os.X_OK):
             return f"{directory}/{kind}"
     raise UnsupportedError(
-        f"the network plug-in {kind} is not installed in {', '.join(_directories())}: "
+        f"the network plug-in {kind} is not installed in {', '.join(directories)}: "
         "apt-get install containernetworking-plugins"
     )
-
-
-def _directories() -> tuple[str, ...]:
-    given = os.environ.get("CNI_PATH", "")
-    return tuple(filter(None, given.split(os.pathsep))) or PLUGINS
 
 
 def _write(directory: Path, note: Mapping[str, Any]) -> None:

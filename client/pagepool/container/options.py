@@ -108,6 +108,7 @@ class RunOptions:
         hostname: "" is the host's with its network, and else the first of the container's id.
         network: ``host``'s, ``none`` but loopback, or the name of one (`network`): ``bridge``, for one.
         ports: what is published, of a network that has a name.
+        plugins: directories of what makes such networks; none: the usual ones.
         memory: the most memory it may use, swap included; None: no limit of its own.
         pids_limit: the most processes and threads; None: no limit of its own.
         read_only: whether its root cannot be written. Volumes and /dev/shm still can.
@@ -137,6 +138,7 @@ class RunOptions:
     hostname: str = ""
     network: str = HOST
     ports: tuple[Port, ...] = ()
+    plugins: tuple[str, ...] = ()
     volumes: tuple[Volume, ...] = ()
     memory: int | None = None
     pids_limit: int | None = None

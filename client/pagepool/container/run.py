@@ -91,7 +91,7 @@ def run_container(
             from pagepool.container import network
 
             undo.callback(network.detach, held.directory)
-            attached = network.attach(held.directory, container.id, options.network, options.ports)
+            attached = network.attach(held.directory, container.id, options.network, options.ports, options.plugins)
         config = plan_runtime(container, gather_facts(container, held.bundle, attached))
         if options.tty:
             size_terminal(config["process"])
