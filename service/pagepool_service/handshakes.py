@@ -90,15 +90,19 @@ class Handshakes:
             await asyncio.sleep(_AGAIN_S)
 
     async def _shake_hands(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+        begun = loop.time()
         with contextlib.suppress(OSError):  # it was none, took too long, or was ended
-            async with asyncio.timeout(self._longest_s):
-                await _readable(loop, connection)
-            if _speaks_plainly(connection):
-                _refuse(connection)
-                return
-            await loop.connect_accepted_socket(
-                self._make, connection, ssl=self._context, ssl_handshake_timeout=self._longest_s
-            )
+            try:
+                async with asyncio.timeout(self._longest_s):
+                    await _readable(loop, connection)
+                if _speaks_plainly(connection):
+                    _refuse(connection)
+                    return
+            except BaseException:
+                connection.close()
+                raise
+            left_s = max(_AGAIN_S, self._longest_s - (loop.time() - begun))
+            await loop.connect_accepted_socket(self._make, connection, ssl=self._context, ssl_handshake_timeout=left_s)
 
 
 async def _readable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:

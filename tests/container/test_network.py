@@ -146,10 +146,40 @@ def test_a_plug_in_that_fails(machine: Machine, tmp_path: Path) -> None:
     """What the ones before it have done is undone."""
     for name in ("bridge", "host-local", "firewall"):
         (tmp_path / name).symlink_to(f"/usr/lib/cni/{name}")
-    (tmp_path / "portmap").write_text('#!/bin/sh\necho \'{"code": 7, "msg": "no room", "details": "here"}\'; exit 1\n')
+    script = '[ $CNI_COMMAND = DEL ] && exit; echo \'{"code": 7, "msg": "no room", "details": "here"}\'; exit 1'
+    (tmp_path / "portmap").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "portmap").chmod(0o755)
     done = machine.run("-p", "18080:80", "--", "true", CNI_PATH=str(tmp_path))
     assert (done.returncode, "portmap: no room here" in done.stderr) == (125, True), done.stderr
+    check_nothing_is_left(machine)
+
+
+@_ROOT
+def test_a_port_is_somebodys(machine: Machine) -> None:
+    """A container's, or another program's: both would be had by whom the kernel finds first."""
+    machine.serve("web", "-p", "18080:80")
+    for port in ("18080:80", "127.0.0.1:18080:80"):
+        done = machine.run("-p", port, "--", "true")
+        assert (done.returncode, "cannot be published: Address already in use" in done.stderr) == (125, True)
+    machine.command("stop", "--time", "0", "web")
+    assert machine.run("-p", "18080:80", "-p", "18080:80/udp", "-u", "nobody", "--", "true").returncode == 0
+    check_nothing_is_left(machine)
+
+
+@_ROOT
+def test_what_cannot_be_undone_is_tried_again(machine: Machine, tmp_path: Path) -> None:
+    """With the plug-ins of before, whatever the next container has."""
+    for name in ("bridge", "host-local", "firewall", "portmap"):
+        (tmp_path / name).symlink_to(f"/usr/lib/cni/{name}")
+    script = "import time; open('/ready', 'w').close(); time.sleep(1000)"
+    words = ("--detach", "--name", "web", "-p", "18080:80", "--", "python3", "-c", script)
+    assert machine.run(*words, CNI_PATH=str(tmp_path)).returncode == 0
+    (tmp_path / "portmap").unlink()
+    machine.command("stop", "--time", "0", "web")
+    assert "dport 18080" in machine.tool("iptables", "-t", "nat", "-S")
+    assert machine.command("ps", "--quiet") == ""
+    (tmp_path / "portmap").symlink_to("/usr/lib/cni/portmap")
+    assert machine.run("--", "true").returncode == 0
     check_nothing_is_left(machine)
 
 
@@ -170,6 +200,7 @@ def test_networks_are_files(tmp_path: Path) -> None:
         (tmp_path / "05-bad.conflist").write_text(text)
         with pytest.raises(OptionInvalidError, match=r"05-bad\.conflist"):
             find_network("x", tmp_path, tmp_path)
+        assert find_network("one", tmp_path, tmp_path)["name"] == "one"
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,10 @@ def test_conditions(conditions: dict[str, Any], kept: bool) -> None:
             "six arguments",
         ),
         ({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [_entry(includes={"minKernel": "six"})]}, "six"),
+        ({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [_entry(includes=["x"])]}, "includes"),
+        ({"defaultAction": []}, "defaultAction"),
+        ({"defaultAction": "SCMP_ACT_ERRNO", "archMap": [{}], "architectures": ["x"]}, "archMap"),
+        ({"defaultAction": "SCMP_ACT_ERRNO", "architectures": [1]}, "no names"),
     ],
 )
 def test_bad_profiles(document: Any, words: str) -> None:

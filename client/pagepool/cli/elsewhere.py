@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _NO_PORTS: Final = "it is -p HOST:CONTAINER, for each port"
-_NAMESPACES: Final = "each container has namespaces of its own"
+_NAMESPACES: Final = "each container has namespaces of its own, but for the network (--network)"
 _NO_DEVICES: Final = "a container has the usual devices of /dev, and none of this machine's"
 _NO_MORE: Final = "there is no more than --cap-add gives"
 _LOGS: Final = "pagepool logs shows the last of it, and --log FILE keeps all"
@@ -28,7 +28,9 @@ OPTIONS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("--device", "--gpus"), _NO_DEVICES),
     "--privileged": _NO_MORE,
     **dict.fromkeys(("--log-driver", "--log-opt"), _LOGS),
-    **dict.fromkeys(("--dns", "--dns-search"), "names are looked up as on this machine, and in --add-host"),
+    **dict.fromkeys(
+        ("--dns", "--dns-search"), "name servers are the machine's or the network's; --add-host adds names"
+    ),
     "--memory-swap": "--memory is with swap",
     **dict.fromkeys(("-c", "--cpu-shares", "--cpu-quota", "--cpuset-cpus"), "it is --cpus N"),
     "--pull": "a tag is looked up at the service each time",

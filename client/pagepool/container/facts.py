@@ -73,9 +73,9 @@ def _resolving(attached: Attached) -> str:
     text = _host("/etc/resolv.conf", "")
     if any(line.split()[:2] == ["nameserver", _STUB] for line in text.splitlines()):
         text = _host("/run/systemd/resolve/resolv.conf", text)
-    lines = [line for line in text.splitlines() if not line.startswith("nameserver")]
+    lines = [line for line in text.splitlines() if line.split()[:1] != ["nameserver"]]
     servers = attached.nameservers or [
-        line.split()[1] for line in text.splitlines() if line.startswith("nameserver ") and len(line.split()) > 1
+        line.split()[1] for line in text.splitlines() if line.split()[:1] == ["nameserver"] and len(line.split()) > 1
     ]
     lines += [f"nameserver {server}" for server in servers if not server.startswith("127.") and server != "::1"]
     return "".join(f"{line}\n" for line in lines)

@@ -101,8 +101,9 @@ class Held:
         temporary.rename(self.directory / "record")
 
     def close(self) -> None:
-        """Remove everything, and let go of it."""
-        remove_directory(self.directory)
+        """Remove everything, and let go of it; what is needed to take a network away stays until that has been done."""
+        if not (self.directory / NETWORK).exists():
+            remove_directory(self.directory)
         os.close(self._lock)
 
 

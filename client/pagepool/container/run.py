@@ -86,10 +86,12 @@ def run_container(
     with contextlib.ExitStack() as undo:
         held = hold(directory, container.id, options.name)
         undo.callback(held.close)
+        watch = undo.enter_context(watch_signals())  # also while a network is made, and taken away
         attached = None
         if options.network not in (HOST, NONE):
             from pagepool.container import network
 
+            undo.enter_context(network.reserve(options.ports))
             undo.callback(network.detach, held.directory)
             attached = network.attach(held.directory, container.id, options.network, options.ports, options.plugins)
         config = plan_runtime(container, gather_facts(container, held.bundle, attached))
@@ -104,7 +106,6 @@ def run_container(
             path = kept.path if kept else log
             record = replace(record, log=str(path), log_begin=path.stat().st_size, log_kept=bool(kept))
         held.write(record)
-        watch = undo.enter_context(watch_signals())
         task = Task(container.id, held.bundle, config, options.tty, options.interactive, direct)
         running: Running = RuncContainer(program, directory / "runc", task) if program else _own(task)
         undo.callback(running.close)

@@ -54,10 +54,11 @@ def find_filter(profile: Mapping[str, Any], kept: Path) -> bytes:
     name = blake3(version + json.dumps(profile).encode()).hexdigest()
     path = kept / name
     with contextlib.suppress(FileNotFoundError):
-        return path.read_bytes()
+        if found := path.read_bytes():
+            return found
     program = compile_filter(profile)
     kept.mkdir(mode=0o700, exist_ok=True)
-    written = kept / f".{name}-{os.getpid()}"
+    written = kept / f".{name}-{os.urandom(8).hex()}"
     written.write_bytes(program)
     written.rename(path)
     return program
@@ -76,6 +77,8 @@ def compile_filter(profile: Mapping[str, Any]) -> bytes:
     try:
         for name in profile.get("architectures") or ():
             token = library.seccomp_arch_resolve_name(name.removeprefix("SCMP_ARCH_").lower().encode())
+            if not token:
+                raise UnsupportedError(f"{_LIBRARY} knows no architecture {name}")
             _check(library.seccomp_arch_add(context, token), name, but=errno.EEXIST)
         _check(library.seccomp_attr_set(context, _NO_NEW_PRIVILEGES, 0), "attributes")
         library.seccomp_attr_set(context, _OPTIMIZE, 2)  # from 2.5 on; it is only faster

@@ -160,13 +160,18 @@ def resolve_profile(
     name, architectures = _ARCHITECTURES.get(machine, (machine, ()))
     native = next(iter(architectures), "")
     found: dict[str, Any] = {"defaultAction": _action(document.get("defaultAction"), "defaultAction")}
-    if "defaultErrnoRet" in document:
+    if document.get("defaultErrnoRet") is not None:
         found["defaultErrnoRet"] = _number(document["defaultErrnoRet"], "defaultErrnoRet")
+    if document.get("archMap") and document.get("architectures"):
+        raise OptionInvalidError("architectures", "a profile has these, or archMap")
     if "archMap" in document:
-        mapped = {entry["architecture"]: entry.get("subArchitectures") or [] for entry in _dicts(document, "archMap")}
+        entries = _dicts(document, "archMap")
+        mapped = {str(entry.get("architecture")): entry.get("subArchitectures") or [] for entry in entries}
         found["architectures"] = [native, *mapped.get(native, ())] if native else []
     else:
         found["architectures"] = list(document.get("architectures") or architectures)
+    if not all(isinstance(one, str) for one in found["architectures"]):
+        raise OptionInvalidError("architectures", "are no names")
     held = set(capabilities)
     found["syscalls"] = [
         _entry(entry, f"syscalls[{number}]")
@@ -196,6 +201,8 @@ def _entry(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _holds(entry: Mapping[str, Any], held: set[str], name: str, kernel: tuple[int, int]) -> bool:
     includes, excludes = entry.get("includes") or {}, entry.get("excludes") or {}
+    if not isinstance(includes, dict) or not isinstance(excludes, dict):
+        raise OptionInvalidError(str(entry.get("names")), "includes and excludes of system calls are JSON objects")
     if not set(includes.get("caps") or ()) <= held or held & set(excludes.get("caps") or ()):
         return False
     if (includes.get("arches") and name not in includes["arches"]) or name in (excludes.get("arches") or ()):
@@ -221,7 +228,7 @@ def _dicts(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _action(value: Any, where: str) -> str:
-    if value not in ACTIONS:
+    if not isinstance(value, str) or value not in ACTIONS:
         raise OptionInvalidError(str(value), f"{where} is none of {', '.join(ACTIONS)}")
     return str(value)
 
