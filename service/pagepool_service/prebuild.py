@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import InvalidError, PagepoolError
 from pagepool.image.treestore import list_files, remove_file, replace_file
+from pagepool_service.allocator import give_back
 from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.images import PENDING, READY, resolve_image
 from pagepool_service.treecache import TreeCache
@@ -103,9 +104,11 @@ class Prebuilder:
             remove_file(path)
             if view.state != READY:
                 return False
-            # Made anew each time: what they keep in memory is of no use here.
-            trees = TreeFiles(self._store, Trees(self._store), TreeCache(self._data / "trees"))
-            tree = trees.build(name, view)
+            # Made anew each time, and let go of at once: what they keep in memory, half a kilobyte for each node, is of
+            # no use here, and the image takes as much again. So does what reading layers has left behind.
+            give_back()
+            tree = TreeFiles(self._store, Trees(self._store), TreeCache(self._data / "trees")).build(name, view)
+            give_back()
             ErofsImages(self._store, self._data / "trees" / "erofs").build(tree)
         except PagepoolError as error:
             remove_file(path)

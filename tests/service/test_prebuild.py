@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import tarfile
 import time
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pagepool.digest import Digest, blake3_raw
+from pagepool.image import Node
 from pagepool.oci import parse_manifest
+from pagepool_service.erofsimages import ErofsImage, ErofsImages
 from pagepool_service.prebuild import Prebuilder, WantedImages
 from pagepool_service.store.store import Store
 from tests.service.pushes import image_parts, push_image
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from pagepool.image.treefile import TreeFile
     from tests.support.server import Service
 
 FILES = {"etc/one": b"the content of a small file\n" * 2}  # which is part of the image
@@ -61,6 +65,28 @@ def test_service_makes_what_was_pushed(http: httpx.Client, service: Service) -> 
     said = http.get("/v1/prebuild/app/images/latest/tree").json()
     assert made(service.data) == [said["tree"].removeprefix("blake3:")]
     assert http.get(f"/v1/prebuild/app/trees/{said['tree']}/erofs").status_code == 200
+
+
+def test_what_was_merged_is_let_go_of_before_the_image_is_made(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes much memory, with many files."""
+    alive: list[int] = []
+    build = ErofsImages.build
+
+    def count(images: ErofsImages, tree: TreeFile) -> ErofsImage:
+        alive.append(sum(isinstance(one, Node) for one in gc.get_objects()))
+        return build(images, tree)
+
+    monkeypatch.setattr(ErofsImages, "build", count)
+    before = sum(isinstance(one, Node) for one in gc.get_objects())
+    manifest = add_image(store, FILES)
+    ingest_all(store)
+    wanted = WantedImages(tmp_path / "data")
+    wanted.add("app", manifest)
+    assert Prebuilder(store, tmp_path / "data").run_one()
+    assert alive == [before]
+    assert len(made(tmp_path / "data")) == 1
 
 
 def test_layers_that_do_not_merge_make_no_image(http: httpx.Client) -> None:
