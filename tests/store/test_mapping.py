@@ -61,6 +61,22 @@ def test_mapped_pages_are_bounded(store: Path, ask: str) -> None:
     assert 0 < int(done.stdout) < _MOST
 
 
+def test_what_only_looks_whether_there_is_work_counts_too(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each transaction has the root of that moment mapped, and the pages around it."""
+    looks: list[int] = []
+
+    def look(_: MappedFile, most: int) -> bool:
+        looks.append(most)
+        return False
+
+    monkeypatch.setattr(MappedFile, "trim", look)
+    with Environment.open(store, readonly=True, shared=True) as env:
+        for _ in range(100):
+            with env.read() as txn:
+                assert txn.version > 0
+    assert 0 < len(looks) < 20
+
+
 def test_trim(store: Path) -> None:
     with Environment.open(store, readonly=True, shared=True) as env:
         with env.read() as txn:

@@ -414,7 +414,9 @@ class Environment:
 
     def _count_mapped(self, size: int) -> None:
         with self._lock:
-            self._mapped_bytes += size
+            # Each transaction looks at the root, which is elsewhere after each commit: a process that only looks
+            # whether there is something to do would map the whole file in time.
+            self._mapped_bytes += size + _MAPPED_AROUND
             if self._mapped_bytes < _COUNTED_BETWEEN:
                 return
             self._mapped_bytes = 0
