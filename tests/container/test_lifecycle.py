@@ -143,7 +143,7 @@ def test_in_the_background(place: Place, tmp_path: Path) -> None:
     assert done.stdout == f"{record.id}\n"
     assert (record.status, record.name, record.runtime) == ("running", "job", place.runtime)
     shown = place.call(*place.command("ps")).stdout.splitlines()
-    assert shown[0].split() == ["CONTAINER", "ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID", "NAME"]
+    assert shown[0].split() == ["CONTAINER", "ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID", "PORTS", "NAME"]
     assert {record.id[:12], "app:1", "running", str(record.pid), "job"} <= set(shown[1].split())
     # The trap is set before the program says that it is ready, and that is read in the log.
     with log.open() as file:
