@@ -16,7 +16,8 @@ import httpx
 import yaml
 
 from pagepool.node.worker import WorkerOptions
-from tests.fault.test_node import LAZILY, QUICK, contents, point, push
+from tests.fault.conftest import QUICK
+from tests.fault.test_node import LAZILY, contents, point, push
 from tests.support.nodeserver import running_node
 from tests.support.server import running_service
 from tests.support.tools import require, run

@@ -29,7 +29,7 @@ from pagepool.oci import Reference
 from tests.fault import containers
 from tests.service.pushes import push_image
 from tests.support.nodeserver import running_node
-from tests.support.server import Service, running_service
+from tests.support.server import Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,12 +51,6 @@ def make_files(seed: int) -> dict[str, bytes]:
     # What follows an executable does not change it, but for its digest.
     files |= {f"bin/{number}": program + randomness.randbytes(100) for number in range(20)}
     return files | {f"large/{number}": randomness.randbytes(3 << 20) for number in range(3)}
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with running_service(tmp_path / "data", "--workers", "1") as running:
-        yield running
 
 
 @contextmanager

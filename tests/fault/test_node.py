@@ -28,6 +28,7 @@ from pagepool.node.client import KernelMountOptions
 from pagepool.node.worker import WorkerOptions
 from pagepool.oci import Reference
 from pagepool_service.store.environment import Table
+from tests.fault.conftest import QUICK
 from tests.faults import flip_record, records
 from tests.service.pushes import push_image
 from tests.support.nodeserver import left_over, running_node
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from pagepool.node.client import NodeClient
 
-QUICK = WorkerOptions(timeout_s=3.0, fill=False, profiles=False, large=1 << 20)
 LAZILY = KernelMountOptions(fill=False)
 ROUNDS = int(os.environ.get("PAGEPOOL_MOUNT_ROUNDS", "100"))
 
@@ -55,18 +55,6 @@ def push(service: Service, name: str, files: dict[str, bytes]) -> Reference:
     with httpx.Client(base_url=service.url, timeout=60) as http:
         push_image(http, name, "1", files)
     return Reference.parse(f"{name}:1")
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with running_service(tmp_path / "data", "--workers", "1") as running:
-        yield running
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[NodeClient]:
-    with running_node(tmp_path, QUICK) as running:
-        yield running
 
 
 def point(tmp_path: Path, name: str = "mnt") -> Path:

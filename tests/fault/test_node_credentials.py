@@ -15,7 +15,8 @@ import pytest
 
 from pagepool.errors import UnauthorizedError
 from pagepool.transport import Credentials
-from tests.fault.test_node import LAZILY, QUICK, contents, point, push
+from tests.fault.conftest import QUICK
+from tests.fault.test_node import LAZILY, contents, point, push
 from tests.support.nodeserver import running_node
 from tests.support.server import running_service
 

@@ -19,25 +19,14 @@ from pagepool.node.client import KernelMountOptions, NodeClient
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
 from pagepool.node.places import NodePlaces
 from pagepool.node.start import ensure_node
-from tests.fault.test_node import LAZILY, QUICK, contents, point, push
+from tests.fault.conftest import QUICK
+from tests.fault.test_node import LAZILY, contents, point, push
 from tests.fault.test_node_life import kill_all, mounted_below, none_left
-from tests.support.nodeserver import end_node, running_node
-from tests.support.server import Service, running_service
+from tests.support.nodeserver import end_node
+from tests.support.server import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with running_service(tmp_path / "data", "--workers", "1") as running:
-        yield running
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[NodeClient]:
-    with running_node(tmp_path, QUICK) as running:
-        yield running
+    pass
 
 
 def break_pool(pool: Path) -> None:

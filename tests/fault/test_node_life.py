@@ -23,26 +23,15 @@ from pagepool.mount.mountinfo import mount_points
 from pagepool.node.client import KernelMountOptions, NodeClient
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
 from pagepool.node.start import ensure_node, own_cgroups
-from tests.fault.test_node import LAZILY, QUICK, contents, point, push
+from tests.fault.conftest import QUICK
+from tests.fault.test_node import LAZILY, contents, point, push
 from tests.support.nodeserver import running_node
-from tests.support.server import Service, running_service
+from tests.support.server import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 _IMAGE_SIZE = 320 << 20
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with running_service(tmp_path / "data", "--workers", "1") as running:
-        yield running
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[NodeClient]:
-    with running_node(tmp_path, QUICK) as running:
-        yield running
 
 
 def mounted_below(top: Path) -> list[Path]:

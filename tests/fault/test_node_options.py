@@ -21,7 +21,8 @@ from pagepool.linux import mounts
 from pagepool.mount.mountinfo import mount_points
 from pagepool.node.client import KernelMountOptions, NodeClient
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
-from tests.fault.test_node import LAZILY, QUICK, contents, point, push
+from tests.fault.conftest import QUICK
+from tests.fault.test_node import LAZILY, contents, point, push
 from tests.fault.test_node_life import none_left
 from tests.support.cli import environment
 from tests.support.nodeserver import running_node
