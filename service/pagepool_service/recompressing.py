@@ -1,10 +1,10 @@
 """The process that compresses stored frames again while nobody needs the processors or the disk.
 
-It begins when no job waits and nobody has written for a second, and drops what it has at hand as soon as somebody
-writes. The work on a frame is done by a thread that the kernel lets run only where nothing else wants to; reading and
-the short transactions are done at normal priority, because whoever waits for the writer's lock must not wait for
-somebody who is not let run. For the same reason it is a process of its own: within another one such a thread would
-hold Python's lock.
+It begins when no job waits, nothing is made ahead (`prebuild`) and nobody has written for a second, and drops what it
+has at hand as soon as somebody writes. The work on a frame is done by a thread that the kernel lets run only where
+nothing else wants to; reading and the short transactions are done at normal priority, because whoever waits for the
+writer's lock must not wait for somebody who is not let run. For the same reason it is a process of its own: within
+another one such a thread would hold Python's lock.
 
 It can be killed at any moment.
 """
@@ -23,10 +23,13 @@ from pagepool.errors import BusyError, CorruptError, ReadOnlyError, StoreFullErr
 from pagepool.extents import recompress_frame
 from pagepool_service.allocator import give_back, keep_large_blocks
 from pagepool_service.panic import end_at_once
+from pagepool_service.prebuild import is_making
 from pagepool_service.store.recompress import Recompressor, count_waiting
 from pagepool_service.store.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pagepool_service.settings import Settings
 
 log = logging.getLogger("pagepool.recompress")
@@ -48,7 +51,7 @@ def run(settings: Settings) -> None:
         )
         while True:
             try:
-                work(store, recompressor)
+                work(store, recompressor, partial(is_making, settings.data))
             except (StoreFullError, ReadOnlyError, BusyError, CorruptError) as error:
                 log.warning("frames are not compressed again for %.0f s: %s", _PAUSE_S, error)
                 time.sleep(_PAUSE_S)
@@ -57,20 +60,24 @@ def run(settings: Settings) -> None:
             _await_change(store)
 
 
-def work(store: Store, recompressor: Recompressor) -> None:
-    """Go on until nothing is left to do, or somebody else writes, or has work to do."""
-    while True:
+def work(store: Store, recompressor: Recompressor, is_busy: Callable[[], bool]) -> None:
+    """Go on until nothing is left to do, or somebody else writes, or has work to do.
+
+    Args:
+        is_busy: whether somebody has work to do that no job tells of.
+    """
+    while not is_busy():
         with store.env.read() as txn:
             if store.jobs.count(txn):
                 return
             version = txn.version
-        if not recompressor.step(partial(_is_later, store, version)):
+        if not recompressor.step(partial(_is_later, store, version, is_busy)):
             return
 
 
-def _is_later(store: Store, version: int) -> bool:
-    """Whether anybody has written since a snapshot."""
-    return store.env.version() != version
+def _is_later(store: Store, version: int, is_busy: Callable[[], bool]) -> bool:
+    """Whether anybody has written since a snapshot, or has work to do."""
+    return store.env.version() != version or is_busy()
 
 
 def _await_change(store: Store) -> None:

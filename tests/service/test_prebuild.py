@@ -6,6 +6,7 @@ import gc
 import io
 import tarfile
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,9 @@ from pagepool.digest import Digest, blake3_raw
 from pagepool.image import Node
 from pagepool.oci import parse_manifest
 from pagepool_service.erofsimages import ErofsImage, ErofsImages
-from pagepool_service.prebuild import Prebuilder, WantedImages
+from pagepool_service.prebuild import Prebuilder, WantedImages, is_making
+from pagepool_service.recompressing import work
+from pagepool_service.store.recompress import Recompressor, count_waiting
 from pagepool_service.store.store import Store
 from tests.service.pushes import image_parts, push_image
 from tests.service.test_extents import break_frame
@@ -65,6 +68,29 @@ def test_service_makes_what_was_pushed(http: httpx.Client, service: Service) -> 
     said = http.get("/v1/prebuild/app/images/latest/tree").json()
     assert made(service.data) == [said["tree"].removeprefix("blake3:")]
     assert http.get(f"/v1/prebuild/app/trees/{said['tree']}/erofs").status_code == 200
+
+
+def test_nothing_is_compressed_again_meanwhile(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both take memory and processors, and that can wait."""
+    data = tmp_path / "data"
+    recompress = partial(work, store, Recompressor(store.env), partial(is_making, data))
+    waiting: list[int] = []
+    build = ErofsImages.build
+
+    def look(images: ErofsImages, tree: TreeFile) -> ErofsImage:
+        recompress()
+        with store.env.read() as txn:
+            waiting.append(count_waiting(txn))
+        return build(images, tree)
+
+    monkeypatch.setattr(ErofsImages, "build", look)
+    WantedImages(data).add("app", add_image(store, FILES))
+    ingest_all(store)
+    assert Prebuilder(store, data).run_one()
+    assert waiting[0] > 0
+    recompress()
+    with store.env.read() as txn:
+        assert not count_waiting(txn)
 
 
 def test_what_was_merged_is_let_go_of_before_the_image_is_made(
