@@ -150,6 +150,26 @@ def test_objects_may_be_let_go_of_while_they_are_filled_and_read(pool: Pool) -> 
     cache.close()
 
 
+def test_objects_that_are_being_filled_count_for_the_descriptors_that_they_take(pool: Pool) -> None:
+    """Three each: a program that begins many, as a fill does whose pieces come slowly, keeps descriptors of its own."""
+    contents = [noise(2 * EXTENT_SIZE, seed) for seed in range(60)]
+    source = Source.of(*contents)
+    before = count_descriptors()
+    cache = ObjectCache(pool, BUDGET, most_open=60)
+    for data in contents:
+        assert b"".join(cache.pieces(info(data), 0, 1, source)) == data[:1]
+    assert count_descriptors() - before <= 60
+    for data in contents:
+        assert read(cache, data, source) == data
+    assert count_descriptors() - before <= 60
+    cache.close()
+
+
+def count_descriptors() -> int:
+    """Those of this process that are open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def test_what_this_process_holds_makes_room(tmp_path: Path) -> None:
     """A pool that is full of objects that are open here only: they are let go of, and new ones are kept."""
     contents = [noise(EXTENT_SIZE * 2, seed) for seed in range(24)]

@@ -58,7 +58,7 @@ class ObjectCache:
     Args:
         pool: shared with other processes; one that can only be read is filled by others; None to keep nothing.
         budget: of the pool, bytes.
-        most_open: objects that are open at a time; each costs a file descriptor, or three while it is being filled.
+        most_open: file descriptors of objects that are open at a time: one for each, or three while it is being filled.
             None: half of what this process may have, at most 1024.
     """
 
@@ -68,6 +68,7 @@ class ObjectCache:
         self._most_open = default_open() if most_open is None else most_open
         self._largest = budget // _LARGEST_SHARE
         self._held: OrderedDict[bytes, Held] = OrderedDict()
+        self._descriptors = 0  # of those
         self._tick = 0
         self._told = -_QUIET_TICKS - 1
         self._refused_until = 0.0
@@ -156,7 +157,7 @@ class ObjectCache:
         self._tick += 1
         with self._lock:
             idle = [digest for digest, held in self._held.items() if self._tick - held.tick > _IDLE_TICKS]
-            dropped = [self._held.pop(digest) for digest in idle]
+            dropped = [self._take(digest) for digest in idle]
             kept = list(self._held.items())
         dropped.clear()  # closes them, without the lock
         for digest, held in kept:
@@ -172,12 +173,18 @@ class ObjectCache:
     def _forget(self, digest: bytes, held: Held) -> None:
         with self._lock:
             if self._held.get(digest) is held:
-                del self._held[digest]
+                self._take(digest)
+
+    def _take(self, digest: bytes) -> Held:
+        """Take an object out of those that are open. The lock is held, and whoever has it last closes it: not here."""
+        held = self._held.pop(digest)
+        self._descriptors -= held.descriptors
+        return held
 
     def close(self) -> None:
         """Let go of everything, and of the pool."""
         with self._lock:
-            dropped, self._held = self._held, OrderedDict()
+            dropped, self._held, self._descriptors = self._held, OrderedDict(), 0
         dropped.clear()
         if self._readable is not None:
             self._readable.close()
@@ -207,7 +214,7 @@ class ObjectCache:
         """Let go of half of the open objects, those that were read longest ago; tells how many."""
         with self._lock:
             oldest = sorted(self._held, key=lambda digest: self._held[digest].tick)
-            dropped = [self._held.pop(digest) for digest in oldest[: -(-len(oldest) // 2)]]
+            dropped = [self._take(digest) for digest in oldest[: -(-len(oldest) // 2)]]
         return len(dropped)
 
     def _keep(self, held: Held) -> Held:
@@ -220,10 +227,11 @@ class ObjectCache:
                 held = kept
             else:
                 if kept is not None:
-                    dropped.append(kept)
+                    dropped.append(self._take(held.info.digest))
                 self._held[held.info.digest] = held
-                while len(self._held) > self._most_open:
-                    dropped.append(self._held.popitem(last=False)[1])
+                self._descriptors += held.descriptors
+                while self._descriptors > self._most_open and len(self._held) > 1:
+                    dropped.append(self._take(next(iter(self._held))))
         dropped.clear()
         return held
 

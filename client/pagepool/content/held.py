@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from pagepool.image.treefile import ObjectInfo
 
+_OF_A_PARTIAL = 3  # its map once, its data twice: for writing and for reading
+
 
 class WholeFile(Protocol):
     """An object of a pool that is open: see `pagepool.pool.PoolFile`."""
@@ -67,6 +69,11 @@ class Held:
         self.partial = partial
         self.tick = tick
         self.whole = None if file is None else file.view
+
+    @property
+    def descriptors(self) -> int:
+        """How many file descriptors it takes."""
+        return 1 if self.partial is None else _OF_A_PARTIAL
 
     def view(self, start: int, end: int) -> memoryview | None:
         """The bytes `[start, end)`, if all of them are there."""

@@ -20,7 +20,7 @@ from typing import IO
 
 from pagepool.errors import UnreachableError
 
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 20.0
 _READY = re.compile(rb"serving on (http://\S+)\s")
 _LOG_LINES = 5
