@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -146,6 +146,14 @@ def test_a_quota_without_a_kernel_for_it(pool: Path, monkeypatch: pytest.MonkeyP
     assert project_of(pool) == 0
 
 
+def _write_unprivileged(path: Path, megabytes: int) -> str:
+    """Write a file without CAP_SYS_RESOURCE, as containers have none: ext4 holds nobody to a quota who has it."""
+    command = ["setpriv", "--bounding-set", "-sys_resource", "--inh-caps", "-sys_resource"]
+    command += ["dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={megabytes}"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"})
+    return done.stderr if done.returncode else ""
+
+
 def _check_quota(place: Path) -> None:
     """Whether a container's files are limited, those of others not."""
     _skip_without_quota(place)
@@ -162,9 +170,7 @@ def _check_quota(place: Path) -> None:
     assert 100_000 <= found.used < 200_000
     assert found.files == 4
     (directory / "upper" / "new").write_bytes(bytes(1 << 20))
-    with pytest.raises(OSError, match=r"quota|space") as caught:
-        (directory / "work" / "new").write_bytes(bytes(8 << 20))
-    assert caught.value.errno in (errno.EDQUOT, errno.ENOSPC)
+    assert re.search(r"[Qq]uota|space", _write_unprivileged(directory / "work" / "new", 8))
     (directory / "work" / "new").rename(directory / "upper" / "moved")
     (place / "other").write_bytes(bytes(8 << 20))
     set_quota(directory, 0, 17)
