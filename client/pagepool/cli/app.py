@@ -42,6 +42,8 @@ _COMMANDS = {
     "logs": "Show what a container in the background has written.",
     "ps": "List containers that run.",
     "stop": "End containers.",
+    "wait": "Wait until containers end, and print their exit codes.",
+    "container": "Remove what is kept of containers that have ended.",
     "node": "Run the node, which mounts images by the kernel.",
     "memory": "Show what containers take in memory, and what sharing saves.",
     "cache": "Show, fill, check or empty what is kept on this machine.",
