@@ -165,6 +165,19 @@ def test_an_owner_that_is_killed_after_it_has_noted_the_end(place: Place) -> Non
 
 
 @_ROOT
+def test_an_owner_that_is_killed_before_it_has_noted_the_end(place: Place) -> None:
+    """What it has told those who wait is noted by whoever cleans up."""
+    identity = _run(place, script=READY)
+    (record,) = place.containers()
+    os.kill(record.owner, signal.SIGKILL)
+    wait_until_gone(record.owner)
+    (place.directory / identity / "lock").write_text("7\n")
+    assert _call(place, "wait", "job") == (0, "7\n", "")
+    assert len(cleanup_stale(place.directory)) == 1
+    assert [(one.id, one.status, one.exit_code) for one in place.ended()] == [(identity, EXITED, 7)]
+
+
+@_ROOT
 def test_one_that_could_not_begin_is_not_kept(place: Place) -> None:
     assert place.run("--detach", "--name", "job", "--", "nope").returncode == 127
     assert place.ended() == []

@@ -127,11 +127,21 @@ class Held:
         with contextlib.suppress(OSError):  # no room: then nobody knows
             os.pwrite(self._lock, b"%d\n" % exit_code, 0)
 
+    def told(self) -> int | None:
+        """What its owner has told before it was killed: the exit code; None: nothing."""
+        return read_told(self._lock)
+
     def close(self) -> None:
         """Remove everything, and let go of it; what is needed to take a network away stays until that has been done."""
         if not (self.directory / NETWORK).exists():
             remove_directory(self.directory)
         os.close(self._lock)
+
+
+def read_told(lock: int) -> int | None:
+    """The exit code that is in a lock; None: none. Its owner may be about to write it, as long as it is locked."""
+    words = os.pread(lock, 32, 0).split()
+    return int(words[0]) if words and words[0].isdigit() else None
 
 
 def hold(directory: Path, container: str, name: str = "") -> Held:

@@ -157,7 +157,7 @@ def cleanup_stale(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
             from pagepool.container import network
 
             network.detach(held.directory)
-        if not _note_end(record, None) and record.log_kept:
+        if not _note_end(record, held.told()) and record.log_kept:
             Path(record.log).unlink(missing_ok=True)
         held.close()
         found.append(record)

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.container.ended import find_ended
 from pagepool.container.finding import ContainerUnknownError, look_again
-from pagepool.container.records import DEAD, DEFAULT_DIRECTORY, EXITED, KILLED, Record, has_ended
+from pagepool.container.records import DEFAULT_DIRECTORY, EXITED, KILLED, Record, has_ended, read_told
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _CLEAN_UP_S: Final = 30.0
-_MOST: Final = 32
 
 
 def wait_for_end(record: Record, directory: Path = DEFAULT_DIRECTORY) -> Record:
@@ -46,7 +45,7 @@ class Waiting:
         self._record = record
         self._lock = -1
         self._owner = -1
-        if has_ended(record) or record.status == DEAD:
+        if has_ended(record):
             return
         try:
             self._lock = os.open(directory / record.id / "lock", os.O_RDONLY | os.O_CLOEXEC)
@@ -69,16 +68,15 @@ class Waiting:
         """
         if has_ended(self._record):
             return self._record
-        written = b""
+        code = None
         if self._lock >= 0:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
-            written = os.pread(self._lock, _MOST, 0)
+            code = read_told(self._lock)
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._wait_for_owner()
         found = find_ended(self._record)
         if found is not None:
             return found
-        code = int(written) if written.strip().isdigit() else None
         return replace(self._record, owner=0, pid=0, status=KILLED if code is None else EXITED, exit_code=code)
 
     def _wait_for_owner(self) -> None:
