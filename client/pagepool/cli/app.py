@@ -30,7 +30,7 @@ _COMMANDS = {
     "ls": "List files in images and overlays.",
     "find": "Find files in images and overlays.",
     "cat": "Print files of images and overlays.",
-    "cp": "Copy files out of images, in and out of overlays.",
+    "cp": "Copy files out of images, in and out of overlays and containers.",
     "tree": "Show an image's tree as text, and make one of text.",
     "diff": "Show what changed in an overlay.",
     "commit": "Push an overlay as a new image.",

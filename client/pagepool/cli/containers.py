@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,16 @@ from click.shell_completion import CompletionItem
 from pagepool.cli import exits, output, roots
 from pagepool.cli.state import State
 from pagepool.container import find_containers, list_all
-from pagepool.container.records import DEAD, KILLED, has_ended, list_containers
+from pagepool.container.records import DEAD, KILLED, RUNNING, has_ended, list_containers
+from pagepool.errors import InvalidError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pagepool.container import Record
 
+LEAST_ID = 12
+"""Characters of an id that `ps` shows, and that mean a container where images can be named, too."""
 _UNITS = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
 
 
@@ -44,6 +48,25 @@ def known_containers() -> list[Record]:
 def find_known(names: Iterable[str]) -> list[Record]:
     """Containers by names, ids or their beginnings: dead ones too, and those that have ended. See `find_containers`."""
     return find_containers(names, roots.containers_directory(), dead=True, ended=roots.ended_directory())
+
+
+def find_running(name: str) -> Record | None:
+    """The container that runs and has this name, or this id, of which the first twelve characters suffice; None: there
+    is none, and it may be an image's name.
+
+    Raises:
+        InvalidError: several ids begin so.
+    """
+    running: list[Record] = []
+    with suppress(OSError):  # who is not root sees none
+        running = [record for record in list_containers(roots.containers_directory()) if record.status == RUNNING]
+    for record in running:
+        if name in (record.id, record.name):
+            return record
+    found = [record for record in running if len(name) >= LEAST_ID and record.id.startswith(name)]
+    if len(found) > 1:
+        raise InvalidError(name, f"the ids of {len(found)} containers begin so")
+    return found[0] if found else None
 
 
 def describe(record: Record) -> str:

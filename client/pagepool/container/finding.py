@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import select
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pagepool.container.records import DEAD, DEFAULT_DIRECTORY, Record, has_ended, list_containers
-from pagepool.errors import InvalidError, NotFoundError
+from pagepool.errors import BusyError, InvalidError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -101,6 +102,40 @@ def open_first_process(record: Record) -> int | None:
         record: what is noted of it now, as `look_again` has found it.
     """
     return open_descendant(record.pid, record.owner) if record.pid else None
+
+
+def open_inside(record: Record, directory: Path, undo: contextlib.ExitStack) -> tuple[int, int]:
+    """Descriptors of a container's first process (pidfd), and of the root that it sees (O_PATH).
+
+    Args:
+        record: of a container that runs.
+        directory: where it is noted.
+        undo: closes them.
+
+    Raises:
+        ContainerUnknownError: it has ended.
+        BusyError: it does not run yet.
+    """
+    name = record.name or record.id
+    found = look_again(record, directory)
+    if found is None:
+        raise ContainerUnknownError(name)
+    if not found.pid:
+        raise BusyError(f"container {name} does not run yet")
+    first = open_first_process(found)
+    if first is None:
+        raise ContainerUnknownError(name)
+    undo.callback(os.close, first)
+    try:
+        root = os.open(f"/proc/{found.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ContainerUnknownError(name) from error
+    undo.callback(os.close, root)
+    poller = select.poll()
+    poller.register(first, select.POLLIN)
+    if poller.poll(0):  # it has ended, and the number may have been somebody else's
+        raise ContainerUnknownError(name)
+    return first, root
 
 
 def open_descendant(pid: int, ancestor: int) -> int | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import output, roots
-from pagepool.cli.containers import describe, ended_at, known_containers, show_age
+from pagepool.cli.containers import LEAST_ID, describe, ended_at, known_containers, show_age
 from pagepool.cli.options import output_options
 from pagepool.container import list_containers
 from pagepool.container.records import CREATED, RUNNING, STATUSES
@@ -18,7 +18,6 @@ from pagepool.container.records import CREATED, RUNNING, STATUSES
 if TYPE_CHECKING:
     from pagepool.container import Record
 
-_SHOWN = 12
 _COMMAND = 30
 
 _Wanted = Callable[["Record"], bool]
@@ -97,7 +96,7 @@ def _row(record: Record) -> dict[str, Any]:
 def _cells(record: Record) -> tuple[str, ...]:
     words = shlex.join(record.command)
     return (
-        record.id[:_SHOWN],
+        record.id[:LEAST_ID],
         record.image,
         words if len(words) <= _COMMAND else f"{words[: _COMMAND - 1]}…",
         show_age(record.created_s),
