@@ -313,6 +313,9 @@ def test_shells_complete_what_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
             (["logs"], ["web", "job", "89ab"]),
             (["container", "rm"], ["job", "89ab", "web"]),
             (["stop"], ["web"]),
+            (["diff"], ["web"]),
+            (["commit"], ["web"]),
+            (["cp"], ["", "web:/"]),  # files, which the shell completes itself
         ):
             shown = ShellComplete(group, {}, "pagepool", "_PAGEPOOL_COMPLETE").get_completions(words, "")
             assert sorted(item.value for item in shown) == sorted(found), words
