@@ -94,6 +94,9 @@ def command(
     into = _side(destination)
     if into.target is not None and into.target.directory is None:
         raise click.UsageError(f"{destination} is in an image, which cannot be changed: make an overlay of it.")
+    if not into.where and os.path.islink(destination) and os.readlink(destination).startswith("/proc/"):  # noqa: PTH114, PTH115
+        # Such as /dev/stdout: the copy would be in its place, for everybody on this machine.
+        raise click.UsageError(f"{destination} is a link to what a process has open: pagepool cat prints files.")
     if image is not None and into.target is None:
         raise click.UsageError("--image is for a destination in an overlay.")
     done = Copied()
