@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +18,16 @@ from click.shell_completion import ShellComplete
 
 from pagepool.cli import roots
 from pagepool.cli.app import group
-from pagepool.container import Record, cleanup_stale, ended, list_all, list_ended, remove_ended
+from pagepool.container import (
+    Record,
+    Waiting,
+    cleanup_stale,
+    ended,
+    list_all,
+    list_containers,
+    list_ended,
+    remove_ended,
+)
 from pagepool.container.ended import remove_unreadable, write_ended
 from pagepool.container.records import EXITED, RUNNING, hold
 from tests.container.conftest import READY, begin, end, wait_until_gone
@@ -109,6 +120,32 @@ def _waits(pid: int) -> bool:
     """Whether a process waits for a lock (proc(5), /proc/locks)."""
     lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     return any(line[1:3] == ["->", "FLOCK"] and line[5] == str(pid) for line in lines)
+
+
+def test_who_waits_hears_of_the_end_when_all_is_gone(tmp_path: Path) -> None:
+    """A container's root goes behind its record: until then nobody else can have its upper."""
+    held = hold(tmp_path, "container", "web")
+    with subprocess.Popen(["sleep", "1000"]) as owner:
+        held.write(replace(list_containers(tmp_path)[0], owner=owner.pid, status=RUNNING, background=True))
+        waiting = Waiting(list_containers(tmp_path)[0], tmp_path)
+        codes: list[int | None] = []
+        thread = threading.Thread(target=lambda: codes.append(waiting.wait().exit_code))
+        held.tell(3)
+        held.close()
+        thread.start()
+        while thread.is_alive() and not _polls(thread):
+            pass
+        assert thread.is_alive()
+        owner.kill()
+        thread.join()
+        assert codes == [3]
+        waiting.close()
+
+
+def _polls(thread: threading.Thread) -> bool:
+    """Whether a thread of ours is in poll(2), or ppoll(2)."""
+    number = Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()[0]
+    return number in ("7", "271", "73")
 
 
 @_ROOT

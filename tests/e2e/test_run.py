@@ -131,7 +131,7 @@ def test_committing_one_that_goes_on_writing(
     """Is refused: it would be of no one moment. What it has changed is shown all the same."""
     push(service, images["debian-new"], "debian")
     name = f"named-{uuid.uuid4().hex}"
-    start("debian", "sh", "-c", "while :; do echo x >>/srv/log; done", options=("--detach", "--name", name))
+    start("debian", "sh", "-c", "while :; do echo x >>/srv/log; done", options=("--detach", "--rm", "--name", name))
     variables = commands_of(node, service.url)
     try:
         while "A /srv/log" not in run([sys.executable, "-m", "pagepool.cli", "diff", name], variables):
@@ -148,7 +148,7 @@ def test_by_fuse_only_files_are_copied(
 ) -> None:
     push(service, images["debian-new"], "debian")
     name = f"named-{uuid.uuid4().hex}"
-    start("debian", "sleep", "600", options=("--backend", "fuse", "--detach", "--name", name))
+    start("debian", "sleep", "600", options=("--backend", "fuse", "--detach", "--rm", "--name", name))
     variables = commands_of(node, service.url)
     try:
         for words in (("diff", name), ("commit", name, "changed:1")):
@@ -165,7 +165,7 @@ def test_memory_is_shown_by_the_names_of_containers(
 ) -> None:
     push(service, images["debian-new"], "debian")
     name = f"named-{uuid.uuid4().hex}"
-    identity = start("debian", "sleep", "600", options=("--detach", "--name", name)).strip()
+    identity = start("debian", "sleep", "600", options=("--detach", "--rm", "--name", name)).strip()
     try:
         command, variables = [sys.executable, "-m", "pagepool.cli", "memory"], commands_of(node, service.url)
         assert f"\n{name} " in run(command, variables)

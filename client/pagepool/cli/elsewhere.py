@@ -68,7 +68,7 @@ COMMANDS: Final[Mapping[str, str]] = {
 
 _SAME: Final = ("commit", "cp", "diff", "exec", "logs", "run", "stop", "wait")
 CONTAINER_COMMANDS: Final[Mapping[str, str]] = {
-    **COMMANDS,
+    **{name: COMMANDS[name] for name in ("attach", "create", "kill", "port", "restart", "start", "top")},
     **{name: f"it is pagepool {name}" for name in _SAME},
     **dict.fromkeys(("list", "ls", "ps"), "it is pagepool ps"),
     "inspect": "it is pagepool ps --all --json",
