@@ -121,9 +121,14 @@ def test_symlinks_lead_nowhere_outside(inside: InsidePlace, tmp_path: Path, targ
     for path in ("/d/link/file", "/d/last"):
         assert b"".join(inside.pieces(path)) == b"ours"
     local = LocalPlace()
-    Copier(local, inside, preserve=True).copy(str(tmp_path / "new"), "/d/link/made", recursive=False)
+    before = os.umask(0o077)
+    try:
+        Copier(local, inside).copy(str(tmp_path / "new"), "/d/link/made", recursive=False)
+        inside.make_directory("/d/link/directory", 0o750)
+    finally:
+        os.umask(before)
     assert (root / "secret" / "made").read_text() == "new"
-    inside.make_directory("/d/link/directory", 0o700)
+    assert [stat.S_IMODE((root / "secret" / name).stat().st_mode) for name in ("made", "directory")] == [0o755, 0o750]
     inside.make_symlink("x", "/d/link/symlink")
     assert sorted(inside.names("/d/link")) == ["directory", "file", "made", "symlink"]
     Copier(local, inside).copy(str(tmp_path / "new"), "/d/last", recursive=False)
