@@ -12,7 +12,7 @@ import pytest
 from pagepool.cli import roots
 from pagepool.cli.containers import find_running
 from pagepool.cli.copying import Copier, LocalPlace
-from pagepool.cli.insideplace import InsidePlace
+from pagepool.cli.insideplace import InsidePlace, find_views
 from pagepool.container.records import RUNNING, hold, list_containers
 from pagepool.errors import InvalidError
 from tests.container.conftest import READY, begin, end
@@ -89,6 +89,25 @@ def test_what_is_refused(place: Place, tmp_path: Path) -> None:
     assert end(started)[0] == 137
     # Then the name is an image's.
     assert _cp(place, "--server", "http://127.0.0.1:1", "web:/etc/passwd", tmp_path)[0] == 6
+
+
+def test_what_is_no_file_system_is_left_out(place: Place, tmp_path: Path) -> None:
+    """Of a directory above it; a file of it can be named."""
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume" / "file").write_text("x")
+    options = ("--name", "web", "-v", f"{tmp_path / 'volume'}:/dev/volume")
+    started = begin(place, *options, "--", "sh", "-c", READY)
+    code, err = _cp(place, "-r", "web:/dev", tmp_path / "out")
+    assert (code, "/dev/null is neither" in err) == (0, True)
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")}
+    assert {"shm", "volume", "volume/file"} <= found
+    assert not found & {"pts", "mqueue"}
+    (record,) = place.containers()
+    assert {"/proc", "/sys", "/dev/pts", "/dev/mqueue"} <= find_views(record.pid)
+    assert _cp(place, "web:/proc/sys/kernel/ostype", tmp_path / "kernel") == (0, "")
+    assert (tmp_path / "kernel").read_text() == "Linux\n"
+    assert place.call(*place.command("stop", "-t", "0", "web")).returncode == 0
+    assert end(started)[0] == 137
 
 
 @pytest.fixture

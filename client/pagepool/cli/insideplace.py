@@ -3,7 +3,8 @@
 They are what the container's programs see, with volumes and all that is mounted in it. The programs may change any name
 meanwhile, and make it a symlink to anywhere: every path is resolved as inside of the container's root (openat2), what
 is read or written is opened only once it is known to be a regular file, and owners and modes are set on what was
-opened. Symlinks are followed inside of the root, as in an overlay.
+opened. Symlinks are followed inside of the root, as in an overlay. What is no file system but the kernel's own view of
+itself (/proc, /sys) is left out of directories above it: whoever wants a file of it names that.
 """
 
 from __future__ import annotations
@@ -12,17 +13,26 @@ import errno
 import os
 import stat
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagepool.cli.copying import Found, found_of, read_pieces, write_pieces
 from pagepool.container.linux import open_in_root
 from pagepool.image import Kind
+from pagepool.mount.mountinfo import parse_mountinfo
 from pagepool.vfs import fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+_VIEWS = ("proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue")
 _NOT_SET = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP)
+
+
+def find_views(process: int) -> frozenset[str]:
+    """Where a process, by its number, sees what is no file system: /proc, for one."""
+    points = parse_mountinfo(Path(f"/proc/{process}/mountinfo").read_bytes())
+    return frozenset(str(point.path) for point in points if point.type in _VIEWS)
 
 
 class InsidePlace:
@@ -30,10 +40,12 @@ class InsidePlace:
 
     Args:
         root: a descriptor of the container's root; stays the caller's.
+        left_out: paths that are not named as what is in a directory.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, left_out: frozenset[str] = frozenset()) -> None:
         self._root = root
+        self._left_out = left_out
 
     def look(self, path: str, /, *, follow: bool = False) -> Found | None:
         """See `Place`."""
@@ -46,7 +58,8 @@ class InsidePlace:
     def names(self, path: str, /) -> list[str]:
         """See `Place`."""
         with self._opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-            return sorted(os.listdir(descriptor))  # noqa: PTH208 - a descriptor is no path
+            names = sorted(os.listdir(descriptor))  # noqa: PTH208 - a descriptor is no path
+        return [name for name in names if f"{path.rstrip('/')}/{name}" not in self._left_out]
 
     def link_target(self, path: str, /) -> str:
         """See `Place`."""

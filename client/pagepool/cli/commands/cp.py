@@ -15,7 +15,7 @@ from pagepool.cli import output, roots
 from pagepool.cli.connect import PoolOptions, on_server
 from pagepool.cli.containers import find_running
 from pagepool.cli.copying import Copied, Copier, Destination, LocalPlace, RootPlace
-from pagepool.cli.insideplace import InsidePlace
+from pagepool.cli.insideplace import InsidePlace, find_views
 from pagepool.cli.options import ReferenceType, output_options, pool_options
 from pagepool.cli.progress import counting
 from pagepool.cli.target import Target, complete_file, open_overlay, open_target, parse_target
@@ -145,7 +145,7 @@ class _Places:
     def _open(self, side: _Side) -> Destination:
         if side.container is not None:
             _, root = open_inside(side.container, roots.containers_directory(), self._stack)
-            return InsidePlace(root)
+            return InsidePlace(root, find_views(side.container.pid))
         assert side.target is not None
         return RootPlace(self._stack.enter_context(open_target(self._options, side.target)))
 
