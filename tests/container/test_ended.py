@@ -93,6 +93,9 @@ def test_what_is_kept_of_one_that_has_ended(place: Place) -> None:
     assert _call(place, "wait", "job", identity) == (0, "5\n3\n", "")
     assert _call(place, "logs", "job") == (0, "again\n", "")
     assert [one["id"] for one in _rows(place, "-a")] == [identity, second]
+    Path(row["log"]).unlink()
+    code, _, err = _call(place, "logs", identity)
+    assert (code, f"{row['log']}: No such file" in err) == (1, True)
 
 
 @_ROOT
@@ -263,7 +266,7 @@ def _past(directory: Path, identity: str, ended_s: float) -> Record:
     log = directory.parent / f"{identity}.container-log"
     log.write_text(identity)
     record = Record(identity, "", "app:1", (), "", 0.0, 0, status=EXITED, log=str(log), log_kept=True)
-    return replace(record, ended=str(directory), ended_s=ended_s, exit_code=0)
+    return replace(record, ended_directory=str(directory), ended_s=ended_s, exit_code=0)
 
 
 def test_the_last_ones_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,12 +34,12 @@ def write_ended(record: Record) -> None:
     """Note a container that has ended, unless it is noted already, and remove what is too old.
 
     Args:
-        record: `ended` is where; its log is whole, and stays.
+        record: `ended_directory` is where; its log is whole, and stays.
 
     Raises:
         OSError: it cannot be written: nothing is noted then.
     """
-    directory = Path(record.ended)
+    directory = Path(record.ended_directory)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = _path(directory, record.id)
     if path.exists():
@@ -86,16 +86,16 @@ def list_ended(
 
 def find_ended(record: Record) -> Record | None:
     """What is noted of a container that has ended; None if nothing is."""
-    if not record.ended:
+    if not record.ended_directory:
         return None
     with contextlib.suppress(OSError, ValueError):
-        return parse_record(_path(Path(record.ended), record.id).read_bytes())
+        return parse_record(_path(Path(record.ended_directory), record.id).read_bytes())
     return None
 
 
 def remove_ended(record: Record) -> None:
     """Remove what is kept of a container that has ended, its log too. Nothing happens if it is gone already."""
-    _path(Path(record.ended), record.id).unlink(missing_ok=True)
+    _path(Path(record.ended_directory), record.id).unlink(missing_ok=True)
     if record.log_kept:
         Path(record.log).unlink(missing_ok=True)
 

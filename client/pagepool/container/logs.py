@@ -146,14 +146,21 @@ class KeptLog:
 def _remove_nobodys(directory: Path, containers: Path, ended: Path | None) -> None:
     """Remove logs of containers that are gone. In this order: a log is made after its container is noted, and the
     container is noted as ended before it is gone from where those are that run."""
-    ids = {path.name.removesuffix(_SUFFIX) for path in directory.glob(f"*{_SUFFIX}")}
-    ids -= set(os.listdir(containers) if containers.is_dir() else ())  # noqa: PTH208 - names are all it is about
+    ids = {name.removesuffix(_SUFFIX) for name in _names(directory) if name.endswith(_SUFFIX)}
+    ids -= set(_names(containers))
     if ids and ended is not None:
         from pagepool.container.ended import noted_ids
 
         ids -= noted_ids(ended)
     for name in ids:
         (directory / f"{name}{_SUFFIX}").unlink(missing_ok=True)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)  # noqa: PTH208 - hundreds of names, at each start of a container
+    except FileNotFoundError:
+        return []
 
 
 def read_log(

@@ -68,7 +68,7 @@ class Record:
         log_kept: whether it is removed with the container, or with what is noted of it afterwards.
         log_end: how long the log was at its end; None: it has not ended.
         background: whether its owner does nothing but run it, and ends when it has ended.
-        ended: directory where it is noted once it has ended (`ended`); "": nothing is kept of it.
+        ended_directory: where it is noted once it has ended (`ended`); "": nothing is kept of it.
         exit_code: None: it has not ended, or nobody knows, since its owner was killed.
         ended_s: when, in seconds since 1970; of one whose owner was killed, when that was noticed.
     """
@@ -94,7 +94,7 @@ class Record:
     log_kept: bool = False
     log_end: int | None = None
     background: bool = False
-    ended: str = ""
+    ended_directory: str = ""
     exit_code: int | None = None
     ended_s: float | None = None
 

@@ -118,7 +118,7 @@ def run_container(
         record = _record(container, config, "runc" if program else "own")
         if attached is not None:
             record = replace(record, addresses=attached.addresses)
-        record = replace(record, background=grace_s is not None, ended="" if ended is None else str(ended))
+        record = replace(record, background=grace_s is not None, ended_directory="" if ended is None else str(ended))
         kept = undo.enter_context(_keep(log, record, directory, options)) if log is not None and log.is_dir() else None
         if log is not None:
             path = kept.path if kept else log
@@ -200,7 +200,7 @@ class _End:
 
 def _note_end(record: Record, code: int | None) -> bool:
     """Note a container that has ended, if something of it is to be kept, and it ever ran. Whether it is noted."""
-    if not record.ended or not record.pid:
+    if not record.ended_directory or not record.pid:
         return False
     from pagepool.container.ended import write_ended
 
@@ -220,7 +220,7 @@ def _note_end(record: Record, code: int | None) -> bool:
 def _keep(directory: Path, record: Record, containers: Path, options: RunOptions) -> Iterator[KeptLog]:
     from pagepool.container.logs import KeptLog
 
-    ended = Path(record.ended) if record.ended else None
+    ended = Path(record.ended_directory) if record.ended_directory else None
     # A terminal's other side is ours already.
     log = KeptLog(directory, record.id, containers, ended, piped=record.runtime == "own" and not options.tty)
     try:

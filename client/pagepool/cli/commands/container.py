@@ -50,7 +50,7 @@ def rm(containers: tuple[str, ...], force: bool) -> None:
     roots.end_killed(roots.FuseRoots())
     stop_containers(running, 0, signal.SIGKILL, roots.containers_directory())
     for record in found:
-        if record.ended:
+        if record.ended_directory:
             remove_ended(record)
     _report([record.name or record.id for record in found])
 

@@ -15,6 +15,7 @@ from pagepool.cli.options import output_options
 from pagepool.container import ContainerUnknownError
 from pagepool.container.finding import look_again
 from pagepool.container.logs import read_log
+from pagepool.container.records import has_ended
 from pagepool.errors import UnsupportedError
 
 
@@ -56,6 +57,6 @@ def command(container: str, follow: bool, tail: int | None) -> None:
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
         except FileNotFoundError as error:
-            if record.log_end is not None:
+            if has_ended(record):
                 raise
             raise ContainerUnknownError(name) from error
