@@ -68,6 +68,9 @@ def test_nothing_listens_where_a_service_is_looked_for(run: Run, monkeypatch: py
             125,
             "No such option '--privileged': there is no more than --cap-add",
         ),
+        (["container", "ls"], 2, "No such command 'ls': it is pagepool ps"),
+        (["container", "start", "x"], 2, "No such command 'start': a container that has ended is not started again"),
+        (["container", "remove", "x"], 2, "No such command 'remove'"),
         (["load", "-i", "image.tar"], 2, "No such option '-i': this is a load test; pagepool push FILE REF"),
     ],
 )
@@ -85,7 +88,10 @@ def test_what_is_said_of_what_docker_has_names_what_there_is() -> None:
         assert command is not None
         taken = {spelling for option in command.params for spelling in option.opts}
         assert not taken & elsewhere.OPTIONS.keys()
-    for text in elsewhere.COMMANDS.values():
+    below = app.group.get_command(context, "container")
+    assert isinstance(below, click.Group)
+    assert not below.commands.keys() & elsewhere.CONTAINER_COMMANDS.keys()
+    for text in (*elsewhere.COMMANDS.values(), *elsewhere.CONTAINER_COMMANDS.values()):
         named = re.findall(r"pagepool ([a-z]+)", text)
         assert set(named) <= there, text
 

@@ -352,6 +352,9 @@ def test_what_cp_refuses(run: Run, image: str, tmp_path: Path) -> None:
     assert "/none is unknown" in _refused(run("cp", f"{image}:/none", tmp_path), 3)
     assert f"error: {tmp_path}/none/x: No such" in _refused(run("cp", f"{image}:/etc/passwd", f"{tmp_path}/none/x"), 1)
     assert "Not a directory" in _refused(run("cp", f"{image}:/etc/passwd", f"{tmp_path}/none/"), 1)
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")  # as /dev/stdout is
+    assert "pagepool cat prints files" in _refused(run("cp", f"{image}:/etc/passwd", tmp_path / "stdout"), 2)
+    assert (tmp_path / "stdout").is_symlink()
 
 
 # -- diff ----------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ COMMANDS = [
     "cp",
     "diff",
     "commit",
+    "wait",
+    "container",
     "stats",
     "profile",
     "rm",

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from pagepool.container import Record, cleanup_stale, list_containers
+from pagepool.container import Record, cleanup_stale, list_containers, list_ended, remove_ended
 from pagepool.container.records import DEAD
 from tests.support import images
 from tests.support.cli import environment
@@ -112,6 +112,10 @@ class Place:
     def containers(self) -> list[Record]:
         """What there is."""
         return list_containers(self.directory)
+
+    def ended(self) -> list[Record]:
+        """What is kept of those that have ended."""
+        return list_ended(self.directory / "ended")
 
 
 def begin(place: Place, *arguments: str) -> subprocess.Popen[str]:
@@ -227,11 +231,13 @@ def place(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> Iterato
     mounts = _mounts(tmp_path)
     try:
         yield found
+        for record in found.ended():
+            remove_ended(record)
         left = (
             found.containers(),
             *(list(Path("/sys/fs/cgroup").glob(f"{at}pagepool-{found.prefix}*")) for at in ("", "*/")),
         )
-        states = [*(tmp_path / "containers" / "runc").glob("*"), *(tmp_path / "containers" / "logs").glob("*")]
+        states = [path for name in ("runc", "logs", "ended") for path in (found.directory / name).glob("*")]
     finally:
         for process in found.started:
             process.kill()

@@ -70,6 +70,7 @@ def main() -> int:
         terminal.copy_size = lambda source, target: None  # noqa: ARG005 - as the one that it stands for
     roots.default_provider = provide
     roots.containers_directory = lambda: Path(given["directory"])
+    roots.ended_directory = lambda: Path(given["directory"]) / "ended"
     logs = Path(given["directory"]) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     roots.logs_directory = lambda: logs

@@ -59,8 +59,9 @@ def test_what_it_has_written(place: Place) -> None:
     assert following.stdout.readline() == "four\n"
     _stop(place)
     assert end(following) == (0, "")
-    done = place.call(*place.command("logs", "web"))
-    assert (done.returncode, done.stderr) == (3, "pagepool: error: container web is unknown, or has ended\n")
+    assert _logs(place, "--follow") == "one\ntwo\nthree\nfour\n"
+    done = place.call(*place.command("logs", "nothing"))
+    assert (done.returncode, done.stderr) == (3, "pagepool: error: container nothing is unknown, or has ended\n")
 
 
 @_ROOT
@@ -136,6 +137,13 @@ def test_a_file_of_ones_own(place: Place, tmp_path: Path) -> None:
     assert _logs(place, "-n", "9") == "one\ntwo\nthree"
     _stop(place)
     assert log.read_text() == "before\none\ntwo\nthree"
+    with log.open("a") as file:
+        file.write("\nanother's\n")
+    assert _logs(place) == "one\ntwo\nthree"
+    assert _logs(place, "-n", "1") == "three"
+    log.unlink()
+    done = place.call(*place.command("logs", "web"))
+    assert (done.returncode, f"{log}: No such file" in done.stderr) == (1, True)
 
 
 @_ROOT
@@ -153,7 +161,7 @@ def test_what_is_not_kept(place: Place) -> None:
 
 @_ROOT
 def test_when_its_owner_is_killed_the_program_notices_nothing(place: Place) -> None:
-    """By runc it goes on writing; what it has written is there until somebody cleans up."""
+    """By runc it goes on writing; what it has written is there, also when somebody has cleaned up."""
     _run(place)
     _until(place, "three")
     (record,) = place.containers()
@@ -164,7 +172,7 @@ def test_when_its_owner_is_killed_the_program_notices_nothing(place: Place) -> N
         _until(place, "four")
     assert _logs(place, "--follow").startswith("one\ntwo\nthree")
     assert len(cleanup_stale(place.directory)) == 1
-    assert not Path(record.log).exists()
+    assert _logs(place).startswith("one\ntwo\nthree")
 
 
 @pytest.fixture
@@ -260,4 +268,20 @@ def test_logs_of_containers_that_are_gone_are_removed(tmp_path: Path) -> None:
     third = KeptLog(directory, "third", tmp_path)
     assert second.path.exists()
     for one in (first, second, third):
+        one.close()
+
+
+def test_logs_of_containers_that_have_ended_stay(tmp_path: Path) -> None:
+    directory, ended = tmp_path / "logs", tmp_path / "ended"
+    first = KeptLog(directory, "first", tmp_path / "containers", ended)
+    first.stays = True
+    first.close()
+    ended.mkdir()
+    (ended / "first.json").touch()
+    second = KeptLog(directory, "second", tmp_path / "containers", ended)
+    assert {path.name for path in directory.iterdir()} == {"first.container-log", "second.container-log"}
+    (ended / "first.json").unlink()
+    third = KeptLog(directory, "third", tmp_path / "containers", ended)
+    assert [path.name for path in directory.iterdir()] == ["third.container-log"]
+    for one in (second, third):
         one.close()

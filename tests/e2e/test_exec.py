@@ -72,7 +72,7 @@ def test_a_server_is_looked_after(
 ) -> None:
     program("push", "--quiet", images["nginx-new"], "nginx:1", server=service.url)
     script = f"mkdir -p /srv/w; echo first > /srv/w/index.html; echo '{_CONFIGURATION}' > /tmp/c; exec nginx -c /tmp/c"
-    began = call("run", "-d", "--runtime", runtime, "--name", name, "nginx:1", "--", "sh", "-c", script)
+    began = call("run", "-d", "--rm", "--runtime", runtime, "--name", name, "nginx:1", "--", "sh", "-c", script)
     assert began.returncode == 0, began.stderr
     try:
         assert call("exec", name, "sh", "-c", _ASKING).stdout == "first\n"
@@ -92,7 +92,7 @@ def test_programs_of_images(
     """What the container wrote is there for them, and what they write for it; files are fetched for them, too."""
     program("push", "--quiet", images[image], f"{image}:1", server=service.url)
     script = "echo its > /written; while ! test -e /answer; do sleep 0.05; done; cat /answer; exec sleep 1000"
-    began = call("run", "-d", "--runtime", "own", "--name", name, f"{image}:1", "--", "sh", "-c", script)
+    began = call("run", "-d", "--rm", "--runtime", "own", "--name", name, f"{image}:1", "--", "sh", "-c", script)
     assert began.returncode == 0, began.stderr
     try:
         python = "import json, sys; print(json.dumps(open('/written').read()))"
@@ -132,7 +132,7 @@ def test_it_is_as_podmans(
     """Exit codes, environment, user and directory; users by number, as podman does not find the tables here."""
     program("push", "--quiet", images["debian-new"], "debian:1", server=service.url)
     options = ("--network", "none", "--runtime", runtime, "--name", name, "--env", "A=1", "--workdir", "/srv")
-    began = call("run", "--detach", *options, "debian:1", "--", "sleep", "1000")
+    began = call("run", "--detach", "--rm", *options, "debian:1", "--", "sleep", "1000")
     assert began.returncode == 0, began.stderr
     shown = "echo $A $B $PATH $HOME; pwd; id -u; id -g; id -G; umask"
     cases: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (

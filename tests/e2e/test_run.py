@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import uuid
 from typing import TYPE_CHECKING
@@ -59,6 +61,12 @@ def push(service: Service, layout: Path, name: str) -> None:
     program("push", "--quiet", layout, f"{name}:1", server=service.url)
 
 
+def spawn(variables: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """Call a command that may fail."""
+    command = [sys.executable, "-m", "pagepool.cli", *words]
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+
+
 def test_a_shell_and_python_with_numpy(images: dict[str, Path], service: Service, start: Run, node: NodeClient) -> None:
     push(service, images["numpy-new"], "numpy")
     assert start("numpy", "sh", "-c", "echo $((6 * 7)); id -un; pwd").split() == ["42", "root", "/"]
@@ -79,12 +87,85 @@ def test_what_is_written_is_kept_and_committed(
     assert start("changed", "sh", "-c", "cat /srv/kept; test -e /etc/motd || echo gone") == "one\ntwo\ngone\n"
 
 
+@pytest.mark.parametrize("options", [("--runtime", "runc"), ("--runtime", "own"), ("--upper",)])
+def test_what_a_container_that_runs_has_written(
+    options: tuple[str, ...], images: dict[str, Path], service: Service, start: Run, node: NodeClient, tmp_path: Path
+) -> None:
+    """It is compared and committed by the container's name, which goes on."""
+    push(service, images["debian-new"], "debian")
+    kept = (str(tmp_path / "work"),) if options == ("--upper",) else ()
+    name = f"named-{uuid.uuid4().hex}"
+    script = "echo one >/srv/kept; rm /etc/motd; touch /srv/done; while ! test -e /srv/go; do sleep 0.05; done; exit 3"
+    identity = start(
+        "debian", "sh", "-c", script, options=(*options, *kept, "--detach", "--name", name, "--tmpfs", "/run/x")
+    ).strip()
+    variables = commands_of(node, service.url)
+
+    def call(*words: str | Path) -> str:
+        return run([sys.executable, "-m", "pagepool.cli", *words], variables)
+
+    try:
+        while "A /srv/done" not in (shown := call("diff", name)).splitlines():
+            pass
+        assert {"A /srv/kept", "D /etc/motd", "C /srv"} <= set(shown.splitlines())
+        inverse = call("diff", identity[:12], "debian:1").splitlines()
+        assert {"D /srv/kept", "A /etc/motd"} <= set(inverse)
+        call("diff", "--tar", tmp_path / "layer.tar", name)
+        assert "srv/kept" in run(["tar", "tf", tmp_path / "layer.tar"]).splitlines()
+        call("commit", "--quiet", name, "changed:1")
+        assert start("changed", "sh", "-c", "cat /srv/kept; test -e /etc/motd || echo gone") == "one\ngone\n"
+        call("exec", name, "touch", "/srv/go")
+        assert call("wait", name) == "3\n"
+        done = spawn(variables, "commit", name, "changed:2")
+        assert (done.returncode, "no container that runs" in done.stderr) == (2, True)
+        done = spawn(variables, "diff", name)
+        assert (done.returncode, "no container that runs" in done.stderr) == (2, True)
+    finally:
+        spawn(variables, "container", "rm", "--force", name)
+    assert left_over(node) == []
+
+
+def test_committing_one_that_goes_on_writing(
+    images: dict[str, Path], service: Service, start: Run, node: NodeClient
+) -> None:
+    """Is refused: it would be of no one moment. What it has changed is shown all the same."""
+    push(service, images["debian-new"], "debian")
+    name = f"named-{uuid.uuid4().hex}"
+    start("debian", "sh", "-c", "while :; do echo x >>/srv/log; done", options=("--detach", "--rm", "--name", name))
+    variables = commands_of(node, service.url)
+    try:
+        while "A /srv/log" not in run([sys.executable, "-m", "pagepool.cli", "diff", name], variables):
+            pass
+        done = spawn(variables, "commit", name, "changed:1")
+        assert (done.returncode, f"container {name} goes on writing" in done.stderr) == (9, True)
+        assert spawn(variables, "inspect", "changed:1").returncode == 3
+    finally:
+        spawn(variables, "container", "rm", "--force", name)
+
+
+def test_by_fuse_only_files_are_copied(
+    images: dict[str, Path], service: Service, start: Run, node: NodeClient, tmp_path: Path
+) -> None:
+    push(service, images["debian-new"], "debian")
+    name = f"named-{uuid.uuid4().hex}"
+    start("debian", "sleep", "600", options=("--backend", "fuse", "--detach", "--rm", "--name", name))
+    variables = commands_of(node, service.url)
+    try:
+        for words in (("diff", name), ("commit", name, "changed:1")):
+            done = spawn(variables, *words)
+            assert (done.returncode, "only if the kernel mounts it" in done.stderr) == (1, True)
+        assert spawn(variables, "cp", f"{name}:/etc/debian_version", str(tmp_path / "version")).returncode == 0
+        assert (tmp_path / "version").read_text().startswith("12.")
+    finally:
+        spawn(variables, "container", "rm", "--force", name)
+
+
 def test_memory_is_shown_by_the_names_of_containers(
     images: dict[str, Path], service: Service, start: Run, node: NodeClient
 ) -> None:
     push(service, images["debian-new"], "debian")
     name = f"named-{uuid.uuid4().hex}"
-    identity = start("debian", "sleep", "600", options=("--detach", "--name", name)).strip()
+    identity = start("debian", "sleep", "600", options=("--detach", "--rm", "--name", name)).strip()
     try:
         command, variables = [sys.executable, "-m", "pagepool.cli", "memory"], commands_of(node, service.url)
         assert f"\n{name} " in run(command, variables)

@@ -118,6 +118,37 @@ def test_changes(container: Container) -> None:
         ]
 
 
+def test_what_is_written_while_it_is_open(container: Container) -> None:
+    """Is noticed, whatever it is; reading is not."""
+    with container.mounted() as at:
+        (at / "a/new").write_bytes(b"n")
+
+        def overwrite() -> None:
+            before = (at / "a/new").stat().st_ctime_ns
+            while (at / "a/new").stat().st_ctime_ns == before:  # the kernel's clock for files is a coarse one
+                (at / "a/new").write_bytes(b"m")
+
+        for change in (
+            (at / "a/b/f").touch,
+            (at / "a/g").unlink,
+            (at / "l/3").mkdir,
+            overwrite,
+            lambda: os.setxattr(at / "a/new", "user.a", b"b"),
+            lambda: (at / "a/new").rename(at / "a/newer"),
+            lambda: (at / "l/3").rmdir(),
+        ):
+            with open_upper(container) as now:
+                assert (at / "a/b/f").read_bytes() == b"f" * 5000
+                assert [path.name for path in (at / "l").iterdir()]
+                plan(now)
+                assert now.is_current()
+                change()
+                assert not now.is_current()
+    with open_upper(container) as now:
+        shutil.rmtree(container.upper)
+        assert not now.is_current()
+
+
 def test_contents_that_are_not_asked_for(container: Container) -> None:
     """Listing changes reads no content of the image where only metadata changed."""
     with container.mounted() as at:

@@ -91,6 +91,35 @@ class Destination(Place, Protocol):
         ...
 
 
+def found_of(status: os.stat_result) -> Found:
+    """What stat(2) says."""
+    kind, mode = _KINDS[stat.S_IFMT(status.st_mode)], stat.S_IMODE(status.st_mode)
+    times = (status.st_atime_ns, status.st_mtime_ns)
+    return Found(kind, mode, status.st_uid, status.st_gid, status.st_size, *times)
+
+
+def write_pieces(descriptor: int, pieces: Iterator[bytes | memoryview]) -> None:
+    """Write to an empty file; what is all zeros becomes a hole of a regular one."""
+    end, hole, regular = 0, False, stat.S_ISREG(os.fstat(descriptor).st_mode)
+    for piece in pieces:
+        view = memoryview(piece)
+        end += len(view)
+        hole = regular and _is_zeros(view)
+        if hole:
+            os.lseek(descriptor, len(view), os.SEEK_CUR)
+            continue
+        while view:
+            view = view[os.write(descriptor, view) :]
+    if hole:
+        os.ftruncate(descriptor, end)
+
+
+def read_pieces(descriptor: int) -> Iterator[bytes]:
+    """What is left of a file."""
+    while piece := os.read(descriptor, _PIECE):
+        yield piece
+
+
 class LocalPlace:
     """This machine's own files."""
 
@@ -100,9 +129,7 @@ class LocalPlace:
             status = os.stat(path, follow_symlinks=follow)  # noqa: PTH116 - the paths here are texts
         except (FileNotFoundError, NotADirectoryError):
             return None
-        kind, mode = _KINDS[stat.S_IFMT(status.st_mode)], stat.S_IMODE(status.st_mode)
-        times = (status.st_atime_ns, status.st_mtime_ns)
-        return Found(kind, mode, status.st_uid, status.st_gid, status.st_size, *times)
+        return found_of(status)
 
     def names(self, path: str, /) -> list[str]:
         """See `Place`."""
@@ -120,8 +147,7 @@ class LocalPlace:
     def pieces(self, path: str, /) -> Iterator[bytes]:
         """See `Place`."""
         with _opened(path, os.O_RDONLY) as descriptor:
-            while piece := os.read(descriptor, _PIECE):
-                yield piece
+            yield from read_pieces(descriptor)
 
     def is_directory(self, path: str, /) -> bool:
         """See `Destination`."""
@@ -147,18 +173,7 @@ class LocalPlace:
         if os.path.islink(path):  # noqa: PTH114
             os.unlink(path)  # noqa: PTH108
         with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode & 0o777) as descriptor:
-            end, hole, regular = 0, False, stat.S_ISREG(os.fstat(descriptor).st_mode)
-            for piece in pieces:
-                view = memoryview(piece)
-                end += len(view)
-                hole = regular and _is_zeros(view)
-                if hole:
-                    os.lseek(descriptor, len(view), os.SEEK_CUR)
-                    continue
-                while view:
-                    view = view[os.write(descriptor, view) :]
-            if hole:
-                os.ftruncate(descriptor, end)
+            write_pieces(descriptor, pieces)
 
     def preserve(self, path: str, found: Found, xattrs: Mapping[bytes, bytes], /) -> None:
         """See `Destination`. Owners and attributes that this user may not set are left as they are."""

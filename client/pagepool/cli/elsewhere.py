@@ -15,7 +15,7 @@ _NAMESPACES: Final = "each container has namespaces of its own, but for the netw
 _NO_DEVICES: Final = "a container has the usual devices of /dev, and none of this machine's"
 _NO_MORE: Final = "there is no more than --cap-add gives"
 _LOGS: Final = "pagepool logs shows the last of it, and --log FILE keeps all"
-_GONE: Final = "a container that has ended is gone; pagepool run makes a new one"
+_GONE: Final = "a container that has ended is not started again; pagepool run makes a new one"
 _BUILD: Final = (
     "buildah, docker and podman build images; pagepool run --upper and commit make one of what a program wrote"
 )
@@ -48,7 +48,6 @@ LOAD_OPTIONS: Final[Mapping[str, str]] = dict.fromkeys(
 COMMANDS: Final[Mapping[str, str]] = {
     "attach": "it is pagepool logs --follow, or exec",
     "build": _BUILD,
-    "container": "it is ps, run, exec, logs or stop",
     **dict.fromkeys(("create", "restart", "start"), _GONE),
     "history": "pagepool inspect shows the layers",
     "image": _LIST,
@@ -57,16 +56,25 @@ COMMANDS: Final[Mapping[str, str]] = {
     "kill": "it is pagepool stop --time 0",
     "network": "networks are files in /etc/cni/net.d, for run --network",
     "port": "pagepool ps --json shows the ports",
-    "prune": "what nothing needs goes by itself (pagepool gc)",
+    "prune": "what nothing needs goes by itself (pagepool gc); pagepool container prune is for containers",
     "rmi": "it is pagepool rm REF",
     "save": "it is pagepool pull REF FILE",
     "system": "it is pagepool stats, cache or gc",
     "top": "it is pagepool ps, or exec",
     "unmount": "it is pagepool umount",
     "volume": "a volume is a directory: run -v SRC:DST",
-    "wait": "pagepool run without --detach ends with the program's exit code",
 }
 """By command."""
+
+_SAME: Final = ("commit", "cp", "diff", "exec", "logs", "run", "stop", "wait")
+CONTAINER_COMMANDS: Final[Mapping[str, str]] = {
+    **{name: COMMANDS[name] for name in ("attach", "create", "kill", "port", "restart", "start", "top")},
+    **{name: f"it is pagepool {name}" for name in _SAME},
+    **dict.fromkeys(("list", "ls", "ps"), "it is pagepool ps"),
+    "inspect": "it is pagepool ps --all --json",
+    "stats": "it is pagepool memory",
+}
+"""By command of `container`."""
 
 
 def unknown_option(error: click.NoSuchOption, instead: Mapping[str, str]) -> click.NoSuchOption:
@@ -77,12 +85,14 @@ def unknown_option(error: click.NoSuchOption, instead: Mapping[str, str]) -> cli
     return click.NoSuchOption(error.option_name, f"No such option {error.option_name!r}: {hint}", ctx=error.ctx)
 
 
-def unknown_command(name: str, names: Iterable[str]) -> str:
+def unknown_command(name: str, names: Iterable[str], group: str = "") -> str:
     """What is said of a command that there is not.
 
     Args:
         names: of those that there are.
+        group: what it would be a command of.
     """
     close = get_close_matches(name, names, 1)
-    hint = COMMANDS.get(name) or (f"did you mean {close[0]}?" if close else "")
+    known = CONTAINER_COMMANDS if group == "container" else COMMANDS
+    hint = known.get(name) or (f"did you mean {close[0]}?" if close else "")
     return f"No such command {name!r}" + (f": {hint}" if hint else "")

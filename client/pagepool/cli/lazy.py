@@ -10,7 +10,25 @@ import click
 from pagepool.cli import plugins
 
 
-class LazyGroup(click.Group):
+class HintingGroup(click.Group):
+    """A group that says what there is instead of a command that there is not."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See `click.Group`."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchOption:
+            raise
+        except click.UsageError as error:
+            from pagepool.cli.elsewhere import unknown_command
+
+            instead = unknown_command(args[0], self.list_commands(ctx), "" if self.name is None else self.name)
+            raise click.UsageError(instead, error.ctx) from None
+
+
+class LazyGroup(HintingGroup):
     """The commands of the client, by name: one line of help each; and those of the service.
 
     The command is the attribute `command` of the module ``pagepool.cli.commands.<name>``.
@@ -35,19 +53,6 @@ class LazyGroup(click.Group):
         command = module.command
         assert isinstance(command, click.Command)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """See `click.Group`. Says what there is instead of a command that there is not."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.NoSuchOption:
-            raise
-        except click.UsageError as error:
-            from pagepool.cli.elsewhere import unknown_command
-
-            raise click.UsageError(unknown_command(args[0], self.list_commands(ctx)), error.ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """The list of commands, without importing any."""

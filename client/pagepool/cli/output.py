@@ -12,11 +12,14 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pagepool import units
 from pagepool.cli.exits import BROKEN_PIPE
 from pagepool.cli.state import State, current
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "State",
@@ -26,6 +29,7 @@ __all__ = [
     "print_json",
     "note",
     "warn",
+    "warn_of",
     "print_table",
     "human_size",
     "counted",
@@ -66,6 +70,11 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """Warn the user, even if he wants quiet."""
     _tell(f"pagepool: warning: {printable(text)}\n")
+
+
+def warn_of(path: Path, reason: str) -> None:
+    """Warn the user of a file that is passed over, since it cannot be read."""
+    warn(f"{path} is passed over: {reason}")
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:

@@ -19,7 +19,7 @@ from pagepool.cli.connect import on_server
 from pagepool.cli.kernelmounts import choose, ensure_node, mount_kernel, tell_offline
 from pagepool.cli.nodeclient import node_client
 from pagepool.container import DEFAULT_DIRECTORY
-from pagepool.container.records import LOG_DIRECTORY
+from pagepool.container.records import ENDED_DIRECTORY, LOG_DIRECTORY
 from pagepool.errors import KernelLimitError, NotFoundError, PagepoolError, UnsupportedError
 from pagepool.node.client import KernelMountOptions
 from pagepool.oci import parse_config
@@ -93,6 +93,11 @@ def containers_directory() -> Path:
     return DEFAULT_DIRECTORY
 
 
+def ended_directory() -> Path:
+    """Where containers are noted that have ended."""
+    return ENDED_DIRECTORY
+
+
 def logs_directory() -> Path | None:
     """Where the output of containers in the background is kept, unless it goes to a file of the user's. It is made;
     None, with a warning, where that cannot be."""
@@ -125,6 +130,18 @@ def default_provider(backend: str = "auto", upper: Path | None = None) -> RootPr
     if backend == "auto":
         _tell_fuse(choice.reason)
     return FuseRoots()
+
+
+def end_killed(provider: RootProvider) -> None:
+    """End containers whose `pagepool run` was killed, and take their roots away.
+
+    Args:
+        provider: anyone, whatever mounted the roots.
+    """
+    from pagepool.container.run import cleanup_stale
+
+    for record in cleanup_stale(containers_directory()):
+        provider.discard(record.id, Path(record.root))
 
 
 def _tell_fuse(reason: str) -> None:

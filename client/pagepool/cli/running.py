@@ -160,6 +160,7 @@ def _detach(provider: RootProvider, request: roots.RootRequest, options: RunOpti
     log = None if given["log"] is None else given["log"].absolute()
     note = None if given["cidfile"] is None else _noting(given["cidfile"])
     kept = log or roots.logs_directory()
+    ended = None if given["rm"] else roots.ended_directory()
     grace_s = WAIT_S if options.stop_timeout_s is None else options.stop_timeout_s
 
     def work(tell: Callable[[dict[str, Any]], None]) -> int:
@@ -168,7 +169,7 @@ def _detach(provider: RootProvider, request: roots.RootRequest, options: RunOpti
                 note(record)
             tell(asdict(record))
 
-        return _run(provider, request, options, _runtime(given), started, grace_s, kept)
+        return _run(provider, request, options, _runtime(given), started, grace_s, kept, ended)
 
     answer = in_background(work, log)
     if current().json:
@@ -186,16 +187,17 @@ def _run(
     started: Callable[[Record], None] | None = None,
     grace_s: float | None = None,
     log: Path | None = None,
+    ended: Path | None = None,
 ) -> int:
     loading = threading.Thread(target=_load_rest, name="loading", daemon=True)
     loading.start()  # while the node mounts the image
     if request.upper is not None:
-        _end_killed(provider)  # one of them may have the upper
+        roots.end_killed(provider)  # one of them may have the upper
     with provider.open_root(request) as root:
         loading.join()  # containers are forked
         from pagepool.container.run import run_container
 
-        _end_killed(provider)
+        roots.end_killed(provider)
         _tell_platform(request, root)
         container = Container(root.container_id, root.image, root.path, root.config, options)
         return run_container(
@@ -205,15 +207,8 @@ def _run(
             started=started,
             grace_s=grace_s,
             log=log,
+            ended=ended,
         )
-
-
-def _end_killed(provider: RootProvider) -> None:
-    """End containers whose `pagepool run` was killed."""
-    from pagepool.container.run import cleanup_stale
-
-    for record in cleanup_stale(roots.containers_directory()):
-        provider.discard(record.id, Path(record.root))
 
 
 def _load_rest() -> None:

@@ -2,8 +2,10 @@
 
     REF[:PATH]     an image, by its name; PATH begins at the first ":/"
     DIR[:PATH]     an overlay, or the upper of a kernel mount, by its directory, which begins with "/" or "."
+    CONTAINER      what a container has written that runs, by its name or id; of some commands only
 
-No reference begins with a slash or a dot, so one cannot be taken for the other.
+No reference and no container's name begins with a slash or a dot, so these cannot be taken for a directory. A name that
+a container has is not taken for an image's; a reference with a tag or a host is always an image.
 """
 
 from __future__ import annotations
@@ -27,8 +29,11 @@ from pagepool.upper import find_upper, read_upper_info
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pagepool.container import Record
     from pagepool.library import Changed, Client, Image, Overlay
     from pagepool.vfs import Rootfs
+
+_DIRECTORY = ("/", ".")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Target:
         path: absolute, within it.
         given: whether a path was given.
         name: the image or overlay, without the path, for people.
+        container: whose upper the directory is; None if it was named itself.
     """
 
     reference: Reference | None
@@ -48,45 +54,76 @@ class Target:
     path: str
     given: bool
     name: str
+    container: Record | None = None
 
     def __str__(self) -> str:
         return f"{self.name}:{self.path}" if self.given else self.name
 
 
 class TargetType(click.ParamType):  # type: ignore[type-arg] # not generic before click 8.2
-    """An image or overlay as an argument.
+    """An image or overlay as an argument, or what a container has written.
 
     Args:
-        images: whether it may be an image.
+        containers: whether it may be a container that runs.
     """
 
     name = "target"
 
-    def __init__(self, *, images: bool = True) -> None:
-        self._images = images
+    def __init__(self, *, containers: bool = False) -> None:
+        self._containers = containers
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Target:
+    def convert(self, value: Any, *_: object) -> Target:
         """Parse; a bad reference is invalid input, not wrong usage."""
-        target = value if isinstance(value, Target) else parse_target(value)
-        if target.directory is None and not self._images:
-            self.fail(f"{value!r} is not the directory of an overlay: it has to begin with '/' or '.'", param, ctx)
-        return target
+        if isinstance(value, Target):
+            return value
+        found = find_container(value) if self._containers and not value.startswith(_DIRECTORY) else None
+        return found or parse_target(value)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
-        """Directories, for overlays."""
-        return [CompletionItem(incomplete, type="dir")] if incomplete.startswith(("/", ".")) else []
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Directories, for overlays; and containers."""
+        if incomplete.startswith(_DIRECTORY):
+            return [CompletionItem(incomplete, type="dir")]
+        return _complete_container(ctx, param, incomplete) if self._containers else []
 
 
-def complete_file(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete files of this machine, where an argument may be one."""
-    return [] if ":/" in incomplete else [CompletionItem(incomplete, type="file")]
+def complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete files of this machine, where an argument may be one, and containers that run."""
+    if ":/" in incomplete:
+        return []
+    containers = [] if incomplete.startswith(_DIRECTORY) else _complete_container(ctx, param, incomplete)
+    return [
+        CompletionItem(incomplete, type="file"),
+        *(CompletionItem(f"{one.value}:/", help=one.help) for one in containers),
+    ]
+
+
+def _complete_container(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from pagepool.cli.containers import complete_container
+
+    return complete_container(ctx, param, incomplete)
+
+
+def find_container(text: str) -> Target | None:
+    """The container that runs of this name or id; None: there is none.
+
+    Raises:
+        UnsupportedError: its image is not mounted by the kernel.
+    """
+    from pagepool.cli.containers import find_running  # as all that is about containers: few commands need it
+    from pagepool.cli.uppers import find_upper_of
+
+    record = find_running(text)
+    if record is None:
+        return None
+
+    return Target(None, find_upper_of(record), "/", False, text, record)
 
 
 def parse_target(text: str) -> Target:
     """Split ``REF[:PATH]`` or ``DIR[:PATH]``: the path begins at the first ``:/``."""
     name, found, rest = text.partition(":/")
     path = f"/{rest}" if found else "/"
-    if text.startswith(("/", ".")):
+    if text.startswith(_DIRECTORY):
         return Target(None, Path(name), path, bool(found), name)
     reference = on_server(_reference(text, name))
     return Target(reference, None, path, bool(found), str(reference))

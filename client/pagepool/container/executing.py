@@ -10,21 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagepool.container import runc
 from pagepool.container.attending import Attendance, has_input_terminal, size_terminal, watch_signals
-from pagepool.container.finding import ContainerUnknownError, look_again, open_first_process
+from pagepool.container.finding import ContainerUnknownError, open_inside
 from pagepool.container.options import OptionInvalidError
 from pagepool.container.plan import HOME
 from pagepool.container.process import Task
 from pagepool.container.records import DEFAULT_DIRECTORY, Record, remove_directory
 from pagepool.container.rootfiles import read_file
 from pagepool.container.users import find_user
-from pagepool.errors import BusyError, UnsupportedError
+from pagepool.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -86,7 +85,7 @@ def exec_in_container(
         raise OptionInvalidError(options.workdir, "the working directory has to be absolute")
     direct = has_input_terminal(tty=options.tty, interactive=options.interactive)
     with contextlib.ExitStack() as undo:
-        first, root = _open(record, directory, undo)
+        first, root = open_inside(record, directory, undo)
         config = _read(record, directory)
         config["process"] = plan_exec(config, options, read_file(root, "/etc/passwd"), read_file(root, "/etc/group"))
         if options.tty:
@@ -141,30 +140,6 @@ def plan_exec(config: Mapping[str, Any], options: ExecOptions, passwd: bytes, gr
         "cwd": options.workdir or own["cwd"],
         "capabilities": {kind: list(bounding) for kind in kinds},
     }
-
-
-def _open(record: Record, directory: Path, undo: contextlib.ExitStack) -> tuple[int, int]:
-    """Descriptors of a container's first process, and of the root that it sees."""
-    name = record.name or record.id
-    found = look_again(record, directory)
-    if found is None:
-        raise ContainerUnknownError(name)
-    if not found.pid:
-        raise BusyError(f"container {name} does not run yet")
-    first = open_first_process(found)
-    if first is None:
-        raise ContainerUnknownError(name)
-    undo.callback(os.close, first)
-    try:
-        root = os.open(f"/proc/{found.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ContainerUnknownError(name) from error
-    undo.callback(os.close, root)
-    poller = select.poll()
-    poller.register(first, select.POLLIN)
-    if poller.poll(0):  # it has ended, and the number may have been somebody else's
-        raise ContainerUnknownError(name)
-    return first, root
 
 
 def _read(record: Record, directory: Path) -> dict[str, Any]:

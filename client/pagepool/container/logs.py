@@ -8,7 +8,7 @@ In both cases it takes away the beginning of what has become too long: a hole is
 meanwhile stays where it is. When it was killed, and runc goes on, the file grows until the next `cleanup_stale`; so it
 is not in memory, as the records are.
 
-    LOGS/ID.container-log       removed with the container
+    LOGS/ID.container-log       removed with the container, or with what is kept of it when it has ended (`ended`)
 
 A reader that is overtaken finds a hole instead of what it was about to read, and goes on behind it.
 """
@@ -44,28 +44,31 @@ _KEEP_SIZE_PUNCH_HOLE: Final = 0x1 | 0x2
 
 
 class KeptLog:
-    """A container's log, as the process has it that runs the container. For one thread; `close` removes it.
+    """A container's log, as the process has it that runs the container. For one thread; `close` it.
 
     Args:
         directory: of the logs of all containers.
         name: the container's id.
         containers: where they are noted; logs of those that are not there are removed.
+        ended: where those are noted that have ended, whose logs stay; None: nowhere.
         piped: whether what is written comes by a pipe, which `handle` empties, and not to the file itself.
     """
 
-    def __init__(self, directory: Path, name: str, containers: Path, *, piped: bool = False) -> None:
+    def __init__(
+        self, directory: Path, name: str, containers: Path, ended: Path | None = None, *, piped: bool = False
+    ) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for other in directory.glob(f"*{_SUFFIX}"):
-            if not (containers / other.name.removesuffix(_SUFFIX)).exists():
-                other.unlink(missing_ok=True)
+        _remove_nobodys(directory, containers, ended)
         self.path = directory / f"{name}{_SUFFIX}"
+        self.stays = False
+        """Whether `close` leaves the file."""
         self._piped = piped
         self._start = 0
         self._next = 0.0
         with contextlib.ExitStack() as undo:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
             undo.callback(os.close, self._file)
-            undo.callback(self.path.unlink, missing_ok=True)
+            undo.callback(self._remove)
             self._told, self._output = self._make_pipe(undo) if piped else (self._watch(undo), self._file)
             self._undo = undo.pop_all()
 
@@ -131,16 +134,43 @@ class KeptLog:
             start = 0
         self._start = start
 
+    def _remove(self) -> None:
+        if not self.stays:
+            self.path.unlink(missing_ok=True)
+
     def close(self) -> None:
-        """Remove it."""
+        """Remove it, unless it `stays`."""
         self._undo.close()
 
 
-def read_log(path: Path, *, skip: int = 0, tail: int | None = None, owner: int | None = None) -> Iterator[bytes]:
+def _remove_nobodys(directory: Path, containers: Path, ended: Path | None) -> None:
+    """Remove logs of containers that are gone. In this order: a log is made after its container is noted, and the
+    container is noted as ended before it is gone from where those are that run."""
+    ids = {name.removesuffix(_SUFFIX) for name in _names(directory) if name.endswith(_SUFFIX)}
+    ids -= set(_names(containers))
+    if ids and ended is not None:
+        from pagepool.container.ended import noted_ids
+
+        ids -= noted_ids(ended)
+    for name in ids:
+        (directory / f"{name}{_SUFFIX}").unlink(missing_ok=True)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)  # noqa: PTH208 - hundreds of names, at each start of a container
+    except FileNotFoundError:
+        return []
+
+
+def read_log(
+    path: Path, *, skip: int = 0, end: int | None = None, tail: int | None = None, owner: int | None = None
+) -> Iterator[bytes]:
     """What is in a log, in pieces.
 
     Args:
         skip: bytes at its beginning that are not the container's.
+        end: where the container's ended; None: it goes on as long as the file does.
         tail: the last lines only; None: all.
         owner: a descriptor (pidfd) of the process that runs the container: what comes until its end, too. Blocks.
 
@@ -152,14 +182,14 @@ def read_log(path: Path, *, skip: int = 0, tail: int | None = None, owner: int |
         poller.register(owner, select.POLLIN)
     with path.open("rb", buffering=0) as file:
         descriptor = file.fileno()
-        begin = skip if tail is None else _last_lines(descriptor, skip, tail)
+        begin = skip if tail is None else _last_lines(descriptor, skip, end, tail)
         at = begin
         ended = owner is None
         while True:
             found = _begin(descriptor, at)
             if found > at:
                 at = found if at == begin and tail is not None else _next_line(descriptor, found)
-            data = os.pread(descriptor, _CHUNK, at)
+            data = os.pread(descriptor, _CHUNK if end is None else max(0, min(_CHUNK, end - at)), at)
             if data and _begin(descriptor, at) > at:
                 continue  # it was taken away meanwhile
             if data:
@@ -189,10 +219,11 @@ def _next_line(descriptor: int, at: int) -> int:
     return at if position < 0 else at + position + 1
 
 
-def _last_lines(descriptor: int, begin: int, lines: int) -> int:
+def _last_lines(descriptor: int, begin: int, end: int | None, lines: int) -> int:
     """Where the last so many lines begin."""
     begin = _begin(descriptor, begin)
-    end = os.fstat(descriptor).st_size
+    size = os.fstat(descriptor).st_size
+    end = size if end is None else min(size, end)
     if lines == 0:
         return end
     at, left = end, lines

@@ -1,7 +1,8 @@
 """What runs, for `pagepool ps` and for whoever cleans up: one directory for each container.
 
     DIRECTORY/runc/         runc's own state
-    DIRECTORY/ID/lock       locked (flock) by the process that runs the container, as long as that lives
+    DIRECTORY/ID/lock       locked (flock) by the process that runs the container, as long as that lives; has the exit
+                            code in it from the end on, for whoever has it open
     DIRECTORY/ID/record     JSON, replaced by rename
     DIRECTORY/ID/bundle/    config.json, and the files mounted over those of the container
     DIRECTORY/ID/netns      and ID/network: see `network`
@@ -23,13 +24,15 @@ from typing import TYPE_CHECKING, Any, Final
 from pagepool.errors import BusyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 BUNDLE: Final = "bundle"
 NETWORK: Final = "network"
 DEFAULT_DIRECTORY: Final = Path("/run/pagepool/containers")
 LOG_DIRECTORY: Final = Path("/var/lib/pagepool/logs")
 """Of what containers in the background write: on a disk, as it may be much."""
+ENDED_DIRECTORY: Final = Path("/var/lib/pagepool/ended")
+"""Of what is kept of those that have ended: on a disk, so that it is there after a boot."""
 
 WAIT_S: Final = 10.0
 """After so long a container that was asked to end is killed, if nobody says otherwise."""
@@ -37,6 +40,9 @@ WAIT_S: Final = 10.0
 CREATED: Final = "created"
 RUNNING: Final = "running"
 DEAD: Final = "dead"
+EXITED: Final = "exited"
+KILLED: Final = "killed"
+STATUSES: Final = (CREATED, RUNNING, DEAD, EXITED, KILLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +52,10 @@ class Record:
     Args:
         root: its root on the host.
         created_s: when, in seconds since 1970.
-        owner: pid of the process that runs it, and cleans up; SIGTERM to it ends the container.
-        pid: of the container's first process, as the host sees it; 0: none yet.
-        status: created, running, or dead: its owner was killed, and `cleanup_stale` has not come yet.
+        owner: pid of the process that runs it, and cleans up; SIGTERM to it ends the container. 0: it has ended.
+        pid: of the container's first process, as the host sees it; 0: none yet, or none any more.
+        status: created, running, or dead: its owner was killed, and `cleanup_stale` has not come yet. Of one that is
+            noted in `ended`: exited, or killed, which is what becomes of a dead one.
         runtime: runc or own.
         stop_signal: what asks the program to end.
         stop_timeout_s: after so long it is killed, if nobody says otherwise; None: nothing was said.
@@ -58,7 +65,12 @@ class Record:
         ports: what is published, as ``ADDRESS:PORT->PORT/tcp``.
         log: the file that its output is appended to; "": none.
         log_begin: how long that was before.
-        log_kept: whether it is removed with the container.
+        log_kept: whether it is removed with the container, or with what is noted of it afterwards.
+        log_end: how long the log was at its end; None: it has not ended.
+        background: whether its owner does nothing but run it, and ends when it has ended.
+        ended_directory: where it is noted once it has ended (`ended`); "": nothing is kept of it.
+        exit_code: None: it has not ended, or nobody knows, since its owner was killed.
+        ended_s: when, in seconds since 1970; of one whose owner was killed, when that was noticed.
     """
 
     id: str
@@ -80,6 +92,16 @@ class Record:
     log: str = ""
     log_begin: int = 0
     log_kept: bool = False
+    log_end: int | None = None
+    background: bool = False
+    ended_directory: str = ""
+    exit_code: int | None = None
+    ended_s: float | None = None
+
+
+def has_ended(record: Record) -> bool:
+    """Whether it is what is kept of a container that has ended."""
+    return record.status in (EXITED, KILLED)
 
 
 class Held:
@@ -100,11 +122,26 @@ class Held:
         temporary.write_text(json.dumps(asdict(record)))
         temporary.rename(self.directory / "record")
 
+    def tell(self, exit_code: int) -> None:
+        """Have whoever waits for the container (`waiting`) know how it has ended, as soon as this is closed."""
+        with contextlib.suppress(OSError):  # no room: then nobody knows
+            os.pwrite(self._lock, b"%d\n" % exit_code, 0)
+
+    def told(self) -> int | None:
+        """What its owner has told before it was killed: the exit code; None: nothing."""
+        return read_told(self._lock)
+
     def close(self) -> None:
         """Remove everything, and let go of it; what is needed to take a network away stays until that has been done."""
         if not (self.directory / NETWORK).exists():
             remove_directory(self.directory)
         os.close(self._lock)
+
+
+def read_told(lock: int) -> int | None:
+    """The exit code that is in a lock; None: none. Its owner may be about to write it, as long as it is locked."""
+    words = os.pread(lock, 32, 0).split()
+    return int(words[0]) if words and words[0].isdigit() else None
 
 
 def hold(directory: Path, container: str, name: str = "") -> Held:
@@ -129,12 +166,22 @@ def hold(directory: Path, container: str, name: str = "") -> Held:
     return held
 
 
-def list_containers(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
-    """All containers, the oldest first. Those whose owner is dead have the status `DEAD`."""
+def list_containers(
+    directory: Path = DEFAULT_DIRECTORY, on_bad: Callable[[Path, str], object] = lambda *_: None
+) -> list[Record]:
+    """All containers that have not ended, the oldest first. Those whose owner is dead have the status `DEAD`.
+
+    Args:
+        on_bad: told of each record that cannot be read, and why.
+    """
     found = []
     for path in sorted(directory.glob("*/record")):
-        with contextlib.suppress(FileNotFoundError):
+        try:
             found.append(_read(path))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            on_bad(path, str(error))
     return sorted(found, key=lambda record: record.created_s)
 
 
@@ -147,7 +194,7 @@ def stale(directory: Path) -> Iterator[tuple[Record, Held]]:
             lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                record = _read(path.with_name("record"))
+                record = _read_anyway(path.with_name("record"))
             except BaseException:
                 os.close(lock)
                 raise
@@ -168,12 +215,32 @@ def _remove_halves(directory: Path) -> None:
 
 
 def _read(path: Path) -> Record:
-    fields: dict[str, Any] = json.loads(path.read_text())
-    # Another version, which runs containers of its own here, may note more of them.
-    fields = {name: value for name, value in fields.items() if name in Record.__dataclass_fields__}
-    fields |= {name: tuple(fields[name]) for name in ("command", "addresses", "ports") if name in fields}
-    record = Record(**fields)
+    record = parse_record(path.read_bytes())
     return record if _is_locked(path.with_name("lock")) else replace(record, status=DEAD)
+
+
+def _read_anyway(path: Path) -> Record:
+    """Of one whose owner is dead: what it was cannot be known if its record cannot be read; its directory goes."""
+    try:
+        return _read(path)
+    except ValueError:
+        return Record(path.parent.name, "", "", (), "", 0.0, 0, status=DEAD)
+
+
+def parse_record(data: bytes) -> Record:
+    """What is noted of a container.
+
+    Raises:
+        ValueError: it is no record.
+    """
+    fields: dict[str, Any] = json.loads(data)
+    try:
+        # Another version, which runs containers of its own here, may note more of them.
+        fields = {name: value for name, value in fields.items() if name in Record.__dataclass_fields__}
+        fields |= {name: tuple(fields[name]) for name in ("command", "addresses", "ports") if name in fields}
+        return Record(**fields)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _is_locked(path: Path) -> bool:

@@ -1,14 +1,16 @@
 """Runs a container to its end: `run_container`; and cleans up after those whose process was killed: `cleanup_stale`.
 
 Everything that a container needs on the host is in one directory of its own (`records`), and is gone when
-`run_container` returns or raises. What is left by a process that was killed (SIGKILL) is found by its lock, which
-nobody has any more: a container of runc goes on running until somebody calls `cleanup_stale`; one of our own dies.
+`run_container` returns or raises; what is kept of one that has ended is elsewhere (`ended`). What is left by a process
+that was killed (SIGKILL) is found by its lock, which nobody has any more: a container of runc goes on running until
+somebody calls `cleanup_stale`; one of our own dies.
 The container's root is not ours: whoever made it takes it away.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import time
@@ -29,7 +31,17 @@ from pagepool.container.facts import gather_facts
 from pagepool.container.options import HOST, NONE, check_options
 from pagepool.container.plan import STOP_SIGNAL, plan_runtime
 from pagepool.container.process import Task
-from pagepool.container.records import DEFAULT_DIRECTORY, NETWORK, RUNNING, Held, Record, hold, stale
+from pagepool.container.records import (
+    DEFAULT_DIRECTORY,
+    EXITED,
+    KILLED,
+    NETWORK,
+    RUNNING,
+    Held,
+    Record,
+    hold,
+    stale,
+)
 from pagepool.container.runc import RuncContainer
 from pagepool.errors import UnsupportedError
 
@@ -52,6 +64,7 @@ def run_container(
     started: Callable[[Record], None] | None = None,
     grace_s: float | None = None,
     log: Path | None = None,
+    ended: Path | None = None,
 ) -> int:
     """Run a container, and wait for its end.
 
@@ -66,6 +79,8 @@ def run_container(
             container is killed. For containers in the background. None: they are handed on as they are.
         log: a file that this process's output is appended to: it is noted. Or a directory: this process's output goes
             to a file in it from now on, of which the last part is kept as long as there is the container (`logs`).
+        ended: a directory where it is noted once it has ended, if its program ever ran; then its log stays, too
+            (`ended`). None: nothing is kept of it.
 
     Returns:
         the program's exit code; 128 and its number if a signal killed it.
@@ -78,6 +93,8 @@ def run_container(
     """
     options = container.options
     check_options(options)
+    if ended is not None:
+        importlib.import_module("pagepool.container.ended")  # by its end there may be another version of it
     program = _choose(runtime)
     if program is None and "CAP_SYS_PTRACE" in options.cap_add:
         # Whoever has it could look into our own init, and open what it executes.
@@ -101,6 +118,7 @@ def run_container(
         record = _record(container, config, "runc" if program else "own")
         if attached is not None:
             record = replace(record, addresses=attached.addresses)
+        record = replace(record, background=grace_s is not None, ended_directory="" if ended is None else str(ended))
         kept = undo.enter_context(_keep(log, record, directory, options)) if log is not None and log.is_dir() else None
         if log is not None:
             path = kept.path if kept else log
@@ -110,11 +128,18 @@ def run_container(
         running: Running = RuncContainer(program, directory / "runc", task) if program else _own(task)
         undo.callback(running.close)
         ending = None if grace_s is None else Ending(parse_signal(record.stop_signal), grace_s)
-        return Attendance(running, task, watch, _noting(held, record, started), ending, kept).to_the_end()
+        end = _End(held, record, kept, started)
+        code = None
+        try:
+            code = Attendance(running, task, watch, end.begun, ending, kept).to_the_end()
+        finally:
+            end.note(code)
+        return code
 
 
 def cleanup_stale(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
-    """End containers whose process was killed, and remove what is left of them.
+    """End containers whose process was killed, and remove what is left of them, but for what is kept of containers that
+    have ended.
 
     Returns:
         what they were; their roots are still there.
@@ -132,19 +157,72 @@ def cleanup_stale(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
             from pagepool.container import network
 
             network.detach(held.directory)
-        if record.log_kept:
+        if not _note_end(record, held.told()) and record.log_kept:
             Path(record.log).unlink(missing_ok=True)
         held.close()
         found.append(record)
     return found
 
 
+class _End:
+    """Notes that a container's program has begun, and that it has ended.
+
+    Args:
+        started: called once it has begun.
+    """
+
+    def __init__(
+        self, held: Held, record: Record, log: KeptLog | None, started: Callable[[Record], None] | None
+    ) -> None:
+        self._held = held
+        self._record = record
+        self._log = log
+        self._started = started
+
+    def begun(self, pid: int) -> None:
+        """It has, with this number on the host."""
+        self._record = replace(self._record, status=RUNNING, pid=pid)
+        self._held.write(self._record)
+        if self._started is not None:
+            self._started(self._record)
+
+    def note(self, code: int | None) -> None:
+        """It has ended. Whatever cannot be noted is not known then, and holds up nothing.
+
+        Args:
+            code: None: with an error of ours.
+        """
+        if code is not None:
+            self._held.tell(code)
+        if _note_end(self._record, code) and self._log is not None:
+            self._log.stays = True
+
+
+def _note_end(record: Record, code: int | None) -> bool:
+    """Note a container that has ended, if something of it is to be kept, and it ever ran. Whether it is noted."""
+    if not record.ended_directory or not record.pid:
+        return False
+    from pagepool.container.ended import write_ended
+
+    size = None
+    with contextlib.suppress(OSError):
+        size = Path(record.log).stat().st_size if record.log and not record.log_kept else None
+    status = KILLED if code is None else EXITED
+    past = replace(record, owner=0, pid=0, root="", addresses=(), ports=(), status=status, exit_code=code)
+    try:
+        write_ended(replace(past, ended_s=time.time(), log_end=size))
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _keep(directory: Path, record: Record, containers: Path, options: RunOptions) -> Iterator[KeptLog]:
     from pagepool.container.logs import KeptLog
 
+    ended = Path(record.ended_directory) if record.ended_directory else None
     # A terminal's other side is ours already.
-    log = KeptLog(directory, record.id, containers, piped=record.runtime == "own" and not options.tty)
+    log = KeptLog(directory, record.id, containers, ended, piped=record.runtime == "own" and not options.tty)
     try:
         log.take_output()
         yield log
@@ -160,18 +238,6 @@ def _choose(runtime: RuntimeName) -> str | None:
     if runtime == "runc" and program is None:
         raise UnsupportedError("runc is not installed: apt-get install runc")
     return program
-
-
-def _noting(held: Held, record: Record, started: Callable[[Record], None] | None) -> Callable[[int], None]:
-    """Notes that a container's program has begun, and says so."""
-
-    def note(pid: int) -> None:
-        running = replace(record, status=RUNNING, pid=pid)
-        held.write(running)
-        if started is not None:
-            started(running)
-
-    return note
 
 
 def _own(task: Task) -> Running:

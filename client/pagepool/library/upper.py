@@ -40,6 +40,12 @@ class Upper(Changed):
         """See `Changed`."""
         return plan_diff(self._upper, self._upper.base, self._upper)
 
+    def is_current(self) -> bool:
+        """Whether nothing was written since this was opened, as far as the times of files tell (those of what is
+        written through a mapping may come later). Where the upper is mounted, what was read meanwhile is of one moment
+        then."""
+        return self._upper.is_current()
+
     def parent(self) -> Reference:
         """See `Changed`."""
         if self.image.manifest is not None:

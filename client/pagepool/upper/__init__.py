@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pagepool.upper.filesystem import UpperFileSystem
     from pagepool.upper.info import UpperInfo, UpperUnknownError, find_upper, read_upper_info
     from pagepool.upper.make import make_upper, make_work
-    from pagepool.upper.scan import UpperNode, scan_upper
+    from pagepool.upper.scan import UpperNode, is_same, scan_upper
 else:
     __getattr__, __dir__ = attach(
         __name__,
@@ -18,7 +18,7 @@ else:
             "filesystem": "UpperFileSystem",
             "info": "UpperInfo UpperUnknownError find_upper read_upper_info",
             "make": "make_upper make_work",
-            "scan": "UpperNode scan_upper",
+            "scan": "UpperNode is_same scan_upper",
         },
     )
 
@@ -28,6 +28,7 @@ __all__ = [
     "check_upper",
     "read_upper",
     "scan_upper",
+    "is_same",
     "UpperNode",
     "UpperFileSystem",
     "UpperInfo",

@@ -21,7 +21,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from pagepool.image.member import Kind
-from pagepool.upper.scan import UpperNode
+from pagepool.upper.scan import UpperNode, is_same, scan_upper
 from pagepool.vfs import ROOT, Attributes, Entry, fail
 
 if TYPE_CHECKING:
@@ -109,6 +109,13 @@ class UpperFileSystem:
                 elif entry.ino not in self._nodes:
                     hidden.append(entry.ino)
         return gone
+
+    def is_current(self) -> bool:
+        """Whether the upper is still what was read when this was made: see `is_same`. Reads all of its metadata."""
+        try:
+            return is_same(self._nodes[ROOT], scan_upper(self._upper))
+        except OSError:  # names come and go
+            return False
 
     # -- Touched
 

@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pagepool.image.member import Kind, show_name
@@ -94,6 +95,21 @@ class UpperNode:
             node = stack.pop()
             yield node
             stack += [child for _, child in sorted(node.children.items(), reverse=True)]
+
+
+def is_same(one: UpperNode, other: UpperNode) -> bool:
+    """Whether two scans of an upper show the same, as far as the times of its files tell: those of what is written
+    through a mapping of a file may come later."""
+    for here, there in zip_longest(one.walk(), other.walk()):
+        if here is None or there is None or _state(here) != _state(there):
+            return False
+    return True
+
+
+def _state(node: UpperNode) -> tuple[object, ...]:
+    status = node.status
+    changed = (status.st_mode, status.st_ino, status.st_nlink, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return (node.path, *changed, node.marks, node.xattrs, node.target)
 
 
 class _Open(NamedTuple):

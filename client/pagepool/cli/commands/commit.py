@@ -1,8 +1,9 @@
-"""``pagepool commit``: an overlay as a new image."""
+"""``pagepool commit``: an overlay, or what a container has written, as a new image."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Unpack
+from contextlib import ExitStack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import click
 
@@ -11,9 +12,11 @@ from pagepool.cli.connect import Connection, PoolOptions, connect, on_server
 from pagepool.cli.options import ReferenceType, jobs_option, output_options, pool_options
 from pagepool.cli.progress import Counter, counting, transfer
 from pagepool.cli.target import Target, TargetType, open_changed
+from pagepool.cli.uppers import read_while_written
 from pagepool.cli.waiting import check_wait, wait_until_read
 from pagepool.commit import CommitOptions, CommittedImage, Instruction, build_commit, parse_instruction
 from pagepool.layout import plan_copy, run_copy
+from pagepool.library import Changed, Upper
 from pagepool.oci import Reference
 from pagepool.oci.mediatypes import Compression
 from pagepool.overlay import Change, ChangeKind
@@ -30,7 +33,7 @@ class _InstructionType(click.ParamType):  # type: ignore[type-arg] # not generic
 
 
 @click.command(name="commit", short_help="Push an overlay as a new image.")
-@click.argument("overlay", metavar="DIR", type=TargetType(images=False))
+@click.argument("overlay", metavar="DIR|CONTAINER", type=TargetType(containers=True))
 @click.argument("reference", metavar="REF", type=ReferenceType())
 @click.option("-c", "--change", "instructions", type=_InstructionType(), multiple=True, metavar="INSTRUCTION",
               help='Change what is run, as a Dockerfile says it: CMD ["run"], ENV A=1 …; several times.')  # fmt: skip
@@ -62,9 +65,11 @@ def command(
     timeout: float,
     **options: Unpack[PoolOptions],
 ) -> None:
-    """Push what the overlay in DIR shows as a new image, REF.
+    """Push what the overlay in DIR, or CONTAINER, which runs, shows as a new image, REF.
 
-    DIR may be what a kernel mount wrote, too; that takes root.
+    DIR may be what a kernel mount wrote, too; that takes root. DIR begins with "/" or "."; all else is the name of a
+    container, its id, or the first twelve characters of that. The container goes on meanwhile: if it has written
+    while it was read, it is read again, three times at most. What is in its volumes and in memory is not committed.
 
     The new image has the layers of the overlay's image, and one more with what was changed. Layers that the
     registry has are not sent again, and those that another repository of it has are taken from there. The
@@ -77,30 +82,60 @@ def command(
     Examples:
       pagepool commit ./work app:2
       pagepool commit -m "with data" -c 'CMD ["serve"]' -c 'ENV MODE=test' ./work app:test
+      pagepool commit web app:web
       pagepool commit --compression zstd ./work registry.example.org/team/app:2
     """
+    if overlay.directory is None:
+        raise click.UsageError(
+            f"{overlay} is no container that runs, and not the directory of an overlay:"
+            " that has to begin with '/' or '.'."
+        )
     if overlay.given:
         raise click.UsageError(f"{overlay} has a path: an overlay is committed as a whole.")
-    assert overlay.directory is not None
     reference = on_server(reference)
-    with open_changed(options, overlay.directory) as root, connect(options, reference) as connection:
-        wait = check_wait(connection, wait)
-        settings = CommitOptions(
-            compression=_choose(connection) if compression == "auto" else compression,
-            instructions=instructions,
-            author=author,
-            comment=message,
-            allow_empty=allow_empty,
-        )
-        parent = RegistrySource(root.image.client.registry, root.parent())
-        changes = root.changes()
-        with counting("packing") as count:
-            image = build_commit(root.fs, changes, parent, settings, progress=count)
-        with image:
-            near = root.image.client.session.where == connection.session.where
-            counter = _push(connection, image, reference, root.image.repository if near else None, jobs)
-        state = wait_until_read(connection, reference, image.root().digest, timeout) if wait else None
+    directory = overlay.directory
+    with ExitStack() as stack:
+        connection = stack.enter_context(connect(options, reference))
+
+        def pack(undo: ExitStack) -> _Packed:
+            root = undo.enter_context(open_changed(options, directory))
+            waits = check_wait(connection, wait)
+            settings = CommitOptions(
+                compression=_choose(connection) if compression == "auto" else compression,
+                instructions=instructions,
+                author=author,
+                comment=message,
+                allow_empty=allow_empty,
+            )
+            return _pack(root, settings, waits, undo)
+
+        root, image, changes, waits = read_while_written(overlay.container, stack, pack, _is_whole)
+        near = root.image.client.session.where == connection.session.where
+        counter = _push(connection, image, reference, root.image.repository if near else None, jobs)
+        state = wait_until_read(connection, reference, image.root().digest, timeout) if waits else None
         _report(reference, image, changes, counter, state)
+
+
+class _Packed(NamedTuple):
+    """What is to be pushed."""
+
+    root: Changed
+    image: CommittedImage
+    changes: list[Change]
+    waits: bool
+
+
+def _pack(root: Changed, settings: CommitOptions, waits: bool, undo: ExitStack) -> _Packed:
+    parent = RegistrySource(root.image.client.registry, root.parent())
+    changes = root.changes()
+    with counting("packing") as count:
+        image = undo.enter_context(build_commit(root.fs, changes, parent, settings, progress=count))
+    return _Packed(root, image, changes, waits)
+
+
+def _is_whole(packed: _Packed) -> bool:
+    assert isinstance(packed.root, Upper)
+    return packed.root.is_current()
 
 
 def _choose(connection: Connection) -> Compression:

@@ -1,11 +1,11 @@
-"""``pagepool diff``: what an overlay changed, or what changed from one image to another."""
+"""``pagepool diff``: what an overlay or a container changed, or what changed from one image to another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import click
 
@@ -14,24 +14,28 @@ from pagepool.cli.connect import PoolOptions
 from pagepool.cli.options import output_options, pool_options
 from pagepool.cli.progress import counting
 from pagepool.cli.target import Target, TargetType, open_target
+from pagepool.cli.uppers import read_while_written
 from pagepool.layout.publish import published
-from pagepool.library import Changed
+from pagepool.library import Changed, Upper
 from pagepool.overlay import Change, ChangeKind, iter_layer, plan_diff
 
 if TYPE_CHECKING:
-    from pagepool.vfs import FileSystem
+    from pagepool.vfs import FileSystem, Rootfs
 
 
 @click.command(name="diff", short_help="Show what changed in an overlay.")
-@click.argument("target", metavar="TARGET", type=TargetType())
-@click.argument("other", metavar="[TARGET]", type=TargetType(), required=False)
+@click.argument("target", metavar="TARGET", type=TargetType(containers=True))
+@click.argument("other", metavar="[TARGET]", type=TargetType(containers=True), required=False)
 @click.option("--tar", "tar", metavar="FILE", help='Write the changes as a layer into FILE; "-" is standard output.')
 @output_options
 @pool_options
 def command(target: Target, other: Target | None, tar: str | None, **options: Unpack[PoolOptions]) -> None:
     """Show what an overlay changed, or, of two TARGETs, what changed from the first to the second.
 
-    A TARGET is REF for an image, DIR for an overlay or for what a kernel mount wrote; DIR begins with "/" or ".".
+    A TARGET is REF for an image, DIR for an overlay or for what a kernel mount wrote; DIR begins with "/" or "."; or
+    the name of a container that runs, its id, or the first twelve characters of that. Where a container has the name
+    of an image, it is meant: REF:TAG is the image.
+
     A line begins with A for what was added, C for what was modified (content, metadata, or which names are one
     file), D for what was deleted. With --quiet, only the paths.
 
@@ -44,32 +48,49 @@ def command(target: Target, other: Target | None, tar: str | None, **options: Un
       pagepool diff --json ./work
       pagepool diff --tar layer.tar ./work
       pagepool diff app:1 app:2
+      pagepool diff web
     """
     if other is None and target.directory is None:
         hint = f" The directory is ./{target}." if Path(str(target)).is_dir() else ""
-        raise click.UsageError(f"{target} is an image: name a second one to compare it with.{hint}")
+        raise click.UsageError(
+            f"{target} is an image, and no container that runs: name a second one to compare it with.{hint}"
+        )
     for one in (target, other):
         if one is not None and one.given:
             raise click.UsageError(f"{one} has a path: diff compares all of a file system.")
-    with _compared(options, target, other) as (now, changes):
+    container = target.container or (None if other is None else other.container)
+    with ExitStack() as stack:
+        sides = read_while_written(container, stack, lambda undo: _open_sides(options, target, other, undo))
+        now, changes = sides.now, sides.changes
         if tar is not None:
             _write_layer(now, changes, tar)
+            if container is not None and not all(one.is_current() for one in sides.uppers):
+                output.warn(f"container {container.name or container.id} wrote meanwhile: {tar} is not of one moment")
         elif output.current().json:
             output.print_json({"changes": [_describe(now, change) for change in changes]})
         else:
             output.print_lines(_line(change) for change in changes)
 
 
-@contextmanager
-def _compared(options: PoolOptions, target: Target, other: Target | None) -> Iterator[tuple[FileSystem, list[Change]]]:
-    """The file system that changes lead to, and the changes."""
-    with open_target(options, target) as root:
-        if other is None:
-            assert isinstance(root, Changed)
-            yield root.fs, root.changes()
-            return
-        with open_target(options, other) as now:
-            yield now.fs, plan_diff(now.fs, root.fs)
+class _Sides(NamedTuple):
+    """The file system that changes lead to, the changes, and the uppers that are compared."""
+
+    now: FileSystem
+    changes: list[Change]
+    uppers: list[Upper]
+
+
+def _open_sides(options: PoolOptions, target: Target, other: Target | None, undo: ExitStack) -> _Sides:
+    root = undo.enter_context(open_target(options, target))
+    if other is None:
+        assert isinstance(root, Changed)
+        return _Sides(root.fs, root.changes(), _uppers(root))
+    now = undo.enter_context(open_target(options, other))
+    return _Sides(now.fs, plan_diff(now.fs, root.fs), _uppers(root, now))
+
+
+def _uppers(*roots: Rootfs) -> list[Upper]:
+    return [root for root in roots if isinstance(root, Upper)]
 
 
 def _line(change: Change) -> str:

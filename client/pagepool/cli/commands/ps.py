@@ -1,9 +1,8 @@
-"""``pagepool ps``: what containers run."""
+"""``pagepool ps``: what containers run, and which have ended."""
 
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import output, roots
+from pagepool.cli.containers import LEAST_ID, describe, ended_at, known_containers, show_age
 from pagepool.cli.options import output_options
 from pagepool.container import list_containers
-from pagepool.container.records import DEAD
+from pagepool.container.records import CREATED, RUNNING, STATUSES
 
 if TYPE_CHECKING:
     from pagepool.container import Record
 
-_SHOWN = 12
 _COMMAND = 30
-_UNITS = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
 
 _Wanted = Callable[["Record"], bool]
 
@@ -32,8 +30,12 @@ class _Filter(click.ParamType):  # type: ignore[type-arg] # not generic before c
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _Wanted:
         kind, _, wanted = str(value).partition("=")
-        if kind not in ("label", "name", "id") or not wanted:
-            self.fail(f"{value!r} is none of label=KEY[=VALUE], name=PART and id=BEGINNING", param, ctx)
+        if kind not in ("label", "name", "id", "status") or not wanted:
+            self.fail(f"{value!r} is none of label=KEY[=VALUE], name=PART, id=BEGINNING and status=WORD", param, ctx)
+        if kind == "status":
+            if wanted not in STATUSES:
+                self.fail(f"{wanted!r} is none of {', '.join(STATUSES)}", param, ctx)
+            return lambda record: record.status == wanted
         if kind == "name":
             return lambda record: wanted in record.name
         if kind == "id":
@@ -43,7 +45,7 @@ class _Filter(click.ParamType):  # type: ignore[type-arg] # not generic before c
 
 
 @click.command(name="ps", short_help="List containers that run.")
-@click.option("-a", "--all", "everything", is_flag=True, help="Also dead ones: those whose `pagepool run` was killed.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also those that have ended, and dead ones.")
 @click.option(
     "-f",
     "--filter",
@@ -51,25 +53,26 @@ class _Filter(click.ParamType):  # type: ignore[type-arg] # not generic before c
     multiple=True,
     type=_Filter(),
     metavar="KEY=VALUE",
-    help="Only those with label=KEY[=VALUE], name=PART or id=BEGINNING; several: all of it.",
+    help="Only those with label=KEY[=VALUE], name=PART, id=BEGINNING or status=WORD; several: all of it.",
 )
 @output_options
 def command(everything: bool, filters: tuple[_Wanted, ...]) -> None:
     """List the containers of `pagepool run` on this machine, the oldest first.
 
-    PID is the container's first process. With --quiet only ids. A container that has ended is gone, and not listed;
-    `pagepool stop` ends one.
+    PID is the container's first process. With --quiet only ids. With --all also the last 200 that have ended in the
+    background: exited, with the exit code, or killed, if their `pagepool run` was, and nobody knows how they ended.
+    They are dead until the next `pagepool run` finds that out.
 
     \b
     Examples:
       pagepool ps
       pagepool ps -q
       pagepool ps --filter label=job=nightly
+      pagepool ps --all --filter status=exited
       pagepool ps --all --json
     """
-    records = [
-        record for record in list_containers(roots.containers_directory()) if everything or record.status != DEAD
-    ]
+    found = known_containers() if everything else list_containers(roots.containers_directory(), output.warn_of)
+    records = [record for record in found if everything or record.status in (CREATED, RUNNING)]
     records = [record for record in records if all(wanted(record) for wanted in filters)]
     if output.current().json:
         output.print_json({"containers": [_row(record) for record in records]})
@@ -81,23 +84,24 @@ def command(everything: bool, filters: tuple[_Wanted, ...]) -> None:
 
 
 def _row(record: Record) -> dict[str, Any]:
-    return asdict(record) | {"command": list(record.command), "pid": record.pid or None, "name": record.name or None}
+    return asdict(record) | {
+        "command": list(record.command),
+        "pid": record.pid or None,
+        "owner": record.owner or None,
+        "name": record.name or None,
+        "ended_at": ended_at(record),
+    }
 
 
 def _cells(record: Record) -> tuple[str, ...]:
     words = shlex.join(record.command)
     return (
-        record.id[:_SHOWN],
+        record.id[:LEAST_ID],
         record.image,
         words if len(words) <= _COMMAND else f"{words[: _COMMAND - 1]}…",
-        _age(time.time() - record.created_s),
-        record.status,
+        show_age(record.created_s),
+        describe(record),
         str(record.pid or "-"),
         ", ".join(record.ports) or "-",
         record.name or "-",
     )
-
-
-def _age(seconds: float) -> str:
-    size, unit = next((size, unit) for least, size, unit in _UNITS if seconds >= least or not least)
-    return f"{max(0, int(seconds // size))} {unit} ago"

@@ -45,7 +45,11 @@ class _RunCommand(ProgramCommand):
     help="With --detach, append the program's output to FILE; else the last of it is kept for pagepool logs.",
 )
 @click.option("--name", default="", metavar="NAME", help="A name for the container.")
-@click.option("--rm", is_flag=True, help="Remove the container when it has ended: always done, for docker's users.")
+@click.option(
+    "--rm",
+    is_flag=True,
+    help="With --detach, keep neither exit code nor log when it has ended. [else the last 200 containers' are kept]",
+)
 @click.option("--entrypoint", metavar="PROGRAM", help='Instead of the image\'s entrypoint and command; "" is none.')
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable; without =, as it is here.")
 @click.option(
@@ -178,7 +182,8 @@ def command(reference: Reference, words: tuple[str, ...], **given: Unpack[RunGiv
     working directory, each of which options replace as docker's do. COMMAND replaces the image's command.
 
     What the program writes is gone when it has ended, but for what is in volumes, unless --upper says where to
-    keep it. Ctrl-C and other signals go to the program; the third SIGINT or SIGTERM kills it. Needs root.
+    keep it. Of one in the background (--detach) exit code and log are kept, unless --rm says otherwise. Ctrl-C and
+    other signals go to the program; the third SIGINT or SIGTERM kills it. Needs root.
 
     \b
     Examples:

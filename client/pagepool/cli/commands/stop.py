@@ -7,10 +7,11 @@ import signal
 import click
 
 from pagepool.cli import output, roots
-from pagepool.cli.containers import complete_container
+from pagepool.cli.containers import complete_container, describe
 from pagepool.cli.options import output_options
 from pagepool.cli.signals import SignalType
 from pagepool.container import find_containers, stop_containers
+from pagepool.container.records import has_ended
 
 
 @click.command(name="stop", short_help="End containers.")
@@ -29,7 +30,7 @@ def command(containers: tuple[str, ...], wait_s: float | None, number: int | Non
 
     Each is asked by its stop signal, all at the same time, and killed if it has not ended after --time. Names
     or ids are printed once all have ended, and nothing is left of them; `pagepool run` ends with the program's exit
-    code, or 137. If one is not known, none is stopped.
+    code, or 137. One that has ended already is named as such on standard error. If one is not known, none is stopped.
 
     \b
     Examples:
@@ -38,10 +39,14 @@ def command(containers: tuple[str, ...], wait_s: float | None, number: int | Non
       pagepool stop $(pagepool ps -q)
     """
     directory = roots.containers_directory()
-    records = find_containers(containers, directory)
+    records = find_containers(containers, directory, ended=roots.ended_directory())
+    over = [record for record in records if has_ended(record)]
+    for one in over:
+        output.note(f"container {one.name or one.id} has ended already: {describe(one)}")
     if wait_s == 0:
         number = signal.SIGKILL
-    ended = stop_containers(records, wait_s, number, directory)
+    ended = stop_containers([record for record in records if record not in over], wait_s, number, directory)
+    ended += [(one, False) for one in over]
     if output.current().json:
         rows = [{"id": one.id, "name": one.name or None, "killed": killed} for one, killed in ended]
         output.print_json({"stopped": rows})
