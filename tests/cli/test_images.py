@@ -99,6 +99,25 @@ def test_a_pull_that_cannot_write_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
+def test_a_pull_puts_no_file_in_the_place_of_what_is_none(
+    run: Run, server: str, layout: tuple[Path, Sample], form: str, tmp_path: Path
+) -> None:
+    """As /dev/stdout is, whose link would be a file from then on, for everybody."""
+    name = f"{server}/{_name()}:1"
+    assert run("push", layout[0], name).code == 0
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    for place in ("stdout", "pipe"):
+        result = run("pull", "--format", form, name, tmp_path / place)
+        assert result.code != 0
+        assert str(tmp_path / place) in result.err
+    assert (tmp_path / "stdout").is_symlink()
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_quiet(run: Run, server: str, layout: tuple[Path, Sample], tmp_path: Path) -> None:
     name = f"{server}/{_name()}:1"
     for result in (run("push", "-q", layout[0], name), run("pull", "-q", name, tmp_path / "out")):

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pagepool.errors import DiskFullError
+from pagepool.errors import DiskFullError, InvalidError
 
 _MOST_REMOVALS = 8
 
@@ -25,8 +25,10 @@ def published(path: Path) -> Iterator[BinaryIO]:
     """Write a file; it gets its name at the end of the block, and does not if the block fails.
 
     Raises:
+        InvalidError: something is there that is not to be replaced: see `check_replaceable`.
         DiskFullError: the disk or quota is full.
     """
+    check_replaceable(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
     try:
         with translated(path), os.fdopen(descriptor, "wb") as file:
@@ -39,6 +41,17 @@ def published(path: Path) -> Iterator[BinaryIO]:
         with suppress(FileNotFoundError):
             Path(temporary).unlink()
         raise
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse a place where a file would be in the way of everybody: as root ``/dev/stdout`` would become a file.
+
+    Raises:
+        InvalidError: a device, a pipe, a socket, or a link to what a process has open.
+    """
+    link = str(path.readlink()) if path.is_symlink() else ""
+    if link.startswith("/proc/") or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise InvalidError(str(path), "it is no ordinary file, and is not replaced by one; name a new file")
 
 
 @contextmanager
@@ -56,8 +69,10 @@ def make_stage(path: Path) -> Path:
     """Make an empty directory beside `path`, on the same file system.
 
     Raises:
+        InvalidError: something is there that is not to be replaced: see `check_replaceable`.
         OSError: the parent is missing or cannot be written to.
     """
+    check_replaceable(path)
     stage = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent))
     stage.chmod(0o777 & ~_umask())
     return stage
