@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -36,7 +36,10 @@ _TOOLS = ("containerd", "ctr", "runc", "skopeo", "ip", "nsenter", "setpriv", "un
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image in which Python runs, and which has more than it reads."""
     path = tmp_path_factory.mktemp("layouts") / "python"
-    write_layout(path, {**python_root(), "opt/unread": os.urandom(2 << 20)})
+    files = {"opt/unread": os.urandom(2 << 20), **python_root()}
+    # eStargz wants every directory of what it moves in the layer.
+    parents = {f"{parent}/" for name in files for parent in PurePosixPath(name).parents if parent.name}
+    write_layout(path, dict.fromkeys(sorted(parents), b"") | files)
     return path
 
 

@@ -131,13 +131,13 @@ def _measure(measurement: _Measurement, name: str, aim: float) -> Iterator[Row]:
     if lab.lazy:
         cold[STARGZ] = measurement.lazy(optimised=False)
         learned[STARGZ] = measurement.lazy(optimised=True)
-    for kind, start in cold.items():
-        lab.say(f"{kind}: {name}: {start.seconds:.2f} s, {start.received / MB:.1f} MB")
-    yield from _rows(name, cold, aim)
+    yield from _rows(lab, name, cold, aim)
     if learned.keys() - {PEER}:
-        yield from _rows(f"{name}, learned", learned, aim)
+        yield from _rows(lab, f"{name}, learned", learned, aim)
 
 
-def _rows(name: str, starts: dict[str, _Start], aim: float) -> Iterator[Row]:
+def _rows(lab: Lab, name: str, starts: dict[str, _Start], aim: float) -> Iterator[Row]:
+    for kind, start in starts.items():
+        lab.say(f"{kind}: {name}: {start.seconds:.2f} s, {start.received / MB:.1f} MB")
     yield row(PHASE, f"{name}, s", {kind: start.seconds for kind, start in starts.items()}, "faster", aim)
     yield row(PHASE, f"{name}, MB received", {kind: start.received for kind, start in starts.items()}, "ratio", unit=MB)
