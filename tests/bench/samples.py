@@ -17,12 +17,17 @@ _TYPES = "application/vnd.oci.image"
 
 
 def write_layout(root: Path, files: Mapping[str, bytes]) -> None:
-    """Make a layout with an image, `latest`, that has these files."""
+    """Make a layout with an image, `latest`, that has these files, executable; names of directories end in ``/``.
+
+    They are in the layer in this order.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
-            member.size = len(data)
+            member.size, member.mode = len(data), 0o755
+            if name.endswith("/"):
+                member.type = tarfile.DIRTYPE
             archive.addfile(member, io.BytesIO(data))
     blobs = root / "blobs" / "sha256"
     blobs.mkdir(parents=True)

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-PACKAGES = {"docker": "docker.io", "dockerd": "docker.io", "mksquashfs": "squashfs-tools", "unshare": "util-linux"}
+PACKAGES = {
+    "ctr": "containerd",
+    "docker": "docker.io",
+    "dockerd": "docker.io",
+    "mksquashfs": "squashfs-tools",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+}
 """Tool -> the Debian package that has it, where the two have different names."""
 
 _TIMEOUT_S = 300.0

@@ -6,7 +6,7 @@ import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pagepool_service.bench.link import open_link
 from pagepool_service.bench.nodemount import NodeMount
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from pagepool_service.bench.link import Link, Shape
     from pagepool_service.bench.origins import Origin
-    from pagepool_service.bench.subjects import Subject
+    from pagepool_service.bench.subjects import Starter, Subject
 
     Maker = Callable[[Link, Path, Mapping[str, str], Sequence[str]], Subject]
+
+S = TypeVar("S", bound="Starter")
 
 
 def _podman(link: Link, directory: Path, environment: Mapping[str, str], _: Sequence[str]) -> Subject:
@@ -46,11 +48,12 @@ class Lab:
 
     Args:
         layouts: OCI layouts of one image each, by name.
-        kinds: of PAGEPOOL and PEER, which are measured: at least one.
+        kinds: of PAGEPOOL and PEER, which are measured.
         rounds: how often what is measured is repeated; the best counts.
         directory: everything is written below it.
         environment: of all processes.
         say: told of progress.
+        lazy: whether starts are measured with stargz-snapshotter, too.
         makers: how a subject of each kind is made.
         mounts: how many are mounted at once.
         containers: how many are started at once.
@@ -63,6 +66,7 @@ class Lab:
     directory: Path
     environment: Mapping[str, str]
     say: Callable[[str], None]
+    lazy: bool = False
     makers: Mapping[str, Maker] = field(default_factory=lambda: MAKERS)
     mounts: int = 500
     containers: int = 32
@@ -85,6 +89,20 @@ class Lab:
             shape: of the link.
             options: of the subject.
         """
+        with self.set_up(kind, self.makers[kind], layouts, shape=shape, options=options) as (link, origin, subject):
+            yield Bench(link, origin, subject)
+
+    @contextmanager
+    def set_up(
+        self,
+        kind: str,
+        maker: Callable[[Link, Path, Mapping[str, str], Sequence[str]], S],
+        layouts: Sequence[Path],
+        *,
+        shape: Shape | None = None,
+        options: Sequence[str] = (),
+    ) -> Iterator[tuple[Link, Origin, S]]:
+        """The same with whatever a maker makes; the kind is that of the registry."""
         with ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ppb-", dir=self.directory)))
             link = stack.enter_context(open_link(shape))
@@ -92,10 +110,10 @@ class Lab:
             origin = stack.enter_context(
                 serve_images(kind, link, layouts, work / "origin", self.environment, rested=shape is not None)
             )
-            subject = self.makers[kind](link, work / "s", self.environment, options)
+            subject = maker(link, work / "s", self.environment, options)
             stack.callback(subject.stop)
             subject.start()
-            yield Bench(link, origin, subject)
+            yield link, origin, subject
 
     @contextmanager
     def mounted(self, bench: Bench, image: str, count: int = 1) -> Iterator[list[Path]]:

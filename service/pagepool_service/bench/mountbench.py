@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pagepool
 from pagepool.errors import UnsupportedError
-from pagepool_service.bench import mountcache, mountmany, mountstart, mountwarm, mountwrite
+from pagepool_service.bench import mountcache, mountmany, mountstart, mountwarm, mountwrite, stargz
 from pagepool_service.bench.servers import PAGEPOOL, PEER
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def measure_mounts(lab: Lab, phases: Sequence[str]) -> MountFigures:
         UnsupportedError: something is missing on this machine.
         PagepoolError: a step failed. Nothing is left behind.
     """
-    check_tools(lab.kinds)
+    check_tools(lab.kinds, lazy=lab.lazy)
     _compile()
     rows: list[Row] = []
     for phase in PHASES:
@@ -67,14 +67,17 @@ def _compile() -> None:
         compileall.compile_dir(directory, quiet=2)
 
 
-def check_tools(kinds: Sequence[str]) -> None:
+def check_tools(kinds: Sequence[str], *, lazy: bool = False) -> None:
     """See what there is.
 
     Raises:
         UnsupportedError: something is missing; the message names all of it.
     """
-    wanted = _TOOLS | (_PEER_TOOLS if PEER in kinds else {})
-    missing = [f"{tool} (apt-get install {package})" for tool, package in wanted.items() if shutil.which(tool) is None]
+    packages = _TOOLS | (_PEER_TOOLS if PEER in kinds else {})
+    wanted = {tool: f"apt-get install {package}" for tool, package in packages.items()}
+    if lazy:
+        wanted.update(stargz.TOOLS)
+    missing = [f"{tool} ({how})" for tool, how in wanted.items() if shutil.which(tool) is None]
     if os.geteuid():
         missing.append("root")
     if missing:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool_service.bench.servers import PAGEPOOL, PEER
+from pagepool_service.bench.stargz import STARGZ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,7 @@ class Row:
         peer: the same of overlayfs.
         how: what is judged: "faster" (peer / pagepool), "ratio" (pagepool / peer), "value" (pagepool), "" for nothing.
         aim: of what is judged: at least, if faster, else at most; None if there is none.
+        lazy: the same of stargz-snapshotter.
     """
 
     phase: str
@@ -32,15 +34,22 @@ class Row:
     peer: float | None
     how: str = ""
     aim: float | None = None
+    lazy: float | None = None
 
     @property
     def judged(self) -> float | None:
         """What the aim is about; None if it was not measured."""
-        if self.how == "value":
-            return self.pagepool
-        if not self.pagepool or not self.peer:
-            return None
-        return self.peer / self.pagepool if self.how == "faster" else self.pagepool / self.peer
+        return self.pagepool if self.how == "value" else self._compare(self.pagepool, self.peer)
+
+    @property
+    def lazy_judged(self) -> float | None:
+        """What would be judged of stargz-snapshotter, beside overlayfs; None if it was not measured."""
+        return self._compare(self.lazy, self.peer)
+
+    @property
+    def to_lazy(self) -> float | None:
+        """What is judged, with stargz-snapshotter in the place of overlayfs; None if it was not measured."""
+        return self._compare(self.pagepool, self.lazy)
 
     @property
     def met(self) -> bool | None:
@@ -56,16 +65,27 @@ class Row:
             "name": self.name,
             "pagepool": self.pagepool,
             "overlayfs": self.peer,
+            "stargz": self.lazy,
             "judged": self.how or None,
             "value": self.judged,
             "aim": self.aim,
             "met": self.met,
+            "stargz_value": self.lazy_judged,
+            "value_to_stargz": self.to_lazy,
         }
+
+    def _compare(self, one: float | None, other: float | None) -> float | None:
+        """How many times faster the first is, or its ratio to the other."""
+        if self.how not in ("faster", "ratio") or not one or not other:
+            return None
+        return other / one if self.how == "faster" else one / other
 
 
 def row(
     phase: str, name: str, figures: Mapping[str, float], how: str = "", aim: float | None = None, unit: float = 1
 ) -> Row:
     """A row out of the figures of each kind that was measured, divided by a unit."""
-    ours, peer = (figures.get(kind) for kind in (PAGEPOOL, PEER))
-    return Row(phase, name, None if ours is None else ours / unit, None if peer is None else peer / unit, how, aim)
+    ours, peer, lazy = (
+        None if (figure := figures.get(kind)) is None else figure / unit for kind in (PAGEPOOL, PEER, STARGZ)
+    )
+    return Row(phase, name, ours, peer, how, aim, lazy)

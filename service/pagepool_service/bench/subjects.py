@@ -21,8 +21,8 @@ class BenchError(PagepoolError):
     """A step of a measurement failed, with what the program said."""
 
 
-class Subject(Protocol):
-    """One way to have images in containers. Not for several threads, but for `run`, `mount` and `unmount`."""
+class Starter(Protocol):
+    """One way to start containers of images. Not for several threads, but for `run`."""
 
     name: str
     """For people."""
@@ -40,6 +40,13 @@ class Subject(Protocol):
             BenchError: it failed, or had no output.
         """
 
+    def stop(self) -> None:
+        """Unmount, end and remove everything. May be called at any time, more than once."""
+
+
+class Subject(Starter, Protocol):
+    """One way to have images in containers, and mounted. Not for several threads, but for `run`, `mount`, `unmount`."""
+
     def fill(self, image: str) -> None:
         """Have all of an image in storage."""
 
@@ -51,9 +58,6 @@ class Subject(Protocol):
 
     def stored(self) -> Path:
         """The directory whose file system keeps what containers write."""
-
-    def stop(self) -> None:
-        """Unmount, end and remove everything. May be called at any time, more than once."""
 
 
 def first_output_s(command: Sequence[str], environment: Mapping[str, str]) -> float:
@@ -79,7 +83,9 @@ def first_output_s(command: Sequence[str], environment: Mapping[str, str]) -> fl
     return took
 
 
-def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
+def run(
+    command: Sequence[str | Path], environment: Mapping[str, str] | None = None, timeout_s: float = _TIMEOUT_S
+) -> str:
     """Run a command to its end; what it printed.
 
     Raises:
@@ -93,7 +99,7 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
         text=True,
         check=False,
         env=environment,
-        timeout=_TIMEOUT_S,
+        timeout=timeout_s,
     )
     if done.returncode:
         raise BenchError(f"{' '.join(words)}: exit status {done.returncode}: {done.stderr.strip()[-1000:]}")

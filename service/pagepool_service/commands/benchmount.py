@@ -16,6 +16,8 @@ from pagepool.cli.options import output_options
 from pagepool_service.bench.images import find_images
 from pagepool_service.bench.lab import Lab
 from pagepool_service.bench.mountbench import PHASES, kinds_of, measure_mounts, peer_tools_installed
+from pagepool_service.bench.mountstart import PHASE as START
+from pagepool_service.bench.stargz import stargz_missing
 from pagepool_service.commands.benchoptions import images_option, work_option
 
 if TYPE_CHECKING:
@@ -42,6 +44,11 @@ def _phases(_: click.Context, __: click.Parameter, value: str | None) -> tuple[s
 @images_option("OCI layouts, or directories of them.")
 @click.option("--only", "phases", callback=_phases, metavar="PHASE,…", help=f"Of {', '.join(PHASES)}. [all of them]")
 @click.option("--peer/--no-peer", default=None, help="Also measure podman. [if it and docker-registry are installed]")
+@click.option(
+    "--stargz/--no-stargz",
+    default=None,
+    help="Also measure eStargz by containerd and stargz-snapshotter; starts only. [if they are installed]",
+)
 @click.option("--ours/--no-ours", default=True, help="Measure pagepool. [yes]")
 @click.option("--runs", type=click.IntRange(1, 100), default=3, show_default=True, help="Starts; the best counts.")
 @click.option("--mounts", type=click.IntRange(10, 10_000), default=500, show_default=True, help="Mounted at once.")
@@ -62,6 +69,7 @@ def mount(
     places: tuple[Path, ...],
     phases: tuple[str, ...],
     peer: bool | None,
+    stargz: bool | None,
     ours: bool,
     runs: int,
     mounts: int,
@@ -75,13 +83,19 @@ def mount(
     The time from nothing to a first output, over a link as it is and one of 100 Mbit/s and 20 ms; what further
     containers add to the page cache; reads of what is in memory; a write into a large file; many containers.
     Registries and containers are in network namespaces of their own. It drops the caches of the whole machine.
+
+    Starts are measured with eStargz images, by containerd and stargz-snapshotter, too, where these are installed. The
+    images are converted first, which takes minutes and is not timed.
     """
     if not places:
         raise click.UsageError("which images? Give --images DIR.")
     with_peer = peer_tools_installed() if peer is None else peer
     if not with_peer and peer is None:
         output.warn("podman, runc or docker-registry are not installed: measuring without them")
-    if not ours and not with_peer:
+    if stargz and START not in phases:
+        raise click.UsageError(f"--stargz is of the phase {START}, which is not measured")
+    with_stargz = START in phases and _with_stargz(stargz)
+    if not ours and not with_peer and not (with_stargz and phases == (START,)):
         raise click.UsageError("nothing to measure: --no-ours and no peer")
     layouts = {path.resolve().name: path.resolve() for path in _layouts(places)}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PAGEPOOL_")}
@@ -92,6 +106,7 @@ def mount(
         work or Path(tempfile.gettempdir()),
         environment,
         output.note,
+        lazy=with_stargz,
         mounts=mounts,
         containers=containers,
         big_size=large << 20,
@@ -106,6 +121,19 @@ def mount(
         return
     headers = ("", "pagepool", "overlayfs", "judged", "aim", "")
     output.print_table(headers, [_cells(one) for one in figures.rows], right=(1, 2, 3, 4))
+    lazy = [one for one in figures.rows if one.lazy is not None]
+    if lazy:
+        output.print_line("")
+        more = ("", "stargz", "beside overlayfs", "pagepool beside it")
+        output.print_table(more, [_lazy_cells(one) for one in lazy], right=(1, 2, 3))
+
+
+def _with_stargz(wanted: bool | None) -> bool:
+    """Whether stargz-snapshotter is measured; says so if it is not because it is not there."""
+    missing = stargz_missing() if wanted is None else []
+    if missing:
+        output.note(f"starts are measured without stargz-snapshotter: there is no {', no '.join(missing)}")
+    return not missing if wanted is None else wanted
 
 
 def _layouts(places: tuple[Path, ...]) -> list[Path]:
@@ -119,15 +147,22 @@ def _layouts(places: tuple[Path, ...]) -> list[Path]:
 
 def _cells(one: Row) -> tuple[str, ...]:
     sign = ">=" if one.how == "faster" else "<="
-    judged = "" if one.judged is None or not one.how else f"{one.judged:.2f}{'x' if one.how == 'faster' else ''}"
     return (
         one.name,
         _number(one.pagepool),
         _number(one.peer),
-        judged,
+        _judged(one, one.judged) if one.how else "",
         "" if one.aim is None else f"{sign} {one.aim:.4g}",
         {True: "met", False: "MISSED", None: ""}[one.met],
     )
+
+
+def _lazy_cells(one: Row) -> tuple[str, ...]:
+    return (one.name, _number(one.lazy), _judged(one, one.lazy_judged), _judged(one, one.to_lazy))
+
+
+def _judged(one: Row, value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}{'x' if one.how == 'faster' else ''}"
 
 
 def _number(value: float | None) -> str:

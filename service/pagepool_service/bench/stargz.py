@@ -1,0 +1,76 @@
+"""eStargz by containerd and stargz-snapshotter, as `bench mount` measures it: lazily pulled, as pagepool's images are.
+
+Its images were converted before, in one of two ways (`estargz`). Configured as it comes; the registry's plain HTTP
+apart. The command that is timed is the two of its documentation, one after the other: `rpull`, then `run`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from pagepool_service.bench.containerd import CLIENT, DAEMON, LAZY_CLIENT, SNAPSHOTTER, Containerd
+from pagepool_service.bench.origins import HOST
+from pagepool_service.bench.servers import PEER
+from pagepool_service.bench.subjects import first_output_s
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from pagepool_service.bench.link import Link
+
+STARGZ: Final = "stargz-snapshotter"
+"""The kind, as PAGEPOOL and PEER are. Its images come from PEER."""
+
+_RELEASE: Final = "a release of github.com/containerd/stargz-snapshotter"
+TOOLS: Final[Mapping[str, str]] = {
+    DAEMON: f"apt-get install {DAEMON}",
+    SNAPSHOTTER: _RELEASE,
+    LAZY_CLIENT: _RELEASE,
+    "runc": "apt-get install runc",
+    PEER: f"apt-get install {PEER}",
+}
+"""Program -> how to get it."""
+
+
+class Stargz:
+    """Implements `Starter`.
+
+    Args:
+        link: at whose client's end it runs.
+        directory: for its state, short; made and removed here.
+        environment: of its processes.
+    """
+
+    name = "eStargz, stargz-snapshotter"
+
+    def __init__(self, link: Link, directory: Path, environment: Mapping[str, str], _: Sequence[str] = ()) -> None:
+        self._environment = environment
+        self._engine = Containerd(directory, environment, link.client, lazy=True)
+
+    def start(self) -> None:
+        """See `Starter`. Its daemons are running, as pagepool's node is."""
+        self.stop()
+        self._engine.start()
+
+    def run(self, image: str, command: Sequence[str]) -> float:
+        """See `Starter`."""
+        reference = f"{HOST}/{image}:latest"
+        pull = self._engine.command(LAZY_CLIENT, "images", "rpull", "--plain-http", reference)
+        # A filter of system calls, and no network, as the others have by themselves.
+        options = ("--rm", "--seccomp", "--snapshotter", "stargz")
+        start = self._engine.command(CLIENT, "run", *options, reference, "container", *command)
+        return first_output_s(
+            ["sh", "-c", f"{shlex.join(pull)} >/dev/null && exec {shlex.join(start)}"], self._environment
+        )
+
+    def stop(self) -> None:
+        """See `Starter`."""
+        self._engine.stop()
+
+
+def stargz_missing() -> list[str]:
+    """Which of its programs are not there, each with how to get it."""
+    return [f"{tool} ({how})" for tool, how in TOOLS.items() if shutil.which(tool) is None]
