@@ -128,6 +128,16 @@ def test_times(mounting: Mounting, point: Path, plain: Path) -> None:
     assert (point / "directory").stat().st_mtime_ns >= before
 
 
+def test_times_of_other_centuries(point: Path, records: Path, tmp_path: Path) -> None:
+    """They become the nearest time that can be kept, as on every file system of Linux, and no error."""
+    serve_in_background(partial(open_overlay, tmp_path / "upper"), point, directory=records)
+    passwd = point / "etc/passwd"
+    for asked, kept in ((1 << 34, (1 << 63) - 1), (-(1 << 34), 1 - (1 << 63)), (1 << 33, (1 << 33) * 10**9)):
+        os.utime(passwd, ns=(asked * 10**9, asked * 10**9))
+        assert (passwd.stat().st_atime_ns, passwd.stat().st_mtime_ns) == (kept, kept)
+    unmount(point, directory=records)
+
+
 def test_holes_and_large_files(point: Path, plain: Path, records: Path, tmp_path: Path) -> None:
     """A file of 100 GiB that is nearly all hole takes nothing, and seeking finds its data."""
     opener = partial(open_overlay, tmp_path / "upper")
