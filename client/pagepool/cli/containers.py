@@ -8,6 +8,7 @@ from click.shell_completion import CompletionItem
 from pagepool.cli import exits, roots
 from pagepool.cli.state import State
 from pagepool.container.records import DEAD, list_containers
+from pagepool.errors import DeniedError
 
 
 class ProgramCommand(click.Command):
@@ -28,7 +29,7 @@ def complete_container(ctx: click.Context, param: click.Parameter, incomplete: s
     """Names of containers, and ids of those that have none; nothing where they may not be seen."""
     try:
         records = list_containers(roots.containers_directory())
-    except OSError:
+    except (OSError, DeniedError):
         return []
     shown = [CompletionItem(record.name or record.id, help=record.image) for record in records if record.status != DEAD]
     return [item for item in shown if item.value.startswith(incomplete)]

@@ -39,6 +39,7 @@ def find_containers(names: Iterable[str], directory: Path = DEFAULT_DIRECTORY, *
 
     Raises:
         ContainerUnknownError: there is none of a name, or none that lives.
+        DeniedError: see `list_containers`.
         InvalidError: several ids begin so.
     """
     living = [record for record in list_containers(directory) if dead or record.status != DEAD]

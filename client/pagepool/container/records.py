@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pagepool.errors import BusyError
+from pagepool.errors import BusyError, DeniedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -130,7 +130,13 @@ def hold(directory: Path, container: str, name: str = "") -> Held:
 
 
 def list_containers(directory: Path = DEFAULT_DIRECTORY) -> list[Record]:
-    """All containers, the oldest first. Those whose owner is dead have the status `DEAD`."""
+    """All containers, the oldest first. Those whose owner is dead have the status `DEAD`.
+
+    Raises:
+        DeniedError: only another user, root that is, can see whether there are any.
+    """
+    if not os.access(directory, os.R_OK | os.X_OK, effective_ids=True) and directory.exists():
+        raise DeniedError(f"the containers in {directory} are root's: only root can see them")
     found = []
     for path in sorted(directory.glob("*/record")):
         with contextlib.suppress(FileNotFoundError):
