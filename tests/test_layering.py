@@ -160,7 +160,11 @@ RULES = (
     Rule(
         "an EROFS image is made of a tree file alone",
         "the same tree has to become the same bytes, wherever it is written",
-        _only("pagepool.image.erofs", "pagepool.image.treefile", "pagepool.image.treescan", "pagepool.errors"),
+        _only(
+            "pagepool.image.erofs",
+            *(f"pagepool.image.{name}" for name in ("treefile", "treescan", "xattrs")),
+            "pagepool.errors",
+        ),
         ("pagepool.image.erofs.writer", "from pagepool.image.merge import TreeMerger\n"),
     ),
     Rule(

@@ -263,8 +263,12 @@ def test_pull_does_not_take_a_dash_for_a_name(run: Run, tmp_path: Path, monkeypa
     assert not list(tmp_path.glob("-*"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("direction", ["push", "pull"])
-def test_interrupt_is_clean_and_prompt(tmp_path: Path, layout: tuple[Path, Sample], direction: str) -> None:
+def test_interrupt_is_clean_and_prompt(
+    tmp_path: Path, layout: tuple[Path, Sample], direction: str, number: signal.Signals
+) -> None:
+    """Nothing is left of what was not whole. Whoever sent another signal sees that the program ended by it."""
     reached, leave = threading.Event(), threading.Event()
     path, sample = layout
 
@@ -288,15 +292,16 @@ def test_interrupt_is_clean_and_prompt(tmp_path: Path, layout: tuple[Path, Sampl
         )
         try:
             assert reached.wait(30)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             out, err = process.communicate(timeout=20)
         finally:
             process.kill()
             process.wait()
             leave.set()
-    assert process.returncode == 130
+    interrupted = number == signal.SIGINT
+    assert process.returncode == (130 if interrupted else -number)
     assert out == b""
-    assert err.strip() == b"pagepool: error: interrupted"
+    assert err.strip() == (b"pagepool: error: interrupted" if interrupted else b"")
     assert sorted(item.name for item in tmp_path.iterdir()) == ["home", "layout"]
 
 

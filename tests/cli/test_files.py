@@ -455,3 +455,27 @@ def test_an_overlay_needs_no_service(run: Run, image: str, tmp_path: Path, servi
     assert run("cat", "--server", "http://127.0.0.1:1", f"{upper}:/x").code == 0
     assert run("cat", "--server", "http://127.0.0.1:1", f"{upper}:/etc/passwd").code == 6
     assert _ok(run("cat", "--server", f"http://{service}", f"{upper}:/etc/passwd")) == "root:x:0:0\n"
+
+
+def test_locales_without_letters_for_all_names(service: str) -> None:
+    """What cannot be written is escaped, and JSON is the same as elsewhere."""
+    sample = Sample()
+    builder = TreeBuilder()
+    builder.file("\u5b57 \U0001f600")
+    sample.add_image([whole_layer(builder.file_system())])
+    with Session(f"http://{service}") as session:
+        run_copy(plan_copy(sample), sample, RegistrySink(RegistryClient(session), Reference.parse("letters:1")))
+
+    def listed(*options: str, **variables: str) -> str:
+        command = program_command("ls", *options, f"{service}/letters:1")
+        done = subprocess.run(
+            command, env=program_environment() | variables, capture_output=True, check=False, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout.decode()
+
+    # Without what Python does for the locale C, as it is with those of eight bits.
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert listed(LC_ALL="C.UTF-8") == "/\u5b57 \U0001f600\n"
+    assert listed(**ascii_only) == "/\\u5b57 \\U0001f600\n"
+    assert json.loads(listed("--json", **ascii_only)) == json.loads(listed("--json", LC_ALL="C.UTF-8"))

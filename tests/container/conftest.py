@@ -80,6 +80,7 @@ class Place:
             stdin=subprocess.DEVNULL if given is None else None,
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             check=False,
             timeout=TIMEOUT_S,
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from pagepool.container import cleanup_stale
+from pagepool.container import cleanup_stale, find_containers, list_containers
+from pagepool.errors import DeniedError
 from tests.container.conftest import READY, Place, begin, end, in_terminal, wait_until_gone
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -225,3 +227,21 @@ def test_what_another_version_notes_is_passed_over(place: Place) -> None:
     assert place.containers() == [record]
     started.send_signal(signal.SIGTERM)
     assert end(started)[0] == 3
+
+
+def test_others_are_told_that_they_cannot_see_containers(tmp_path: Path) -> None:
+    """Not that there are none."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        directory = Path(name) / "containers"
+        directory.mkdir(mode=0o700)
+        assert list_containers(directory) == list_containers(tmp_path / "none") == []
+        os.seteuid(65534)
+        try:
+            with pytest.raises(DeniedError, match=f"the containers in {directory} are root's"):
+                list_containers(directory)
+            with pytest.raises(DeniedError):
+                find_containers(["web"], directory)
+            assert list_containers(Path(name) / "none") == []
+        finally:
+            os.seteuid(0)

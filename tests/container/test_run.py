@@ -128,6 +128,17 @@ def test_environment(place: Place, tmp_path: Path) -> None:
     assert found == expected | defaults
 
 
+def test_bytes_that_are_no_text(place: Place) -> None:
+    """They reach the program, or it does not run: the JSON of runc has no place for them."""
+    for arguments in (("--", "printf", "%s|", "\udcff"), ("-e", "A=\udcff", "--", "sh", "-c", 'printf "%s|" "$A"')):
+        done = place.run("--entrypoint", "", *arguments)
+        if place.runtime == "own":
+            assert (done.returncode, done.stdout) == (0, "\udcff|"), done.stderr
+        else:
+            assert (done.returncode, done.stdout) == (125, "")
+            assert "\\udcff': runc takes only UTF-8; --runtime own takes any bytes" in done.stderr
+
+
 PATH_VALUE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

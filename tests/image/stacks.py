@@ -97,6 +97,11 @@ STACKS: dict[str, list[bytes]] = {
     "link to a lower file": [BASE, layer(hardlink(b"one", b"a/one"))],
     "link through a symlink": [BASE, layer(hardlink(b"x2", b"lib/x"), hardlink(b"lib/x3", b"abs/x"))],
     "link to a symlink": [BASE, layer(hardlink(b"lib2", b"lib"))],
+    "links to what is no file, over layers": [
+        BASE,
+        layer(hardlink(b"lib2", b"lib"), hardlink(b"null2", b"null"), hardlink(b"pipe2", b"pipe")),
+        layer(hardlink(b"lib3", b"lib2"), whiteout(b"lib"), file(b"null", b"1"), hardlink(b"pipe3", b"pipe2")),
+    ],
     "link replaces": [BASE, layer(hardlink(b"a/one", b"a/two"))],
     "link to what is replaced later": [BASE, layer(hardlink(b"old", b"a/one"), file(b"a/one", b"new"))],
     "last of duplicates": [layer(file(b"f", b"1"), symlink(b"f", b"g"), file(b"f", b"3"), hardlink(b"g", b"f"))],
@@ -117,6 +122,17 @@ STACKS: dict[str, list[bytes]] = {
         )
     ],
     "long names": [layer(make_extension(b"L", b"n" * 255 + b"/" + b"m" * 255), file(b"n", b"1"))],
+    "longest target": [layer(make_extension(b"K", b"t" * 4095), symlink(b"s", b"t"))],
+    "many layers": [
+        layer(
+            file(b"same", b"%d" % number), file(b"d/f%d" % number, b"%d" % (number % 7)),
+            whiteout(b"d/f%d" % (number - 1)), whiteout(b"l%d" % (number - 5)),
+            opaque(b"d") if number % 10 == 0 else hardlink(b"l%d" % number, b"same"),
+            file(b"turns", b"1") if number % 2 else directory(b"turns"),
+        )
+        for number in range(1, 128)
+    ],
+    "a directory with the name of a whiteout": [BASE, layer(file(b"a/.wh.one/in", b"1"))],
     "whiteout of the longest name": [
         layer(make_extension(b"L", b"n" * 255), file(b"n", b"1"), file(b"f", b"1")),
         layer(make_extension(b"L", b".wh." + b"n" * 255), file(b"w")),

@@ -18,6 +18,7 @@ from tests.mount.conftest import Mounting, kill
 from tests.mount.memoryfs import MemoryFileSystem
 from tests.mount.overlays import crowded_image, open_overlay
 from tests.mount.trees import links, see
+from tests.support.trees import TreeBuilder
 
 
 @pytest.fixture
@@ -76,6 +77,28 @@ def test_random_system_calls_over_an_image(point: Path, plain: Path, records: Pa
     unmount(point, directory=records)
 
 
+def _image_with_junk() -> TreeBuilder:
+    junk = {b"system.posix_acl_access": b"junk", b"nobody.knows": b"1", b"user.": b"2", b"user." + b"n" * 251: b"3"}
+    builder = TreeBuilder()
+    builder.directory("d", mode=0o777, xattrs=junk | {b"system.posix_acl_default": b"\2\0\0\0junk"})
+    builder.file("d/file", b"data", xattrs=junk | {b"security.capability": b"junk", b"user.good": b"1"})
+    builder.symlink("d/link", "file", xattrs={b"user.good": b"1"})
+    return builder
+
+
+def test_attributes_that_no_file_can_have(point: Path, records: Path, tmp_path: Path) -> None:
+    """They are not listed, and keep nobody from opening a file, changing its mode or making others beside it."""
+    serve_in_background(partial(open_overlay, tmp_path / "upper", _image_with_junk), point, directory=records)
+    shown = {name: see(point)[name].xattrs for name in ("d", "d/file", "d/link")}
+    assert shown == {"d": {}, "d/file": {"user.good": b"1"}, "d/link": {}}
+    assert subprocess.run(["cat", point / "d/file"], user=65534, check=True, capture_output=True).stdout == b"data"
+    (point / "d/file").chmod(0o600)
+    (point / "d/new").mkdir()
+    subprocess.run(["cp", "-a", point / "d", point / "copy"], check=True)
+    assert (point / "copy/file").read_bytes() == b"data"
+    unmount(point, directory=records)
+
+
 def test_times(mounting: Mounting, point: Path, plain: Path) -> None:
     """What is set is kept to the nanosecond; what changes by itself is the time of the change."""
     mounting(MemoryFileSystem())
@@ -103,6 +126,16 @@ def test_times(mounting: Mounting, point: Path, plain: Path) -> None:
     os.utime(point / "directory", ns=(1, 1))
     (point / "directory/new").touch()
     assert (point / "directory").stat().st_mtime_ns >= before
+
+
+def test_times_of_other_centuries(point: Path, records: Path, tmp_path: Path) -> None:
+    """They become the nearest time that can be kept, as on every file system of Linux, and no error."""
+    serve_in_background(partial(open_overlay, tmp_path / "upper"), point, directory=records)
+    passwd = point / "etc/passwd"
+    for asked, kept in ((1 << 34, (1 << 63) - 1), (-(1 << 34), 1 - (1 << 63)), (1 << 33, (1 << 33) * 10**9)):
+        os.utime(passwd, ns=(asked * 10**9, asked * 10**9))
+        assert (passwd.stat().st_atime_ns, passwd.stat().st_mtime_ns) == (kept, kept)
+    unmount(point, directory=records)
 
 
 def test_holes_and_large_files(point: Path, plain: Path, records: Path, tmp_path: Path) -> None:

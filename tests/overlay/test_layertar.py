@@ -108,6 +108,22 @@ def test_a_name_that_would_remove_is_refused(base: NodeFileSystem) -> None:
         make_layer(now, base, now)
 
 
+def test_such_a_directory_of_the_image(base: NodeFileSystem) -> None:
+    """It is there if only members in it name it. It cannot be on the way to a change, and its end cannot be told."""
+    old, nodes = _copy(base)
+    directory = old.new(Kind.DIRECTORY)
+    old.put(nodes[b"d"], b".wh.c", directory)
+    old.settle()
+    now = old.copy()
+    now.kept = max(old.nodes)
+    now.put(dict(now.walk())[b"d/.wh.c"], b"new", now.new(Kind.REGULAR))
+    now.settle()
+    with pytest.raises(LayerInvalidError, match=r"'d/\.wh\.c': its name begins with \.wh\."):
+        make_layer(now, old, now)
+    with pytest.raises(LayerInvalidError, match=r"'d/\.wh\.c': was deleted, and no layer can say it"):
+        make_layer(base, old)
+
+
 def test_the_same_bytes_each_time(base: NodeFileSystem) -> None:
     """Whatever the order in which things came to be."""
     now, other = empty(), empty()

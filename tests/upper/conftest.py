@@ -21,9 +21,10 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture
 def container(place: Path) -> Container:
-    """Of an image with /a/b/f, /a/g, /a/h, /l/1 and /l/2 (one file), /s -> t, /big, /other/x."""
+    """Of an image with /a/b/f, /a/g, /a/h, /l/1 and /l/2 (one file), /s -> t, /big, /other/x; with odd attributes."""
     builder = TreeBuilder()
-    builder.directory("", 0o751, uid=3, gid=4, mtime_ns=1_500_000_000_000_000_001, xattrs={b"user.root": b"1"})
+    xattrs = {b"user.root": b"1", b"nobody.knows": b"1", b"system.posix_acl_access": b"none"}
+    builder.directory("", 0o751, uid=3, gid=4, mtime_ns=1_500_000_000_000_000_001, xattrs=xattrs)
     builder.file("a/b/f", b"f" * 5000)
     builder.file("a/g", b"g" * 100, mtime_ns=5_000_000_000)
     builder.file("a/h", b"h" * 9, xattrs={b"user.h": b"1", b"trusted.overlay.opaque": b"own"})

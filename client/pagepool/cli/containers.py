@@ -14,7 +14,7 @@ from pagepool.cli import exits, output, roots
 from pagepool.cli.state import State
 from pagepool.container import find_containers, list_all
 from pagepool.container.records import DEAD, KILLED, RUNNING, has_ended, list_containers
-from pagepool.errors import InvalidError
+from pagepool.errors import DeniedError, InvalidError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,7 +58,7 @@ def find_running(name: str) -> Record | None:
         InvalidError: several ids begin so.
     """
     running: list[Record] = []
-    with suppress(OSError):  # who is not root sees none
+    with suppress(OSError, DeniedError):  # who is not root sees none
         running = [record for record in list_containers(roots.containers_directory()) if record.status == RUNNING]
     for record in running:
         if name in (record.id, record.name):
@@ -104,7 +104,7 @@ def complete_container(ctx: click.Context, param: click.Parameter, incomplete: s
     """Names of containers that run, and ids of those that have none; nothing where they may not be seen."""
     try:
         records = list_containers(roots.containers_directory())
-    except OSError:
+    except (OSError, DeniedError):
         return []
     return _items([record for record in records if record.status != DEAD], incomplete)
 
@@ -113,7 +113,7 @@ def complete_known(ctx: click.Context, param: click.Parameter, incomplete: str) 
     """The same, also of containers that have ended."""
     try:
         return _items(list_all(roots.containers_directory(), roots.ended_directory()), incomplete)
-    except OSError:
+    except (OSError, DeniedError):
         return []
 
 
@@ -121,7 +121,7 @@ def complete_ended(ctx: click.Context, param: click.Parameter, incomplete: str) 
     """Those that have ended."""
     try:
         records = list_all(roots.containers_directory(), roots.ended_directory())
-    except OSError:
+    except (OSError, DeniedError):
         return []
     return _items([record for record in records if has_ended(record)], incomplete)
 

@@ -57,8 +57,9 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document."""
-    _write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Print one JSON document. Where not all characters can be written it has only those of ASCII."""
+    any_character = sys.stdout.encoding.lower().startswith("utf")
+    _write(json.dumps(value, indent=2, ensure_ascii=not any_character) + "\n")
 
 
 def note(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -36,3 +37,6 @@ def open_streams() -> None:
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - until the program ends
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of any language are printed, in locales that have no letters for them, too.
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -45,6 +45,7 @@ def find_containers(
 
     Raises:
         ContainerUnknownError: there is none of a name, or none that lives.
+        DeniedError: see `list_containers`.
         InvalidError: several ids begin so.
     """
     known = [record for record in list_all(directory, ended) if dead or record.status != DEAD]

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pagepool.errors import BusyError
+from pagepool.errors import BusyError, DeniedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -173,7 +173,12 @@ def list_containers(
 
     Args:
         on_bad: told of each record that cannot be read, and why.
+
+    Raises:
+        DeniedError: only another user, root that is, can see whether there are any.
     """
+    if not os.access(directory, os.R_OK | os.X_OK, effective_ids=True) and directory.exists():
+        raise DeniedError(f"the containers in {directory} are root's: only root can see them")
     found = []
     for path in sorted(directory.glob("*/record")):
         try:

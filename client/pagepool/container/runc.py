@@ -18,6 +18,7 @@ import termios
 from typing import TYPE_CHECKING, Final
 
 from pagepool.container.finding import open_descendant
+from pagepool.container.options import OptionInvalidError
 from pagepool.container.process import Task, close_all, container_error, exit_code, standard_input
 from pagepool.errors import ContainerError
 
@@ -58,9 +59,14 @@ class _Runc:
         program: runc.
         state: where it keeps its own.
         words: what it is to do.
+
+    Raises:
+        OptionInvalidError: see `check_text`.
+        ContainerError: runc cannot be started.
     """
 
     def __init__(self, program: str, state: Path, task: Task, *words: str) -> None:
+        check_text(task.config)
         self._command = [program, "--root", str(state)]
         self._task = task
         self._pid_file = task.bundle / "pid"
@@ -194,6 +200,24 @@ class RuncExec(_Runc):
         if self._process.poll() is None:
             self.kill()
         super().close()
+
+
+def check_text(config: object) -> None:
+    """Refuse a configuration with bytes in it that are no UTF-8. JSON has none, and runc would take others for them.
+
+    Raises:
+        OptionInvalidError: an argument, a variable, a path or another text has such bytes.
+    """
+    if isinstance(config, str):
+        try:
+            config.encode()
+        except UnicodeEncodeError:
+            raise OptionInvalidError(config, "runc takes only UTF-8; --runtime own takes any bytes") from None
+    elif isinstance(config, dict):
+        check_text([*config, *config.values()])
+    elif isinstance(config, list):
+        for value in config:
+            check_text(value)
 
 
 def delete(program: str, state: Path) -> None:

@@ -76,8 +76,7 @@ class _Encoder:
         directory, _, name = path.rpartition(b"/")
         if path:
             yield from self._descend(directory)
-        if name.startswith(WHITEOUT):
-            raise LayerInvalidError(show_name(path), "its name begins with .wh., which removes files in a layer")
+        _refuse_mark(path, name)
         attributes = self._now.attributes(ino)
         if attributes.kind is Kind.DIRECTORY:
             yield self._enter(path, ino, attributes)
@@ -136,14 +135,22 @@ class _Encoder:
         return depth < len(self._way) and self._way[depth][0] == directory
 
     def _enter(self, path: bytes, ino: int, attributes: Attributes) -> bytes:
+        _refuse_mark(path, path.rpartition(b"/")[2])
         del self._way[path.count(b"/") + 1 if path else 0 :]
         self._way.append((path, ino))
         return encode_member(_member(path, attributes)._replace(xattrs=image_xattrs(self._now, ino)))
 
     def _white_out(self, path: bytes) -> Iterator[bytes]:
         directory, _, name = path.rpartition(b"/")
+        if name.startswith(WHITEOUT):
+            raise LayerInvalidError(show_name(path), "was deleted, and no layer can say it: its name begins with .wh.")
         yield from self._descend(directory)
         yield encode_member(_mark((directory + b"/" if directory else b"") + WHITEOUT + name))
+
+
+def _refuse_mark(path: bytes, name: bytes) -> None:
+    if name.startswith(WHITEOUT):
+        raise LayerInvalidError(show_name(path), "its name begins with .wh., which removes files in a layer")
 
 
 def _member(path: bytes, attributes: Attributes) -> Member:

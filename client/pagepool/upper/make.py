@@ -7,6 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from pagepool.image.treefile import ROOT
+from pagepool.image.xattrs import only_possible
 from pagepool.upper.scan import ESCAPED, PREFIX
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def make_upper(upper: Path, tree: TreeFile) -> None:
     try:
         os.chown(upper, node.uid, node.gid)
         upper.chmod(node.mode)
-        for name, value in tree.xattrs(ROOT).items():
+        for name, value in only_possible(node.kind, tree.xattrs(ROOT)).items():
             shown = ESCAPED + name.removeprefix(PREFIX) if name.startswith(PREFIX) else name
             os.setxattr(upper, shown, value)
         os.utime(upper, ns=(node.mtime_ns, node.mtime_ns))

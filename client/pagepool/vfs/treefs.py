@@ -1,7 +1,8 @@
 """An image as a file system: a tree file and the bytes of its objects. Read-only.
 
 Inodes are the tree's nodes. What an image does not say is filled in: access and change times are the modification
-time. A file's bytes are those of its object, and come from `Content`; nothing is fetched to list or stat.
+time. Attributes that no file can have are left out. A file's bytes are those of its object, and come from `Content`;
+nothing is fetched to list or stat.
 
 Thread-safe: a tree never changes.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from pagepool.extents import EXTENT_SIZE
 from pagepool.image.member import Kind
 from pagepool.image.treefile import TreeNode
+from pagepool.image.xattrs import only_possible
 from pagepool.vfs.interface import PAGE_SIZE, Attributes, Entry, Usage, fail
 
 if TYPE_CHECKING:
@@ -104,8 +106,9 @@ class TreeFileSystem:
 
     def xattrs(self, ino: int) -> Mapping[bytes, bytes]:
         """See `FileSystem`."""
-        self.node(ino)
-        return self.tree.xattrs(ino)
+        kind = self.node(ino).kind
+        found = self.tree.xattrs(ino)
+        return only_possible(kind, found) if found else found
 
     def read(self, ino: int, offset: int, size: int) -> memoryview:
         """See `FileSystem`."""

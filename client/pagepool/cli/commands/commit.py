@@ -9,6 +9,7 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.connect import Connection, PoolOptions, connect, on_server
+from pagepool.cli.ending import cleaning_up
 from pagepool.cli.options import ReferenceType, jobs_option, output_options, pool_options
 from pagepool.cli.progress import Counter, counting, transfer
 from pagepool.cli.target import Target, TargetType, open_changed
@@ -52,6 +53,7 @@ class _InstructionType(click.ParamType):  # type: ignore[type-arg] # not generic
 @click.option("--timeout", type=click.FloatRange(min=0), default=600.0, show_default=True, help="Seconds to wait.")
 @output_options
 @pool_options
+@cleaning_up()
 def command(
     overlay: Target,
     reference: Reference,

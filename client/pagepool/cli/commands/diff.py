@@ -11,6 +11,7 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.connect import PoolOptions
+from pagepool.cli.ending import cleaning_up
 from pagepool.cli.options import output_options, pool_options
 from pagepool.cli.progress import counting
 from pagepool.cli.target import Target, TargetType, open_target
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--tar", "tar", metavar="FILE", help='Write the changes as a layer into FILE; "-" is standard output.')
 @output_options
 @pool_options
+@cleaning_up()
 def command(target: Target, other: Target | None, tar: str | None, **options: Unpack[PoolOptions]) -> None:
     """Show what an overlay changed, or, of two TARGETs, what changed from the first to the second.
 

@@ -10,6 +10,7 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.connect import ServerOptions, connect, on_server
+from pagepool.cli.ending import cleaning_up
 from pagepool.cli.options import ReferenceType, jobs_option, output_options, platform_option, server_options
 from pagepool.cli.progress import Counter, transfer
 from pagepool.layout import FORMATS, Format, Plan, choose_format, open_sink, plan_copy, run_copy, split_path
@@ -31,6 +32,7 @@ from pagepool.transport import RegistrySource
 @jobs_option
 @output_options
 @server_options
+@cleaning_up()
 def command(
     reference: Reference,
     path: str,

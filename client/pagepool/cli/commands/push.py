@@ -8,6 +8,7 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.connect import Connection, ServerOptions, connect, on_server
+from pagepool.cli.ending import cleaning_up
 from pagepool.cli.options import (
     ReferenceType,
     jobs_option,
@@ -34,6 +35,7 @@ from pagepool.transport.service import UNMOUNTABLE
 @click.option("--timeout", type=click.FloatRange(min=0), default=600.0, show_default=True, help="Seconds to wait.")
 @output_options
 @server_options
+@cleaning_up()
 def command(
     path: str,
     reference: Reference,

@@ -5,13 +5,11 @@ Pure, but for what the table has been told. Attributes that no file system of Li
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import LimitError
 from pagepool.image.erofs.format import (
-    LONGEST_NAME,
     MOST_SHARED,
     MOST_U16,
     MOST_U32,
@@ -22,7 +20,9 @@ from pagepool.image.erofs.format import (
     filter_bit,
     round_up,
 )
-from pagepool.image.treescan import DIRECTORY, REGULAR, SYMLINK
+from pagepool.image.treefile import KINDS
+from pagepool.image.treescan import REGULAR
+from pagepool.image.xattrs import LONGEST_NAME, only_possible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -30,13 +30,10 @@ if TYPE_CHECKING:
 Attribute = tuple[int, bytes, bytes]
 """Index of the name's prefix, the rest of the name, value."""
 
-_USER: Final = 1
 _TRUSTED: Final = 4
-_PREFIXES: Final = ((b"user.", _USER), (b"trusted.", _TRUSTED), (b"security.", 6))
-_ACLS: Final = {b"system.posix_acl_access": 2, b"system.posix_acl_default": 3}
+_PREFIXES: Final = ((b"user.", 1), (b"trusted.", _TRUSTED), (b"security.", 6))
+_LISTS: Final = {b"system.posix_acl_access": 2, b"system.posix_acl_default": 3}
 _OVERLAY: Final = b"trusted.overlay."
-_HAVE_USER: Final = (REGULAR, DIRECTORY)
-_ACL_ENTRY: Final = 8
 _REDIRECT: Final = b"overlay.redirect"
 METACOPY: Final[Attribute] = (_TRUSTED, b"overlay.metacopy", b"")
 _OVERLAY_BITS: Final = filter_bit(_TRUSTED, METACOPY[1]) | filter_bit(_TRUSTED, _REDIRECT)
@@ -52,52 +49,30 @@ def convert(xattrs: Mapping[bytes, bytes], kind: int) -> list[Attribute]:
     """Attributes as the image has them, by name; the tree's own overlay attributes escaped once more.
 
     Args:
-        kind: of the inode, as in a tree file: Linux knows user attributes of files and directories only, and no ACL of
-            a symlink.
+        kind: of the inode, as in a tree file.
 
     Raises:
         LimitError: a value is larger than EROFS can say.
     """
     found: list[Attribute] = []
-    for name, value in sorted(xattrs.items()):
+    for name, value in sorted(only_possible(KINDS[kind], xattrs).items()):
         if name.startswith(_OVERLAY):
             name = _OVERLAY + b"overlay." + name[len(_OVERLAY) :]
-        index, suffix = _split(name, value)
-        if not index or (index == _USER and kind not in _HAVE_USER) or (index in _ACLS.values() and kind == SYMLINK):
-            continue
+            if len(name) > LONGEST_NAME:
+                continue
+        index, suffix = _split(name)
         if len(value) > MOST_U16:
             raise LimitError(f"extended attribute {name.decode(errors='backslashreplace')}", len(value), MOST_U16)
         found.append((index, suffix, value))
     return found
 
 
-def _split(name: bytes, value: bytes) -> tuple[int, bytes]:
-    """Index of a name's prefix, and its rest; index 0 of one that cannot be."""
-    if name == _CAPABILITY and not _is_capability(value):
-        return 0, b""
-    index = _ACLS.get(name)
-    if index is not None:
-        return (index, b"") if _is_acl(value) else (0, b"")
+def _split(name: bytes) -> tuple[int, bytes]:
+    """Index of a name's prefix, and its rest."""
     for prefix, index in _PREFIXES:
-        if name.startswith(prefix) and len(prefix) < len(name) <= LONGEST_NAME and b"\0" not in name:
+        if name.startswith(prefix):
             return index, name[len(prefix) :]
-    return 0, b""
-
-
-def _is_acl(value: bytes) -> bool:
-    """Whether it has the form that setxattr(2) demands, and in which EROFS keeps it: version 2 and whole entries."""
-    if len(value) <= U32.size or (len(value) - U32.size) % _ACL_ENTRY or value[: U32.size] != b"\2\0\0\0":
-        return False
-    return all(tag in _ACL_TAGS and right < 8 for tag, right, _ in struct.iter_unpack("<HHI", value[U32.size :]))
-
-
-def _is_capability(value: bytes) -> bool:
-    """Whether it has the form that setxattr(2) demands: revision 2 or 3, and their sizes."""
-    return (len(value), value[3:4]) in ((20, b"\2"), (24, b"\3"))
-
-
-_ACL_TAGS: Final = (1, 2, 4, 8, 16, 32)
-_CAPABILITY: Final = b"security.capability"
+    return _LISTS[name], b""
 
 
 def encode_entry(attribute: Attribute) -> bytes:

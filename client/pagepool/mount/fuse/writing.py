@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _PERMISSIONS: Final = 0o7777
 _OWNER: Final = Valid.UID | Valid.GID
+_LATEST_NS: Final = (1 << 63) - 1
+_EARLIEST_NS: Final = -_LATEST_NS
 
 
 class WritingOperations(Operations):
@@ -247,7 +249,7 @@ def plan_changes(asked: SetAttr, kind: Kind, now_ns: int) -> Changes:
     A change of owner takes privileges of anything but a directory, whoever makes it. So does a request that changes
     nothing: it is what becomes of chown(2) to -1, and of an fallocate(2) that is to take them. It also comes after the
     kernel has taken a file capability away because root wrote to the file; that this takes setuid too is more than
-    other file systems do, and errs to the safe side.
+    other file systems do, and errs to the safe side. A time that cannot be kept becomes the next one that can.
 
     Args:
         kind: of the node.
@@ -263,7 +265,12 @@ def plan_changes(asked: SetAttr, kind: Kind, now_ns: int) -> Changes:
         uid=asked.uid if valid & Valid.UID else None,
         gid=asked.gid if valid & Valid.GID else None,
         size=asked.size if valid & Valid.SIZE else None,
-        atime_ns=atime if valid & Valid.ATIME else None,
-        mtime_ns=mtime if valid & Valid.MTIME else None,
+        atime_ns=_nearest(atime) if valid & Valid.ATIME else None,
+        mtime_ns=_nearest(mtime) if valid & Valid.MTIME else None,
         kill_privileges=kill,
     )
+
+
+def _nearest(time_ns: int) -> int:
+    """A time within what overlays keep, 1677 to 2262: Linux does so for the limits of any file system."""
+    return min(max(time_ns, _EARLIEST_NS), _LATEST_NS)
