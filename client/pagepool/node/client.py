@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableError
+from pagepool.linux.superblocks import mounted_device
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at
 from pagepool.node.control import NodeGoneError, converse
 from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pagepool.node.control import Channel
     from pagepool.node.ending import Ended
@@ -291,17 +292,21 @@ class NodeClient:
             OSError: it may not be unmounted.
         """
         target = Path(os.path.realpath(path))
+        devices: dict[str, str] = {}
         with suppress(UnreachableError):
-            self._ask("closing", name=str(target))
-        kernel.unmount_kernel(target, force=force)
-        self.prune()
+            devices = self._ask("closing", name=str(target)).get("devices", {})  # none from an older node
+        identity = _seen_mount(target, devices)
+        kernel.unmount_kernel(target, force=force, known=identity is not None)
+        self.prune(identity)
 
-    def prune(self) -> None:
-        """Have the node clean up after mounts that are gone. Does nothing if it is not running: it does so later."""
-        try:
-            self._ask("prune")
-        except UnreachableError:
-            return
+    def prune(self, identity: str | None = None) -> None:
+        """Have the node clean up after mounts that are gone. Does nothing if it is not running: it does so later.
+
+        Args:
+            identity: of one that was just unmounted: the others need not be looked at.
+        """
+        with suppress(UnreachableError):
+            self._ask("prune", id=identity)
 
     def mounts(self) -> list[dict[str, Any]]:
         """What is mounted, and how much of each image is here."""
@@ -347,6 +352,19 @@ def seen_place(path: Path) -> list[Any]:
             status = place.stat()
             return [str(place), status.st_dev, status.st_ino]
     raise InvalidError(str(path), "is nowhere")
+
+
+def _seen_mount(target: Path, devices: Mapping[str, str]) -> str | None:
+    """The id of the mount that is seen at a path.
+
+    Args:
+        devices: of the mounts that it may be.
+    """
+    with suppress(OSError):
+        device = mounted_device(target)
+        shown = None if device is None else "{}:{}".format(*device)
+        return next((identity for identity, one in devices.items() if one == shown), None)
+    return None
 
 
 def _check_target(target: Path) -> None:

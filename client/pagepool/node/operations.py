@@ -232,15 +232,16 @@ class Operations:
         return [digest.hex() for digest in self._worker.sources.lazy_objects()]
 
     def closing(self, _channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
-        """A mount is about to be unmounted: let go of it."""
-        for record in self._worker.mounts.all():
-            if request["name"] in (record.path, record.id):
-                self._worker.profiles.end(record.id)
-        return {}
+        """A mount is about to be unmounted: let go of it. Says which ones that may be: device by id."""
+        found = self._worker.mounts.at(str(request["name"]))
+        for record in found:
+            self._worker.profiles.end(record.id)
+        return {"devices": {record.id: record.device for record in found}}
 
-    def prune(self, _channel: Channel, _request: dict[str, Any]) -> list[dict[str, Any]]:
-        """Clean up after mounts that are gone."""
-        return [asdict(record) for record in self._worker.mounts.prune()]
+    def prune(self, _channel: Channel, request: dict[str, Any]) -> list[dict[str, Any]]:
+        """Clean up after mounts that are gone, or only after that of an id, which was just unmounted."""
+        mounts, identity = self._worker.mounts, request.get("id")
+        return [asdict(record) for record in (mounts.prune_one(str(identity)) if identity else mounts.prune())]
 
     def fill(self, channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
         """Bring in all of a mounted image."""
