@@ -19,8 +19,9 @@ from pagepool.image.treestore import list_files, remove_file, replace_file
 from pagepool_service.allocator import give_back
 from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.images import PENDING, READY, resolve_image
+from pagepool_service.making import Makings
 from pagepool_service.treecache import TreeCache
-from pagepool_service.treefiles import TreeFiles
+from pagepool_service.treefiles import TreeFiles, making_name
 from pagepool_service.trees import Trees
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Prebuilder:
         self._store = store
         self._data = data
         self._wanted = WantedImages(data)
+        self._makings = Makings(data / "trees" / "making")
         self._clock = clock
         self._pending: dict[Path, float] = {}  # notes on images that were not ready: when to look again
 
@@ -101,15 +103,20 @@ class Prebuilder:
             if view.state == PENDING:
                 self._pending[path] = self._clock() + _PENDING_S
                 return False
+            if self._makings.is_busy(making_name(manifest)):  # layers are not kept waiting for whoever makes it
+                self._pending[path] = self._clock() + _PENDING_S
+                return False
             remove_file(path)
             if view.state != READY:
                 return False
             # Made anew each time, and let go of at once: what they keep in memory, half a kilobyte for each node, is of
             # no use here, and the image takes as much again. So does what reading layers has left behind.
             give_back()
-            tree = TreeFiles(self._store, Trees(self._store), TreeCache(self._data / "trees")).build(name, view)
+            cache = TreeCache(self._data / "trees")
+            tree = TreeFiles(self._store, Trees(self._store), cache, self._makings).build(name, view)
             give_back()
-            ErofsImages(self._store, self._data / "trees" / "erofs").build(tree)
+            if not self._makings.is_busy(tree.digest.hex()):
+                ErofsImages(self._store, self._data / "trees" / "erofs", makings=self._makings).build(tree)
         except PagepoolError as error:
             remove_file(path)
             log.info("image %s@%s is not made ahead: %s", name, manifest, error)

@@ -169,6 +169,8 @@ class NodeClient:
         credentials: Credentials | None = None,
         verify: bool | str = True,
         wait_s: float = 60.0,
+        tree_timeout_s: float | None = None,
+        on_making: Callable[[int], object] = lambda _: None,
         on_total: Callable[[int], object] = lambda _: None,
         on_bytes: Callable[[int], object] = lambda _: None,
     ) -> KernelMount:
@@ -183,10 +185,14 @@ class NodeClient:
             credentials: who we are to the service; the node keeps them as long as the tree is mounted.
             verify: whether, and by whom, the service's certificate is vouched for: see `pagepool.transport.trust`.
             wait_s: how long to wait while the service still reads the image's layers.
+            tree_timeout_s: how long at most while it puts the image's tree together, if it goes on with that; None: ten
+                minutes.
+            on_making: told again and again for how many seconds it has done so.
             on_total, on_bytes: told of the bytes to fetch, and those fetched, if `eager`.
 
         Raises:
             UnreachableError: no node, or no service, and the image is not here.
+            PendingError: the image is not ready after all that time.
             BusyError: the upper is in use, or an image is mounted there already.
             InvalidError: upper and directory are in each other, or the node sees another directory by that name.
             KernelLimitError: the image has something in it that the kernel cannot hold: FUSE can.
@@ -201,12 +207,15 @@ class NodeClient:
             _check_upper(options.upper, target)
         request = self._request(url, reference, target, options, platform, credentials)
         request |= {"verify": verify, "wait_s": wait_s}
+        request |= {} if tree_timeout_s is None else {"tree_timeout_s": tree_timeout_s}
 
         attached: list[str] = []
 
         def take(channel: Channel, message: dict[str, Any]) -> None:
             if "total" in message:
                 on_total(int(message["total"]))
+            elif "making" in message:
+                on_making(int(message["making"]))
             elif "mount" in message:
                 descriptor = channel.descriptors.pop()
                 try:
