@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pagepool.errors import BusyError, InvalidError, PagepoolError, UnsupportedError
+from pagepool.library import Client
 from pagepool.linux import mounts
 from pagepool.mount.mountinfo import mount_points
 from pagepool.node.client import KernelMountOptions, NodeClient
@@ -132,6 +133,28 @@ def test_a_mount_costs_the_same_however_many_there_are(
         for at in points:
             if at.is_mount():
                 node.unmount(at)
+    assert none_left(node)
+
+
+def test_a_program_takes_the_nodes_word_for_what_the_kernel_can(
+    service: Service, reference: Reference, node: NodeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To try it makes directories in the node's, and takes longer than to mount."""
+    monkeypatch.setattr("pagepool.node.client.default_places", lambda: node.places)
+    deadline = time.monotonic() + 60
+    while node.support() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    at = point(tmp_path)
+    with node.mount(service.url, reference, at):  # which makes what the first one needs
+        pass
+    before = node.places.state.stat().st_mtime_ns
+    with Client(service.url, directory=tmp_path / "client") as client:
+        image = client.image(reference)
+        with image.mount(at, backend="kernel") as mounted:
+            assert mounted.path == at
+            assert (at / "d0/f0").read_bytes() == _FILES["d0/f0"]
+    assert node.places.state.stat().st_mtime_ns == before
     assert none_left(node)
 
 
