@@ -232,6 +232,7 @@ RULES = (
             *("pagepool.node.client", "pagepool.node.control", "pagepool.node.ending", "pagepool.node.places"),
             *("pagepool.node.start", "pagepool.mount", "pagepool.transport", "pagepool.oci", "pagepool.errors"),
             "pagepool.node.ending",  # by `stop` alone, when it is called
+            "pagepool.linux.superblocks",
         ),
         ("pagepool.node.client", "from pagepool.node.sources import Sources\n"),
     ),

@@ -273,12 +273,17 @@ class PendingError(PagepoolError):
     Args:
         name: the image.
         waiting: digests of the layers still being read.
+        making_s: if there are none, how long the service has been at work on its tree, in seconds.
     """
 
-    def __init__(self, name: object, waiting: tuple[str, ...]) -> None:
+    def __init__(self, name: object, waiting: tuple[str, ...], making_s: float = 0.0) -> None:
         self.name = name
         self.waiting = waiting
-        super().__init__(f"{name} is not ready: {len(waiting)} layers are still being read")
+        self.making_s = making_s
+        reason = f"{len(waiting)} layers are still being read"
+        if making_s and not waiting:
+            reason = f"the service has been putting its tree together for {making_s:.0f} s, and goes on with it"
+        super().__init__(f"{name} is not ready: {reason}")
 
 
 class UnauthorizedError(PagepoolError):

@@ -17,6 +17,7 @@ from pagepool.version import __version__
 from pagepool_service.auth import open_authority
 from pagepool_service.cache import ExtentCache
 from pagepool_service.erofsimages import ErofsImages
+from pagepool_service.making import Makings
 from pagepool_service.observing import Observer
 from pagepool_service.pools import open_pool
 from pagepool_service.prebuild import WantedImages
@@ -47,6 +48,7 @@ from pagepool_service.routes import (
 from pagepool_service.routes.access import authorize
 from pagepool_service.routes.bodies import BodyMemory
 from pagepool_service.routes.context import Context
+from pagepool_service.routes.making import Makers
 from pagepool_service.routes.streaming import Threads
 from pagepool_service.seeing.service import Seeing
 from pagepool_service.statistics import Statistics
@@ -191,8 +193,9 @@ def _make_context(
     """What routes work with."""
     merged = Trees(store)
     trees_at = None if settings.read_only else settings.data / "trees"
+    makings = Makings(None if trees_at is None else trees_at / "making")
     if treefiles is None:
-        treefiles = TreeFilesOfStore(store, merged, None if trees_at is None else TreeCache(trees_at))
+        treefiles = TreeFilesOfStore(store, merged, None if trees_at is None else TreeCache(trees_at), makings)
     return Context(
         settings,
         store,
@@ -200,7 +203,7 @@ def _make_context(
         SessionLimit(store.uploads, settings.max_uploads, settings.max_uploads_per_user),
         merged,
         treefiles,
-        ErofsImages(store, None if trees_at is None else trees_at / "erofs"),
+        ErofsImages(store, None if trees_at is None else trees_at / "erofs", makings=makings),
         Profiles(settings.data / "profiles", readonly=settings.read_only),
         WantedImages(settings.data),
         cache,
@@ -208,6 +211,7 @@ def _make_context(
         Statistics(store),
         figures,
         **threads,
+        makers=Makers(threads["merging"], makings.steps),
         bodies=BodyMemory(settings.body_bytes),
         forms=BodyMemory(min(settings.body_bytes, _FORMS)),
         roster=roster,

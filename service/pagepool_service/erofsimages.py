@@ -27,12 +27,14 @@ from pagepool.errors import CorruptError, StoreFullError
 from pagepool.image.erofs import INLINE_MAX, write_erofs
 from pagepool.image.treestore import make_room, remove_file, replace_file
 from pagepool_service.extentstream import read_extents
+from pagepool_service.making import Makings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pagepool.image.treefile import TreeFile
+    from pagepool_service.making import Making
     from pagepool_service.store.store import Store
 
 MAX_BYTES: Final = 1 << 30
@@ -96,9 +98,17 @@ class ErofsImages:
         store: has the contents of small files.
         directory: of the files; None to keep the last ones in memory only.
         max_bytes: of all files together.
+        makings: by which processes make each image once; None: this one is the only one.
     """
 
-    def __init__(self, store: Store, directory: Path | None, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        store: Store,
+        directory: Path | None,
+        max_bytes: int = MAX_BYTES,
+        makings: Makings | None = None,
+    ) -> None:
+        self._makings = makings or Makings(None)
         self._store = store
         self._directory = directory
         self._max_bytes = max_bytes
@@ -139,16 +149,18 @@ class ErofsImages:
             LimitError: the tree has something in it that EROFS cannot have.
             StoreFullError: there is no room for it.
         """
-        with self._making:
+        with self._making, self._makings.alone(tree.digest.hex()) as making:
             found = self.find(tree.digest)
             if found is None:
-                found = self._remember(tree.digest, self._make(tree))
+                found = self._remember(tree.digest, self._make(tree, making))
         return found
 
-    def _make(self, tree: TreeFile) -> ErofsImage:
+    def _make(self, tree: TreeFile, making: Making) -> ErofsImage:
         out = io.BytesIO()
-        write_erofs(tree, lambda asked: self._read(tree, asked), out)
+        making.step()
+        write_erofs(tree, lambda asked: self._read(tree, asked, making), out)
         image = out.getbuffer()
+        making.step()
         coded = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(image)
         trailer = _TRAILER.pack(
             _MAGIC, _VERSION, INLINE_MAX, len(image), len(coded), blake3(image).digest(), blake3(coded).digest()
@@ -163,9 +175,10 @@ class ErofsImages:
                     return found
         return _hold(image, coded, trailer)
 
-    def _read(self, tree: TreeFile, asked: Sequence[int]) -> Iterator[tuple[int, memoryview]]:
+    def _read(self, tree: TreeFile, asked: Sequence[int], making: Making) -> Iterator[tuple[int, memoryview]]:
         places = {tree.object(index).digest: index for index in asked}
         for digest, data in read_extents(self._store, list(places)):
+            making.step()
             if isinstance(data, CorruptError):
                 raise CorruptError("object", digest.hex(), data.reason) from data
             yield places[digest], data

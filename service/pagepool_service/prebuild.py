@@ -1,7 +1,6 @@
 """Trees and their EROFS images, made before anybody asks for them: once a pushed image is ready.
 
     DATA/trees/wanted/HEX   a note: the repository and the digest of a manifest that was pushed, a line each
-    DATA/trees/making       is locked (flock) while something is made ahead
 
 Workers leave a note with each manifest; the first maintenance process goes through them when it has no jobs, so that
 neither pushes nor pulls wait for it. It is an effort, not a promise: what is not made ahead is made on request. A note
@@ -10,10 +9,7 @@ goes before its image is made: one that takes the process down with it is not tr
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
-import os
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -23,15 +19,15 @@ from pagepool.image.treestore import list_files, remove_file, replace_file
 from pagepool_service.allocator import give_back
 from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.images import PENDING, READY, resolve_image
+from pagepool_service.making import Makings
 from pagepool_service.treecache import TreeCache
-from pagepool_service.treefiles import TreeFiles
+from pagepool_service.treefiles import TreeFiles, making_name
 from pagepool_service.trees import Trees
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from pagepool_service.images import ImageView
     from pagepool_service.store.store import Store
 
 log = logging.getLogger("pagepool.prebuild")
@@ -84,6 +80,7 @@ class Prebuilder:
         self._store = store
         self._data = data
         self._wanted = WantedImages(data)
+        self._makings = Makings(data / "trees" / "making")
         self._clock = clock
         self._pending: dict[Path, float] = {}  # notes on images that were not ready: when to look again
 
@@ -106,26 +103,26 @@ class Prebuilder:
             if view.state == PENDING:
                 self._pending[path] = self._clock() + _PENDING_S
                 return False
+            if self._makings.is_busy(making_name(manifest)):  # layers are not kept waiting for whoever makes it
+                self._pending[path] = self._clock() + _PENDING_S
+                return False
             remove_file(path)
             if view.state != READY:
                 return False
-            with _making(self._data):
-                tree = self._make(name, view)
+            # Made anew each time, and let go of at once: what they keep in memory, half a kilobyte for each node, is of
+            # no use here, and the image takes as much again. So does what reading layers has left behind.
+            give_back()
+            cache = TreeCache(self._data / "trees")
+            tree = TreeFiles(self._store, Trees(self._store), cache, self._makings).build(name, view)
+            give_back()
+            if not self._makings.is_busy(tree.digest.hex()):
+                ErofsImages(self._store, self._data / "trees" / "erofs", makings=self._makings).build(tree)
         except PagepoolError as error:
             remove_file(path)
             log.info("image %s@%s is not made ahead: %s", name, manifest, error)
             return False
-        log.debug("image %s@%s: tree %s is made", name, manifest, tree.hex())
+        log.debug("image %s@%s: tree %s is made", name, manifest, tree.digest.hex())
         return True
-
-    def _make(self, name: str, view: ImageView) -> bytes:
-        # Made anew each time, and let go of at once: what they keep in memory, half a kilobyte for each node, is of
-        # no use here, and the image takes as much again. So does what reading layers has left behind.
-        give_back()
-        tree = TreeFiles(self._store, Trees(self._store), TreeCache(self._data / "trees")).build(name, view)
-        give_back()
-        ErofsImages(self._store, self._data / "trees" / "erofs").build(tree)
-        return tree.digest
 
     def look_again(self) -> None:
         """Look at all notes when called next: layers have been read since."""
@@ -133,34 +130,9 @@ class Prebuilder:
 
 
 def is_making(data: Path) -> bool:
-    """Whether something is being made ahead, by any process. What can wait does: it takes memory, and both processors.
+    """Whether some process makes a tree or an image just now. What can wait does: it takes memory, and processors.
 
     Args:
         data: the service's data directory.
     """
-    try:
-        descriptor = os.open(data / "trees" / "making", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # nothing ever was
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-@contextlib.contextmanager
-def _making(data: Path) -> Iterator[None]:
-    """Have `is_making` say so for the length of a block, where a file can be made."""
-    try:
-        descriptor = os.open(data / "trees" / "making", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        yield
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    return Makings(data / "trees" / "making").is_any_busy()

@@ -28,9 +28,10 @@ from pagepool.errors import (
 )
 from pagepool.image import TreeFile, encode_tree
 from pagepool_service.images import READY, resolve_image
+from pagepool_service.making import Makings
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from pagepool.content import Sharing
     from pagepool_service.images import ImageView
@@ -51,9 +52,11 @@ class TreeFiles:
     Args:
         trees: merges them.
         cache: files that the workers share; None to keep the last ones in memory only.
+        makings: by which processes make each tree once; None: this one is the only one.
     """
 
-    def __init__(self, store: Store, trees: Trees, cache: TreeCache | None) -> None:
+    def __init__(self, store: Store, trees: Trees, cache: TreeCache | None, makings: Makings | None = None) -> None:
+        self._makings = makings or Makings(None)
         self._store = store
         self._trees = trees
         self._cache = cache
@@ -86,8 +89,16 @@ class TreeFiles:
         found = self.known(name, view)
         if found is not None:
             return found
+        if view.state != READY:
+            return self._build(name, view, lambda _: None)  # which says why not
+        with self._makings.alone(making_name(view.digest)) as making:
+            return self.known(name, view) or self._build(name, view, making.step)
+
+    def _build(self, name: str, view: ImageView, step: Callable[[int], object]) -> TreeFile:
         try:
-            raw = encode_tree(self._trees.tree(view), self._runs)
+            tree = self._trees.tree(view, step)
+            step(1)
+            raw = encode_tree(tree, self._runs)
         except (LayerInvalidError, LimitError) as error:
             if self._cache is not None and view.state == READY:
                 self._cache.note_problem(view.digest, str(error))
@@ -256,3 +267,8 @@ class TreeFiles:
         self._links.move_to_end((name, tree))
         while len(self._links) > _MOST_LINKS:
             self._links.popitem(last=False)
+
+
+def making_name(manifest: Digest) -> str:
+    """What an image's tree is called while it is made."""
+    return blake3_raw(str(manifest).encode()).hex()

@@ -22,7 +22,7 @@ from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import recipe_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pagepool.image import Node, Op
     from pagepool_service.images import ImageView
@@ -59,15 +59,18 @@ class Trees:
         """
         return self._take(_recipes(view))
 
-    def tree(self, view: ImageView) -> Tree:
+    def tree(self, view: ImageView, step: Callable[[int], object] = lambda _: None) -> Tree:
         """The tree of an image. Blocks while it is merged.
+
+        Args:
+            step: told of members as they are merged.
 
         Raises:
             PendingError: its layers are still being read.
             LayerInvalidError: it is unmountable.
             LimitError: it has more members than a listing is made for.
         """
-        return self._tree(_recipes(view))
+        return self._tree(_recipes(view), step)
 
     def tree_of(self, layers: Sequence[LayerRecord]) -> Tree:
         """The tree of layers, lowest first. Blocks while it is merged.
@@ -75,13 +78,13 @@ class Trees:
         Raises:
             LimitError: they have more members than a listing is made for.
         """
-        return self._tree(_recipes_of(layers))
+        return self._tree(_recipes_of(layers), lambda _: None)
 
-    def _tree(self, recipes: tuple[int, ...]) -> Tree:
+    def _tree(self, recipes: tuple[int, ...], step: Callable[[int], object]) -> Tree:
         with self._merging:  # also so that two requests do not merge the same tree one after the other
             tree = self._take(recipes)
             if tree is None:
-                tree = self._merge(recipes)
+                tree = self._merge(recipes, step)
                 self._keep(recipes, tree)
         return tree
 
@@ -99,11 +102,17 @@ class Trees:
             while len(self._kept) > 1 and (len(self._kept) > _TREES_KEPT or nodes > _NODES_KEPT):
                 nodes -= self._kept.popitem(last=False)[1].size
 
-    def _merge(self, recipes: Sequence[int]) -> Tree:
+    def _merge(self, recipes: Sequence[int], step: Callable[[int], object]) -> Tree:
         merger = TreeMerger(2 * MAX_MEMBERS)
         for recipe in recipes:
-            merger.apply_layer(iter_members(recipe_chunks(self._store, recipe)))
+            merger.apply_layer(iter_members(_counted(recipe_chunks(self._store, recipe), step)))
         return merger.finish()
+
+
+def _counted(chunks: Iterator[Sequence[Op]], step: Callable[[int], object]) -> Iterator[Sequence[Op]]:
+    for chunk in chunks:
+        yield chunk
+        step(len(chunk))
 
 
 def recipe_chunks(store: Store, recipe: int) -> Iterator[Sequence[Op]]:

@@ -192,7 +192,7 @@ def test_the_root_of_a_run_that_was_killed_before_its_container_was_noted(
 ) -> None:
     """The next one takes it away, and leaves those alone that somebody wants."""
     no = dict.fromkeys(("plain_http", "insecure", "ca_certificate", "username", "password_stdin"))
-    options = no | {"server": f"http://{service}", "pool": str(tmp_path / "pool")}
+    options = no | {"server": f"http://{service}", "pool": str(tmp_path / "pool"), "tree_timeout": 600.0}
     request = roots.RootRequest(Reference.parse(image), None, cast("PoolOptions", options))
     provider: roots.RootProvider = roots.NodeRoots(node) if kind == "kernel" else roots.FuseRoots()
     words = [node.places.state, node.places.run, json.dumps(options), image, kind]
@@ -221,7 +221,7 @@ def test_what_a_container_writes_is_kept_where_it_is_wanted(
 ) -> None:
     monkeypatch.setattr(roots, "node_client", lambda: node)  # no command's options name it here
     no = dict.fromkeys(("plain_http", "insecure", "ca_certificate", "username", "password_stdin"))
-    options = no | {"server": f"http://{service}", "pool": str(tmp_path / "pool")}
+    options = no | {"server": f"http://{service}", "pool": str(tmp_path / "pool"), "tree_timeout": 600.0}
     upper = tmp_path / "work"
     request = roots.RootRequest(Reference.parse(image), None, cast("PoolOptions", options), upper=upper)
     provider: roots.RootProvider = roots.NodeRoots(node) if kind == "kernel" else roots.FuseRoots()

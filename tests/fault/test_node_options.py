@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pagepool.errors import BusyError, InvalidError, PagepoolError, UnsupportedError
+from pagepool.library import Client
 from pagepool.linux import mounts
 from pagepool.mount.mountinfo import mount_points
 from pagepool.node.client import KernelMountOptions, NodeClient
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _FILES = contents(1, 5)
 _PARALLEL = 50
+_MANY = 40
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,87 @@ def flags_of(path: Path) -> set[str]:
     """The flags of a mount."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return next(set(line.split(" ")[5].split(",")) for line in lines if line.split(" ")[4] == str(path))
+
+
+def read_bytes_of(process: int | str) -> int:
+    """What a process, or a thread, has had by read(2) so far."""
+    lines = Path(f"/proc/{process}/io").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("rchar:")))
+
+
+def test_a_mount_costs_the_same_however_many_there_are(
+    service: Service, reference: Reference, node: NodeClient, tmp_path: Path
+) -> None:
+    """Neither who mounts or unmounts nor the node reads the machine's list of mounts for it."""
+    options = KernelMountOptions(temporary=True, fill=False)
+    points = [point(tmp_path, f"mnt{number}") for number in range(_MANY)]
+    standing, counted = points[: _MANY // 2], points[_MANY // 2 :]
+    worker = Post(node.places.run, WORKER).holder()
+    assert worker
+    try:
+        for at in standing:
+            node.mount(service.url, reference, at, options)
+        least = len(counted) * len(Path("/proc/self/mountinfo").read_bytes())
+        mounted = read_bytes_of("thread-self"), read_bytes_of(worker)
+        for at in counted:
+            node.mount(service.url, reference, at, options)
+        unmounted = read_bytes_of("thread-self"), read_bytes_of(worker)
+        for at in counted:
+            node.unmount(at)
+        done = read_bytes_of("thread-self"), read_bytes_of(worker)
+        for now, before in ((unmounted, mounted), (done, unmounted)):
+            assert now[0] - before[0] < least // 2
+            assert now[1] - before[1] < least // 2
+        assert {one["path"] for one in node.mounts()} == {str(at) for at in standing}
+        assert len(list(node.places.containers.iterdir())) == len(standing)
+    finally:
+        for at in points:
+            if at.is_mount():
+                node.unmount(at)
+    assert none_left(node)
+
+
+def test_a_program_takes_the_nodes_word_for_what_the_kernel_can(
+    service: Service, reference: Reference, node: NodeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To try it makes directories in the node's, and takes longer than to mount."""
+    monkeypatch.setattr("pagepool.node.client.default_places", lambda: node.places)
+    deadline = time.monotonic() + 60
+    while node.support() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    at = point(tmp_path)
+    with node.mount(service.url, reference, at):  # which makes what the first one needs
+        pass
+    before = node.places.state.stat().st_mtime_ns
+    with Client(service.url, directory=tmp_path / "client") as client:
+        image = client.image(reference)
+        with image.mount(at, backend="kernel") as mounted:
+            assert mounted.path == at
+            assert (at / "d0/f0").read_bytes() == _FILES["d0/f0"]
+    assert node.places.state.stat().st_mtime_ns == before
+    assert none_left(node)
+
+
+def test_a_mount_that_another_namespace_has_keeps_what_was_written(
+    service: Service, reference: Reference, node: NodeClient, tmp_path: Path
+) -> None:
+    at = point(tmp_path)
+    node.mount(service.url, reference, at, KernelMountOptions(temporary=True, fill=False))
+    (at / "written").write_text("by the container")
+    script = 'echo ready; read word; cat "$0/written"'
+    words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(at)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin
+        assert other.stdout
+        assert other.stdout.readline() == "ready\n"
+        node.unmount(at)
+        assert [one["path"] for one in node.mounts()] == [str(at)]
+        other.stdin.write("go on\n")
+        other.stdin.close()
+        assert other.stdout.read() == "by the container"
+    assert none_left(node)
+    assert not any(node.places.containers.iterdir())
 
 
 def test_flags(service: Service, reference: Reference, node: NodeClient, tmp_path: Path) -> None:

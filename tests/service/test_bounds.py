@@ -287,9 +287,9 @@ def test_merging_does_not_keep_pulls_waiting(store: Store, monkeypatch: pytest.M
     real = Trees._merge
     blob = Digest.of(BASE)
 
-    def slow(self: Trees, recipes: tuple[int, ...]) -> object:
+    def slow(self: Trees, recipes: tuple[int, ...], step: Callable[[int], object]) -> object:
         go_on.wait(20)
-        return real(self, recipes)
+        return real(self, recipes, step)
 
     async def talk(http: httpx.AsyncClient) -> None:
         assert (await http.get("/v1/b/images/alone/files")).status_code == 200

@@ -7,13 +7,15 @@ import io
 import tarfile
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pagepool.digest import Digest, blake3_raw
 from pagepool.image import Node
+from pagepool.image.erofs import write_erofs
 from pagepool.oci import parse_manifest
+from pagepool_service import erofsimages
 from pagepool_service.erofsimages import ErofsImage, ErofsImages
 from pagepool_service.prebuild import Prebuilder, WantedImages, is_making
 from pagepool_service.recompressing import work
@@ -75,15 +77,14 @@ def test_nothing_is_compressed_again_meanwhile(store: Store, tmp_path: Path, mon
     data = tmp_path / "data"
     recompress = partial(work, store, Recompressor(store.env), partial(is_making, data))
     waiting: list[int] = []
-    build = ErofsImages.build
 
-    def look(images: ErofsImages, tree: TreeFile) -> ErofsImage:
+    def look(*given: Any) -> Any:
         recompress()
         with store.env.read() as txn:
             waiting.append(count_waiting(txn))
-        return build(images, tree)
+        return write_erofs(*given)
 
-    monkeypatch.setattr(ErofsImages, "build", look)
+    monkeypatch.setattr(erofsimages, "write_erofs", look)
     WantedImages(data).add("app", add_image(store, FILES))
     ingest_all(store)
     assert Prebuilder(store, data).run_one()

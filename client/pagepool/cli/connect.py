@@ -49,6 +49,7 @@ class PoolOptions(ServerOptions):
     """What `options.pool_options` hands to a command."""
 
     pool: Path | None
+    tree_timeout: float
 
 
 @dataclass(frozen=True, slots=True)

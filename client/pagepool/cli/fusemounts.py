@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagepool.cli import output
 from pagepool.cli.kernelmounts import upper_backend
-from pagepool.cli.progress import counting
+from pagepool.cli.progress import counting, making
 from pagepool.cli.target import open_client
 from pagepool.digest import Digest
 from pagepool.errors import NotFoundError, UnreachableError, UnsupportedError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pagepool.cli.mounting import MountGiven
     from pagepool.mount import MountRecord
-    from pagepool.oci import Platform, Reference
+    from pagepool.oci import Reference
 
 
 def mount_fuse(reference: Reference, path: Path, given: MountGiven, reason: str) -> None:
@@ -48,7 +48,7 @@ def mount_fuse(reference: Reference, path: Path, given: MountGiven, reason: str)
     read_only = given["read_only"] or upper is None
     mode = MountOptions(str(reference), read_only, others, not given["nosuid"], given["dev"])
     with open_client(given, reference) as client:
-        image = _resolve(client, reference, given["platform"], upper)
+        image = _resolve(client, reference, given, upper)
         if eager:
             with counting("fetching") as count:
                 image.fill(count)
@@ -59,10 +59,12 @@ def mount_fuse(reference: Reference, path: Path, given: MountGiven, reason: str)
     _report(record)
 
 
-def _resolve(client: Client, reference: Reference, platform: Platform | None, upper: Path | None) -> Image:
+def _resolve(client: Client, reference: Reference, given: MountGiven, upper: Path | None) -> Image:
     """The image; while the service is gone, the one that an overlay says it is of."""
     try:
-        return client.image(reference, platform=platform)
+        with making() as on_making:
+            platform, timeout_s = given["platform"], given["tree_timeout"]
+            return client.image(reference, platform=platform, tree_timeout_s=timeout_s, on_making=on_making)
     except NotFoundError:
         if not client.service.available():
             raise UnsupportedError(f"{client.session.where} is not a pagepool service") from None

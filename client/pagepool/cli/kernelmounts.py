@@ -9,14 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagepool.cli.connect import ServerOptions, credentials_for, server_url, verify_of
+from pagepool.cli.connect import credentials_for, server_url, verify_of
 from pagepool.cli.nodeclient import may_ask, node_client
 from pagepool.errors import BusyError, PagepoolError, UnreachableError, UnsupportedError
 from pagepool.mount import kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from pagepool.cli.connect import PoolOptions
+    from pagepool.cli.progress import Fetching
     from pagepool.node.client import KernelMount, KernelMountOptions, NodeClient
     from pagepool.oci import Platform, Reference
 
@@ -95,7 +97,7 @@ def check_free(path: Path) -> None:
 
 
 def mount_kernel(
-    options: ServerOptions,
+    options: PoolOptions,
     reference: Reference,
     path: Path,
     wish: KernelMountOptions,
@@ -114,7 +116,7 @@ def mount_kernel(
     ensure_node(node)
     url, host = server_url(options, reference)
     credentials = credentials_for(options, host, reference.repository)
-    with _watched(eager=wish.eager) as count:
+    with _watched(eager=wish.eager) as watched:
         return node.mount(
             url,
             reference,
@@ -123,20 +125,32 @@ def mount_kernel(
             platform=platform,
             credentials=credentials,
             verify=verify_of(options, host),
-            on_bytes=count,
+            tree_timeout_s=options["tree_timeout"],
+            on_making=watched.making,
+            on_bytes=watched.count,
         )
 
 
+class _Unwatched:
+    """Nobody looks. The same is told to a `pagepool.cli.progress.Fetching` where somebody does."""
+
+    def count(self, size: int) -> None:
+        """So many bytes of the image have come."""
+
+    def making(self, seconds: int) -> None:
+        """For so long the service has been putting the image's tree together."""
+
+
 @contextmanager
-def _watched(*, eager: bool) -> Iterator[Callable[[int], None]]:
+def _watched(*, eager: bool) -> Iterator[_Unwatched | Fetching]:
     """Show what comes of an image; or, where it is not waited for, that it takes long, if it does."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield _Unwatched()
         return
-    from pagepool.cli.progress import counting, in_a_while
+    from pagepool.cli.progress import fetching
 
-    with in_a_while(lambda: counting("fetching")) if not eager else counting("fetching") as count:
-        yield count
+    with fetching(at_once=eager) as watched:
+        yield watched
 
 
 def ensure_node(node: NodeClient) -> None:

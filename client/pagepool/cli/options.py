@@ -108,15 +108,27 @@ def trust_options(command: _Command) -> _Command:
 
 
 def pool_options(command: _Command) -> _Command:
-    """The server's options, and where this user keeps what was fetched."""
-    option = click.option(
-        "--pool",
-        envvar="PAGEPOOL_POOL",
-        type=click.Path(path_type=Path, file_okay=False),
-        metavar="DIR",
-        help="Where files are kept once they were fetched [$PAGEPOOL_POOL, or the user's cache].",
-    )
-    return server_options(option(command))
+    """The server's options, where this user keeps what was fetched, and how long to wait for an image."""
+    for option in (
+        click.option(
+            "--tree-timeout",
+            envvar="PAGEPOOL_TREE_TIMEOUT",
+            type=click.FloatRange(0),
+            default=600.0,
+            metavar="SECONDS",
+            help="How long to wait, at most, while the service puts together the tree of a large image "
+            "[$PAGEPOOL_TREE_TIMEOUT, or 600].",
+        ),
+        click.option(
+            "--pool",
+            envvar="PAGEPOOL_POOL",
+            type=click.Path(path_type=Path, file_okay=False),
+            metavar="DIR",
+            help="Where files are kept once they were fetched [$PAGEPOOL_POOL, or the user's cache].",
+        ),
+    ):
+        command = option(command)
+    return server_options(command)
 
 
 def jobs_option(command: _Command) -> _Command:

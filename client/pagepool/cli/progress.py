@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.cli.state import current
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from pagepool.digest import Digest
     from pagepool.oci import Descriptor
 
 
-_A_WHILE_S = 0.5
+_A_WHILE_S: Final = 0.5
+_FETCHING: Final = "fetching"
 
 
 @dataclass(slots=True)
@@ -121,26 +124,81 @@ def counting(verb: str, total: int | None = None) -> Iterator[Callable[[int], No
         yield lambda count: bars.advance(task, count)
 
 
+class Fetching:
+    """What an image's mount waits for. Shown from `begin` on; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bars: Progress | None = None
+        self._task: TaskID | None = None
+        self._is_over = False
+
+    def begin(self) -> None:
+        """Show it, unless that is done already, or it is over."""
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with self._lock:
+            if self._bars is None and not self._is_over:
+                self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
+                self._task = self._bars.add_task(_FETCHING, total=None)
+                self._bars.start()
+
+    def making(self, seconds: int) -> None:
+        """For so long the service has been putting the image's tree together."""
+        self.begin()
+        self._update(description=f"the service is putting this image's tree together: {seconds} s")
+
+    def count(self, size: int) -> None:
+        """So many bytes of the image have come."""
+        self._update(description=_FETCHING, advance=size)
+
+    def end(self) -> None:
+        """Show nothing any more."""
+        with self._lock:
+            self._is_over = True
+            if self._bars is not None:
+                self._bars.stop()
+
+    def _update(self, **changes: Any) -> None:
+        with self._lock:
+            if self._bars is not None and self._task is not None:
+                self._bars.update(self._task, **changes)
+
+
 @contextmanager
-def in_a_while(show: Callable[[], AbstractContextManager[Callable[[int], None]]]) -> Iterator[Callable[[int], None]]:
-    """What `show` shows, once that has been waited for; what is over by then was worth no bar, and no loading of it."""
-    lock, over = threading.Lock(), threading.Event()
-    with ExitStack() as shown:
+def fetching(*, at_once: bool) -> Iterator[Fetching]:
+    """Show what comes of an image, and what is waited for before that.
 
-        def begin() -> None:
-            with lock:
-                if not over.is_set():
-                    shown.enter_context(show())
-
-        timer = threading.Timer(_A_WHILE_S, begin)
-        timer.daemon = True
+    Args:
+        at_once: from the beginning; else once it takes a while: what is over by then was worth no bar, and no loading
+            of it.
+    """
+    shown = Fetching()
+    timer = threading.Timer(0.0 if at_once else _A_WHILE_S, shown.begin)
+    timer.daemon = True
+    if _visible():
         timer.start()
-        try:
-            yield lambda _: None
-        finally:
-            timer.cancel()
-            with lock:
-                over.set()
+    else:
+        shown.end()
+    try:
+        yield shown
+    finally:
+        timer.cancel()
+        shown.end()
+
+
+@contextmanager
+def making() -> Iterator[Callable[[int], None]]:
+    """Show for how long the service has been putting an image's tree together, if it does; the function is told."""
+    shown = Fetching()
+    if not _visible():
+        shown.end()
+    try:
+        yield shown.making
+    finally:
+        shown.end()
 
 
 @contextmanager

@@ -53,6 +53,7 @@ _SERVER_DEFAULTS: Final = {
     "username": None,
     "password_stdin": False,
     "pool": None,
+    "tree_timeout": 600.0,
 }
 _FLAGS: Final = {
     "--plain-http": "plain_http",
@@ -77,6 +78,7 @@ _VARIABLES: Final = {
     "node_state": "PAGEPOOL_NODE_STATE",
     "node_run": "PAGEPOOL_NODE_RUN",
     "backend": "PAGEPOOL_BACKEND",
+    "tree_timeout": "PAGEPOOL_TREE_TIMEOUT",
 }
 
 RUN: Final = Syntax(

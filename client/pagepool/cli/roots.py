@@ -239,6 +239,7 @@ class FuseRoots:
         """See `RootProvider`."""
         import tempfile
 
+        from pagepool.cli.progress import making
         from pagepool.cli.target import open_client
         from pagepool.library.mounted import mount_in_background, plan_mount
         from pagepool.mount import MountOptions
@@ -251,7 +252,11 @@ class FuseRoots:
         _sweep(_WORK.glob(f"{_PREFIX}*/{_LOCK}"), lambda lock: self._remove(lock.parent))
         with ExitStack() as undo:
             client = undo.enter_context(open_client(request.options, reference))
-            image = client.image(reference, platform=request.platform)
+            timeout_s = request.options["tree_timeout"]
+            with making() as on_making:
+                image = client.image(
+                    reference, platform=request.platform, tree_timeout_s=timeout_s, on_making=on_making
+                )
             if request.eager:
                 image.fill()
             work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_WORK))

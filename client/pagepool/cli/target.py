@@ -20,6 +20,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pagepool.cli.connect import PoolOptions, credentials_for, host_of, on_server, server_url, verify_of
+from pagepool.cli.progress import making
 from pagepool.errors import InvalidError, NotFoundError, PathUnknownError, ReferenceInvalidError, UnsupportedError
 from pagepool.oci import Reference
 from pagepool.oci.reference import SCHEMES
@@ -173,7 +174,8 @@ def open_image(options: PoolOptions, reference: Reference) -> Iterator[Image]:
     """
     with open_client(options, reference) as client:
         try:
-            image = client.image(reference)
+            with making() as on_making:
+                image = client.image(reference, tree_timeout_s=options["tree_timeout"], on_making=on_making)
         except NotFoundError:
             if not client.service.available():
                 raise UnsupportedError(f"{client.session.where} is not a pagepool service") from None

@@ -33,11 +33,12 @@ from pagepool.oci import Reference
 from pagepool.pool import Pool, ReadOnlyPool
 from pagepool.pool.door import knock
 from pagepool.transport import Credentials, RegistryClient, ServiceClient, Session
+from pagepool.transport.making import TREE_TIMEOUT_S, Patience
 from pagepool.transport.retry import RetryPolicy
 from pagepool.transport.trees import TreeClient
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterator, Mapping
     from typing import Any
 
     from pagepool.content import Sharing
@@ -114,24 +115,35 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def image(self, reference: str | Reference, *, platform: Platform | None = None, wait_s: float = 60.0) -> Image:
+    def image(
+        self,
+        reference: str | Reference,
+        *,
+        platform: Platform | None = None,
+        wait_s: float = 60.0,
+        tree_timeout_s: float = TREE_TIMEOUT_S,
+        on_making: Callable[[int], object] = lambda _: None,
+    ) -> Image:
         """An image of the service.
 
         Args:
             reference: ``NAME[:TAG][@DIGEST]``; a host in it must be this service's.
             platform: of an index, which image; that of the service's machine without it.
             wait_s: how long to wait while the service still reads its layers.
+            tree_timeout_s: how long at most while it puts the image's tree together, if it goes on with that.
+            on_making: told again and again for how many seconds it has done so.
 
         Raises:
             ReferenceInvalidError: no reference, or one of another host.
             ManifestUnknownError, NameUnknownError: there is no such image, or none for the platform.
-            PendingError: its layers are not read after `wait_s`.
+            PendingError: its layers are not read after `wait_s`, or its tree is not there after `tree_timeout_s`.
             LayerInvalidError, ResponseError: it cannot be mounted.
             UnreachableError: the service cannot be reached.
         """
         parsed = self.parse_reference(reference)
         self._check_open()
-        state = self.trees.resolve(parsed.repository, parsed.target, platform, wait_s)
+        patience = Patience(tree_timeout_s, on_making)
+        state = self.trees.resolve(parsed.repository, parsed.target, platform, wait_s, patience)
         self._places.note(self.session.where, state.pool)
         return Image(self, parsed.repository, state.tree, reference=parsed, manifest=state.image, pool=state.pool)
 

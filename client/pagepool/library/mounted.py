@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pagepool.digest import Digest
     from pagepool.library.image import Image
     from pagepool.mount import Mount, MountRecord
-    from pagepool.node.client import KernelMount
+    from pagepool.node.client import KernelMount, NodeClient
     from pagepool.transport import Credentials
     from pagepool.transport.http import VerifyTypes
     from pagepool.transport.trees import PoolPlace
@@ -97,17 +97,15 @@ def mount_by_kernel(
     image: Image, path: str | Path, *, upper: str | Path | None = None, read_only: bool = False
 ) -> KernelMount:
     """See `Image.mount`. By digest: what is mounted is this image, though its tag may have moved."""
-    from pagepool.mount.kernel import probe
     from pagepool.node.client import KernelMountOptions, NodeClient
     from pagepool.oci import Reference
 
     node = NodeClient()
-    support = probe(node.places.state)
-    if not support.kernel:
-        raise UnsupportedError(f"the kernel cannot mount it: {support.reason}")
+    _check_kernel(node)
     if image.manifest is None:
         raise UnsupportedError("the kernel's mount needs the image itself, not only its tree: open it by its name")
-    node.ensure()
+    if not node.met:
+        node.ensure()
     client = image.client
     if not isinstance(client.verify, bool | str):
         raise UnsupportedError("a node checks certificates by authorities in files, or not at all: give their paths")
@@ -120,6 +118,21 @@ def mount_by_kernel(
         credentials=client.credentials,
         verify=client.verify,
     )
+
+
+def _check_kernel(node: NodeClient) -> None:
+    """See that the kernel can mount images. A node that runs has tried it, which takes longer than a mount.
+
+    Raises:
+        UnsupportedError: it cannot.
+    """
+    if node.support() is not None:
+        return
+    from pagepool.mount.kernel import probe
+
+    support = probe(node.places.state)
+    if not support.kernel:
+        raise UnsupportedError(f"the kernel cannot mount it: {support.reason}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableError
+from pagepool.linux.superblocks import mounted_device
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at
 from pagepool.node.control import NodeGoneError, converse
 from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pagepool.node.control import Channel
     from pagepool.node.ending import Ended
@@ -168,6 +169,8 @@ class NodeClient:
         credentials: Credentials | None = None,
         verify: bool | str = True,
         wait_s: float = 60.0,
+        tree_timeout_s: float | None = None,
+        on_making: Callable[[int], object] = lambda _: None,
         on_total: Callable[[int], object] = lambda _: None,
         on_bytes: Callable[[int], object] = lambda _: None,
     ) -> KernelMount:
@@ -182,10 +185,14 @@ class NodeClient:
             credentials: who we are to the service; the node keeps them as long as the tree is mounted.
             verify: whether, and by whom, the service's certificate is vouched for: see `pagepool.transport.trust`.
             wait_s: how long to wait while the service still reads the image's layers.
+            tree_timeout_s: how long at most while it puts the image's tree together, if it goes on with that; None: ten
+                minutes.
+            on_making: told again and again for how many seconds it has done so.
             on_total, on_bytes: told of the bytes to fetch, and those fetched, if `eager`.
 
         Raises:
             UnreachableError: no node, or no service, and the image is not here.
+            PendingError: the image is not ready after all that time.
             BusyError: the upper is in use, or an image is mounted there already.
             InvalidError: upper and directory are in each other, or the node sees another directory by that name.
             KernelLimitError: the image has something in it that the kernel cannot hold: FUSE can.
@@ -200,12 +207,15 @@ class NodeClient:
             _check_upper(options.upper, target)
         request = self._request(url, reference, target, options, platform, credentials)
         request |= {"verify": verify, "wait_s": wait_s}
+        request |= {} if tree_timeout_s is None else {"tree_timeout_s": tree_timeout_s}
 
         attached: list[str] = []
 
         def take(channel: Channel, message: dict[str, Any]) -> None:
             if "total" in message:
                 on_total(int(message["total"]))
+            elif "making" in message:
+                on_making(int(message["making"]))
             elif "mount" in message:
                 descriptor = channel.descriptors.pop()
                 try:
@@ -291,17 +301,21 @@ class NodeClient:
             OSError: it may not be unmounted.
         """
         target = Path(os.path.realpath(path))
+        devices: dict[str, str] = {}
         with suppress(UnreachableError):
-            self._ask("closing", name=str(target))
-        kernel.unmount_kernel(target, force=force)
-        self.prune()
+            devices = self._ask("closing", name=str(target)).get("devices", {})  # none from an older node
+        identity = _seen_mount(target, devices)
+        kernel.unmount_kernel(target, force=force, known=identity is not None)
+        self.prune(identity)
 
-    def prune(self) -> None:
-        """Have the node clean up after mounts that are gone. Does nothing if it is not running: it does so later."""
-        try:
-            self._ask("prune")
-        except UnreachableError:
-            return
+    def prune(self, identity: str | None = None) -> None:
+        """Have the node clean up after mounts that are gone. Does nothing if it is not running: it does so later.
+
+        Args:
+            identity: of one that was just unmounted: the others need not be looked at.
+        """
+        with suppress(UnreachableError):
+            self._ask("prune", id=identity)
 
     def mounts(self) -> list[dict[str, Any]]:
         """What is mounted, and how much of each image is here."""
@@ -347,6 +361,19 @@ def seen_place(path: Path) -> list[Any]:
             status = place.stat()
             return [str(place), status.st_dev, status.st_ino]
     raise InvalidError(str(path), "is nowhere")
+
+
+def _seen_mount(target: Path, devices: Mapping[str, str]) -> str | None:
+    """The id of the mount that is seen at a path.
+
+    Args:
+        devices: of the mounts that it may be.
+    """
+    with suppress(OSError):
+        device = mounted_device(target)
+        shown = None if device is None else "{}:{}".format(*device)
+        return next((identity for identity, one in devices.items() if one == shown), None)
+    return None
 
 
 def _check_target(target: Path) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pagepool.node.places import NodePlaces
     from pagepool.oci import Platform
     from pagepool.transport import Session
+    from pagepool.transport.making import Patience
 
 log = logging.getLogger("pagepool.node")
 
@@ -69,16 +70,26 @@ class Images:
         self._locks: dict[str, threading.Lock] = {}
 
     def resolve(
-        self, session: Session, repository: str, target: str, platform: Platform | None, wait_s: float
+        self,
+        session: Session,
+        repository: str,
+        target: str,
+        platform: Platform | None,
+        wait_s: float,
+        patience: Patience | None = None,
     ) -> Resolved:
         """What a name means now; if the service is gone, what it meant last, if that image is here.
+
+        Args:
+            wait_s: how long to wait while the image's layers are read.
+            patience: how long for its tree, if it has to be made first.
 
         Raises:
             PagepoolError: as `TreeClient.resolve`.
         """
         note = self._note(session.where, repository, target, platform)
         try:
-            state = TreeClient(session).resolve(repository, target, platform, wait_s)
+            state = TreeClient(session).resolve(repository, target, platform, wait_s, patience)
         except (UnreachableError, ResponseError) as error:
             if not is_down(error):
                 raise
@@ -120,8 +131,11 @@ class Images:
         self._links.note(session.where, len(data), time.monotonic() - begun)
         return data
 
-    def metadata(self, session: Session, repository: str, tree: Digest) -> Path:
+    def metadata(self, session: Session, repository: str, tree: Digest, patience: Patience | None = None) -> Path:
         """The metadata image of a tree, verified. It is read whole once by this process.
+
+        Args:
+            patience: how long to wait for it, if the service has to make it first.
 
         Raises:
             PagepoolError: it is not here, and cannot be fetched.
@@ -136,7 +150,7 @@ class Images:
             part = self._trees / f".{tree.hex}.{os.getpid()}.erofs"
             try:
                 with part.open("wb") as out:
-                    digest = TreeClient(session).fetch_erofs(repository, tree, out)
+                    digest = TreeClient(session).fetch_erofs(repository, tree, out, patience)
                 path = self._trees / f"{tree.hex}.{digest.hex}.erofs"
                 part.rename(path)
             finally:

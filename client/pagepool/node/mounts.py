@@ -28,6 +28,7 @@ from pagepool.digest import Digest
 from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedError
 from pagepool.linux import quota
 from pagepool.linux.mounts import clone_mount
+from pagepool.linux.superblocks import is_gone
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at, resolve
 from pagepool.node.alive import mounts_alive
@@ -240,7 +241,7 @@ class NodeMounts:
                 raise BusyError(f"{directory} is in use: it is being mounted")
             self._taken.add(key)
         try:
-            self._check_free(directory)
+            self._check_free(directory, key)
         except BaseException:
             with self._lock:
                 self._taken.discard(key)
@@ -258,10 +259,10 @@ class NodeMounts:
         else:
             make_upper(directory / UPPER, source.tree)
 
-    def _check_free(self, upper: Path) -> None:
+    def _check_free(self, upper: Path, key: tuple[int, int]) -> None:
         for pruned in (False, True):
             kept = [record for record in self.all() if record.upper and not record.temporary]
-            users = [record for record in kept if _is_same(Path(record.upper), upper)]
+            users = [record for record in kept if record.upper == str(upper) or _key(record.upper) == key]
             if not users:
                 return
             if pruned:
@@ -344,9 +345,15 @@ class NodeMounts:
                 return record
         raise NotFoundError(name)
 
+    def at(self, name: str) -> list[MountRecord]:
+        """The mounts at a path, or of an id: several, if they are upon each other."""
+        with self._lock:
+            return [record for record in self._records.values() if name in (record.path, record.id)]
+
     def trees_in_use(self) -> set[str]:
         """Trees that are mounted."""
-        return {record.tree for record in self.all()}
+        with self._lock:
+            return {record.tree for record in self._records.values()}
 
     def prune(self) -> list[MountRecord]:
         """Clean up after mounts that are gone from every mount namespace."""
@@ -359,6 +366,17 @@ class NodeMounts:
             self._forget(record)
         self._drop_unused()
         return gone
+
+    def prune_one(self, identity: str) -> list[MountRecord]:
+        """Clean up after a mount that was just unmounted; as `prune`, but the mounts of the machine are only looked at
+        if the file system is still there: some mount namespace, or some program, may have it."""
+        with self._lock:
+            record = None if identity in self._making else self._records.get(identity)
+        if record is None or not _is_gone(record):
+            return self.prune()
+        self._forget(record)
+        self._drop_unused()
+        return [record]
 
     def remove_orphans(self) -> None:
         """At the start of a node: remove what mounts of an earlier one have left, after a crash or a boot."""
@@ -384,7 +402,10 @@ class NodeMounts:
     def _drop_unused(self) -> None:
         """Unmount the metadata images of trees that are mounted no more, and tell."""
         with self._trees:
+            used = self.trees_in_use()  # one that goes out of use meanwhile is whoever's who has it go
             for at in list(self._places.tree_mounts.iterdir()):
+                if at.name in used:
+                    continue
                 with self._lock:
                     if self._making or at.name in self.trees_in_use():
                         continue
@@ -406,12 +427,18 @@ def _lazy_device(places: NodePlaces) -> str:
     return "" if point is None else "{}:{}".format(*point.device)
 
 
-def _is_same(one: Path, other: Path) -> bool:
-    if one == other:
-        return True
-    with contextlib.suppress(OSError):
-        return one.samefile(other)
-    return False
+def _key(directory: str) -> tuple[int, int] | None:
+    """What tells a directory from all others, whatever it is called: device, inode."""
+    try:
+        status = os.stat(directory)  # noqa: PTH116 - much faster, and there may be hundreds
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_gone(record: MountRecord) -> bool:
+    major, _, minor = record.device.partition(":")
+    return major.isdecimal() and minor.isdecimal() and is_gone((int(major), int(minor)))
 
 
 def _empty(directory: Path) -> None:

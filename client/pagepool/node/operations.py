@@ -24,6 +24,7 @@ from pagepool.node.records import SourceRecord
 from pagepool.oci import Platform
 from pagepool.pool import Scrubber
 from pagepool.pool.layout import cost
+from pagepool.transport.making import TREE_TIMEOUT_S, Patience
 from pagepool.units import human_size
 from pagepool.version import __version__
 
@@ -91,7 +92,7 @@ class Operations:
         mounts, source = self._worker.mounts, None
         try:
             with mounts.expecting():
-                source, metadata, offline = self._open_source(request)
+                source, metadata, offline = self._open_source(channel, request)
                 if request.get("mounted"):
                     return self._take_over(request, source, offline=offline)
                 if self._worker.options.profiles and not offline and not request.get("eager"):
@@ -149,7 +150,7 @@ class Operations:
             worker.filler.complete(source)
         return {**asdict(record), "offline": offline, "manifest": source.record.manifest, "config": config}
 
-    def _open_source(self, request: dict[str, Any]) -> tuple[Source, Path, bool]:
+    def _open_source(self, channel: Channel, request: dict[str, Any]) -> tuple[Source, Path, bool]:
         """The tree that a request means, and its metadata image."""
         worker = self._worker
         record = SourceRecord(
@@ -163,7 +164,9 @@ class Operations:
             verify=_verify(request.get("verify", True)),
         )
         session = worker.sessions.get(record)
-        resolved = self._resolve(session, record, request)
+        limit_s = float(request.get("tree_timeout_s", TREE_TIMEOUT_S))
+        patience = Patience(limit_s, lambda seconds: channel.send({"making": seconds}))
+        resolved = self._resolve(session, record, request, patience)
         tree = resolved.tree
         files = worker.images
         if request.get("config") and not resolved.offline:
@@ -172,7 +175,7 @@ class Operations:
                 threading.Thread(target=self._have_config, args=(session, record, resolved), daemon=True).start()
         _, metadata = _both(
             lambda: files.tree(session, record.repository, tree),
-            lambda: files.metadata(session, record.repository, tree),
+            lambda: files.metadata(session, record.repository, tree, patience),
         )
         record = replace(record, tree=tree.hex, manifest=resolved.manifest)
         return worker.sources.add(record), metadata, resolved.offline
@@ -186,10 +189,10 @@ class Operations:
         record = source.record
         return self._worker.images.config(source.session, record.repository, record.manifest)
 
-    def _resolve(self, session: Any, record: SourceRecord, request: dict[str, Any]) -> Resolved:
+    def _resolve(self, session: Session, record: SourceRecord, request: dict[str, Any], patience: Patience) -> Resolved:
         platform = Platform.parse(str(request["platform"])) if request.get("platform") else None
-        wait_s = float(request.get("wait_s", 60.0))
-        return self._worker.images.resolve(session, record.repository, str(request["target"]), platform, wait_s)
+        wait_s, target = float(request.get("wait_s", 60.0)), str(request["target"])
+        return self._worker.images.resolve(session, record.repository, target, platform, wait_s, patience)
 
     # -- looking and undoing -----------------------------------------------------------------------------------
 
@@ -232,15 +235,16 @@ class Operations:
         return [digest.hex() for digest in self._worker.sources.lazy_objects()]
 
     def closing(self, _channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
-        """A mount is about to be unmounted: let go of it."""
-        for record in self._worker.mounts.all():
-            if request["name"] in (record.path, record.id):
-                self._worker.profiles.end(record.id)
-        return {}
+        """A mount is about to be unmounted: let go of it. Says which ones that may be: device by id."""
+        found = self._worker.mounts.at(str(request["name"]))
+        for record in found:
+            self._worker.profiles.end(record.id)
+        return {"devices": {record.id: record.device for record in found}}
 
-    def prune(self, _channel: Channel, _request: dict[str, Any]) -> list[dict[str, Any]]:
-        """Clean up after mounts that are gone."""
-        return [asdict(record) for record in self._worker.mounts.prune()]
+    def prune(self, _channel: Channel, request: dict[str, Any]) -> list[dict[str, Any]]:
+        """Clean up after mounts that are gone, or only after that of an id, which was just unmounted."""
+        mounts, identity = self._worker.mounts, request.get("id")
+        return [asdict(record) for record in (mounts.prune_one(str(identity)) if identity else mounts.prune())]
 
     def fill(self, channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
         """Bring in all of a mounted image."""

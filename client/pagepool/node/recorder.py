@@ -37,6 +37,7 @@ _FAN_CLOEXEC: Final = 0x1
 _FAN_NONBLOCK: Final = 0x2
 _FAN_CLASS_NOTIF: Final = 0x0
 _FAN_MARK_ADD: Final = 0x1
+_FAN_MARK_FLUSH: Final = 0x80
 _FAN_MARK_FILESYSTEM: Final = 0x100
 _FAN_OPEN: Final = 0x20  # of execution, too
 _FAN_Q_OVERFLOW: Final = 0x4000
@@ -86,6 +87,7 @@ class Recorder:
         self._seen: set[tuple[int, int]] = set()
         self._complete = True
         self._stopping = threading.Lock()
+        self._let_go = threading.Event()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         try:
             self._events = _mark(root)
@@ -107,11 +109,11 @@ class Recorder:
 
     def finish(self) -> None:
         """End, so that the mount is not held any more. `stop` has to be called nevertheless, before or after it, by
-        whoever wants the recording. Waits shortly."""
+        whoever wants the recording. Waits shortly; not for the kernel to take its queue apart, about 10 ms."""
         with self._stopping:
             if self._stop >= 0:
                 os.eventfd_write(self._stop, 1)
-        self._thread.join()
+        self._let_go.wait()
 
     def wait(self) -> Recording:
         """Wait until it has ended by itself; `stop` has to be called nevertheless."""
@@ -123,7 +125,22 @@ class Recorder:
             self._watch()
         finally:
             self._ended = time.monotonic()
-            os.close(self._events)
+            try:
+                if self._forget():
+                    self._let_go.set()
+            finally:
+                os.close(self._events)
+                self._let_go.set()
+
+    def _forget(self) -> bool:
+        """Hear of nothing any more, and hold no file; whether that could be done."""
+        if _libc.fanotify_mark(
+            self._events, _FAN_MARK_FLUSH | _FAN_MARK_FILESYSTEM, ctypes.c_uint64(0), _AT_FDCWD, b"/"
+        ):
+            return False
+        while self._take():
+            pass
+        return True
 
     def _watch(self) -> None:
         poll = select.poll()

@@ -23,6 +23,7 @@ from pagepool.digest import Digest
 from pagepool.errors import CorruptError, PagepoolError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.image.erofs import node_number
+from pagepool.node.later import Later
 from pagepool.node.parts import KNOWN_S, MIDDLE
 from pagepool.node.recorder import Recorder, tree_resolver, try_record
 from pagepool.transport.profiles import ProfileClient
@@ -64,6 +65,7 @@ class Profiles:
         self._lock = threading.Lock()
         self._recorders: dict[str, Recorder] = {}
         self._under_way: Counter[str] = Counter()
+        self._ending = Later(SECONDS, sources.parts.end)
         self._ahead: dict[str, float] = {}  # tree -> when its profile was fetched, on the clock of time.monotonic
 
     def begin(self, identity: str, mount: int, source: Source, metadata: Path) -> None:
@@ -83,9 +85,7 @@ class Profiles:
             recorder = self._record(mount, source, metadata)
         finally:
             if recorder is None:
-                timer = threading.Timer(SECONDS, self._sources.parts.end, (tree,))
-                timer.daemon = True
-                timer.start()
+                self._ending.put(tree)
         if recorder is None:
             return
         with self._lock:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from pagepool.content import ObjectCache, Ticker
 from pagepool.library.client import default_budget
 from pagepool.linux.signals import Signals
+from pagepool.linux.superblocks import mounted_device
 from pagepool.mount import kernel
 from pagepool.node.answering import ControlServer
 from pagepool.node.figures import Figures
@@ -125,6 +126,7 @@ class Worker:
         )
         self._fuse = descriptors["fuse"]
         self._keeping = threading.Lock()
+        self._lazy_device: tuple[int, int] | None = None  # once it is known to be the lazy mount's
         self.lazy = LazyServer(self._fuse, self.sources, state=places.serving, large=options.large)
         self.filler = Filler(places.objects, self.sources.busy, self.pool.sync, self.sources.note_whole)
         links = Links(options.parts)
@@ -188,8 +190,18 @@ class Worker:
             OSError: it cannot be: it is gone for good, and the node ends.
         """
         with self._keeping:
+            if self._is_lazy_seen():
+                return
             if mount_lazy_again(self.places.lazy, self._fuse):
                 log.warning("%s had been unmounted, and is mounted again", self.places.lazy)
+            self._lazy_device = mounted_device(self.places.lazy)
+
+    def _is_lazy_seen(self) -> bool:
+        """Whether the lazy mount is what is seen at its place, as it nearly always is. Costs the same however much is
+        mounted, unlike a look at the list of all mounts."""
+        with contextlib.suppress(OSError):
+            return self._lazy_device is not None and mounted_device(self.places.lazy) == self._lazy_device
+        return False
 
     def _watch_lazy(self) -> None:
         """A lazy mount that is gone for good serves nobody: without it no image can be mounted until a new node is

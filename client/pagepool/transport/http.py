@@ -13,6 +13,7 @@ Credentials are sent to the server's own origin only, whatever it redirects to o
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
@@ -100,6 +101,8 @@ class Session:
     ) -> None:
         self.base = parse_base(url)
         self.retry = retry or RetryPolicy()
+        self.read_timeout_s = math.inf if timeout.read is None else timeout.read
+        """How long an answer may let us wait."""
         # A proxy from the environment cannot reach this machine's own loopback.
         trust_env = not is_loopback(self.base.host)
         self._connect = partial(

@@ -27,8 +27,9 @@ from pagepool.oci.fields import load_object
 from pagepool.transport.answers import Subject
 from pagepool.transport.auth import repository_scope
 from pagepool.transport.http import Call, Session
+from pagepool.transport.making import Patience, Waiting
 from pagepool.transport.service import answer_error, image_url
-from pagepool.transport.verified import download_verified
+from pagepool.transport.verified import UnmadeError, download_verified
 
 MOST_OBJECTS = 16384
 _PAUSE_S = 0.2
@@ -79,7 +80,12 @@ class TreeClient:
         self._clock = clock
 
     def resolve(
-        self, name: str, reference: str, platform: Platform | None = None, timeout_s: float = 60.0
+        self,
+        name: str,
+        reference: str,
+        platform: Platform | None = None,
+        timeout_s: float = 60.0,
+        patience: Patience | None = None,
     ) -> TreeState:
         """The tree of an image, once all its layers have been read.
 
@@ -88,21 +94,24 @@ class TreeClient:
             reference: tag or digest.
             platform: of an index, which image; None: as the service chooses.
             timeout_s: how long to wait for the layers.
+            patience: how long for the tree, if it has to be made first.
 
         Raises:
             ManifestUnknownError: there is no such image.
-            PendingError: it is not ready after `timeout_s`.
+            PendingError: it is not ready after `timeout_s`, or the tree takes longer than there is patience.
             LayerInvalidError, ResponseError: it cannot be mounted.
         """
         shown = f"{name}{'@' if ':' in reference else ':'}{reference}"
         about = Subject(ManifestUnknownError, shown, name)
         params = (("platform", str(platform)),) if platform else ()
+        waiting = Waiting(self._session, shown, patience or Patience(), self._clock)
         call = Call(
             "GET",
             f"{image_url(name, reference)}/tree",
             about,
             expect=(200, 202),
             params=params,
+            headers=waiting.headers,
             scope=repository_scope(name),
         )
         end = self._clock() + timeout_s
@@ -113,6 +122,9 @@ class TreeClient:
                 pool = fields.object("cache") if fields.has("cache") else None
                 place = None if pool is None else PoolPlace(pool.string("id"), Path(pool.string("path")))
                 return TreeState(fields.digest("image"), fields.digest("tree"), fields.integer("size"), place)
+            if fields.has("making"):
+                waiting.pause(response.content)
+                continue
             if self._clock() >= end:
                 raise PendingError(shown, fields.strings("waiting"))
             self._session.retry.sleep(_PAUSE_S)
@@ -133,18 +145,20 @@ class TreeClient:
             raise DigestMismatchError(tree, got, out.tell())
         return out.getvalue()
 
-    def fetch_erofs(self, name: str, tree: Digest, out: BinaryIO | Path) -> Digest:
+    def fetch_erofs(self, name: str, tree: Digest, out: BinaryIO | Path, patience: Patience | None = None) -> Digest:
         """The EROFS image of a tree (docs/format/erofs.md). Blocks while the service makes it and it is loaded.
 
         Args:
             out: a file, written from where it stands, which can be cut there again if the connection breaks; or a path,
                 where the image stands once it is whole and verified.
+            patience: how long to wait for the image, if it has to be made first.
 
         Returns:
             the BLAKE3 of the image.
 
         Raises:
             TreeUnknownError: no image of the repository has the tree any more.
+            PendingError: making it takes longer than there is patience.
             KernelLimitError: the service cannot make it, because the tree has something in it that EROFS cannot hold.
             CorruptError: the service cannot make it, because a small file's content is damaged there.
             DigestMismatchError: it is not what the service says that it is; `out` is cut, or not there.
@@ -152,23 +166,34 @@ class TreeClient:
             OSError: it cannot be written.
         """
         about = Subject(TreeUnknownError, str(tree), name)
-        call = Call("GET", f"/v1/{name}/trees/{tree}/erofs", about, headers=_ZSTD, scope=repository_scope(name))
+        waiting = Waiting(self._session, f"the tree of {name}", patience or Patience(), self._clock)
+        call = Call(
+            "GET",
+            f"/v1/{name}/trees/{tree}/erofs",
+            about,
+            expect=(200, 202),
+            headers={**_ZSTD, **waiting.headers},
+            scope=repository_scope(name),
+        )
         if not isinstance(out, Path):
-            return self._download_erofs(call, out)
+            return self._download_erofs(call, out, waiting)
         temporary = out.with_name(f".{out.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             with temporary.open("w+b") as file:
-                digest = self._download_erofs(call, file)
+                digest = self._download_erofs(call, file, waiting)
             temporary.replace(out)
         finally:
             temporary.unlink(missing_ok=True)
         return digest
 
-    def _download_erofs(self, call: Call, out: BinaryIO) -> Digest:
-        try:
-            return download_verified(self._session, call, out)
-        except SizeInvalidError as error:  # nothing was sent that could be of a wrong size: it is the tree
-            raise KernelLimitError(error.reason) from error
+    def _download_erofs(self, call: Call, out: BinaryIO, waiting: Waiting) -> Digest:
+        while True:
+            try:
+                return download_verified(self._session, call, out)
+            except UnmadeError as unmade:
+                waiting.pause(unmade.body)
+            except SizeInvalidError as error:  # nothing was sent that could be of a wrong size: it is the tree
+                raise KernelLimitError(error.reason) from error
 
     def fill(
         self,

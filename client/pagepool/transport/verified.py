@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from pagepool.transport.http import Call, Session
 
 _MOST_BYTES = 16 << 30
+_MOST_TOLD = 1 << 16
+
+
+class UnmadeError(Exception):
+    """What was asked for is still being made (202): never seen by those who do not say that they expect that answer.
+
+    Args:
+        body: of the answer.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__("it is still being made")
+        self.body = body
 
 
 def download_verified(session: Session, call: Call, out: BinaryIO, *, limit: int = _MOST_BYTES) -> Digest:
@@ -37,6 +50,7 @@ def download_verified(session: Session, call: Call, out: BinaryIO, *, limit: int
         DigestMismatchError: it is something else, or cannot be decompressed; `out` is cut where it stood.
         LimitError: it is too large; `out` is cut.
         UnreachableError: the connection broke, again and again, or the answer has no digest; `out` is cut.
+        UnmadeError: it is still being made, and the call expects 202.
         PagepoolError: the answer is an error.
     """
     start = out.tell()
@@ -59,6 +73,8 @@ def _download(session: Session, call: Call, out: BinaryIO, limit: int) -> Digest
     size = 0
     found = blake3()
     with session.stream(call) as response:
+        if response.status_code == 202:
+            raise UnmadeError(b"".join(response.iter_raw())[:_MOST_TOLD])
         expected = _expected(session, response)
         try:
             for piece in _plain(response):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pagepool_service.quotas import RepositoryQuotas
     from pagepool_service.roster import Roster
     from pagepool_service.routes.bodies import BodyMemory
+    from pagepool_service.routes.making import Makers
     from pagepool_service.routes.streaming import Threads
     from pagepool_service.seeing.service import Seeing
     from pagepool_service.settings import Settings
@@ -93,6 +94,7 @@ class Context:
         writers: for what takes that lock, and may wait for it.
         listings: for pages of images.
         merging: for trees and their images.
+        makers: of these, each for all who ask for it.
         counting: for statistics.
         bodies: memory for documents on their way in.
         forms: the same for those of strangers who log in: they keep nobody else's waiting.
@@ -118,6 +120,7 @@ class Context:
     writers: Threads
     listings: Threads
     merging: Threads
+    makers: Makers
     counting: Threads
     quotas: RepositoryQuotas
     bodies: BodyMemory

@@ -14,6 +14,7 @@ from pagepool.errors import RangeInvalidError
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import BINARY, failures, head_failures, header, success
 from pagepool_service.routes.errors import render
+from pagepool_service.routes.making import PREFER, UNFINISHED, Unfinished, preferred_wait_s
 from pagepool_service.routes.objects import TreeText, parse_tree
 from pagepool_service.routes.parameters import Repository, byte_range
 from pagepool_service.routes.streaming import PieceResponse, open_pieces
@@ -43,9 +44,10 @@ _CONTENT = {_MEDIA_TYPE: next(iter(BINARY.values()))}
 @router.get(
     _PATH,
     response_class=Response,
-    openapi_extra=CONDITIONS,
+    openapi_extra={"parameters": [*CONDITIONS["parameters"], PREFER]},
     responses={
         200: success("The image.", CODED, _CONTENT),
+        202: UNFINISHED,
         206: success("The range of it.", {**HEADERS, "Content-Range": header("Which bytes.")}, _CONTENT),
         304: success("The client has it."),
         **failures(413, 416, 507),
@@ -53,7 +55,14 @@ _CONTENT = {_MEDIA_TYPE: next(iter(BINARY.values()))}
 )
 async def get_tree_erofs(request: Request, service: Service, name: Repository, tree: TreeText) -> Response:
     """Read the EROFS image of a tree. All of it is compared with its digest before it is sent."""
-    image = await _image(service, name, parse_tree(tree), whole="range" not in request.headers)
+    found = await _image(request, service, name, parse_tree(tree), whole="range" not in request.headers)
+    if isinstance(found, Unfinished):
+        return found.answer()
+    return await _send(request, service, tree, found)
+
+
+async def _send(request: Request, service: Context, tree: str, image: ErofsImage) -> Response:
+    """The answer with an image, or with what is asked of it."""
     etag = etag_of(image.digest)
     asked = request.headers.get("if-range", etag).strip() == etag
     try:
@@ -80,30 +89,37 @@ async def get_tree_erofs(request: Request, service: Service, name: Repository, t
 @router.head(
     _PATH,
     response_class=Response,
+    openapi_extra={"parameters": [PREFER]},
     responses={
         200: success("The image can be had.", HEADERS),
+        202: {"description": "It is being made; only where `Prefer` asks for this answer."},
         304: success("The client has it."),
         **head_failures(413, 507),
     },
 )
 async def head_tree_erofs(request: Request, service: Service, name: Repository, tree: TreeText) -> Response:
     """Check for the EROFS image of a tree; it is made if it has to be."""
-    image = await _image(service, name, parse_tree(tree))
+    image = await _image(request, service, name, parse_tree(tree))
+    if isinstance(image, Unfinished):
+        return Response(status_code=202, headers={"Retry-After": "1", "Preference-Applied": "respond-async"})
     headers = fields_of(etag_of(image.digest))
     if is_known(request, image.digest):
         return Response(status_code=304, headers=headers)
     return Response(headers={**headers, "Content-Length": str(image.size)}, media_type=_MEDIA_TYPE)
 
 
-async def _image(service: Context, name: str, digest: bytes, *, whole: bool = False) -> ErofsImage:
+async def _image(
+    request: Request, service: Context, name: str, digest: bytes, *, whole: bool = False
+) -> ErofsImage | Unfinished:
     """The image of a tree; if all of it is to be sent, compared once more with its digest."""
     tree = await service.threads.run(service.treefiles.resolve, name, digest)
     found = await service.threads.run(service.erofs.find, digest)
     if whole and found is not None and not await service.threads.run(service.erofs.check, digest, found):
         found = None
-    if found is None:
-        found = await service.merging.run(service.erofs.build, tree)
-    return found
+    if found is not None:
+        return found
+    key = ("erofs", digest.hex())
+    return await service.makers.make(key, preferred_wait_s(request), service.erofs.build, tree)
 
 
 def _pieces(image: ErofsImage, start: int, end: int, coded: bool) -> Iterator[bytes]:

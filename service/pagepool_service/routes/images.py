@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote_to_bytes
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from pagepool.digest import Digest
@@ -17,6 +17,7 @@ from pagepool_service.images import PENDING, describe_image, describe_tag, read_
 from pagepool_service.routes.access import Caller
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import LINK, Responses, failures, header, json_object, success
+from pagepool_service.routes.making import MAKING, PREFER, Unfinished, preferred_wait_s
 from pagepool_service.routes.parameters import Last, Limit, Reference, Repository, next_link
 from pagepool_service.trees import list_files
 
@@ -75,7 +76,11 @@ _FILES_ANSWERS: Responses = {
 _TREE_ANSWERS: Responses = {
     **failures(413, 422, 500),
     200: success("Its tree.", content=_TREE),
-    202: _FILES_ANSWERS[202],
+    202: success(
+        "Layers are still being read, or, only where `Prefer` asks for this answer, the tree is being made.",
+        RETRY,
+        json_object(("waiting",), waiting={"type": "array", "items": _TEXT}, making=MAKING),
+    ),
 }
 _STATS_ANSWERS: Responses = {200: success("Sizes.", content=json_object(total={"type": "object"})), **failures()}
 
@@ -118,14 +123,18 @@ async def get_image(
     return Response(body, media_type="application/json")
 
 
-@router.get("/v1/{name:repository}/images/{reference}/tree", responses=_TREE_ANSWERS)
+@router.get(
+    "/v1/{name:repository}/images/{reference}/tree",
+    responses=_TREE_ANSWERS,
+    openapi_extra={"parameters": [PREFER]},
+)
 async def get_tree(
-    service: Service, name: Repository, reference: Reference, platform: PlatformQuery = None
+    request: Request, service: Service, name: Repository, reference: Reference, platform: PlatformQuery = None
 ) -> JSONResponse:
     """Name the merged tree of an image that is ready, for the routes below ``trees``."""
     try:
-        view, tree = await find_tree(service, name, reference, platform)
-        return JSONResponse(_describe_tree(service, view, tree))
+        view, tree = await _make_tree(service, name, reference, platform, preferred_wait_s(request))
+        return tree.answer() if isinstance(tree, Unfinished) else JSONResponse(_describe_tree(service, view, tree))
     except PendingError as error:
         return JSONResponse({"waiting": list(error.waiting)}, 202, {"Retry-After": "1"})
 
@@ -188,16 +197,28 @@ async def find_tree(
         PendingError: layers are still being read.
         LayerInvalidError, LimitError: it is unmountable.
     """
+    view, tree = await _make_tree(service, name, reference, platform, None)
+    assert not isinstance(tree, Unfinished), "it was waited for"
+    return view, tree
+
+
+async def _make_tree(
+    service: Context, name: str, reference: Digest | str, platform: str | None, wait_s: float | None
+) -> tuple[ImageView, TreeFile | Unfinished]:
+    """The same; waits for a tree that has to be merged at most so long, if there is a limit."""
     wanted = None if platform is None else Platform.parse(platform)
 
     def look() -> tuple[ImageView, TreeFile | None]:
         view = resolve_image(service.store, name, reference, wanted)
+        if view.state == PENDING:
+            raise PendingError(view.digest, view.waiting)
         return view, service.treefiles.known(name, view)
 
-    view, tree = await service.threads.run(look)
-    if tree is None:
-        tree = await service.merging.run(service.treefiles.build, name, view)
-    return view, tree
+    view, known = await service.threads.run(look)
+    if known is not None:
+        return view, known
+    key = ("tree", name, str(view.digest))
+    return view, await service.makers.make(key, wait_s, service.treefiles.build, name, view)
 
 
 def _describe_tree(service: Context, view: ImageView, tree: TreeFile) -> dict[str, Any]:

@@ -45,12 +45,14 @@ def list_kernel_mounts(run: Path | None = None) -> list[KernelMount]:
     return [found for point in mount_points() if (found := _ours(point, below)) is not None]
 
 
-def unmount_kernel(at: Path, *, force: bool = False) -> None:
+def unmount_kernel(at: Path, *, force: bool = False, known: bool = False) -> None:
     """Unmount an overlay of ours, or an EROFS.
 
     Args:
         at: where.
         force: also if it is in use: whoever uses it keeps it, and nobody else gets at it.
+        known: it is known to be one; else that is looked up in the list of mounts, which takes the longer the more
+            there are.
 
     Raises:
         MountUnknownError: nothing of that kind is mounted there.
@@ -58,9 +60,10 @@ def unmount_kernel(at: Path, *, force: bool = False) -> None:
         OSError: it may not be unmounted.
     """
     target = resolve(at)
-    point = mounted_at(target)
-    if point is None or _ours(point, target) is None:
-        raise MountUnknownError(target)
+    if not known:
+        point = mounted_at(target)
+        if point is None or _ours(point, target) is None:
+            raise MountUnknownError(target)
     try:
         mounts.unmount(target, mounts.MNT_DETACH if force else 0)
     except OSError as error:
