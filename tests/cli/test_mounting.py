@@ -135,6 +135,14 @@ def test_mounting(run: Run, node: NodeClient, image: str, tmp_path: Path) -> Non
         assert again.code == 9
         assert f"{point} is mounted already: {image}" in again.err
     assert [row["path"] for row in run("mounts", "--json").json["mounts"]] == [str(point)]
+    other = tmp_path / "fuse"
+    other.mkdir()
+    assert run("mount", image, other, "--backend", "fuse").code == 0
+    try:
+        assert "by FUSE beside these: pagepool mount lists all" in run("mounts").err
+        assert {str(point), str(other)} <= {row["path"] for row in run("mount", "--json").json["mounts"]}
+    finally:
+        assert run("umount", other).code == 0
     assert run("umount", point).code == 0
     nothing = run("umount", point)
     assert (nothing.code, nothing.err) == (3, f"pagepool: error: nothing of pagepool's is mounted at {point}\n")

@@ -9,13 +9,14 @@ from pagepool.cli.kernelmounts import kernel_rows, state_of
 from pagepool.cli.nodeclient import asked_node
 from pagepool.cli.nodes import node_options
 from pagepool.cli.options import output_options
+from pagepool.mount import default_directory, list_mounts
 
 
 @click.command(name="mounts", short_help="List the kernel mounts of this machine.")
 @output_options
 @node_options
 def command() -> None:
-    """List what the node has mounted, and what of it is still to be fetched.
+    """List what the node has mounted, and what of it is still to be fetched. `pagepool mount` lists FUSE mounts, too.
 
     "fully local" means that nothing of the image needs the node, the network or the service any more: every file
     is here, and none is read through the node. A large file that was opened before all of it was here is read
@@ -45,3 +46,5 @@ def command() -> None:
             for row in rows
         ]
         output.print_table(("ID", "PATH", "IMAGE", "SIZE", "MISSING", "STATE"), cells, right=(3, 4))
+        if others := list_mounts(default_directory()):
+            output.note(f"{output.counted(len(others), 'mount')} by FUSE beside these: pagepool mount lists all")
