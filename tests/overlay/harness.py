@@ -32,6 +32,7 @@ TREE = b"\x01" * 32
 KINDS = ("regular", "regular", "regular", "directory", "directory", "symlink", "char", "block", "fifo", "socket")
 NAMES = (b"a", b"b", b"c", b"d", b"\xff", b"e" * 255)
 XATTRS = (b"user.a", b"user.b", b"security.capability")
+CAPABILITY = b"\1\0\0\2" + bytes(16)
 
 
 def build_image(seed: int) -> TreeBuilder:
@@ -42,7 +43,7 @@ def build_image(seed: int) -> TreeBuilder:
     builder.directory("a", 0o2755, gid=7, mtime_ns=11)
     builder.directory("a/b/c")
     builder.directory("d", 0o1777)
-    shared = builder.file("a/a", source.randbytes(3 * PAGE + 100), 0o6755, xattrs={b"security.capability": b"\1"})
+    shared = builder.file("a/a", source.randbytes(3 * PAGE + 100), 0o6755, xattrs={b"security.capability": CAPABILITY})
     builder.add("d/b", shared)
     builder.file("a/b/b", source.randbytes(2 * PAGE), uid=3, gid=4, mtime_ns=-5)
     builder.file("b", source.randbytes(70_000), mtime_ns=10**18 + 1)

@@ -177,7 +177,7 @@ def list_containers(
     Raises:
         DeniedError: only another user, root that is, can see whether there are any.
     """
-    if not os.access(directory, os.R_OK | os.X_OK, effective_ids=True) and directory.exists():
+    if directory.exists() and not os.access(directory, os.R_OK | os.X_OK, effective_ids=True):
         raise DeniedError(f"the containers in {directory} are root's: only root can see them")
     found = []
     for path in sorted(directory.glob("*/record")):
