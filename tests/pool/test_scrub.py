@@ -120,10 +120,14 @@ def test_cold_pages_stay_cold() -> None:
         pool.sync()
         files = [pool.get(one.digest) or pytest.fail("not there") for one in (cold, warm)]
         os.posix_fadvise(files[0].fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        assert [resident(file.fd) for file in files] == [0, 3 << 20]
+        before = [resident(file.fd) for file in files]
+        assert before[0] == 0
+        assert 3 << 20 <= before[1] < 4 << 20  # some kernels have pages behind the end, too
         assert Scrubber(pool).run().bytes == 6 << 20
-        assert [resident(file.fd) for file in files] == [0, 3 << 20]
-        assert pool.stats(inspect=True).resident_bytes == 3 << 20
+        after = [resident(file.fd) for file in files]
+        assert after[0] == 0
+        assert 3 << 20 <= after[1] < 4 << 20
+        assert pool.stats(inspect=True).resident_bytes == after[1]
         for file in files:
             file.close()
 
