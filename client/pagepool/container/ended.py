@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pagepool.container.records import ENDED_DIRECTORY, Record, parse_record
+from pagepool.linux import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +56,7 @@ def write_ended(record: Record) -> None:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
-    _sync(directory)
+    sync_directory(directory)
     _remove_oldest(directory)
 
 
@@ -148,11 +149,3 @@ def _paths(directory: Path) -> list[Path]:
 
 def _path(directory: Path, container: str) -> Path:
     return directory / f"{container}{_SUFFIX}"
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

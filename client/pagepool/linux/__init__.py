@@ -13,6 +13,7 @@ from pagepool.linux.calls import (
     file_system,
     in_memory,
     is_full,
+    sync_directory,
     syncfs,
     why_no_trusted_attributes,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "file_system",
     "in_memory",
     "is_full",
+    "sync_directory",
     "syncfs",
     "why_no_trusted_attributes",
 ]

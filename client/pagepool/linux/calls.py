@@ -40,6 +40,15 @@ def call(name: str, *arguments: object, path: object = None) -> int:
     return result
 
 
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def syncfs(descriptor: int) -> None:
     """Write all of a file system to its disk, and wait for it."""
     call("syncfs", descriptor)

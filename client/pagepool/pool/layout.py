@@ -160,16 +160,7 @@ def replace(path: Path, name: str, data: bytes, *, durable: bool, mode: int = 0o
             os.fsync(file.fileno())
     temporary.replace(path / name)
     if durable:
-        sync_directory(path)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        linux.sync_directory(path)
 
 
 @contextmanager
