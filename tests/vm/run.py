@@ -114,19 +114,11 @@ def boot(place: Path, command: str, memory: str) -> int:
         file.truncate(DISK_SIZE)
     subprocess.run(["mke2fs", "-q", "-t", "ext4", "-O", "verity", "-d", root, disk], check=True)
     kernel, initrd = (next((root / "boot").glob(pattern)) for pattern in ("vmlinuz-*", "initrd.img-*"))
-    machine = ["qemu-system-x86_64", "-accel", "kvm", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]
-    machine += [
-        "-m",
-        memory,
-        "-nographic",
-        "-no-reboot",
-        "-nic",
-        "none",
-        "-kernel",
-        str(kernel),
-        "-initrd",
-        str(initrd),
-    ]
+    # /dev/kvm may be there, and not usable, in a machine that is virtual itself.
+    accelerator = "kvm" if re.search(r"\b(svm|vmx)\b", Path("/proc/cpuinfo").read_text()) else "tcg,thread=multi"
+    machine = ["qemu-system-x86_64", "-accel", accelerator, "-cpu", "max", "-smp", "2"]
+    machine += ["-m", memory, "-nographic", "-no-reboot", "-nic", "none"]
+    machine += ["-kernel", str(kernel), "-initrd", str(initrd)]
     machine += ["-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 mitigations=off"]
     machine += ["-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"]
     said = ""
