@@ -40,6 +40,29 @@ def test_ingest_goes_before_settle_and_then_by_age(store: Store) -> None:
     assert store.jobs.peek() is None
 
 
+def test_nothing_is_settled_while_another_process_reads_a_layer(store: Store) -> None:
+    """On two processors it would take from the layer that somebody waits for."""
+    add(store, JobKind.SETTLE, BLOBS[0])
+    add(store, JobKind.SETTLE, BLOBS[1])
+    add(store, JobKind.INGEST, BLOBS[2])
+    reading = store.jobs.begin_next(1)
+    assert reading is not None
+    assert reading.kind is JobKind.INGEST
+    assert store.jobs.begin_next(0) is None
+    finish(store, reading)
+    settled = [store.jobs.begin_next(slot) for slot in (0, 1)]  # these do not wait for each other
+    assert [job.blob for job in settled if job] == BLOBS[:2]
+
+
+def test_layers_are_read_while_another_process_settles(store: Store) -> None:
+    add(store, JobKind.SETTLE, BLOBS[0])
+    assert store.jobs.begin_next(0) is not None
+    add(store, JobKind.INGEST, BLOBS[1])
+    job = store.jobs.begin_next(1)
+    assert job is not None
+    assert job.blob == BLOBS[1]
+
+
 def test_numbers_are_never_used_again(store: Store) -> None:
     first = add(store, JobKind.INGEST, BLOBS[0])
     finish(store, first)
