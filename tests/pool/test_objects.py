@@ -148,14 +148,12 @@ def test_processes_share_pages(pool: Pool) -> None:
         "print(open('/proc/self/smaps').read(), flush=True)\nsys.stdin.read()\n"
     )
     arguments = [str(pool.path), str(pool.budget), one.digest.hex(), str(sum(one.data))]
-    with (
-        pool.get(one.digest) or pytest.fail("not there") as file,
-        subprocess.Popen(
+    with pool.get(one.digest) or pytest.fail("not there") as file:
+        assert sum(file.view) == sum(one.data)  # all of it is mapped here before the other one looks
+        with subprocess.Popen(
             [sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process,
-    ):
-        assert sum(file.view) == sum(one.data)
-        output, _ = process.communicate()
+        ) as process:
+            output, _ = process.communicate()
     assert process.returncode == 0
     block = output[output.index(one.digest.hex()[2:]) :]
     fields = dict(line.split(":", 1) for line in block.splitlines()[1:20] if ":" in line)

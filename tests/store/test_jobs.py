@@ -61,6 +61,9 @@ def test_layers_are_read_while_another_process_settles(store: Store) -> None:
     job = store.jobs.begin_next(1)
     assert job is not None
     assert job.blob == BLOBS[1]
+    resumed = store.jobs.begin_next(0)  # its process was killed, and goes on with what it had begun
+    assert resumed is not None
+    assert resumed.blob == BLOBS[0]
 
 
 def test_numbers_are_never_used_again(store: Store) -> None:

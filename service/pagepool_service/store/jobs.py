@@ -98,19 +98,17 @@ class JobQueue:
     def _open(self, txn: Reader, slot: int) -> Iterator[Job]:
         """Jobs that a slot may take: free ones, and what it began itself and did not finish.
 
-        None of a later kind while one of an earlier kind is done by somebody else: reading a layer keeps more than one
+        No free one of a later kind while somebody else does one of an earlier kind: reading a layer keeps more than one
         processor busy, and whoever pushed it waits for it.
 
         A damaged record is passed over: fsck names it, and it must not keep the others waiting.
         """
         busy: JobKind | None = None
         for job in self._readable(txn):
-            if busy not in (None, job.kind):
-                return
-            if job.owner in (0, slot + 1):
+            if job.owner == slot + 1 or (not job.owner and busy in (None, job.kind)):
                 yield job
-            else:
-                busy = job.kind
+            elif job.owner:
+                busy = busy or job.kind
 
     def _readable(self, txn: Reader) -> Iterator[Job]:
         for key, _ in txn.scan(Table.JOBS, check=False):
