@@ -7,6 +7,7 @@ interrupted, and what they make can be read by other users, however the tests th
 from __future__ import annotations
 
 import compileall
+import gc
 import os
 import re
 import signal
@@ -74,6 +75,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Several processes begin with the files that take long."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not item.nodeid.startswith(LONGEST_FIRST))
+
+
+def pytest_collection_finish() -> None:
+    """Keep thousands of tests out of each search for garbage in cycles from here on."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,6 +9,7 @@ import pytest
 from tests.support import images as recipes
 from tests.support import umoci
 from tests.support.server import Service, running_service
+from tests.support.slimming import make_slim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,6 +34,12 @@ def redis() -> Path:
     return _build(("redis-new",))["redis-new"]
 
 
+@pytest.fixture(scope="session")
+def slim(images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The OCI layout of an image with fewer files, for what does not depend on how large an image is."""
+    return make_slim(images["debian-new"], tmp_path_factory.mktemp("slim") / "slim")
+
+
 def _build(names: tuple[str, ...]) -> dict[str, Path]:
     cache = recipes.default_cache_dir()
     missing = recipes.missing_tools()
@@ -43,14 +50,15 @@ def _build(names: tuple[str, ...]) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def unpacked(
-    images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    images: dict[str, Path], slim: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[bytes, umoci.Row]]:
     """Tells what an image's root file system is, before it was pushed anywhere."""
+    layouts = {**images, "slim": slim}
     known: dict[str, dict[bytes, umoci.Row]] = {}
 
     def describe(name: str) -> dict[bytes, umoci.Row]:
         if name not in known:
-            known[name] = umoci.unpack(images[name], "latest", tmp_path_factory.mktemp("unpacked"))
+            known[name] = umoci.unpack(layouts[name], "latest", tmp_path_factory.mktemp("unpacked"))
         return known[name]
 
     return describe

@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def test_push_and_pull(
-    images: dict[str, Path],
+    slim: Path,
     unpacked: Callable[[str], dict[bytes, umoci.Row]],
     service: Service,
     tmp_path: Path,
 ) -> None:
-    source = read_image(images["nginx-new"])
-    pagepool("push", "--quiet", images["nginx-new"], "apps/nginx:1", server=service.url)
-    for stage in stages(service, [("apps/nginx", "1")]):
-        assert fetch_image(service.url, "apps/nginx", "1") == source, stage
-        pagepool("pull", "--quiet", "apps/nginx:1", tmp_path / stage, server=service.url)
+    source = read_image(slim)
+    pagepool("push", "--quiet", slim, "apps/slim:1", server=service.url)
+    for stage in stages(service, [("apps/slim", "1")]):
+        assert fetch_image(service.url, "apps/slim", "1") == source, stage
+        pagepool("pull", "--quiet", "apps/slim:1", tmp_path / stage, server=service.url)
         assert read_image(tmp_path / stage) == source, stage
     skopeo.copy(f"oci:{tmp_path / 'restarted'}", f"oci:{tmp_path / 'tagged'}:latest")
-    assert umoci.unpack(tmp_path / "tagged", "latest", tmp_path) == unpacked("nginx-new")
+    assert umoci.unpack(tmp_path / "tagged", "latest", tmp_path) == unpacked("slim")
 
 
 def test_pushed_is_ready(images: dict[str, Path], service: Service) -> None:

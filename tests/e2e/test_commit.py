@@ -161,9 +161,9 @@ def test_docker(service: Service, changed: Changed, tmp_path: Path) -> None:
             check(target.read_bytes(), changed)
 
 
-def test_a_real_image(images: dict[str, Path], service: Service, tmp_path: Path) -> None:
+def test_a_real_image(slim: Path, service: Service, tmp_path: Path) -> None:
     """Changes as a package manager makes them: what is pulled and unpacked is what the overlay showed."""
-    program("push", "--quiet", images["debian-new"], "debian:1", server=service.url)
+    program("push", "--quiet", slim, "debian:1", server=service.url)
     with pagepool.Client(service.url, directory=tmp_path / "client") as client:
         image = client.image("debian:1")
         image.fill()
@@ -192,9 +192,9 @@ def test_a_real_image(images: dict[str, Path], service: Service, tmp_path: Path)
     assert program("diff", "--pool", tmp_path / "client", "debian:2", tmp_path / "upper", server=service.url) == ""
 
 
-def test_a_file_that_is_nearly_all_hole(images: dict[str, Path], service: Service, tmp_path: Path) -> None:
+def test_a_file_that_is_nearly_all_hole(slim: Path, service: Service, tmp_path: Path) -> None:
     """Its layer is small; umoci, podman and mounts show what the overlay did, and pools hold no zeros of it."""
-    program("push", "--quiet", images["debian-new"], "debian:1", server=service.url)
+    program("push", "--quiet", slim, "debian:1", server=service.url)
     pieces = {5: b"first", 150 << 20: b"middle", (300 << 20) - 4: b"last"}
     with pagepool.Client(service.url, directory=tmp_path / "client") as client:
         with client.image("debian:1").overlay(tmp_path / "upper") as root:

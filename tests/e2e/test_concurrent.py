@@ -40,11 +40,10 @@ def settled_after(data: Path, pushes: Sequence[Push], clients: int) -> dict[str,
     return {name: total[name] for name in COUNTED}
 
 
-def test_eight_clients(images: dict[str, Path], tmp_path: Path) -> None:
-    plain = skopeo.convert(images["debian-new"], "plain", tmp_path)
-    zstd = skopeo.convert(images["nginx-new"], "zstd", tmp_path)
-    pushes = [(layout, f"app/{name}") for name, layout in images.items()]
-    pushes += [(plain, "app/debian-plain"), (zstd, "app/nginx-zstd"), (images["numpy-new"], "other/numpy")]
+def test_eight_clients(images: dict[str, Path], slim: Path, tmp_path: Path) -> None:
+    plain, zstd = (skopeo.convert(slim, layer_format, tmp_path) for layer_format in ("plain", "zstd"))
+    pushes = [(images[name], f"app/{name}") for name in ("debian-old", "debian-new", "python-new", "nginx-new")]
+    pushes += [(slim, "app/slim"), (plain, "app/plain"), (zstd, "app/zstd"), (images["python-new"], "other/python")]
     assert len(pushes) == 8
     together = settled_after(tmp_path / "together", pushes, len(pushes))
     in_turn = settled_after(tmp_path / "in-turn", pushes, 1)

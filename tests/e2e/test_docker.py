@@ -49,16 +49,16 @@ def _member(saved: tarfile.TarFile, name: str) -> bytes:
     return found.read()
 
 
-def test_load_push_pull(images: dict[str, Path], service: Service, docker: Docker, tmp_path: Path) -> None:
+def test_load_push_pull(slim: Path, service: Service, docker: Docker, tmp_path: Path) -> None:
     remote = f"{service.host}/docker/debian:1"
-    skopeo.copy(f"oci:{images['debian-new']}:latest", f"docker-archive:{tmp_path / 'image.tar'}:{remote}")
+    skopeo.copy(f"oci:{slim}:latest", f"docker-archive:{tmp_path / 'image.tar'}:{remote}")
     docker("load", "--input", tmp_path / "image.tar")
     loaded = identity(docker, remote)
     said = docker("push", remote)
     pushed = fetch_image(service.url, "docker/debian", "1")
     assert pushed.config.digest == loaded
     assert pushed.manifest.digest in said
-    assert pushed.diff_ids == read_image(images["debian-new"]).diff_ids
+    assert pushed.diff_ids == read_image(slim).diff_ids
     for stage in stages(service, [("docker/debian", "1")]):
         assert fetch_image(service.url, "docker/debian", "1") == pushed, stage
         if stage in PULLED:
@@ -68,10 +68,10 @@ def test_load_push_pull(images: dict[str, Path], service: Service, docker: Docke
     check_saved(docker, remote, pushed, tmp_path)
 
 
-def test_pull_what_others_pushed(images: dict[str, Path], service: Service, docker: Docker, tmp_path: Path) -> None:
-    source = read_image(images["nginx-new"])
-    remote = f"{service.host}/oci/nginx"
-    skopeo.push(images["nginx-new"], f"{remote}:1")
+def test_pull_what_others_pushed(slim: Path, service: Service, docker: Docker, tmp_path: Path) -> None:
+    source = read_image(slim)
+    remote = f"{service.host}/oci/slim"
+    skopeo.push(slim, f"{remote}:1")
     await_settled(service)
     docker("pull", "--quiet", f"{remote}@{source.manifest.digest}")
     assert identity(docker, f"{remote}@{source.manifest.digest}") == source.config.digest

@@ -112,10 +112,10 @@ def test_programs_of_images(
 
 
 @pytest.fixture(scope="module")
-def podman(images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman(slim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     """One that runs a container ``c``."""
     with own_storage() as podman:
-        layout = nameable(images["debian-new"], tmp_path_factory.mktemp("podman"))
+        layout = nameable(slim, tmp_path_factory.mktemp("podman"))
         image = podman.podman("pull", "--quiet", f"oci:{layout}:latest").strip()
         options = ("--network", "none", "--name", "c", "--env", "A=1", "--workdir", "/srv")
         podman.podman("run", "--detach", *options, image, "sleep", "1000")
@@ -126,11 +126,9 @@ def podman(images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("runtime", ["runc", "own"])
-def test_it_is_as_podmans(
-    images: dict[str, Path], service: Service, call: Call, podman: Podman, name: str, runtime: str
-) -> None:
+def test_it_is_as_podmans(slim: Path, service: Service, call: Call, podman: Podman, name: str, runtime: str) -> None:
     """Exit codes, environment, user and directory; users by number, as podman does not find the tables here."""
-    program("push", "--quiet", images["debian-new"], "debian:1", server=service.url)
+    program("push", "--quiet", slim, "debian:1", server=service.url)
     options = ("--network", "none", "--runtime", runtime, "--name", name, "--env", "A=1", "--workdir", "/srv")
     began = call("run", "--detach", "--rm", *options, "debian:1", "--", "sleep", "1000")
     assert began.returncode == 0, began.stderr

@@ -85,17 +85,15 @@ def test_every_file_is_what_umoci_unpacks(
     assert left_over(node) == []
 
 
-def test_what_is_written_is_the_containers_own(
-    images: dict[str, Path], service: Service, node: NodeClient, tmp_path: Path
-) -> None:
-    push(service, images, "debian-new")
+def test_what_is_written_is_the_containers_own(slim: Path, service: Service, node: NodeClient, tmp_path: Path) -> None:
+    push(service, {"slim": slim}, "slim")
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
     keep = KernelMountOptions(upper=tmp_path / "upper")
     with (
-        node.mount(service.url, reference("debian-new"), first, keep),
-        node.mount(service.url, reference("debian-new"), second, KernelMountOptions(temporary=True)),
+        node.mount(service.url, reference("slim"), first, keep),
+        node.mount(service.url, reference("slim"), second, KernelMountOptions(temporary=True)),
     ):
         before = (second / "etc/passwd").read_bytes()
         (first / "etc/passwd").write_bytes(b"changed")
@@ -103,21 +101,21 @@ def test_what_is_written_is_the_containers_own(
         (second / "gone").write_bytes(b"y")
         assert (second / "etc/passwd").read_bytes() == before
         assert not (second / "new").exists()
-    with node.mount(service.url, reference("debian-new"), first, keep):
+    with node.mount(service.url, reference("slim"), first, keep):
         assert (first / "etc/passwd").read_bytes() == b"changed"
         assert (first / "new").read_bytes() == b"x" * 10000
     assert left_over(node) == []
 
 
 def test_a_user_namespace_sees_the_same(
-    images: dict[str, Path],
+    slim: Path,
     unpacked: Callable[[str], dict[bytes, Row]],
     service: Service,
     node: NodeClient,
     tmp_path: Path,
 ) -> None:
     """All ids mapped to themselves: what is seen does not depend on who looks, but for what only root may see."""
-    push(service, images, "debian-new")
+    push(service, {"slim": slim}, "slim")
     point = tmp_path / "mnt"
     point.mkdir()
     program_text = (
@@ -127,7 +125,7 @@ def test_a_user_namespace_sees_the_same(
     )
     command = [sys.executable, "-c", program_text]
     with (
-        node.mount(service.url, reference("debian-new"), point),
+        node.mount(service.url, reference("slim"), point),
         subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
     ):
         assert process.stdout is not None
@@ -137,7 +135,7 @@ def test_a_user_namespace_sees_the_same(
         output, _ = process.communicate(b"\n")
     assert process.returncode == 0
     found = pickle.loads(output)
-    expected = {name: row._replace(xattrs=()) for name, row in unpacked("debian-new").items()}
+    expected = {name: row._replace(xattrs=()) for name, row in unpacked("slim").items()}
     assert equal(expected, {name: row._replace(xattrs=()) for name, row in found.items()}) == {}
 
 

@@ -50,10 +50,10 @@ def nameable(layout: Path, directory: Path) -> Path:
     return link
 
 
-def test_podman(images: dict[str, Path], service: Service, podman: Podman, tmp_path: Path) -> None:
-    source = read_image(images["debian-new"])
+def test_podman(slim: Path, service: Service, podman: Podman, tmp_path: Path) -> None:
+    source = read_image(slim)
     remote = f"{service.host}/team/debian:1"
-    layout = nameable(images["debian-new"], tmp_path)
+    layout = nameable(slim, tmp_path)
     loaded = podman.podman("pull", "--quiet", f"oci:{layout}:latest").split()[-1]
     podman.podman("push", "--quiet", INSECURE, loaded, remote)
     pushed = fetch_image(service.url, "team/debian", "1")
@@ -67,16 +67,16 @@ def test_podman(images: dict[str, Path], service: Service, podman: Podman, tmp_p
     assert exported(podman, remote, tmp_path / "pulled").diff_ids == source.diff_ids
 
 
-def test_buildah(images: dict[str, Path], service: Service, podman: Podman, tmp_path: Path) -> None:
+def test_buildah(slim: Path, service: Service, podman: Podman, tmp_path: Path) -> None:
     remote = f"{service.host}/built:1"
-    layout = nameable(images["debian-new"], tmp_path)
+    layout = nameable(slim, tmp_path)
     container = podman.buildah("from", "--quiet", f"oci:{layout}:latest").strip()
     podman.buildah("config", "--label", "built=here", container)
-    podman.buildah("copy", "--quiet", container, images["debian-new"] / "index.json", "/srv/index.json")
+    podman.buildah("copy", "--quiet", container, slim / "index.json", "/srv/index.json")
     identity = podman.buildah("commit", "--quiet", container, "built").strip()
     podman.buildah("push", "--quiet", INSECURE, "built", remote)
     pushed = fetch_image(service.url, "built", "1")
-    assert pushed.diff_ids[:1] == read_image(images["debian-new"]).diff_ids
+    assert pushed.diff_ids[:1] == read_image(slim).diff_ids
     for stage in stages(service, [("built", "1")]):
         assert fetch_image(service.url, "built", "1") == pushed, stage
         if stage in PULLED:

@@ -76,10 +76,8 @@ def test_a_shell_and_python_with_numpy(images: dict[str, Path], service: Service
     assert left_over(node) == []
 
 
-def test_what_is_written_is_kept_and_committed(
-    images: dict[str, Path], service: Service, start: Run, tmp_path: Path
-) -> None:
-    push(service, images["debian-new"], "debian")
+def test_what_is_written_is_kept_and_committed(slim: Path, service: Service, start: Run, tmp_path: Path) -> None:
+    push(service, slim, "debian")
     keeping = ("--upper", str(tmp_path / "work"))
     start("debian", "sh", "-c", "echo one >/srv/kept; rm /etc/motd", options=keeping)
     assert start("debian", "sh", "-c", "cat /srv/kept; echo two >>/srv/kept", options=keeping) == "one\n"
@@ -89,10 +87,10 @@ def test_what_is_written_is_kept_and_committed(
 
 @pytest.mark.parametrize("options", [("--runtime", "runc"), ("--runtime", "own", "--upper")])
 def test_what_a_container_that_runs_has_written(
-    options: tuple[str, ...], images: dict[str, Path], service: Service, start: Run, node: NodeClient, tmp_path: Path
+    options: tuple[str, ...], slim: Path, service: Service, start: Run, node: NodeClient, tmp_path: Path
 ) -> None:
     """It is compared and committed by the container's name, which goes on."""
-    push(service, images["debian-new"], "debian")
+    push(service, slim, "debian")
     kept = (str(tmp_path / "work"),) if "--upper" in options else ()
     name = f"named-{uuid.uuid4().hex}"
     script = "echo one >/srv/kept; rm /etc/motd; touch /srv/done; while ! test -e /srv/go; do sleep 0.05; done; exit 3"
@@ -125,11 +123,9 @@ def test_what_a_container_that_runs_has_written(
     assert left_over(node) == []
 
 
-def test_committing_one_that_goes_on_writing(
-    images: dict[str, Path], service: Service, start: Run, node: NodeClient
-) -> None:
+def test_committing_one_that_goes_on_writing(slim: Path, service: Service, start: Run, node: NodeClient) -> None:
     """Is refused: it would be of no one moment. What it has changed is shown all the same."""
-    push(service, images["debian-new"], "debian")
+    push(service, slim, "debian")
     name = f"named-{uuid.uuid4().hex}"
     start("debian", "sh", "-c", "while :; do echo x >>/srv/log; done", options=("--detach", "--rm", "--name", name))
     variables = commands_of(node, service.url)
@@ -144,9 +140,9 @@ def test_committing_one_that_goes_on_writing(
 
 
 def test_by_fuse_only_files_are_copied(
-    images: dict[str, Path], service: Service, start: Run, node: NodeClient, tmp_path: Path
+    slim: Path, service: Service, start: Run, node: NodeClient, tmp_path: Path
 ) -> None:
-    push(service, images["debian-new"], "debian")
+    push(service, slim, "debian")
     name = f"named-{uuid.uuid4().hex}"
     start("debian", "sleep", "600", options=("--backend", "fuse", "--detach", "--rm", "--name", name))
     variables = commands_of(node, service.url)
@@ -160,10 +156,8 @@ def test_by_fuse_only_files_are_copied(
         spawn(variables, "container", "rm", "--force", name)
 
 
-def test_memory_is_shown_by_the_names_of_containers(
-    images: dict[str, Path], service: Service, start: Run, node: NodeClient
-) -> None:
-    push(service, images["debian-new"], "debian")
+def test_memory_is_shown_by_the_names_of_containers(slim: Path, service: Service, start: Run, node: NodeClient) -> None:
+    push(service, slim, "debian")
     name = f"named-{uuid.uuid4().hex}"
     identity = start("debian", "sleep", "600", options=("--detach", "--rm", "--name", name)).strip()
     try:

@@ -77,9 +77,9 @@ def _mountable(client: pagepool.Client, name: str, place: Path, server: str) -> 
     return container
 
 
-def test_a_real_image(images: dict[str, Path], service: Service, place: Path, tmp_path: Path) -> None:
+def test_a_real_image(slim: Path, service: Service, place: Path, tmp_path: Path) -> None:
     """Commands and library, then other hands: what umoci unpacks and podman runs is what the mount showed."""
-    program("push", "--quiet", images["debian-new"], "debian:1", server=service.url)
+    program("push", "--quiet", slim, "debian:1", server=service.url)
     with pagepool.Client(service.url, directory=tmp_path / "client") as client:
         container = _mountable(client, "debian:1", place, service.url)
         with container.mounted() as at:
