@@ -50,7 +50,7 @@ from pagepool_service.store.store import Store
 from pagepool_service.verifying import HereVerifier, VerifierProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pagepool.digest import Digest
@@ -282,8 +282,9 @@ class Maintenance:
             ended = max(job.attempts - 1, job.ends)
             self._give_up(job, f"reading it as a layer ended the process that did it, {ended} times")
             return
+        pieces = _Pieces(self._store.blobs.read(job.blob))
         try:
-            compression, plain = inflate(self._store.blobs.read(job.blob), self._inflate_limits)
+            compression, plain = inflate(pieces, self._inflate_limits)
             ingest = LayerIngest(self._store, job, self._limits, self._verifier)
             try:
                 result = ingest.run(plain)
@@ -293,7 +294,10 @@ class Maintenance:
         except LayerInvalidError as error:
             self._give_up(job, error.reason or str(error))
         except CorruptError as error:
-            self._heal(job, error)
+            if pieces.damaged:
+                self._blame(job, error)
+            else:
+                self._heal(job, error)
         else:
             self._ready(job, compression, result)
 
@@ -353,6 +357,15 @@ class Maintenance:
         if stored is not None and stored.recipe:
             discard_recipe(txn, stored.recipe)
         self._store.jobs.finish(txn, job)
+
+    def _blame(self, job: Job, error: CorruptError) -> None:
+        """The blob's own bytes are damaged where they are kept: nothing that it brings could mend them.
+
+        It is tried again, in case it was the memory; then a push of the same blob writes it anew.
+        """
+        log.error("the bytes of blob %s are damaged: %s", job.blob, error)
+        if job.attempts >= _MOST_ATTEMPTS:
+            self._give_up(job, f"its bytes are damaged where they are kept: {error}")
 
     def _heal(self, job: Job, error: CorruptError) -> None:
         """Bytes that are stored already, and shared by this layer, are damaged.
@@ -470,6 +483,24 @@ class Maintenance:
         if ready:
             with contextlib.suppress(BlockingIOError):  # another process was quicker
                 os.read(wake_fd, 4096)
+
+
+class _Pieces:
+    """A blob's bytes, and whether it is they that could not be read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self.damaged = False
+
+    def __iter__(self) -> _Pieces:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._pieces)
+        except CorruptError:
+            self.damaged = True
+            raise
 
 
 def _sound_layer(env: Environment, diff_id: Digest) -> LayerRecord | None:

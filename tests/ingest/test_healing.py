@@ -122,10 +122,10 @@ def test_a_blob_that_is_damaged_itself_is_given_up(data: Path) -> None:
         digest = push(store, gzipped(FIRST))
         path = store.blobs.spool_path(digest)
         path.write_bytes(path.read_bytes()[:-1] + b"?")
-        ingest_all(store)
+        assert ingest_all(store) < 10, "it was read again and again"
         record = store.blobs.stat(digest)
         assert record.state is LayerState.UNMOUNTABLE
-        assert "damaged" in record.reason
+        assert record.reason.startswith("its bytes are damaged where they are kept: corrupt extent ")
         # Its file stays: what is right in it is all there is.
         assert record.content is ContentKind.SPOOL
         assert path.exists()
