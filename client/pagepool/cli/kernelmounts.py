@@ -241,13 +241,3 @@ def _how_local(kind: str, row: dict[str, Any]) -> str:
     if "missing_bytes" in row:
         return f"{kind}, {output.human_size(row['missing_bytes'])} to fetch"
     return kind
-
-
-def find_kernel_mount(path: Path) -> bool:
-    """Whether a path is a kernel mount of ours."""
-    return any(str(one.path) == str(path) for one in kernel.list_kernel_mounts())
-
-
-def unmount_kernel_path(path: Path, *, force: bool) -> None:
-    """Unmount, and have the node clean up."""
-    node_client().unmount(path, force=force)

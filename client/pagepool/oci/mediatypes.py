@@ -51,29 +51,16 @@ MAX_MANIFEST_SIZE: Final = 4 << 20
 
 Compression = Literal["none", "gzip", "zstd"]
 
-_LAYERS: Final[dict[str, Compression]] = {
-    OCI_LAYER: "none",
-    OCI_LAYER_GZIP: "gzip",
-    OCI_LAYER_ZSTD: "zstd",
-    OCI_FOREIGN_LAYER: "none",
-    OCI_FOREIGN_LAYER_GZIP: "gzip",
-    OCI_FOREIGN_LAYER_ZSTD: "zstd",
-    DOCKER_LAYER: "none",
-    DOCKER_LAYER_GZIP: "gzip",
-    DOCKER_LAYER_ZSTD: "zstd",
-    DOCKER_FOREIGN_LAYER: "none",
-    DOCKER_FOREIGN_LAYER_GZIP: "gzip",
-}
-_FOREIGN: Final = frozenset(name for name in _LAYERS if "nondistributable" in name or ".foreign." in name)
+_FOREIGN: Final = frozenset(
+    {
+        *(OCI_FOREIGN_LAYER, OCI_FOREIGN_LAYER_GZIP, OCI_FOREIGN_LAYER_ZSTD),
+        *(DOCKER_FOREIGN_LAYER, DOCKER_FOREIGN_LAYER_GZIP),
+    }
+)
 
 # RFC 6838, section 4.2: restricted-name "/" restricted-name.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _MEDIA_TYPE = re.compile(f"{_NAME}/{_NAME}")
-
-
-def layer_compression(media_type: str) -> Compression | None:
-    """How a layer of this media type says it is compressed; None if this is no layer's media type."""
-    return _LAYERS.get(media_type)
 
 
 def is_foreign_layer(media_type: str) -> bool:

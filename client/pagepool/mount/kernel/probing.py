@@ -52,11 +52,6 @@ class Support:
     reflink: bool = False
     quota: bool = False
 
-    @property
-    def fd_layers(self) -> bool:
-        """Whether layers are given as descriptors."""
-        return self.way is Way.DESCRIPTORS
-
 
 def probe(state: Path) -> Support:
     """Find out what this machine can do. Takes milliseconds; may load the kernel's modules.
