@@ -22,57 +22,43 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from pagepool.errors import CorruptError, LayerInvalidError
-from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, EncodedFrame, Role, encode_frame
+from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, encode_frame
 from pagepool.image import LayerSplitter, RecipeWriter
+from pagepool_service.committing import Batch, Committer, discard_recipe, drain
 from pagepool_service.cutting import ObjectBuilder
-from pagepool_service.store.cycle import NoteKind, note
-from pagepool_service.store.environment import CHECKSUM_SIZE, Table
-from pagepool_service.store.schema import LayerRecord, ObjectRecord, recipe_key
-from pagepool_service.store.totals import Totals
+from pagepool_service.store.environment import Table
+from pagepool_service.store.schema import LayerRecord, ObjectRecord
 from pagepool_service.streamtag import StreamTag, make_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
 
     from pagepool.digest import Digest
-    from pagepool.image import EncodedChunk, Limits, Member
-    from pagepool_service.store.environment import Reader, Writer
+    from pagepool.image import Limits, Member
+    from pagepool_service.store.environment import Reader
     from pagepool_service.store.schema import Job
     from pagepool_service.store.store import Store
-    from pagepool_service.verifying import Rebuilt, Verifier
+    from pagepool_service.verifying import Verifier
 
 ZSTD_THREADS = 2
 _RECIPE_LEVEL = 3  # 4 % more bytes of recipe than level 9, in a third of its time
 _CHUNKS_AHEAD = 2  # of 2 MiB, inflated and not yet split
 _FRAMES_AHEAD = 8  # of 256 KiB, split and not yet compressed
-_BATCHES_AHEAD = 3
 _FRAME_EXTENTS = 2048  # most extents of a frame: its head and index stay small next to its data
 _HELD_MOST = 4 << 20  # bytes of a file that is cut into extents only if it turns out to be new
 _TRIM_EVERY = 2  # looks into the index, of some 50 extents each
 _SEEN_MOST = 64  # extents of 128 KiB that are not looked up yet
 _BATCH_NEW = 12 << 20  # new plain bytes after which a batch is closed ...
 _BATCH_STREAM = 16 << 20  # ... or bytes of the stream
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one transaction stores."""
-
-    frames: list[Future[EncodedFrame]] = field(default_factory=list)
-    objects: list[tuple[bytes, int, list[bytes]]] = field(default_factory=list)
-    chunks: list[EncodedChunk] = field(default_factory=list)
-    fresh: set[bytes] = field(default_factory=set)
-    new_bytes: int = 0
-    stream_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +119,7 @@ class LayerIngest:
             except BaseException:
                 self._stop.set()
                 committer.abandon()
-                _drain(chunks)
+                drain(chunks)
                 raise
         if rebuilt.tag != came_in:
             raise CorruptError(
@@ -158,16 +144,6 @@ class LayerIngest:
         finally:
             chunks.put(None)
         return tag.tag()
-
-
-def discard_recipe(txn: Writer, recipe: int) -> None:
-    """Remove the chunks of a recipe that no layer has."""
-    prefix = recipe_key(recipe, 0)[:8]
-    removed = sum(len(value) - CHECKSUM_SIZE for _, value in txn.scan(Table.RECIPES, prefix, check=False))
-    txn.delete_prefix(Table.RECIPES, prefix)
-    totals = Totals.load(txn)
-    totals.recipes_stored = max(0, totals.recipes_stored - removed)
-    totals.store(txn)
 
 
 class Splitting:
@@ -411,89 +387,3 @@ class Lookup:
     def _open(self) -> None:
         self._context = self._store.env.read()
         self._txn: Reader = self._context.__enter__()
-
-
-class Committer:
-    """The committing thread, and the one that has it verified."""
-
-    def __init__(
-        self,
-        store: Store,
-        recipe: int,
-        rebuild: Callable[[Iterator[int]], Rebuilt],
-        stop: threading.Event,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        self._store = store
-        self._recipe = recipe
-        self._stop = stop
-        self._batches: queue.Queue[Batch | None] = queue.Queue(_BATCHES_AHEAD)
-        self._written: queue.Queue[int | None] = queue.Queue()
-        self.committed = 0
-        self.plain_size = 0
-        self._committing = pool.submit(self._commit_all)
-        self._verifying = pool.submit(rebuild, self._starts())
-
-    def put(self, batch: Batch | None) -> None:
-        """Hand a batch over, or None at the end. Waits while too many are under way; raises what a thread raised."""
-        while True:
-            for thread in (self._committing, self._verifying):
-                if thread.done():
-                    thread.result()
-            try:
-                self._batches.put(batch, timeout=0.2)
-                return
-            except queue.Full:
-                continue
-
-    def finish(self) -> Rebuilt:
-        """Wait for the end. Returns the digests of the tar as it was rebuilt from the store."""
-        self.put(None)
-        self._committing.result()
-        return self._verifying.result()
-
-    def abandon(self) -> None:
-        """Make both threads end soon."""
-        _drain(self._batches)
-        self._batches.put(None)
-        self._written.put(None)
-
-    def _commit_all(self) -> None:
-        try:
-            while (batch := self._batches.get()) is not None and not self._stop.is_set():
-                self._commit(batch)
-                self.committed += 1
-                for chunk in batch.chunks:
-                    self._written.put(chunk.plain_start)
-        finally:
-            self._written.put(None)
-
-    def _commit(self, batch: Batch) -> None:
-        frames = [future.result() for future in batch.frames]
-        size = sum(len(frame.payload) for frame in frames) + sum(len(chunk.payload) for chunk in batch.chunks)
-        extents = self._store.extents
-        with self._store.env.write(reserve=size + 128 * len(batch.fresh)) as txn:
-            extents.put_frames(txn, frames)
-            for digest, object_size, names in batch.objects:
-                extents.put_object(txn, digest, object_size, names)
-            for chunk in batch.chunks:
-                txn.put(Table.RECIPES, recipe_key(self._recipe, chunk.plain_start), chunk.payload)
-                self.plain_size = chunk.plain_start + chunk.plain_size
-            note(txn, NoteKind.OBJECT, [digest for digest, _, _ in batch.objects])
-            note(txn, NoteKind.CHUNK, [recipe_key(self._recipe, chunk.plain_start) for chunk in batch.chunks])
-            totals = Totals.load(txn)
-            totals.recipes_stored += sum(len(chunk.payload) for chunk in batch.chunks)
-            totals.store(txn)
-
-    def _starts(self) -> Iterator[int]:
-        while (start := self._written.get()) is not None and not self._stop.is_set():
-            yield start
-
-
-def _drain(waiting: queue.Queue[bytes | None] | queue.Queue[Batch | None]) -> None:
-    """Empty a queue, so that whoever is blocked putting into it goes on."""
-    try:
-        while True:
-            waiting.get_nowait()
-    except queue.Empty:
-        return

@@ -34,17 +34,17 @@ from pagepool.errors import (
     ReadOnlyError,
     StoreFullError,
 )
-from pagepool.extents import Role, check_extent, encode_frame
 from pagepool.image import Limits
 from pagepool_service.allocator import give_back, keep_large_blocks
-from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
+from pagepool_service.committing import discard_recipe
 from pagepool_service.inflate import Compression, InflateLimits, inflate
-from pagepool_service.ingest import LayerIngest, discard_recipe
+from pagepool_service.ingest import LayerIngest
 from pagepool_service.logfields import working_on
 from pagepool_service.panic import end_at_once
 from pagepool_service.prebuild import Prebuilder
+from pagepool_service.settling import find_encoder, move_into_frames
 from pagepool_service.store.environment import Table
-from pagepool_service.store.rebuild import read_chunk, rebuild
+from pagepool_service.store.rebuild import read_chunk
 from pagepool_service.store.schema import ContentKind, JobKind, LayerRecord, LayerState, recipe_key
 from pagepool_service.store.store import Store
 from pagepool_service.verifying import HereVerifier, VerifierProcess
@@ -70,9 +70,6 @@ _MOST_HEALED = 1000  # damaged frames that one layer mends, each in an attempt t
 _LONGEST_PAUSE_S = 30.0
 _LEASES_EVERY_S = 60.0
 _IDLE_S = 1.0  # how often the queue is looked at without being woken
-# Of a frame of a blob as it came. Its data is a multiple of a page, so its head takes a page more, whatever is in it.
-_OPAQUE_EXTENTS = 4
-_SETTLE_BATCH = 64  # extents moved in one transaction: 8 MiB
 
 
 def run(
@@ -412,9 +409,9 @@ class Maintenance:
         encoder = None
         try:
             if record.content is ContentKind.SPOOL:
-                encoder = self._find_encoder(job.blob, record) if self._rebuild else None
+                encoder = find_encoder(self._store, job.blob, record) if self._rebuild else None
                 if encoder is None:
-                    self._into_frames(job.blob, record)
+                    move_into_frames(self._store, job.blob, record)
         except CorruptError as error:
             log.error("blob %s cannot be settled: %s", job.blob, error)
             self._drop(job)
@@ -427,56 +424,6 @@ class Maintenance:
                 self._store.blobs.update(txn, job.blob, settled)
             self._store.jobs.finish(txn, job)
         self._store.blobs.forget_file(job.blob)
-
-    def _find_encoder(self, blob: Digest, record: BlobRecord) -> Encoder | None:
-        """The encoder that makes the whole blob out of its layer again, or None. Runs at the encoder's speed."""
-        with self._store.env.read() as txn:
-            layer = self._store.blobs.layer(txn, record)
-        if layer is None:
-            return None
-        store = self._store
-        plain = b"".join(rebuild(store.env, store.extents, layer.recipe, 0, min(PROBE_SIZE, layer.plain_size)))
-        head = b"".join(store.blobs.read(blob, 0, min(PROBE_SIZE, record.size)))
-        encoder = identify(head, plain, layer.plain_size)
-        if encoder is None:
-            return None
-        with store.env.read() as txn:
-            names = [name for _, name in store.extents.object_record(txn, record.object, record.size).extents()]
-        made = encoder.compress(rebuild(store.env, store.extents, layer.recipe, 0, layer.plain_size))
-        try:
-            size = sum(map(len, checked(made, names, str(blob))))
-        except CorruptError:
-            return None
-        return encoder if size == record.size else None
-
-    def _into_frames(self, blob: Digest, record: BlobRecord) -> None:
-        with self._store.env.read() as txn:
-            extents = self._store.extents.object_record(txn, record.object, record.size)
-            names = [digest for _, digest in extents.extents()]
-        # Gzip and zstd streams do not get smaller; what is not a layer may.
-        compress = record.state is not LayerState.READY
-        pieces = self._store.blobs.read(blob)
-        batch: list[tuple[bytes, bytes]] = []
-        for number, digest in enumerate(names, 1):
-            piece = next(pieces, b"")
-            check_extent(digest, piece, f"piece {number} of {blob}")
-            batch.append((digest, piece))
-            if len(batch) == _SETTLE_BATCH or number == len(names):
-                self._store_batch(batch, compress)
-                batch = []
-
-    def _store_batch(self, batch: list[tuple[bytes, bytes]], compress: bool) -> None:
-        extents = self._store.extents
-        with self._store.env.read() as reader:
-            # Compared, not only looked up: the spool file that could mend a damaged extent goes when this is done.
-            new = {digest: data for digest, data in batch if not extents.is_sound(reader, digest)}
-        listed = list(new.items())
-        groups = [listed[index : index + _OPAQUE_EXTENTS] for index in range(0, len(listed), _OPAQUE_EXTENTS)]
-        frames = [encode_frame(group, Role.OPAQUE, compress=compress) for group in groups]
-        # Nothing is held against the quota: as much leaves the spool, and was counted there.
-        with self._store.env.write() as txn:
-            extents.forget_unsound(txn, new)
-            extents.put_frames(txn, frames)
 
     def _wait(self, wake_fd: int, timeout_s: float) -> None:
         ready, _, _ = select.select([wake_fd], [], [], timeout_s)

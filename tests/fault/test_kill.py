@@ -1,6 +1,6 @@
 """The whole service is killed at random moments of concurrent pushes; what was acknowledged is there, and right.
 
-The number of rounds is PAGEPOOL_KILL_ROUNDS (7 by default; 100 and more before a release), PAGEPOOL_KILL_SEED
+The number of rounds is PAGEPOOL_KILL_ROUNDS (5 by default; 100 and more before a release), PAGEPOOL_KILL_SEED
 another run of random moments. A failure prints the seed.
 """
 

@@ -241,7 +241,7 @@ def test_a_store_that_fills_up_in_the_middle_never_hangs(
     data: Path, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever batch the disk refuses, also the last while others wait behind it: an error, soon, and a retry."""
-    from pagepool_service.ingest import Committer
+    from pagepool_service.committing import Committer
 
     tar = make_tar({f"{number}": noise(9_000_000, number) for number in range(8)})
     real = Committer._commit

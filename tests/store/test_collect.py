@@ -13,7 +13,7 @@ from blake3 import blake3
 from pagepool.digest import Digest
 from pagepool.errors import BlobUnknownError, BusyError, CorruptError, ManifestUnknownError, NameUnknownError
 from pagepool.extents import EXTENT_SIZE, Role, encode_frame
-from pagepool_service import ingest
+from pagepool_service.committing import Batch, Committer
 from pagepool_service.store import cycle, links
 from pagepool_service.store.catalogue import link_key, link_time, referrer_key
 from pagepool_service.store.collect import Collector, Policy, Report, TagRule, estimate_garbage
@@ -516,15 +516,15 @@ def test_a_layer_whose_extents_were_swept_is_read_again(store: Store, monkeypatc
     ingest_all(store)
     store.registry.delete_blob(REPOSITORY, first)
     second = push(store, make_tar({**files, "more": b"more"}), repository=REPOSITORY)
-    commit = ingest.Committer._commit
+    commit = Committer._commit
     swept: list[int] = []
 
-    def after_a_sweep(self: ingest.Committer, batch: ingest.Batch) -> None:
+    def after_a_sweep(self: Committer, batch: Batch) -> None:
         if not swept:
             swept.append(collect(store, Policy()).freed["extents"])
         commit(self, batch)
 
-    monkeypatch.setattr(ingest.Committer, "_commit", after_a_sweep)
+    monkeypatch.setattr(Committer, "_commit", after_a_sweep)
     ingest_all(store)
     assert swept[0] >= 30
     assert store.blobs.stat(second).state == 1

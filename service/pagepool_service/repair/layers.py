@@ -16,7 +16,7 @@ from pagepool.errors import BlobUnknownError, CorruptError, InvalidError, Pagepo
 from pagepool.extents import EXTENT_SIZE
 from pagepool.image import iter_members
 from pagepool.pool.layout import OBJECTS, object_name
-from pagepool_service.ingest import discard_recipe
+from pagepool_service.committing import discard_recipe
 from pagepool_service.repair.context import Action, ChangedError, expect
 from pagepool_service.repair.fetching import fetch_blob
 from pagepool_service.store.checks.recipes import references
