@@ -63,3 +63,8 @@ def test_running_a_container_of_the_node_imports_little() -> None:
         [sys.executable, "-c", code], env=program_environment(), capture_output=True, text=True, check=True, cwd="/"
     )
     assert done.stdout.split() == []
+
+
+def test_the_help_of_serve_imports_no_web_framework() -> None:
+    code = "import sys, pagepool_service.commands.serve; print(*sorted({'fastapi', 'uvicorn'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.split() == []

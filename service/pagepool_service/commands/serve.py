@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,7 +16,9 @@ from pagepool_service import logs
 from pagepool_service.commands.accessoptions import access_options, parsed
 from pagepool_service.commands.dataoption import data_option
 from pagepool_service.settings import Settings, parse_duration, parse_listen, parse_size, parse_trace_endpoint
-from pagepool_service.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from pagepool_service.supervisor import Supervisor
 
 log = logging.getLogger("pagepool.supervisor")
 
@@ -122,7 +125,9 @@ def serve(listen: tuple[str, int] | None, **options: Any) -> None:
     host, port = listen or (None, None)
     settings = Settings.load(host=host, port=port, **options)
     logs.configure(settings)
-    Supervisor(settings, announce).run()
+    # Imported here: all of the web framework comes with it, and neither help nor an option that is wrong needs that.
+    supervisor: type[Supervisor] = importlib.import_module("pagepool_service.supervisor").Supervisor
+    supervisor(settings, announce).run()
 
 
 def announce(settings: Settings, address: str) -> None:
