@@ -72,7 +72,7 @@ def command(
     with connect(server, reference) as connection:
         wait = check_wait(connection, wait)
         plan, counter = _copy(connection, path, reference, platform, jobs, mount_from)
-        image = wait_until_read(connection, reference, plan.root[0].digest, timeout) if wait else None
+        image = wait_until_read(connection, reference.repository, str(plan.root[0].digest), timeout) if wait else None
     _report(reference, plan, counter, image)
 
 
