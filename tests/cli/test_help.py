@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import click
 import pytest
@@ -181,3 +182,32 @@ def test_no_command_shows_help() -> None:
     done = spawn()
     assert done.returncode == 2
     assert "Usage: pagepool" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "expected"),
+    [
+        ("pagepool push ./lay", ["pagepool", "push", "./lay"], "compopt default"),
+        ("pagepool pull app:1 ./la", ["pagepool", "pull", "app", ":", "1", "./la"], "compopt default"),
+        ("pagepool mount app:1 ./m", ["pagepool", "mount", "app", ":", "1", "./m"], "compopt dirnames"),
+        ("pagepool mount app:1 ", ["pagepool", "mount", "app", ":", "1", ""], "compopt dirnames"),
+        ("pagepool  pull a:1 --format d", ["pagepool", "pull", "a", ":", "1", "--format", "d"], "reply docker-archive"),
+        ("pagepool ls app:1:/et", ["pagepool", "ls", "app", ":", "1", ":", "/et"], ""),
+    ],
+)
+def test_completion_in_bash(tmp_path: Path, line: str, words: list[str], expected: str) -> None:
+    """Bash divides words at colons, which references have."""
+    program = tmp_path / "pagepool"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pagepool.cli "$@"\n')
+    program.chmod(0o755)
+    script = """
+compopt() { echo "compopt $2"; }
+source <("$1" completion bash)
+COMP_LINE=$2 COMP_WORDS=("${@:3}") COMP_CWORD=$(($# - 3))
+_pagepool_completion "$1"
+printf 'reply %s\\n' "${COMPREPLY[@]}"
+"""
+    command = ["bash", "--norc", "-c", script, "bash", str(program), line, *words]
+    done = subprocess.run(command, env=program_environment(), capture_output=True, text=True, check=False, cwd="/")
+    assert done.stderr == ""
+    assert [said for said in done.stdout.splitlines() if said != "reply "] == ([expected] if expected else [])
