@@ -18,6 +18,7 @@ from pagepool.cli.app import group
 from pagepool.cli.lazy import LazyGroup
 from pagepool.version import __version__
 from tests.cli.conftest import ROOT, Run, program_environment, spawn
+from tests.support.helptext import commands
 
 COMMANDS = [
     "push",
@@ -211,3 +212,16 @@ printf 'reply %s\\n' "${COMPREPLY[@]}"
     done = subprocess.run(command, env=program_environment(), capture_output=True, text=True, check=False, cwd="/")
     assert done.stderr == ""
     assert [said for said in done.stdout.splitlines() if said != "reply "] == ([expected] if expected else [])
+
+
+def test_lists_of_commands_are_not_cut_off() -> None:
+    """On a terminal of 80 columns each line says what its command does."""
+    cut = [
+        f"{title} {name}"
+        for title, found, context in commands()
+        if isinstance(found, click.Group) and title != "pagepool"  # which has a table of its own
+        for name in found.list_commands(context)
+        if (inner := found.get_command(context, name)) is not None
+        and inner.get_short_help_str(80 - 6 - max(map(len, found.list_commands(context)))).endswith("...")
+    ]
+    assert cut == []

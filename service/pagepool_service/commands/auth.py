@@ -125,7 +125,7 @@ def new_command(name: str, user: str | None, expires: str | None, path: Path | N
         output.note(f"{path}: token {name} was added")
 
 
-@auth.command(name="check")
+@auth.command(name="check", short_help="Tell who may do what by these files.")
 @click.argument("repositories", nargs=-1, metavar="[REPOSITORY]...")
 @click.option("--htpasswd", type=_FILE, help="As of `pagepool serve`.")
 @click.option("--tokens", type=_FILE, help="As of `pagepool serve`.")

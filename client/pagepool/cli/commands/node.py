@@ -203,7 +203,7 @@ def stop() -> None:
         output.note("ended" if ended.was_running else "it was not running; what was left of it is unmounted")
 
 
-@command.command(name="restart")
+@command.command(name="restart", short_help="Replace the node's processes by new ones.")
 @output_options
 @node_options
 def restart() -> None:
@@ -237,7 +237,7 @@ def status() -> None:
     _print_status()
 
 
-@command.command(name="scrub")
+@command.command(name="scrub", short_help="Compare every object of the node's pool with its name.")
 @output_options
 @node_options
 def scrub() -> None:
