@@ -280,7 +280,7 @@ class PendingError(PagepoolError):
         self.name = name
         self.waiting = waiting
         self.making_s = making_s
-        reason = f"{len(waiting)} layers are still being read"
+        reason = "1 layer is still being read" if len(waiting) == 1 else f"{len(waiting)} layers are still being read"
         if making_s and not waiting:
             reason = f"the service has been putting its tree together for {making_s:.0f} s, and goes on with it"
         super().__init__(f"{name} is not ready: {reason}")

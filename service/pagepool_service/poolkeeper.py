@@ -10,7 +10,9 @@ It can be killed at any moment.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -54,7 +56,9 @@ def _open_door(pool: Pool) -> None:
     try:
         door = Door(pool.path)
     except OSError as error:
-        log.info("the pool is not handed out read-only, its files protect themselves: %s", error)
+        # Without privileges it never is, and that is no news.
+        level = logging.DEBUG if error.errno == errno.EPERM and os.geteuid() else logging.INFO
+        log.log(level, "the pool is not handed out read-only, its files protect themselves: %s", error)
         return
     threading.Thread(target=door.serve, name="door", daemon=True).start()
 

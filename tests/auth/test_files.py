@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -194,3 +196,15 @@ def test_tokens_that_are_none(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(FileInvalidError) as caught:
         load_tokens(path)
     assert says in str(caught.value)
+
+
+def test_without_a_terminal_nobody_is_asked_for_a_password() -> None:
+    """As with `pagepool login`: it says what to give, not that it was interrupted."""
+    command = [sys.executable, "-m", "pagepool.cli", "auth", "hash", "alice"]
+    done = subprocess.run(
+        command, input="secret\n", capture_output=True, text=True, check=False, timeout=60, start_new_session=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "pagepool: error: Nobody can be asked here: give --password-stdin (see pagepool auth hash --help)"
+    )

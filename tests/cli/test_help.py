@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import click
 import pytest
@@ -17,6 +18,7 @@ from pagepool.cli.app import group
 from pagepool.cli.lazy import LazyGroup
 from pagepool.version import __version__
 from tests.cli.conftest import ROOT, Run, program_environment, spawn
+from tests.support.helptext import commands
 
 COMMANDS = [
     "push",
@@ -181,3 +183,45 @@ def test_no_command_shows_help() -> None:
     done = spawn()
     assert done.returncode == 2
     assert "Usage: pagepool" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "expected"),
+    [
+        ("pagepool push ./lay", ["pagepool", "push", "./lay"], "compopt default"),
+        ("pagepool pull app:1 ./la", ["pagepool", "pull", "app", ":", "1", "./la"], "compopt default"),
+        ("pagepool mount app:1 ./m", ["pagepool", "mount", "app", ":", "1", "./m"], "compopt dirnames"),
+        ("pagepool mount app:1 ", ["pagepool", "mount", "app", ":", "1", ""], "compopt dirnames"),
+        ("pagepool  pull a:1 --format d", ["pagepool", "pull", "a", ":", "1", "--format", "d"], "reply docker-archive"),
+        ("pagepool ls app:1:/et", ["pagepool", "ls", "app", ":", "1", ":", "/et"], ""),
+    ],
+)
+def test_completion_in_bash(tmp_path: Path, line: str, words: list[str], expected: str) -> None:
+    """Bash divides words at colons, which references have."""
+    program = tmp_path / "pagepool"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pagepool.cli "$@"\n')
+    program.chmod(0o755)
+    script = """
+compopt() { echo "compopt $2"; }
+source <("$1" completion bash)
+COMP_LINE=$2 COMP_WORDS=("${@:3}") COMP_CWORD=$(($# - 3))
+_pagepool_completion "$1"
+printf 'reply %s\\n' "${COMPREPLY[@]}"
+"""
+    command = ["bash", "--norc", "-c", script, "bash", str(program), line, *words]
+    done = subprocess.run(command, env=program_environment(), capture_output=True, text=True, check=False, cwd="/")
+    assert done.stderr == ""
+    assert [said for said in done.stdout.splitlines() if said != "reply "] == ([expected] if expected else [])
+
+
+def test_lists_of_commands_are_not_cut_off() -> None:
+    """On a terminal of 80 columns each line says what its command does."""
+    cut = [
+        f"{title} {name}"
+        for title, found, context in commands()
+        if isinstance(found, click.Group) and title != "pagepool"  # which has a table of its own
+        for name in found.list_commands(context)
+        if (inner := found.get_command(context, name)) is not None
+        and inner.get_short_help_str(80 - 6 - max(map(len, found.list_commands(context)))).endswith("...")
+    ]
+    assert cut == []

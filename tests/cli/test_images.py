@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from pagepool.oci import Descriptor, mediatypes
 from tests.cli.conftest import Result, Run, program_command, program_environment, spawn
 from tests.ingest.sparse import sparse_tar
 from tests.oci.samples import Sample, multi_platform, simple, tar
-from tests.support.server import running_service
+from tests.support.server import Service, running_service
 
 
 def _name() -> str:
@@ -308,6 +310,38 @@ def test_ls_goes_on_over_pages(run: Run, service: str, tmp_path: Path) -> None:
     assert len(run("ls", f"{name}:/many").out.splitlines()) == 3500
     assert len(run("ls", "-l", f"{name}:/many").out.splitlines()) == 3500
     assert len(run("ls", "-R", "--json", name).json["entries"]) == 3502
+
+
+def test_ls_waits_until_layers_are_read(tmp_path: Path, layout: tuple[Path, Sample]) -> None:
+    """As `cat` and `mount` do: docker and podman end with their push, and the service reads on."""
+    with running_service(tmp_path / "data", "--access-log") as service:
+        readers = _processes_that_read(service)
+        for pid in readers:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            name = f"{service.host}/app:1"
+            assert spawn("push", "--no-wait", layout[0], name).returncode == 0
+            command = program_command("ls", name)
+            with subprocess.Popen(command, env=program_environment(), stdout=subprocess.PIPE, text=True) as listing:
+                while "/v1/app/images/1/files" not in service.log() and listing.poll() is None:
+                    time.sleep(0.01)
+                for pid in readers:
+                    os.kill(pid, signal.SIGCONT)
+                out, _ = listing.communicate(timeout=30)
+            assert listing.returncode == 0
+            assert out
+        finally:
+            for pid in readers:
+                os.kill(pid, signal.SIGCONT)
+
+
+def _processes_that_read(service: Service) -> list[int]:
+    """Those processes of the service that have one of their own, which verifies, as soon as they have."""
+    found: list[int] = []
+    while len(found) < 2:
+        time.sleep(0.01)
+        found = [pid for pid in service.children() if Path(f"/proc/{pid}/task/{pid}/children").read_text()]
+    return found
 
 
 def test_stats(run: Run, service: str, layout: tuple[Path, Sample]) -> None:

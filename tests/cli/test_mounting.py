@@ -137,8 +137,13 @@ def test_mounting(run: Run, node: NodeClient, image: str, tmp_path: Path) -> Non
     assert [row["path"] for row in run("mounts", "--json").json["mounts"]] == [str(point)]
     other = tmp_path / "fuse"
     other.mkdir()
-    assert run("mount", image, other, "--backend", "fuse").code == 0
+    overlay = tmp_path / "overlay"
+    assert run("mount", image, other, "--backend", "fuse", "--upper", overlay).code == 0
     try:
+        for words in (("diff", overlay), ("commit", overlay, "app:2"), ("ls", f"{overlay}:/")):
+            busy = run(*words)
+            said = f"pagepool: error: the overlay {overlay} is in use: it is mounted; pagepool umount {other}\n"
+            assert (busy.code, busy.err) == (9, said)
         assert "by FUSE beside these: pagepool mount lists all" in run("mounts").err
         assert {str(point), str(other)} <= {row["path"] for row in run("mount", "--json").json["mounts"]}
     finally:

@@ -18,6 +18,7 @@ from click.shell_completion import ShellComplete
 
 from pagepool.cli import roots
 from pagepool.cli.app import group
+from pagepool.cli.containers import show_age
 from pagepool.container import (
     Record,
     Waiting,
@@ -361,3 +362,20 @@ def test_shells_complete_what_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
             assert sorted(item.value for item in shown) == sorted(found), words
     finally:
         held.close()
+
+
+@_ROOT
+def test_no_name_is_null_wherever_there_is_json(place: Place) -> None:
+    """What `run --detach` tells of a container is what `ps` shows."""
+    done = place.run("--detach", "--json", "--", "sh", "-c", "exit 0")
+    told = json.loads(done.stdout)
+    assert _call(place, "wait", told["id"]) == (0, "0\n", "")
+    (row,) = _rows(place, "--all")
+    assert (told["id"], told["name"]) == (row["id"], row["name"]) == (row["id"], None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(-5, "0 seconds ago"), (1.5, "1 second ago"), (65, "65 seconds ago"), (7300, "2 hours ago")]
+)
+def test_ages(seconds: float, shown: str) -> None:
+    assert show_age(time.time() - seconds) == shown

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pagepool.container import cleanup_stale, find_containers, list_containers
+from pagepool.container import cleanup_stale, find_containers, list_containers, list_ended
 from pagepool.errors import DeniedError
 from tests.container.conftest import READY, Place, begin, end, in_terminal, wait_until_gone
 
@@ -242,6 +242,8 @@ def test_others_are_told_that_they_cannot_see_containers(tmp_path: Path) -> None
                 list_containers(directory)
             with pytest.raises(DeniedError):
                 find_containers(["web"], directory)
-            assert list_containers(Path(name) / "none") == []
+            with pytest.raises(DeniedError, match=f"what {directory} has of containers that have ended is root's"):
+                list_ended(directory)
+            assert list_containers(Path(name) / "none") == list_ended(Path(name) / "none") == []
         finally:
             os.seteuid(0)

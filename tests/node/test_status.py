@@ -69,7 +69,7 @@ def test_status_of_another_version(node: NodeClient, told: dict[str, Any], capsy
         assert run_program(["node", "status"]) == 0
         shown = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
         assert (shown["version"], shown["process"]) == (told["version"], "7")
-        assert shown["mounts"] == "2, of 1 image"
+        assert (shown["mounts"], shown["images"]) == ("2", "1, mounted now or within the last day")
         assert ("metrics" in shown, "weather" in shown) == (bool(more), False)
         assert run_program(["node", "status", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == told

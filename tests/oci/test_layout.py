@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,16 @@ from pagepool.errors import (
 )
 from pagepool.layout import Format, choose_format, open_sink, open_source, plan_copy, run_copy, split_path
 from pagepool.layout.sink import plan_entries
-from pagepool.oci import Descriptor, Index, Platform, VerifyingReader, encode_manifest, mediatypes, parse_manifest
+from pagepool.oci import (
+    Descriptor,
+    Index,
+    Platform,
+    Readable,
+    VerifyingReader,
+    encode_manifest,
+    mediatypes,
+    parse_manifest,
+)
 from tests.oci.samples import Sample, contents, multi_platform, simple, tar
 
 
@@ -311,6 +322,39 @@ def test_watcher_sees_every_byte_once(tmp_path: Path) -> None:
     sink.close()
     assert seen == {blob.digest: blob.size for blob in plan_copy(sample).blobs}
     assert all(copied for _, copied in ends)
+
+
+class _Interrupted(BaseException):
+    pass
+
+
+def test_a_signal_that_wakes_nobody_ends_a_copy(tmp_path: Path) -> None:
+    """As one that comes just before the wait for the threads begins: here a thread that moves a blob gets it."""
+    left, told = threading.Event(), []
+
+    class Source(Sample):
+        def open_blob(self, blob: Descriptor) -> Readable:
+            if not self.opened:
+                signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+            found = super().open_blob(blob)
+            told.append(left.wait(10))
+            return found
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise _Interrupted
+
+    sample = simple(1)
+    source = Source(**{field.name: getattr(sample, field.name) for field in fields(sample)})
+    sink = open_sink(tmp_path / "out", "oci", "")
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(_Interrupted):
+            run_copy(plan_copy(source), source, sink, jobs=1)
+        left.set()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        sink.close()
+    assert told in ([], [True])
 
 
 @pytest.mark.parametrize(

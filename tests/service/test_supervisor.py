@@ -27,6 +27,9 @@ from tests.support.server import Service, ServiceError, running_service
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_STRANGER = ("unshare", "--user", "--map-user=54321", "--map-group=54321")
+_CAN_BE_STRANGER = subprocess.run([*_STRANGER, "true"], capture_output=True, check=False).returncode == 0
+
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
     """Wait for something to become true."""
@@ -44,6 +47,19 @@ def test_ready_line_says_where(tmp_path: Path) -> None:
         assert service.log().splitlines()[-1] == f"pagepool serving on {service.url} data {data} workers 3"
         assert not service.url.endswith(":0")
         assert httpx.get(f"{service.url}/readyz").status_code == 200
+
+
+@pytest.mark.skipif(not _CAN_BE_STRANGER, reason="needs user namespaces, and unshare (util-linux 2.36)")
+def test_what_only_root_can_do_is_no_news(tmp_path: Path) -> None:
+    """A service of a user says in its log that it cannot hand its pool out as a mount, but not to everybody."""
+    service = Service(tmp_path / "data", ("--log-level", "debug"), prefix=_STRANGER)
+    service.start()
+    try:
+        until(lambda: "handed out" in service.log(), "it has tried")
+        (line,) = [line for line in service.log().splitlines() if "handed out" in line]
+        assert " DEBUG pagepool.poolkeeper" in line
+    finally:
+        service.stop()
 
 
 def test_one_service_for_a_data_directory(tmp_path: Path) -> None:

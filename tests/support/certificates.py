@@ -14,6 +14,18 @@ from cryptography.x509.oid import NameOID
 if TYPE_CHECKING:
     from pathlib import Path
 
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 class TestAuthority:
     """An authority of its own; `path` is its certificate, which clients are to trust."""
@@ -27,8 +39,9 @@ class TestAuthority:
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of a test")])
-        authority = x509.BasicConstraints(ca=True, path_length=0)
-        made = self._builder(self._name, self._key.public_key()).add_extension(authority, critical=True)
+        made = self._builder(self._name, self._key.public_key())
+        made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        made = made.add_extension(_SIGNS, critical=True)
         self._write(self.path, made.sign(self._key, hashes.SHA256()))
 
     def issue(self, name: str, *, replacing: Path | None = None) -> tuple[Path, Path]:
@@ -68,6 +81,9 @@ class TestAuthority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(hours=1))
             .not_valid_after(now + datetime.timedelta(days=2))
+            # Python 3.13 asks for both.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
 
     def _write(self, path: Path, certificate: x509.Certificate) -> None:

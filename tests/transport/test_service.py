@@ -145,6 +145,13 @@ def test_files_that_cannot_be_listed(reply: Reply, error: type[Exception]) -> No
         list(ServiceClient(link).files("a", "1", "/"))
 
 
+def test_a_listing_names_the_image_that_is_not_ready() -> None:
+    reply = Reply(202, b'{"waiting":["sha256:aa"]}')
+    with scripted_server(lambda _: reply) as server, session(server.url) as link, pytest.raises(PendingError) as caught:
+        list(ServiceClient(link).files("a", "1", "/etc"))
+    assert str(caught.value) == "a:1 is not ready: 1 layer is still being read"
+
+
 @pytest.mark.parametrize(
     ("reply", "words"),
     [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LEAST_ID = 12
 """Characters of an id that `ps` shows, and that mean a container where images can be named, too."""
-_UNITS = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
+_UNITS = ((86400 * 2, 86400, "day"), (3600 * 2, 3600, "hour"), (120, 60, "minute"), (0, 1, "second"))
 
 
 class ProgramCommand(click.Command):
@@ -80,7 +80,7 @@ def show_age(then_s: float) -> str:
     """How long ago a moment was."""
     seconds = time.time() - then_s
     size, unit = next((size, unit) for least, size, unit in _UNITS if seconds >= least or not least)
-    return f"{max(0, int(seconds // size))} {unit} ago"
+    return f"{output.counted(max(0, int(seconds // size)), unit)} ago"
 
 
 def ended_at(record: Record) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from pagepool.cli.output import State
 from pagepool.errors import InvalidError
@@ -40,6 +41,11 @@ class PlatformType(click.ParamType):  # type: ignore[type-arg] # not generic bef
             return Platform.local() if value == "local" else Platform.parse(value)
         except InvalidError as error:
             self.fail(str(error), param, ctx)
+
+
+def complete_path(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
+    """Files and directories of this machine."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def json_option(command: _Command) -> _Command:

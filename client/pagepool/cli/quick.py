@@ -264,11 +264,22 @@ class _Later(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
+class _Inspect(_Later):
+    """Stands for `inspect`, and knows what `dataclasses` asks it of every class in Python 3.12 and 3.13."""
+
+    def get_annotations(self, of: object, **options: object) -> dict[str, Any]:
+        """See `inspect.get_annotations`."""
+        if isinstance(of, type) and not options:
+            return dict(vars(of).get("__annotations__", {}))
+        found: dict[str, Any] = self.__getattr__("get_annotations")(of, **options)
+        return found
+
+
 def _load_little() -> None:
     """Do without what is loaded by others and not used: `dataclasses` has `inspect` for classes without a docstring, of
-    which there are none here, and that has half of a compiler."""
+    which there are none here, and for annotations, and that has half of a compiler."""
     if "inspect" not in sys.modules:
-        sys.modules["inspect"] = _Later("inspect")
+        sys.modules["inspect"] = _Inspect("inspect")
 
 
 def _load_all() -> None:

@@ -167,7 +167,7 @@ def _detach(provider: RootProvider, request: roots.RootRequest, options: RunOpti
         def started(record: Record) -> None:
             if note is not None:
                 note(record)
-            tell(asdict(record))
+            tell({**asdict(record), "name": record.name or None})
 
         return _run(provider, request, options, _runtime(given), started, grace_s, kept, ended)
 

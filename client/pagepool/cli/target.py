@@ -21,7 +21,14 @@ from click.shell_completion import CompletionItem
 
 from pagepool.cli.connect import PoolOptions, credentials_for, host_of, on_server, server_url, verify_of
 from pagepool.cli.progress import making
-from pagepool.errors import InvalidError, NotFoundError, PathUnknownError, ReferenceInvalidError, UnsupportedError
+from pagepool.errors import (
+    BusyError,
+    InvalidError,
+    NotFoundError,
+    PathUnknownError,
+    ReferenceInvalidError,
+    UnsupportedError,
+)
 from pagepool.oci import Reference
 from pagepool.oci.reference import SCHEMES
 from pagepool.overlay import read_info
@@ -202,8 +209,24 @@ def open_overlay(options: PoolOptions, directory: Path, image: Reference | None 
             yield overlay
         return
     server = read_info(directory).info.get("server")
-    with open_client(options, url=_noted_url(server)) as client, client.overlay(directory) as overlay:
-        yield overlay
+    with open_client(options, url=_noted_url(server)) as client:
+        try:
+            opened = client.overlay(directory)
+        except BusyError as error:
+            raise _busy(directory) or error from None
+        with opened as overlay:
+            yield overlay
+
+
+def _busy(directory: Path) -> BusyError | None:
+    """Where an overlay is mounted, for who has forgotten; None if no mount of this user's is known to have it."""
+    from pagepool.mount import default_directory, list_mounts
+
+    for mounted in list_mounts(default_directory()):
+        upper = None if mounted.record is None else mounted.record.upper
+        if upper is not None and Path(upper).resolve() == directory.resolve():
+            return BusyError(f"the overlay {directory} is in use: it is mounted; pagepool umount {mounted.path}")
+    return None
 
 
 @contextmanager

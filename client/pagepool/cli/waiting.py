@@ -1,4 +1,7 @@
-"""After a push: waiting until the service has read the layers, and can show the image's files."""
+"""After a push: waiting until the service has read the layers, and can show the image's files.
+
+`push` and `commit` wait for what they have pushed, other commands for what docker or podman has pushed just before.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from pagepool.errors import ManifestUnknownError, UnsupportedError
 
 if TYPE_CHECKING:
     from pagepool.cli.connect import Connection
-    from pagepool.digest import Digest
-    from pagepool.oci import Reference
     from pagepool.transport import ImageState
 
 
@@ -31,10 +32,11 @@ def check_wait(connection: Connection, wait: bool | None) -> bool:
     return available
 
 
-def wait_until_read(
-    connection: Connection, reference: Reference, digest: Digest, timeout_s: float
-) -> ImageState | None:
+def wait_until_read(connection: Connection, repository: str, target: str, timeout_s: float) -> ImageState | None:
     """Wait until all layers of an image have been read; None if it is none, but an artifact, or an index of artifacts.
+
+    Args:
+        target: tag or digest.
 
     Raises:
         PendingError: they were not after `timeout_s`.
@@ -46,6 +48,6 @@ def wait_until_read(
             show(f"layers read: {done} of {len(image.layers)}")
 
         try:
-            return connection.service.wait(reference.repository, str(digest), timeout_s, tell)
+            return connection.service.wait(repository, target, timeout_s, tell)
         except ManifestUnknownError:
             return None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pagepool.container.records import ENDED_DIRECTORY, Record, parse_record
+from pagepool.errors import DeniedError
 from pagepool.linux import sync_directory
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def list_ended(
         on_bad: told of each record that cannot be read, and why.
 
     Raises:
-        PermissionError: only root may.
+        DeniedError: only another user, root that is, can see whether there are any.
     """
     found = []
     for path in _paths(directory):
@@ -144,6 +145,10 @@ def _paths(directory: Path) -> list[Path]:
         names = os.listdir(directory)  # noqa: PTH208 - names are all it is about
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except PermissionError:
+        raise DeniedError(
+            f"what {directory} has of containers that have ended is root's: only root can see it"
+        ) from None
     return [directory / name for name in names if name.endswith(_SUFFIX) and not name.startswith(".")]
 
 

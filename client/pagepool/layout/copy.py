@@ -12,6 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -23,6 +24,7 @@ from pagepool.oci import MAX_INDEX_DEPTH, Descriptor, Index, Manifest, Platform,
 MAX_MANIFESTS = 10_000
 """Most manifests below one root."""
 _STOP_WAIT_S = 0.5
+_LOOK_S = 0.25
 
 
 class Watcher(Protocol):
@@ -187,7 +189,7 @@ class _Movers:
                 self._work.put(None)
                 thread.start()
             for _ in threads:
-                if error := self._ended.get():
+                if error := self._wait():
                     raise error
         except BaseException:
             self._stop.set()
@@ -195,6 +197,16 @@ class _Movers:
                 if thread.ident is not None:
                     thread.join(_STOP_WAIT_S)
             raise
+
+    def _wait(self) -> BaseException | None:
+        """How the next thread has ended.
+
+        A signal that comes just before the queue is waited for does not end the wait, nor does one that another thread
+        was given: Python's handler runs when it is over.
+        """
+        while True:
+            with suppress(queue.Empty):
+                return self._ended.get(timeout=_LOOK_S)
 
     def _loop(self) -> None:
         try:

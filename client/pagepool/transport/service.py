@@ -249,7 +249,7 @@ class ServiceClient:
             response = self._session.request(call)
             page = self._object(response)
             if response.status_code == 202:
-                raise PendingError(about.name, page.strings("waiting"))
+                raise PendingError(about.image or about.name, page.strings("waiting"))
             for item in page.objects(name):
                 yield item.fields
             link, following = next_link(response), after(page)

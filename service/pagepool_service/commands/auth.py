@@ -125,7 +125,7 @@ def new_command(name: str, user: str | None, expires: str | None, path: Path | N
         output.note(f"{path}: token {name} was added")
 
 
-@auth.command(name="check")
+@auth.command(name="check", short_help="Tell who may do what by these files.")
 @click.argument("repositories", nargs=-1, metavar="[REPOSITORY]...")
 @click.option("--htpasswd", type=_FILE, help="As of `pagepool serve`.")
 @click.option("--tokens", type=_FILE, help="As of `pagepool serve`.")
@@ -204,7 +204,13 @@ def _describe(authority: Authority, principal: Principal, repositories: tuple[st
 def _read_password(from_stdin: bool) -> str:
     if from_stdin:
         return sys.stdin.readline().rstrip("\r\n")
-    return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    try:
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo(err=True)
+        raise click.UsageError("Nobody can be asked here: give --password-stdin.") from None
 
 
 def _end(text: str) -> datetime.datetime:

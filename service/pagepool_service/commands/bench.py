@@ -71,7 +71,7 @@ def bench() -> None:
 bench.add_command(mount)
 
 
-@bench.command(epilog=_EPILOG)
+@bench.command(epilog=_EPILOG, short_help="Push and pull real images.")
 @images_option("An OCI layout, or a directory of OCI layouts; may be repeated.")
 @click.option("--peer/--no-peer", default=None, help="Also measure docker-registry. [if it is installed]")
 @click.option("--runs", type=click.IntRange(1, 100), default=3, show_default=True, help="Runs of each registry.")
@@ -118,7 +118,7 @@ def registry(
         _print(report)
 
 
-@bench.command(epilog=_READS_EPILOG)
+@bench.command(epilog=_READS_EPILOG, short_help="Read pages and images in every way there is.")
 @images_option("OCI layouts, or directories of them: two that overlap are chosen.")
 @click.option("--peer/--no-peer", default=None, help="Also measure docker-registry. [if it is installed]")
 @click.option("--clients", type=click.IntRange(1, 200), default=20, show_default=True, help="Client processes.")
@@ -143,7 +143,7 @@ def reads(places: tuple[Path, ...], peer: bool | None, clients: int, work: Path 
     _print_figures(figures)
 
 
-@bench.command(epilog=_COLLECT_EPILOG)
+@bench.command(epilog=_COLLECT_EPILOG, short_help="See what others notice of a collection.")
 @images_option("OCI layouts, or directories of them: all but the first are deleted.")
 @click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Workers of the service.")
 @work_option("Where to put data meanwhile, on a real disk.")

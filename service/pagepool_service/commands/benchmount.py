@@ -40,7 +40,7 @@ def _phases(_: click.Context, __: click.Parameter, value: str | None) -> tuple[s
     return names
 
 
-@click.command(epilog=_EPILOG)
+@click.command(epilog=_EPILOG, short_help="Start containers by the kernel mount.")
 @images_option("OCI layouts, or directories of them.")
 @click.option("--only", "phases", callback=_phases, metavar="PHASE,…", help=f"Of {', '.join(PHASES)}. [all of them]")
 @click.option("--peer/--no-peer", default=None, help="Also measure podman. [if it and docker-registry are installed]")

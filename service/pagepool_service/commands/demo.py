@@ -16,7 +16,7 @@ from isal import isal_zlib
 
 from pagepool.cli import output
 from pagepool.cli.exits import CORRUPT
-from pagepool.cli.options import output_options
+from pagepool.cli.options import complete_path, output_options
 from pagepool.errors import DiskFullError, InvalidError
 from pagepool.layout import split_path
 from pagepool.oci import Reference, validate_repository, validate_tag
@@ -57,7 +57,7 @@ class SizeType(click.ParamType):  # type: ignore[type-arg] # not generic before 
 
 
 @click.command(short_help="Show on this machine what sharing saves.")
-@click.argument("layouts", metavar="[LAYOUT[:NAME]]...", nargs=-1)
+@click.argument("layouts", metavar="[LAYOUT[:NAME]]...", nargs=-1, shell_complete=complete_path)
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep everything in DIR, a new directory.")
 @click.option(
     "--size", type=SizeType(), default="120MB", show_default=True, help="About how large each image is to be, plain."

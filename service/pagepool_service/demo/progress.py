@@ -29,6 +29,7 @@ class Step:
         size: bytes that went through; 0 if that says nothing.
         what: which bytes those are.
         rate_s: seconds in which they went through, if not `seconds`.
+        done: whether it could be done; what could not is no step of the report.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Step:
     size: int = 0
     what: str = ""
     rate_s: float | None = None
+    done: bool = True
 
     @property
     def rate(self) -> float | None:
@@ -75,8 +77,9 @@ class Narrator:
         finally:
             step.seconds = time.perf_counter() - begin
             self._clear()
-        self.steps.append(step)
-        self.say(describe(step))
+        if step.done:
+            self.steps.append(step)
+            self.say(describe(step))
 
     def advance(self, count: int) -> None:
         """So many more bytes of the step have gone through."""

@@ -189,6 +189,7 @@ def _mount_by_kernel(
         try:
             found = mount_by_kernel(url, reference, state, run=run)
         except UnsupportedError as error:
+            step.done = False
             return None, str(error)
         step.size, step.what = found.bytes, "compared with their digests"
     return found, ""
@@ -197,10 +198,11 @@ def _mount_by_kernel(
 def _mount(image: Image, directory: Path, narrator: Narrator) -> str:
     """Mount an image and list it; why that cannot be done, or ""."""
     directory.mkdir()
-    with narrator.step("mount it by FUSE, and list all of it"):
+    with narrator.step("mount it by FUSE, and list all of it") as step:
         try:
             with image.mount(directory) as mounted:
                 found = sum(len(names) + len(others) for _, names, others in os.walk(mounted.path))
         except (PagepoolError, OSError) as error:
+            step.done = False
             return (error.strerror if isinstance(error, OSError) else None) or str(error)
     return "" if found else "the mount is empty"

@@ -111,7 +111,8 @@ def next_steps(kept: Path | None) -> str:
         "  podman push --tls-verify=false debian:12 127.0.0.1:5000/debian:12",
         "  skopeo copy --dest-tls-verify=false docker://debian:12 docker://127.0.0.1:5000/debian:12",
         f"  {us} ls -l debian:12:/etc",
-        f"  {us} mount debian:12 /mnt --upper ./work",
+        "  mkdir mnt",
+        f"  {us} mount debian:12 ./mnt --upper ./work",
         f"  {us} stats",
     ]
     return "\n".join(lines)

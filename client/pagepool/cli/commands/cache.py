@@ -63,7 +63,7 @@ def command(context: click.Context, **options: Unpack[PoolOptions]) -> None:
         _show(options)
 
 
-@command.command(name="show")
+@command.command(name="show", short_help="Show how much there is, and what sharing saves.")
 @output_options
 @pool_options
 def show(**options: Unpack[PoolOptions]) -> None:
@@ -92,7 +92,7 @@ def _show(options: PoolOptions) -> None:
         _print(figures)
 
 
-@command.command(name="fill")
+@command.command(name="fill", short_help="Fetch images as a whole.")
 @click.argument("references", metavar="REF...", type=ReferenceType(), nargs=-1, required=True)
 @output_options
 @pool_options
@@ -117,7 +117,7 @@ def fill(references: tuple[Reference, ...], **options: Unpack[PoolOptions]) -> N
         output.print_json({"images": result})
 
 
-@command.command(name="scrub")
+@command.command(name="scrub", short_help="Compare every object of this pool with its name.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="MB/S", help="At most so fast [no limit].")
 @click.option("--repair/--no-repair", default=True, show_default=True, help="Fetch what was damaged again.")
 @output_options

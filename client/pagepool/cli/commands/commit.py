@@ -114,7 +114,7 @@ def command(
         root, image, changes, waits = read_while_written(overlay.container, stack, pack, _is_whole)
         near = root.image.client.session.where == connection.session.where
         counter = _push(connection, image, reference, root.image.repository if near else None, jobs)
-        state = wait_until_read(connection, reference, image.root().digest, timeout) if waits else None
+        state = wait_until_read(connection, reference.repository, str(image.root().digest), timeout) if waits else None
         _report(reference, image, changes, counter, state)
 
 

@@ -28,7 +28,7 @@ def command() -> None:
     """
 
 
-@command.command(name="rm")
+@command.command(name="rm", short_help="Remove what is kept of some that have ended.")
 @click.argument("containers", metavar="CONTAINER...", nargs=-1, required=True, shell_complete=complete_ended)
 @click.option("-f", "--force", is_flag=True, help="Those that run, too: they are killed first.")
 @output_options
@@ -55,7 +55,7 @@ def rm(containers: tuple[str, ...], force: bool) -> None:
     _report([record.name or record.id for record in found])
 
 
-@command.command(name="prune")
+@command.command(name="prune", short_help="Remove what is kept of all that have ended.")
 @click.option("-f", "--force", is_flag=True, hidden=True, help="As docker's: nothing is asked here.")
 @output_options
 def prune(force: bool) -> None:  # noqa: ARG001 - see its help

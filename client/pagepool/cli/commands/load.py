@@ -94,7 +94,7 @@ def command() -> None:
     """
 
 
-@command.command(name=_DEFAULT, cls=_RunCommand)
+@command.command(name=_DEFAULT, cls=_RunCommand, short_help="Run a load test, and report on it.")
 @click.argument("service", metavar="[SERVICE]", required=False)
 @click.option(
     "--image",
@@ -223,7 +223,7 @@ def run(
     return run_load(LoadWish(service, images, reports, mix, **options))
 
 
-@command.command(name="client")
+@command.command(name="client", short_help="Be one client of a load test.")
 @click.option("--coordinator", required=True, metavar="URL", help="Who runs the test: http://HOST:PORT.")
 @click.option(
     "--service", default=None, metavar="URL", help="The service's address from here [what the coordinator says]."

@@ -13,7 +13,8 @@ from pagepool.cli.connect import Connection, PoolOptions, connect
 from pagepool.cli.listing import describe, long_cells, print_entries, print_long, walk
 from pagepool.cli.options import output_options, pool_options
 from pagepool.cli.target import Target, TargetType, naming, open_changed
-from pagepool.errors import NotFoundError
+from pagepool.cli.waiting import wait_until_read
+from pagepool.errors import NotFoundError, PendingError
 from pagepool.oci import Reference
 from pagepool.transport import FileEntry
 
@@ -28,6 +29,8 @@ _KINDS = {
     "fifo": stat.S_IFIFO,
 }
 _LIST_EVERY = 2000
+_WAIT_S = 60.0
+"""As long as the library waits."""
 
 
 @click.command(name="ls", short_help="List files in images and overlays.")
@@ -90,8 +93,14 @@ def _image(options: PoolOptions, target: Target, long: bool, recursive: bool) ->
 
 
 def _list(connection: Connection, reference: Reference, path: str, recursive: bool) -> Iterable[FileEntry]:
+    """List; of an image that was pushed just now, when its layers have been read."""
+    listed = (reference.repository, reference.target, path, recursive)
     try:
-        yield from connection.service.files(reference.repository, reference.target, path, recursive)
+        try:
+            yield from connection.service.files(*listed)
+        except PendingError:  # before anything was listed
+            wait_until_read(connection, reference.repository, reference.target, _WAIT_S)
+            yield from connection.service.files(*listed)
     except NotFoundError as error:
         raise connection.explain(error) from None
 

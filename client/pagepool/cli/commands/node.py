@@ -203,7 +203,7 @@ def stop() -> None:
         output.note("ended" if ended.was_running else "it was not running; what was left of it is unmounted")
 
 
-@command.command(name="restart")
+@command.command(name="restart", short_help="Replace the node's processes by new ones.")
 @output_options
 @node_options
 def restart() -> None:
@@ -237,7 +237,7 @@ def status() -> None:
     _print_status()
 
 
-@command.command(name="scrub")
+@command.command(name="scrub", short_help="Compare every object of the node's pool with its name.")
 @output_options
 @node_options
 def scrub() -> None:
@@ -283,7 +283,8 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("version", str(found["version"])),
         ("process", str(found["pid"])),
         ("state", str(found["state"])),
-        ("mounts", f"{found['mounts']:,}, of {output.counted(found['trees'], 'image')}"),
+        ("mounts", f"{found['mounts']:,}"),
+        ("images", f"{found['trees']:,}, mounted now or within the last day"),
         ("pool", f"{output.counted(pool['objects'], 'object')}, {used} of {budget}"),
         ("evictions", str(pool["evictions"])),
         *([("metrics", f"http://{found['metrics']}/metrics")] if found.get("metrics") else []),

@@ -37,7 +37,7 @@ def command() -> None:
     """
 
 
-@command.command(name="list")
+@command.command(name="list", short_help="List the profiles of a repository's images.")
 @click.argument("repository", metavar="REPOSITORY", type=ReferenceType())
 @output_options
 @server_options
@@ -66,7 +66,7 @@ def list_(repository: Reference, **server: Unpack[ServerOptions]) -> None:
     output.print_table(("TREE", "IMAGES", "STARTS", "OBJECTS", "UPDATED"), rows, right=(2, 3))
 
 
-@command.command(name="show")
+@command.command(name="show", short_help="Show what containers of an image open first.")
 @click.argument("reference", metavar="REF", type=ReferenceType())
 @click.option("--similar", is_flag=True, help="If there is none: what it inherits from another image.")
 @platform_option

@@ -11,7 +11,14 @@ import click
 from pagepool.cli import output
 from pagepool.cli.connect import ServerOptions, connect, on_server
 from pagepool.cli.ending import cleaning_up
-from pagepool.cli.options import ReferenceType, jobs_option, output_options, platform_option, server_options
+from pagepool.cli.options import (
+    ReferenceType,
+    complete_path,
+    jobs_option,
+    output_options,
+    platform_option,
+    server_options,
+)
 from pagepool.cli.progress import Counter, transfer
 from pagepool.layout import FORMATS, Format, Plan, choose_format, open_sink, plan_copy, run_copy, split_path
 from pagepool.layout.formats import STANDARD_INPUT
@@ -21,7 +28,7 @@ from pagepool.transport import RegistrySource
 
 @click.command(name="pull", short_help="Pull an image into a file.")
 @click.argument("reference", metavar="REF", type=ReferenceType())
-@click.argument("path", metavar="PATH[:NAME]")
+@click.argument("path", metavar="PATH[:NAME]", shell_complete=complete_path)
 @click.option(
     "--format",
     "form",

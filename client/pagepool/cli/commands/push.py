@@ -11,6 +11,7 @@ from pagepool.cli.connect import Connection, ServerOptions, connect, on_server
 from pagepool.cli.ending import cleaning_up
 from pagepool.cli.options import (
     ReferenceType,
+    complete_path,
     jobs_option,
     output_options,
     platform_option,
@@ -26,7 +27,7 @@ from pagepool.transport.service import UNMOUNTABLE
 
 
 @click.command(name="push", short_help="Push an image file into a registry.")
-@click.argument("path", metavar="PATH[:NAME]")
+@click.argument("path", metavar="PATH[:NAME]", shell_complete=complete_path)
 @click.argument("reference", metavar="REF", type=ReferenceType())
 @platform_option
 @jobs_option
@@ -72,7 +73,7 @@ def command(
     with connect(server, reference) as connection:
         wait = check_wait(connection, wait)
         plan, counter = _copy(connection, path, reference, platform, jobs, mount_from)
-        image = wait_until_read(connection, reference, plan.root[0].digest, timeout) if wait else None
+        image = wait_until_read(connection, reference.repository, str(plan.root[0].digest), timeout) if wait else None
     _report(reference, plan, counter, image)
 
 

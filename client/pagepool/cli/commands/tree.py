@@ -35,7 +35,7 @@ def command() -> None:
     """
 
 
-@command.command(name="dump")
+@command.command(name="dump", short_help="Print a tree as text.")
 @click.argument("source", metavar="REF|FILE", shell_complete=complete_file)
 @output_options
 @pool_options
