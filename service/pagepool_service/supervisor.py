@@ -41,6 +41,7 @@ from pagepool_service.openfiles import StartError, raise_limit
 from pagepool_service.roster import Roster
 from pagepool_service.seeing.tally import Tally
 from pagepool_service.settings import StandardEndpoint
+from pagepool_service.store.clock import Moment, Timeline
 from pagepool_service.store.collect.collector import drop_cut_off
 from pagepool_service.store.locking import lock_data
 from pagepool_service.store.store import Store
@@ -146,6 +147,7 @@ class Supervisor:
         self._pushes = None if self._settings.trace_endpoint is None else PushNotes()
         self._stopping = False
         self._swept = 0.0
+        self._timeline = Timeline(Moment.now())
         self._words = (-1, -1)
         self._said: dict[int, str] = {}
 
@@ -314,7 +316,8 @@ class Supervisor:
         if now - self._swept < _SWEEP_S or self._settings.read_only:
             return
         self._swept = now
-        removed = sweep(self._settings.data / "uploads", self._settings.upload_idle_s)
+        self._timeline = self._timeline.at(Moment.now())
+        removed = sweep(self._settings.data / "uploads", self._settings.upload_idle_s, self._timeline)
         if removed:
             log.info("removed %d uploads that were idle for %.0f s", removed, self._settings.upload_idle_s)
 

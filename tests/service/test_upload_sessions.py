@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -20,6 +21,7 @@ from pagepool.errors import (
     UploadBusyError,
     UploadUnknownError,
 )
+from pagepool_service.store.clock import Moment, Timeline
 from pagepool_service.store.store import Store
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.uploads import Uploads
@@ -217,6 +219,18 @@ def test_sweep_leaves_what_is_being_written_to(store: Store, uploads: Uploads) -
     with pytest.raises(UploadUnknownError):
         uploads.size("a", sessions[1].id)
     assert sweep(store.uploads / "nowhere", 10) == 0
+
+
+@pytest.mark.parametrize("years", [10, -10])
+def test_none_is_idle_because_the_clock_was_set(store: Store, uploads: Uploads, years: int) -> None:
+    uploads.begin("a")
+    before = Moment.now()
+    after = replace(before, wall_ns=before.wall_ns + years * 365 * 86400 * 10**9)
+    timeline = Timeline(before).at(after)
+    assert sweep(store.uploads, 60, timeline) == 0
+    if years > 0:
+        later = timeline.at(after.at(after.wall_ns + 70 * 10**9))
+        assert sweep(store.uploads, 60, later) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"repository": "a"}', "\0"])

@@ -95,6 +95,15 @@ class Timeline:
     now: Moment
     jumps: tuple[Jump, ...] = ()
 
+    def at(self, now: Moment) -> Timeline:
+        """The same as seen from a later moment, with what that says of the clock."""
+        before, jumps = self.now, self.jumps
+        rebooted = now.boot != before.boot
+        expected = before.wall_ns + (0 if rebooted else now.passed_ns - before.passed_ns)
+        if rebooted or abs(now.wall_ns - expected) >= _LEAST_NS:
+            jumps = (*jumps, Jump(expected, now.wall_ns, rebooted))
+        return Timeline(now, _bounded(jumps, now.wall_ns))
+
     def since_ns(self, age_s: float) -> int:
         """Unix time: what was written before it is older than an age."""
         left = int(age_s * 1e9)
@@ -139,12 +148,7 @@ def read_timeline(txn: Reader, now: Moment) -> Timeline:
     known = _load(txn)
     if known is None:
         return Timeline(now)
-    before, jumps = known.now, known.jumps
-    rebooted = now.boot != before.boot
-    expected = before.wall_ns + (0 if rebooted else now.passed_ns - before.passed_ns)
-    if rebooted or abs(now.wall_ns - expected) >= _LEAST_NS:
-        jumps = (*jumps, Jump(expected, now.wall_ns, rebooted))
-    return Timeline(now, _bounded(jumps, now.wall_ns))
+    return known.at(now)
 
 
 def note_clock(txn: Writer, now: Moment) -> Timeline:
