@@ -43,6 +43,7 @@ from pagepool_service.seeing.tally import Tally
 from pagepool_service.settings import StandardEndpoint
 from pagepool_service.store.clock import Moment, Timeline
 from pagepool_service.store.collect.collector import drop_cut_off
+from pagepool_service.store.disk import is_read_only
 from pagepool_service.store.locking import lock_data
 from pagepool_service.store.store import Store
 from pagepool_service.tls import Certificate
@@ -221,8 +222,15 @@ class Supervisor:
     def _work(self, shared: _Shared, number: int) -> None:
         if shared.metrics is not None:
             shared.metrics.listener.close()
+        settings = self._settings
+        if not settings.read_only and is_read_only(settings.data):
+            log.error(
+                "%s takes no writes any more; what is stored is served, until the service is started again",
+                settings.data,
+            )
+            settings = replace(settings, read_only=True)
         run_worker(
-            self._settings,
+            settings,
             shared.listener,
             shared.wake_fd,
             shared.ready_fd,
@@ -339,11 +347,6 @@ class Supervisor:
         for child in self._children:
             if child.pid:
                 os.kill(child.pid, number)
-
-
-def is_read_only(data: Path) -> bool:
-    """Whether a store is there, on a file system that is mounted read-only."""
-    return (data / "format").exists() and bool(os.statvfs(data).f_flag & os.ST_RDONLY)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -487,6 +490,8 @@ def _how(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"status {code}"
+    if -code == signal.SIGBUS:
+        return "signal SIGBUS: a part of a file could not be read; the kernel's log says whether the disk has failed"
     try:
         return f"signal {signal.Signals(-code).name}"
     except ValueError:  # most real-time signals have no name

@@ -17,6 +17,7 @@ from pagepool.errors import (
     DigestMismatchError,
     LimitError,
     ReadOnlyError,
+    StoreFailedError,
     StoreFullError,
     UploadBusyError,
     UploadUnknownError,
@@ -168,6 +169,30 @@ def test_short_writes_are_completed(store: Store, uploads: Uploads, monkeypatch:
     upload.write([b"hello", b" ", b"world"])
     upload.close()
     assert (store.uploads / session.id).read_bytes() == b"hello world"
+
+
+def test_what_could_not_be_synced_is_not_synced_again(
+    store: Store, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says once that it dropped what it could not write; whoever asks again is told that all is well."""
+    data = os.urandom(300_000)
+    digest = Digest.of(data)
+    session = uploads.begin("a")
+    upload = uploads.open("a", session.id)
+    upload.write([data])
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(StoreFailedError, match="disk under the store fails"):
+            upload.finish(digest, store.registry.linker("a", digest))
+    upload.close()
+    with pytest.raises(UploadUnknownError):
+        uploads.open("a", session.id)
+    assert not store.blobs.exists(digest)
+    assert list(store.uploads.iterdir()) == []
 
 
 def test_limit(uploads: Uploads) -> None:

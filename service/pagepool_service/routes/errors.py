@@ -6,7 +6,7 @@ The service's own classes that have an answer of their own are in a table beside
 Codes beyond the specification's, where it has none: RANGE_INVALID and TAG_INVALID (as Docker's registry has them),
 REFERENCE_INVALID, LAYER_INVALID, PATH_UNKNOWN, TREE_UNKNOWN, OBJECT_UNKNOWN, EXTENT_UNKNOWN,
 LEASE_UNKNOWN, PROFILE_UNKNOWN,
-STORE_FULL, READ_ONLY, BUSY, CORRUPT, UNAVAILABLE, UNKNOWN.
+STORE_FULL, STORE_FAILED, READ_ONLY, BUSY, CORRUPT, UNAVAILABLE, UNKNOWN.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.LeaseUnknownError: (404, "LEASE_UNKNOWN"),
     errors.ProfileUnknownError: (404, "PROFILE_UNKNOWN"),
     errors.StoreFullError: (507, "STORE_FULL"),
+    errors.StoreFailedError: (507, "STORE_FAILED"),
     errors.DiskFullError: (507, "STORE_FULL"),
     errors.PoolFullError: (507, "STORE_FULL"),
     errors.ReadOnlyError: (405, "READ_ONLY"),
