@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -107,8 +108,24 @@ def test_a_miss_while_the_service_hangs_waits_once(
         # Whoever comes next gets one try.
         with pytest.raises(UnreachableError):
             sources.bring(_digest(sources, record))
-        assert len(came) == 2 * ATTEMPTS
+        assert len(came) == ATTEMPTS + 1
         sources.close()
+
+
+def test_a_service_that_is_back_is_tried_as_often_as_before(record: SourceRecord) -> None:
+    seen: list[int] = []
+    with open_session(record, 3.0) as session:
+
+        def ask(*, is_there: bool) -> None:
+            seen.append(session.retry.attempts)
+            if not is_there:
+                raise UnreachableError("there", "timed out")
+
+        patience = Patience(0.0)
+        for is_there in (False, False, True, True):
+            with suppress(UnreachableError):
+                patience.ask("url", partial(ask, is_there=is_there), session)
+    assert seen == [ATTEMPTS, 1, 1, ATTEMPTS]
 
 
 def test_a_service_that_asks_to_wait_for_long(record: SourceRecord) -> None:

@@ -262,7 +262,7 @@ class Sources:
 
     def _ask(self, source: Source, question: Callable[[], _Answer]) -> _Answer:
         with source.noting():
-            return self._patience.ask(source.record.url, question)
+            return self._patience.ask(source.record.url, question, source.session)
 
     def _bring(self, source: Source, index: int, digest: bytes) -> bool:
         self.parts.await_answer(source.record.tree)
