@@ -299,11 +299,12 @@ class Supervisor:
                 continue
             self._hear()
             child.why = self._said.pop(pid, "") or _how(status)
-            now = time.monotonic()
-            steady = now - child.started >= _STEADY_S
-            child.pause_s = _SHORTEST_PAUSE_S if steady else min(2 * child.pause_s, _LONGEST_PAUSE_S)
-            child.due = now + child.pause_s
+            self._postpone(child, steady=time.monotonic() - child.started >= _STEADY_S)
             log.error("%s ended (%s); it starts again in %.1f s", child.name, _how(status), child.pause_s)
+
+    def _postpone(self, child: Child, *, steady: bool) -> None:
+        child.pause_s = _SHORTEST_PAUSE_S if steady else min(2 * child.pause_s, _LONGEST_PAUSE_S)
+        child.due = time.monotonic() + child.pause_s
 
     def _hear(self) -> None:
         """Take what processes said of why they ended: each a line, with its number before it."""
@@ -315,7 +316,14 @@ class Supervisor:
     def _start_due(self) -> None:
         for place, child in enumerate(self._children):
             if not child.pid and not self._stopping and child.due <= time.monotonic():
-                child.pid = _fork(child.run, self._settings, self._words[1])
+                try:
+                    child.pid = _fork(child.run, self._settings, self._words[1])
+                except OSError as error:  # there are too many processes, or too little memory: others go on
+                    child.ended += 1
+                    child.why = f"it cannot be started: {error.strerror}"
+                    self._postpone(child, steady=False)
+                    log.error("%s cannot be started: %s; next try in %.1f s", child.name, error.strerror, child.pause_s)
+                    continue
                 child.started = time.monotonic()
                 self._roster.note(place, child.pid)
                 log.debug("%s runs as process %d", child.name, child.pid)

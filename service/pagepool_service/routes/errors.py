@@ -137,6 +137,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(RuntimeError, _on_runtime_error)
     app.add_exception_handler(Exception, _on_unexpected)
 
 
@@ -174,6 +175,14 @@ async def _on_disconnect(request: Request, _error: Exception) -> JSONResponse:
     # Nobody reads this but a client that stopped sending and is still there.
     log.info("%s %s: the client left in the middle of the body", request.method, request.url.path)
     return error_response(408, "SIZE_INVALID", "the body did not arrive in time", headers={"Connection": "close"})
+
+
+async def _on_runtime_error(request: Request, error: Exception) -> JSONResponse:
+    """Python says no other way that there may be no more threads."""
+    if str(error) != "can't start new thread":
+        raise error
+    busy = errors.BusyError("no more threads can be started: see ulimit -u, and pids.max of the service's cgroup")
+    return await _on_pagepool_error(request, busy)
 
 
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
