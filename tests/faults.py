@@ -286,6 +286,18 @@ def cut_power(target: Path) -> None:
         os.close(fd)
 
 
+def stop_writing(target: Path) -> None:
+    """Have the kernel find an error in a mounted ext4, after which it takes no more writes: not quite as if it were
+    mounted read-only, which newer kernels keep apart."""
+    device = target.stat().st_dev
+    name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+    trigger = Path("/sys/fs/ext4", name, "trigger_fs_error")
+    if not trigger.exists():
+        pytest.skip("this kernel cannot be told to find an error in ext4")
+    _run("mount", "-o", "remount,errors=remount-ro", str(target))
+    trigger.write_text("1")
+
+
 def remount(target: Path, mode: str) -> None:
     """Remount a file system ``ro`` or ``rw``."""
     _run("mount", "-o", f"remount,{mode}", str(target))

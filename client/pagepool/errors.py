@@ -239,6 +239,14 @@ class DiskFullError(StoreFullError):
         self.args = (f"the disk is full: {reason}",)
 
 
+class StoreFailedError(StoreFullError):
+    """The disk under the store failed, though it is not full; nothing of the request was kept."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.args = (f"the disk under the store fails: {reason}",)
+
+
 class PoolFullError(StoreFullError):
     """A pool of this machine does not take what is to be kept in it, because of its budget."""
 

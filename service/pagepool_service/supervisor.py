@@ -41,7 +41,9 @@ from pagepool_service.openfiles import StartError, raise_limit
 from pagepool_service.roster import Roster
 from pagepool_service.seeing.tally import Tally
 from pagepool_service.settings import StandardEndpoint
+from pagepool_service.store.clock import Moment, Timeline
 from pagepool_service.store.collect.collector import drop_cut_off
+from pagepool_service.store.disk import is_read_only
 from pagepool_service.store.locking import lock_data
 from pagepool_service.store.store import Store
 from pagepool_service.tls import Certificate
@@ -146,6 +148,7 @@ class Supervisor:
         self._pushes = None if self._settings.trace_endpoint is None else PushNotes()
         self._stopping = False
         self._swept = 0.0
+        self._timeline = Timeline(Moment.now())
         self._words = (-1, -1)
         self._said: dict[int, str] = {}
 
@@ -219,8 +222,15 @@ class Supervisor:
     def _work(self, shared: _Shared, number: int) -> None:
         if shared.metrics is not None:
             shared.metrics.listener.close()
+        settings = self._settings
+        if not settings.read_only and is_read_only(settings.data):
+            log.error(
+                "%s takes no writes any more; what is stored is served, until the service is started again",
+                settings.data,
+            )
+            settings = replace(settings, read_only=True)
         run_worker(
-            self._settings,
+            settings,
             shared.listener,
             shared.wake_fd,
             shared.ready_fd,
@@ -289,11 +299,12 @@ class Supervisor:
                 continue
             self._hear()
             child.why = self._said.pop(pid, "") or _how(status)
-            now = time.monotonic()
-            steady = now - child.started >= _STEADY_S
-            child.pause_s = _SHORTEST_PAUSE_S if steady else min(2 * child.pause_s, _LONGEST_PAUSE_S)
-            child.due = now + child.pause_s
+            self._postpone(child, steady=time.monotonic() - child.started >= _STEADY_S)
             log.error("%s ended (%s); it starts again in %.1f s", child.name, _how(status), child.pause_s)
+
+    def _postpone(self, child: Child, *, steady: bool) -> None:
+        child.pause_s = _SHORTEST_PAUSE_S if steady else min(2 * child.pause_s, _LONGEST_PAUSE_S)
+        child.due = time.monotonic() + child.pause_s
 
     def _hear(self) -> None:
         """Take what processes said of why they ended: each a line, with its number before it."""
@@ -305,7 +316,14 @@ class Supervisor:
     def _start_due(self) -> None:
         for place, child in enumerate(self._children):
             if not child.pid and not self._stopping and child.due <= time.monotonic():
-                child.pid = _fork(child.run, self._settings, self._words[1])
+                try:
+                    child.pid = _fork(child.run, self._settings, self._words[1])
+                except OSError as error:  # there are too many processes, or too little memory: others go on
+                    child.ended += 1
+                    child.why = f"it cannot be started: {error.strerror}"
+                    self._postpone(child, steady=False)
+                    log.error("%s cannot be started: %s; next try in %.1f s", child.name, error.strerror, child.pause_s)
+                    continue
                 child.started = time.monotonic()
                 self._roster.note(place, child.pid)
                 log.debug("%s runs as process %d", child.name, child.pid)
@@ -314,7 +332,8 @@ class Supervisor:
         if now - self._swept < _SWEEP_S or self._settings.read_only:
             return
         self._swept = now
-        removed = sweep(self._settings.data / "uploads", self._settings.upload_idle_s)
+        self._timeline = self._timeline.at(Moment.now())
+        removed = sweep(self._settings.data / "uploads", self._settings.upload_idle_s, self._timeline)
         if removed:
             log.info("removed %d uploads that were idle for %.0f s", removed, self._settings.upload_idle_s)
 
@@ -336,11 +355,6 @@ class Supervisor:
         for child in self._children:
             if child.pid:
                 os.kill(child.pid, number)
-
-
-def is_read_only(data: Path) -> bool:
-    """Whether a store is there, on a file system that is mounted read-only."""
-    return (data / "format").exists() and bool(os.statvfs(data).f_flag & os.ST_RDONLY)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -484,6 +498,8 @@ def _how(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"status {code}"
+    if -code == signal.SIGBUS:
+        return "signal SIGBUS: a part of a file could not be read; the kernel's log says whether the disk has failed"
     try:
         return f"signal {signal.Signals(-code).name}"
     except ValueError:  # most real-time signals have no name

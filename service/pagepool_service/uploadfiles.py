@@ -15,6 +15,8 @@ from pagepool.errors import BusyError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pagepool_service.store.clock import Timeline
+
 
 _RECORD = ".json"
 _COUNT_EVERY_S = 1.0
@@ -98,13 +100,16 @@ def count_by_mark(directory: Path) -> Counter[str]:
         return Counter()
 
 
-def sweep(directory: Path, idle_s: float) -> int:
+def sweep(directory: Path, idle_s: float, timeline: Timeline | None = None) -> int:
     """Remove sessions that nobody wrote to for `idle_s` seconds, and leftovers. Returns how many files.
 
     Safe beside a running service: a session that is being written to is locked, and left alone.
+
+    Args:
+        timeline: counts the seconds; None: by the machine's clock, whenever that was set.
     """
     removed = 0
-    oldest = time.time() - idle_s
+    oldest = time.time() - idle_s if timeline is None else timeline.since_ns(idle_s) / 1e9
     for path in list(directory.iterdir()) if directory.is_dir() else []:
         try:
             if path.stat().st_mtime > oldest:

@@ -14,7 +14,6 @@ A session without its second file, and one that was idle for too long, is remove
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -30,12 +29,12 @@ from typing import TYPE_CHECKING
 from pagepool.errors import (
     DigestMismatchError,
     LimitError,
-    PagepoolError,
     ReadOnlyError,
     StoreFullError,
     UploadBusyError,
     UploadUnknownError,
 )
+from pagepool_service.store.disk import UnsyncedError, refused
 from pagepool_service.store.sums import Summer, sum_file
 from pagepool_service.uploadfiles import directory_size, owner_mark
 
@@ -97,7 +96,7 @@ class Uploads:
             self._path(session.id).touch(mode=0o600, exist_ok=False)
         except OSError as error:
             self._record_path(session.id).unlink(missing_ok=True)
-            raise _translated(error) from error
+            raise refused(error, "writing an upload failed") from error
         return session
 
     def size(self, repository: str, session_id: str) -> int:
@@ -128,7 +127,7 @@ class Uploads:
         except FileNotFoundError:
             raise UploadUnknownError(session_id) from None
         except OSError as error:
-            raise _translated(error) from error
+            raise refused(error, "writing an upload failed") from error
         try:
             _lock_file(fd, path, session_id)
             return OpenUpload(self, session, path, fd, self._take_summer(session, os.fstat(fd).st_size))
@@ -281,6 +280,7 @@ class OpenUpload:
 
         Raises:
             DigestMismatchError: the bytes have another digest; the session is removed.
+            UnsyncedError: nor are they on the disk; the session is removed.
             StoreFullError, ReadOnlyError: the blob was not taken in.
         """
         with self._lock:
@@ -290,7 +290,8 @@ class OpenUpload:
             self._summer = None
             try:
                 self._uploads.admit(self._path, digest, summer, also)
-            except DigestMismatchError:
+            except (DigestMismatchError, UnsyncedError):
+                # The kernel drops what it could not write, and says so once: syncing again would say that all is well.
                 self._uploads.forget(self.session.id)
                 raise
             self._uploads.forget(self.session.id)
@@ -336,7 +337,7 @@ class OpenUpload:
                     self.size += done
                     rest = rest[done:]
         except OSError as error:
-            raise _translated(error) from error
+            raise refused(error, "writing an upload failed") from error
 
 
 def _hash(summer: Summer | None, pieces: Sequence[bytes]) -> None:
@@ -357,9 +358,3 @@ def _lock_file(fd: int, path: Path, session_id: str) -> None:
         same = False
     if not same:
         raise UploadUnknownError(session_id)
-
-
-def _translated(error: OSError) -> PagepoolError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StoreFullError(f"writing an upload failed: {error.strerror}")
-    return ReadOnlyError(f"writing an upload failed: {error.strerror}")

@@ -107,6 +107,26 @@ def test_old_keys_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert bearer.verify(ring, "here", token) is None
 
 
+def test_keys_outlive_a_clock_that_was_wrong_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was made ten years ahead does not sign for ten years, and ends no token that was signed before."""
+    ring = KeyRing(tmp_path)
+    before = _sign(ring, life_s=1000)
+    ahead_s = time.time() + 10 * 365 * 86400
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: ahead_s)
+        meanwhile = _sign(ring, life_s=1000)
+    after = _sign(ring, life_s=1000)
+    assert len({jwt.get_unverified_header(token)["kid"] for token in (before, meanwhile, after)}) == 3
+    for one in (ring, KeyRing(tmp_path)):
+        assert bearer.verify(one, "here", before) is not None
+        assert bearer.verify(one, "here", after) is not None
+    for _ in range(20):
+        with monkeypatch.context() as wrong:
+            wrong.setattr(keys, "ROTATE_S", -1.0)
+            _sign(ring)
+    assert len(json.loads((tmp_path / "keys.json").read_bytes())["keys"]) < 10
+
+
 def test_a_damaged_file_of_keys(tmp_path: Path) -> None:
     for text in ("", "{}", '{"keys": [{"id": "a", "secret": "00", "created": 1}]}'):
         (tmp_path / "keys.json").write_text(text)

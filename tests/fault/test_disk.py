@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
+from pagepool.errors import StoreFailedError, StoreFullError
+from pagepool_service.store.disk import refused_database
 from pagepool_service.store.fsck import check_store
 from tests.fault.pushing import MANIFEST, digest_of, read_back, read_image
-from tests.faults import cut_power, fill, filled, remount, small_file_system
+from tests.faults import cut_power, fill, filled, remount, small_file_system, stop_writing
 from tests.service.pushes import begin_upload, finishing, push_blob, push_image
 from tests.store.helpers import noise
 from tests.support.server import Service, running_service
@@ -78,6 +81,14 @@ def assert_full(answer: httpx.Response) -> None:
     error = answer.json()["errors"][0]
     assert error["code"] == "STORE_FULL"
     assert "full" in error["message"]
+
+
+def kill_processes(service: Service) -> None:
+    """All but the supervisor, which starts others."""
+    old = service.children().keys()
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not old & service.children().keys(), "processes do not end")
 
 
 def leftovers(data: Path) -> list[str]:
@@ -259,6 +270,37 @@ def test_a_read_only_file_system_is_served_for_reading(ext4: Path, tmp_path: Pat
         remount(ext4, "rw")
     with serving(data) as (_, http):
         push_blob(http, "after", b"written")
+
+
+def test_what_a_file_system_has_that_stopped_after_an_error_is_served(ext4: Path, tmp_path: Path) -> None:
+    """By the service that ran, by its processes that begin anew, and by another one."""
+    data = tmp_path / "data"
+    data.symlink_to(ext4 / "data")
+    (ext4 / "data").mkdir()
+    with serving(data, "--workers", "1") as (service, http):
+        push_image(http, "before", "1", {"file": noise(2_000_000)})
+        wait_for(lambda: state_of(http, "before") == "ready", "the image is not read")
+        wait_for(lambda: leftovers(data) == [], "the image is not settled")
+        stop_writing(ext4)
+        for killed in (False, True):
+            if killed:
+                kill_processes(service)
+            with httpx.Client(base_url=service.url, timeout=60) as again:
+                manifest = read_image(again, "before", "1")
+                answer = refused_push(again, "during", noise(200_000, "stopped"))
+            assert (answer.status_code, answer.json()["errors"][0]["code"]) == (405, "READ_ONLY")
+        assert "takes no writes any more" in service.log()
+    with serving(data) as (service, http):
+        assert "read-only" in service.log()
+        assert read_image(http, "before", "1") == manifest
+
+
+def test_a_write_that_fails_on_a_disk_with_room_is_no_full_disk(tmp_path: Path) -> None:
+    """LMDB says the same of both."""
+    with small_file_system(tmp_path, SIZE) as mounted:
+        assert type(refused_database(mounted, "EIO")) is StoreFailedError
+        with filled(mounted):
+            assert type(refused_database(mounted, "EIO")) is StoreFullError
 
 
 def test_a_disk_that_breaks_refuses_and_loses_nothing(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from pagepool.content import ObjectCache
 from pagepool.errors import PagepoolError, ResponseError, UnreachableError
 from pagepool.node.places import NodePlaces
-from pagepool.node.records import SourceRecord
+from pagepool.node.records import SourceRecord, uptime_s
 from pagepool.node.sessions import Sessions
 from pagepool.node.source import ATTEMPTS, Patience, open_session
 from pagepool.node.sources import Sources
@@ -54,7 +56,7 @@ def test_mounted_again_with_other_credentials(sources: Sources, record: SourceRe
     assert other is not first
     assert other.record.lease == "lease"
     assert not first.session._client.is_closed
-    sources.forget_released(0)
+    sources.forget_released()
     assert not first.session._client.is_closed
 
 
@@ -106,8 +108,24 @@ def test_a_miss_while_the_service_hangs_waits_once(
         # Whoever comes next gets one try.
         with pytest.raises(UnreachableError):
             sources.bring(_digest(sources, record))
-        assert len(came) == 2 * ATTEMPTS
+        assert len(came) == ATTEMPTS + 1
         sources.close()
+
+
+def test_a_service_that_is_back_is_tried_as_often_as_before(record: SourceRecord) -> None:
+    seen: list[int] = []
+    with open_session(record, 3.0) as session:
+
+        def ask(*, is_there: bool) -> None:
+            seen.append(session.retry.attempts)
+            if not is_there:
+                raise UnreachableError("there", "timed out")
+
+        patience = Patience(0.0)
+        for is_there in (False, False, True, True):
+            with suppress(UnreachableError):
+                patience.ask("url", partial(ask, is_there=is_there), session)
+    assert seen == [ATTEMPTS, 1, 1, ATTEMPTS]
 
 
 def test_a_service_that_asks_to_wait_for_long(record: SourceRecord) -> None:
@@ -146,12 +164,25 @@ def test_objects_in_use(sources: Sources, record: SourceRecord) -> None:
     sources.add(record)
     digest = _digest(sources, record)
     assert sources.has(digest)
-    sources.update(record.tree, released=1e12)
+    sources.update(record.tree, released=uptime_s())
     assert sources.has(digest)
-    sources.forget_released(0)
+    sources.forget_released()
     assert not sources.has(digest)
+    assert sources.get(record.tree) is not None
     sources.update(record.tree, released=0.0)
     assert sources.has(digest)
+
+
+def test_a_tree_is_remembered_for_a_day_whatever_the_clock_says(
+    sources: Sources, record: SourceRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may live on where the node does not see it."""
+    sources.add(record)
+    sources.update(record.tree, released=uptime_s())
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert sources.forget_released() == []
+    sources.update(record.tree, released=uptime_s() - 86_401)
+    assert [source.record.tree for source in sources.forget_released()] == [record.tree]
 
 
 def test_a_tree_whose_file_is_gone_is_left_out(sources: Sources, record: SourceRecord, places: NodePlaces) -> None:

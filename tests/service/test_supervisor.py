@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -20,7 +21,10 @@ import httpx
 import pytest
 
 from pagepool.digest import Digest
+from pagepool_service.roster import Roster
+from pagepool_service.settings import Settings
 from pagepool_service.store.locking import lock_data
+from pagepool_service.supervisor import Child, Supervisor
 from tests.service.pushes import begin_upload, finishing, push_blob, push_image
 from tests.support.server import Service, ServiceError, running_service
 
@@ -97,6 +101,28 @@ def test_killed_worker_is_replaced(tmp_path: Path) -> None:
             until(lambda: len(service.children()) == 4, "four processes run")
         assert not before & set(service.children())
         assert "signal SIGKILL" in service.log()
+
+
+def test_a_process_that_cannot_be_forked_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There may be no more processes for a while; the others go on."""
+    supervisor = Supervisor(Settings(data=tmp_path), lambda *_: None)
+    child = Child("worker 1", lambda: None)
+    supervisor._children, supervisor._roster = [child], Roster([child.name])
+
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refuse)
+        supervisor._start_due()
+    assert (child.pid, child.ended) == (0, 1)
+    assert child.due > time.monotonic()
+    assert "worker 1 cannot be started: Resource temporarily unavailable" in caplog.text
+    child.due = 0.0
+    supervisor._start_due()
+    assert os.waitpid(child.pid, 0) == (child.pid, 0)
 
 
 def test_killed_by_a_signal_without_a_name(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -16,10 +17,12 @@ from pagepool.errors import (
     DigestMismatchError,
     LimitError,
     ReadOnlyError,
+    StoreFailedError,
     StoreFullError,
     UploadBusyError,
     UploadUnknownError,
 )
+from pagepool_service.store.clock import Moment, Timeline
 from pagepool_service.store.store import Store
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.uploads import Uploads
@@ -168,6 +171,30 @@ def test_short_writes_are_completed(store: Store, uploads: Uploads, monkeypatch:
     assert (store.uploads / session.id).read_bytes() == b"hello world"
 
 
+def test_what_could_not_be_synced_is_not_synced_again(
+    store: Store, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says once that it dropped what it could not write; whoever asks again is told that all is well."""
+    data = os.urandom(300_000)
+    digest = Digest.of(data)
+    session = uploads.begin("a")
+    upload = uploads.open("a", session.id)
+    upload.write([data])
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(StoreFailedError, match="disk under the store fails"):
+            upload.finish(digest, store.registry.linker("a", digest))
+    upload.close()
+    with pytest.raises(UploadUnknownError):
+        uploads.open("a", session.id)
+    assert not store.blobs.exists(digest)
+    assert list(store.uploads.iterdir()) == []
+
+
 def test_limit(uploads: Uploads) -> None:
     """Is of the whole blob, not of a piece; nothing of the piece too many is written."""
     session = uploads.begin("a")
@@ -217,6 +244,18 @@ def test_sweep_leaves_what_is_being_written_to(store: Store, uploads: Uploads) -
     with pytest.raises(UploadUnknownError):
         uploads.size("a", sessions[1].id)
     assert sweep(store.uploads / "nowhere", 10) == 0
+
+
+@pytest.mark.parametrize("years", [10, -10])
+def test_none_is_idle_because_the_clock_was_set(store: Store, uploads: Uploads, years: int) -> None:
+    uploads.begin("a")
+    before = Moment.now()
+    after = replace(before, wall_ns=before.wall_ns + years * 365 * 86400 * 10**9)
+    timeline = Timeline(before).at(after)
+    assert sweep(store.uploads, 60, timeline) == 0
+    if years > 0:
+        later = timeline.at(after.at(after.wall_ns + 70 * 10**9))
+        assert sweep(store.uploads, 60, later) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"repository": "a"}', "\0"])

@@ -16,6 +16,7 @@ from pagepool.extents import EXTENT_SIZE, Role, encode_frame
 from pagepool_service.committing import Batch, Committer
 from pagepool_service.store import cycle, links
 from pagepool_service.store.catalogue import link_key, link_time, referrer_key
+from pagepool_service.store.clock import Moment
 from pagepool_service.store.collect import Collector, Policy, Report, TagRule, estimate_garbage
 from pagepool_service.store.collect.collector import drop_cut_off, lock_collection
 from pagepool_service.store.collect.frames import plan_threshold
@@ -179,7 +180,7 @@ def test_who_asked_for_a_blob_finds_it_when_the_manifest_comes(store: Store) -> 
     """A client that finds its layers with HEAD does not push them; it has the grace time to push the manifest."""
     image = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
     store.registry.delete_manifest(REPOSITORY, image.digest)
-    later = time.time_ns() + 10 * 10**9
+    later = Moment.now().at(time.time_ns() + 10 * 10**9)
     store.registry.renewed_after_ns = 0
     for digest in image.blobs:
         assert store.registry.find_blob(REPOSITORY, digest)[1]
@@ -246,11 +247,13 @@ def test_a_signature_outlives_its_image_no_longer_than_untagged_manifests_do(sto
     signature = push_image(store, REPOSITORY, [layer(5)], tags=[f"sha256-{image.digest.hex}.sig"], note="signature")
     seconds = 10**9
 
-    def after(age_s: float) -> Report:
-        now = time.time_ns() + int(age_s * seconds)
-        return Collector(store, Policy(grace_s=0, untagged_s=60, tags=(TagRule("*", 1),)), clock=lambda: now).run()
+    def after(age_s: float, *, dry: bool = False) -> Report:
+        now = Moment.now().at(time.time_ns() + int(age_s * seconds))
+        policy = Policy(grace_s=0, untagged_s=60, tags=(TagRule("*", 1),))
+        collector = Collector(store, policy, clock=lambda: now)
+        return collector.forecast() if dry else collector.run()
 
-    assert after(3600).kept["tags"] == 2
+    assert after(3600, dry=True).kept["tags"] == 2
     push_image(store, REPOSITORY, [layer(6)], tags=["2"], note="newer")
     assert after(30).freed["tags"] == 1
     assert_whole(store, REPOSITORY, signature)
@@ -286,16 +289,20 @@ def test_untagged_manifests_stay_for_their_time_from_when_they_lost_their_tag(st
     seconds = 10**9
     policy = Policy(grace_s=0, untagged_s=60)
 
-    def after(age_s: float) -> Report:
-        now = time.time_ns() + int(age_s * seconds)
-        return Collector(store, policy, clock=lambda: now).run()
+    def after(age_s: float, *, dry: bool = False) -> Report:
+        now = Moment.now().at(time.time_ns() + int(age_s * seconds))
+        collector = Collector(store, policy, clock=lambda: now)
+        return collector.forecast() if dry else collector.run()
 
-    assert after(3600).kept["manifests: tag"] == 1
+    assert after(3600, dry=True).kept["manifests: tag"] == 1
     push_image(store, REPOSITORY, [layer(5)], tags=["1"], note="newer")
     assert after(30).kept["manifests: untagged, in its time"] == 1
     assert_whole(store, REPOSITORY, image)
+    assert after(90, dry=True).freed["manifests"] == 1
     for _ in range(2):
-        Collector(store, Policy(grace_s=0, untagged_s=None), clock=lambda: time.time_ns() + 10**18).run()
+        Collector(
+            store, Policy(grace_s=0, untagged_s=None), clock=lambda: Moment.now().at(time.time_ns() + 80 * seconds)
+        ).run()
     assert_whole(store, REPOSITORY, image)
     assert after(90).freed["manifests"] == 1
     assert gone(store, image)

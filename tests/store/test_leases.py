@@ -13,6 +13,7 @@ from pagepool.errors import CorruptError, LeaseUnknownError, LimitError, StoreFu
 from pagepool_service.maintenance import Maintenance
 from pagepool_service.store import cycle
 from pagepool_service.store import leases as leases_module
+from pagepool_service.store.clock import Moment
 from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
 from pagepool_service.store.leases import Leases
@@ -36,9 +37,15 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 10**18
+        self.set_by = 0  # how much of that did not pass
 
-    def __call__(self) -> int:
-        return self.now
+    def __call__(self) -> Moment:
+        return Moment(self.now, self.now - self.set_by)
+
+    def jump(self, ns: int) -> None:
+        """Somebody sets it."""
+        self.now += ns
+        self.set_by += ns
 
 
 @pytest.fixture
@@ -169,16 +176,55 @@ def test_expired_ones_are_removed(leases: Leases, clock: Clock, store: Store) ->
 
 
 def test_maintenance_removes_them(leases: Leases, clock: Clock, store: Store) -> None:
-    clock.now = 10**9  # a long time ago
     leases.take(NAME, TREE, "a", 60, ORIGIN)
+    clock.now += 61 * 10**9
+    store.leases = leases
     maintenance = Maintenance(store)
     maintenance.tend()
     with store.env.read() as txn:
         assert txn.count(Table.LEASES) == 0
     leases.take(NAME, TREE, "a", 60, ORIGIN)
+    clock.now += 61 * 10**9
     maintenance.tend()  # too early to look again
     with store.env.read() as txn:
         assert txn.count(Table.LEASES) == 1
+
+
+@pytest.mark.parametrize("hours", [1, 23, 25, 24 * 365 * 10])
+def test_none_ends_because_the_clock_was_set(leases: Leases, clock: Clock, hours: int) -> None:
+    """Its holder renews it by a clock of his own, and knows nothing of it."""
+    hour = 3600 * 10**9
+    taken = leases.take(NAME, TREE, "a", 24 * 3600, ORIGIN)
+    assert leases.remove_expired() == 0
+    clock.now += 7 * hour
+    clock.jump(hours * hour)
+    for look in (False, True):
+        if look:
+            assert leases.remove_expired() == 0
+        clock.now += 8 * hour
+        assert leases.find(NAME, TREE) is not None
+        clock.now -= 8 * hour
+    clock.now += hour
+    assert leases.renew(NAME, TREE, taken.id, "a", 24 * 3600).id == taken.id
+    clock.now += 23 * hour
+    assert leases.find(NAME, TREE) is not None
+    clock.now += 8 * 24 * hour
+    assert leases.find(NAME, TREE) is None
+    assert leases.remove_expired() == 1
+
+
+def test_the_time_that_the_machine_was_off_ends_none(leases: Leases, clock: Clock, store: Store) -> None:
+    """Nobody could renew it."""
+    hour = 3600 * 10**9
+    leases.take(NAME, TREE, "a", 24 * 3600, ORIGIN)
+    clock.now += 72 * hour
+    after = Leases(store.env, lambda: Moment(clock.now, clock.now - 10**18, b"another boot    "))
+    assert after.remove_expired() == 0
+    clock.now += 23 * hour
+    assert after.find(NAME, TREE) is not None
+    clock.now += 2 * hour
+    assert after.find(NAME, TREE) is None
+    assert after.remove_expired() == 1
 
 
 def test_a_damaged_one_does_not_hide_the_others(leases: Leases, clock: Clock, store: Store) -> None:

@@ -19,7 +19,6 @@ import os
 import secrets
 import shutil
 import threading
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -32,7 +31,7 @@ from pagepool.linux.superblocks import is_gone
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at, resolve
 from pagepool.node.alive import mounts_alive
-from pagepool.node.records import MountRecord, read_records, write_record
+from pagepool.node.records import MountRecord, read_records, uptime_s, write_record
 from pagepool.upper import UpperInfo, check_upper, find_upper, make_upper, make_work, read_upper_info
 from pagepool.upper.info import NAME, UPPER
 
@@ -310,7 +309,7 @@ class NodeMounts:
             upper="" if upper is None else str(upper),
             temporary=wish.upper is None and upper is not None,
             read_only=upper is None or wish.read_only,
-            since=time.time(),
+            since=uptime_s(),
             device=f"{os.major(device)}:{os.minor(device)}",
             quota=wish.quota,
             owner=wish.owner,

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import threading
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("pagepool.node")
 
 _Record = TypeVar("_Record", "SourceRecord", "MountRecord")
+
+
+def uptime_s() -> float:
+    """Seconds since the machine was started, as all processes count them: nobody can set that clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,7 @@ class SourceRecord:
         username, password, identity_token: who we are to the service; empty: nobody.
         verify: whether its certificate is checked; or files of those who vouch for it (`pagepool.transport.trust`).
         lease: the lease that the node holds on the tree; "" if it has none.
-        released: when the last mount of the tree went, seconds since 1970; 0 while there is one.
+        released: when the last mount of the tree went (`uptime_s`); 0 while there is one.
     """
 
     tree: str
@@ -69,7 +75,7 @@ class MountRecord:
         upper: directory that holds `upper` and `work`; "" if nothing can be written.
         temporary: whether that directory goes with the mount.
         read_only: whether nothing can be written.
-        since: seconds since 1970.
+        since: when it was made (`uptime_s`).
         device: of its file system, ``major:minor``.
         quota: most bytes that it may write; 0 for no limit.
         attached: whether who asked for it has put it in its place.

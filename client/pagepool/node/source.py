@@ -93,10 +93,17 @@ class Patience:
         self._timeout_s = timeout_s
         self._down: dict[str, float] = {}  # since when a service cannot be reached, on the monotonic clock
 
-    def ask(self, url: str, question: Callable[[], _Answer]) -> _Answer:
-        """Ask until there is an answer, or no time left. Raises what the last try has raised."""
+    def ask(self, url: str, question: Callable[[], _Answer], session: Session | None = None) -> _Answer:
+        """Ask until there is an answer, or no time left. Raises what the last try has raised.
+
+        Args:
+            session: what is asked over; it tries but once while the service cannot be reached: where packets vanish,
+                each try takes its time.
+        """
         begun = time.monotonic()
         while True:
+            if session is not None:
+                session.hurry(hurried=url in self._down)
             try:
                 answer = question()
             except (UnreachableError, ResponseError) as error:

@@ -33,7 +33,7 @@ from pagepool.node.figures import LOOKUP, READ, Figures
 from pagepool.node.inuse import ObjectsInUse
 from pagepool.node.lazy import LARGE
 from pagepool.node.parts import MIDDLE, Parts
-from pagepool.node.records import SourceRecord, read_records, write_record
+from pagepool.node.records import SourceRecord, read_records, uptime_s, write_record
 from pagepool.node.source import Patience, Source, is_down
 from pagepool.pool.layout import object_name
 
@@ -176,8 +176,9 @@ class Sources:
         with self._lock:
             return list(self._sources.values())
 
-    def forget_released(self, now: float) -> list[Source]:
+    def forget_released(self) -> list[Source]:
         """Forget the trees whose last mount went long ago; they are closed. Of others, what only their starts need."""
+        now = uptime_s()
         for source in self.all():
             source.start.settle()
         self._in_use.settle()
@@ -261,7 +262,7 @@ class Sources:
 
     def _ask(self, source: Source, question: Callable[[], _Answer]) -> _Answer:
         with source.noting():
-            return self._patience.ask(source.record.url, question)
+            return self._patience.ask(source.record.url, question, source.session)
 
     def _bring(self, source: Source, index: int, digest: bytes) -> bool:
         self.parts.await_answer(source.record.tree)
@@ -432,7 +433,7 @@ class Sources:
         """An object is whole now: mounts that are made from here on do not read it through the lazy mount."""
         with self._lock:
             if self._lazy.get(digest) == math.inf:
-                self._lazy[digest] = time.time()
+                self._lazy[digest] = uptime_s()
 
     def has(self, digest: bytes) -> bool:
         """Whether a tree that is mounted, or was a moment ago, has an object. Takes no time, and no lock."""
@@ -463,7 +464,7 @@ class Sources:
         it was made.
 
         Args:
-            since: when the mount was made, seconds since 1970.
+            since: when the mount was made (`uptime_s`).
         """
         with self._lock:
             lazy = [digest for digest, whole in self._lazy.items() if whole > since]

@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +36,7 @@ from pagepool.node.mounts import NodeMounts
 from pagepool.node.operations import Operations
 from pagepool.node.parts import Parts
 from pagepool.node.recording import Profiles
+from pagepool.node.records import uptime_s
 from pagepool.node.scrubbing import NodeScrub
 from pagepool.node.sessions import Sessions, look_at_authorities, prepare
 from pagepool.node.sources import Sources
@@ -262,7 +262,7 @@ class Worker:
                     for source in self.sources.all():
                         if not source.record.released:
                             self.mounts.drop(source.record.tree)
-                    self.sources.forget_released(time.time())
+                    self.sources.forget_released()
                     self.sessions.close_idle()
                     look_at_authorities()
             except Exception:
@@ -312,7 +312,7 @@ class Worker:
 
     def _on_unused(self, tree: str) -> None:
         self.leases.release(tree)
-        self.sources.update(tree, released=time.time(), lease="")
+        self.sources.update(tree, released=uptime_s(), lease="")
 
 
 def _initial_budget(places: NodePlaces) -> int:

@@ -39,6 +39,7 @@ from pagepool.errors import (
     ReferenceInvalidError,
     ResponseError,
     SizeInvalidError,
+    StoreFailedError,
     StoreFullError,
     TagInvalidError,
     TreeUnknownError,
@@ -98,6 +99,10 @@ def _store_full(_: str, words: str) -> PagepoolError:
     return StoreFullError(words.removeprefix("the store is full: "))
 
 
+def _store_failed(_: str, words: str) -> PagepoolError:
+    return StoreFailedError(words.removeprefix("the disk under the store fails: "))
+
+
 def _read_only(_: str, words: str) -> PagepoolError:
     return ReadOnlyError(words.removeprefix("the store is read-only: "))
 
@@ -130,6 +135,7 @@ _BY_CODE: dict[str, _Maker] = {
     "LEASE_UNKNOWN": _missing(LeaseUnknownError),
     "PROFILE_UNKNOWN": _missing(ProfileUnknownError),
     "STORE_FULL": _store_full,
+    "STORE_FAILED": _store_failed,
     "READ_ONLY": _read_only,
     "CORRUPT": lambda name, words: CorruptError("content", name, words),
     "BUSY": lambda _, words: BusyError(words),

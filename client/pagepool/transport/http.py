@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
 
@@ -100,7 +100,9 @@ class Session:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.base = parse_base(url)
-        self.retry = retry or RetryPolicy()
+        self._patient = retry or RetryPolicy()
+        self.retry = self._patient
+        """Bounds of trying again, at present."""
         self.read_timeout_s = math.inf if timeout.read is None else timeout.read
         """How long an answer may let us wait."""
         # A proxy from the environment cannot reach this machine's own loopback.
@@ -129,6 +131,10 @@ class Session:
         self.requests = 0
         """How many calls were made, also those that failed; about, if several threads make them."""
         _sessions.add(self)
+
+    def hurry(self, *, hurried: bool) -> None:
+        """From now on try everything once, or as often as before."""
+        self.retry = replace(self._patient, attempts=1) if hurried else self._patient
 
     @property
     def where(self) -> str:

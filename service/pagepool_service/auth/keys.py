@@ -4,9 +4,9 @@ They are in ``DATA/auth/keys.json``, 0600 in a directory 0700:
 
     {"keys": [{"id": "…", "secret": "… (64 hex digits)", "created": 1764100000}, …]}
 
-The newest one signs; older ones verify, until nothing that they signed is good any more. A process that finds the
-newest too old makes the next one, under a lock; the others read the file again when they meet an id that they do not
-know. To have every token refused at once, remove the file.
+The last one signs; earlier ones verify, until nothing that they signed is good any more. A process that finds the last
+too old, or of the future, since the clock was wrong when it was made, makes the next one, under a lock; the others read
+the file again when they meet an id that they do not know. To have every token refused at once, remove the file.
 
 A service that may not write there (read-only) signs with a key of its own for as long as it runs, the same in all its
 workers, and verifies with those that are there.
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 ROTATE_S: Final = 30 * 86400.0
 KEEP_S: Final = 130 * 86400.0
 """Of a key, from its making on: longer than it signs and the last token lives."""
+_MOST_KEYS: Final = 1 + -(-int(KEEP_S) // int(ROTATE_S))  # earlier ones go by number: a clock may be wrong
 _SECRET_SIZE = 32
+_AHEAD_S = 60.0  # of the clock of another machine that shares the directory, at most
 _AGAIN_S = 1.0  # between two looks at the file for an id that is not known
 
 
@@ -121,11 +123,11 @@ def _new_key() -> Key:
 
 
 def _is_old(key: Key) -> bool:
-    return key.created + ROTATE_S < time.time()
+    return not key.created - _AHEAD_S <= time.time() <= key.created + ROTATE_S
 
 
 def _read(directory: Path) -> tuple[Key, ...]:
-    """The keys, the newest last; none if there is no file."""
+    """The keys, the one made last at the end; none if there is no file."""
     path = directory / "keys.json"
     try:
         entries = json.loads(path.read_bytes())["keys"]
@@ -139,17 +141,16 @@ def _read(directory: Path) -> tuple[Key, ...]:
     except (ValueError, KeyError, TypeError):
         # Not what is in it: it is secret.
         raise CorruptError("file", str(path), "it holds no keys; remove it, and everybody logs in anew") from None
-    return tuple(sorted(keys, key=lambda key: key.created))
+    return tuple(keys)
 
 
 def _renew(directory: Path) -> tuple[Key, ...]:
-    """Add a key, unless somebody else just did; forget those that are good for nothing any more."""
+    """Add a key, unless somebody else just did; forget the first of too many."""
     with _locked(directory):
         keys = _read(directory)
         if keys and not _is_old(keys[-1]):
             return keys
-        until = time.time() - KEEP_S
-        keys = (*(key for key in keys if key.created > until), _new_key())
+        keys = (*keys, _new_key())[-_MOST_KEYS:]
         _write(directory / "keys.json", keys)
     return keys
 

@@ -6,7 +6,7 @@ The service's own classes that have an answer of their own are in a table beside
 Codes beyond the specification's, where it has none: RANGE_INVALID and TAG_INVALID (as Docker's registry has them),
 REFERENCE_INVALID, LAYER_INVALID, PATH_UNKNOWN, TREE_UNKNOWN, OBJECT_UNKNOWN, EXTENT_UNKNOWN,
 LEASE_UNKNOWN, PROFILE_UNKNOWN,
-STORE_FULL, READ_ONLY, BUSY, CORRUPT, UNAVAILABLE, UNKNOWN.
+STORE_FULL, STORE_FAILED, READ_ONLY, BUSY, CORRUPT, UNAVAILABLE, UNKNOWN.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.LeaseUnknownError: (404, "LEASE_UNKNOWN"),
     errors.ProfileUnknownError: (404, "PROFILE_UNKNOWN"),
     errors.StoreFullError: (507, "STORE_FULL"),
+    errors.StoreFailedError: (507, "STORE_FAILED"),
     errors.DiskFullError: (507, "STORE_FULL"),
     errors.PoolFullError: (507, "STORE_FULL"),
     errors.ReadOnlyError: (405, "READ_ONLY"),
@@ -136,6 +137,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(RuntimeError, _on_runtime_error)
     app.add_exception_handler(Exception, _on_unexpected)
 
 
@@ -173,6 +175,14 @@ async def _on_disconnect(request: Request, _error: Exception) -> JSONResponse:
     # Nobody reads this but a client that stopped sending and is still there.
     log.info("%s %s: the client left in the middle of the body", request.method, request.url.path)
     return error_response(408, "SIZE_INVALID", "the body did not arrive in time", headers={"Connection": "close"})
+
+
+async def _on_runtime_error(request: Request, error: Exception) -> JSONResponse:
+    """Python says no other way that there may be no more threads."""
+    if str(error) != "can't start new thread":
+        raise error
+    busy = errors.BusyError("no more threads can be started: see ulimit -u, and pids.max of the service's cgroup")
+    return await _on_pagepool_error(request, busy)
 
 
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:

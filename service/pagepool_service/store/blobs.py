@@ -25,11 +25,11 @@ from pagepool.errors import (
     InvalidError,
     PagepoolError,
     RangeInvalidError,
-    StoreFullError,
 )
 from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
 from pagepool_service.encoders import Encoder, checked
 from pagepool_service.store.cycle import NoteKind, note
+from pagepool_service.store.disk import UnsyncedError, refused
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import rebuild
 from pagepool_service.store.schema import BlobRecord, ContentKind, JobKind, LayerRecord, LayerState, ObjectRecord
@@ -76,6 +76,7 @@ class BlobStore:
             also: runs in the same transaction (the link to the repository).
 
         Raises:
+            UnsyncedError: nothing was kept, and the bytes of `source` may be lost.
             StoreFullError, ReadOnlyError: nothing was kept.
         """
         if sums.size <= EXTENT_SIZE:
@@ -132,7 +133,7 @@ class BlobStore:
             source.rename(target)
             sync_directory(target.parent)
         except OSError as error:
-            raise StoreFullError(f"cannot keep {digest}: {error.strerror}") from error
+            raise refused(error, f"cannot keep {digest}") from error
 
     def _out_of_spool(self, source: Path, digest: Digest) -> None:
         """Undo `_into_spool` after its transaction failed, so that the upload can be finished later."""
@@ -346,7 +347,7 @@ def _sync_file(path: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except OSError as error:
-        raise StoreFullError(f"cannot keep {path.name}: {error.strerror}") from error
+        raise UnsyncedError(f"cannot keep {path.name}: {error.strerror}") from error
 
 
 def sync_directory(path: Path) -> None:

@@ -35,6 +35,7 @@ from pagepool.errors import (
     StoreFullError,
     UnsupportedError,
 )
+from pagepool_service.store.disk import refused_database
 from pagepool_service.store.mapping import MappedFile
 
 if TYPE_CHECKING:
@@ -397,11 +398,11 @@ class Environment:
         """Size of the database file on disk, free pages included."""
         return self._path.joinpath("data.mdb").stat().st_blocks * 512
 
-    def _panicked(self, error: lmdb.Error) -> StoreFullError:
+    def _panicked(self, error: lmdb.Error) -> PagepoolError:
         """After a failed write to its header LMDB refuses everything until it is opened again, by another process."""
         if self.on_panic:
             self.on_panic()
-        return StoreFullError(f"the disk refused a write to the database header ({error})")
+        return refused_database(self._path, f"of the database's header: {error}")
 
     def _check_quota(self, writer: Writer, reserve: int) -> None:
         used = writer.used_bytes() + (self.other_bytes() if self.other_bytes else 0)
@@ -433,9 +434,10 @@ def _translated(error: Exception, path: Path, *, writing: bool = False) -> Pagep
     """LMDB's and the system's errors in our own words."""
     text = str(error)
     number = error.errno if isinstance(error, OSError) else getattr(error, "code", None)
-    # A write that the disk takes only a part of, as one that is about to be full does, is EIO to LMDB.
-    if writing and number in (errno.EIO, errno.EFBIG):
+    if writing and number == errno.EFBIG:
         return StoreFullError(f"the disk under {path} refused a write: {text}")
+    if writing and number == errno.EIO:
+        return refused_database(path, text)
     if isinstance(error, lmdb.MapFullError):
         return StoreFullError(f"the database has reached its largest size of {MAP_SIZE} bytes")
     if isinstance(error, lmdb.DiskError) or number in (errno.ENOSPC, errno.EDQUOT) or "quota" in text.lower():

@@ -5,7 +5,8 @@ tree, so that the tree can be made again without the manifest, and so that colle
 every lease that has not expired are roots, beside those of manifests. A lease is committed only if all its layers are
 there, in the same transaction: whoever removes a layer has to look for leases in the transaction that removes it.
 
-Time is the machine's clock, since leases outlive processes. Thread-safe; everything blocks.
+Time is the machine's clock, since leases outlive processes; what that skips when it is set, or while the machine is
+off, ends none (`clock`). Thread-safe; everything blocks.
 
 Format: docs/format/store.md.
 """
@@ -14,20 +15,20 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, LeaseUnknownError, LimitError, TreeUnknownError
+from pagepool_service.store.clock import Clock, Moment, Timeline, note_clock, read_timeline, watch_clock
 from pagepool_service.store.cycle import NoteKind, note
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import LeaseName, LeaseRecord, lease_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from pagepool_service.store.environment import Environment, Reader
+    from pagepool_service.store.environment import Environment, Reader, Writer
 
 log = logging.getLogger("pagepool.leases")
 
@@ -50,10 +51,10 @@ class Leases:
     """The table `leases`. Trees and ids are raw bytes.
 
     Args:
-        clock: nanoseconds since 1970; tests replace it.
+        clock: says what time it is; tests replace it.
     """
 
-    def __init__(self, env: Environment, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, env: Environment, clock: Clock = Moment.now) -> None:
         self._env = env
         self._clock = clock
 
@@ -72,7 +73,8 @@ class Leases:
             StoreFullError, ReadOnlyError: none was taken.
         """
         manifest, layers = origin
-        now = self._clock()
+        moment = self._clock()
+        now = moment.wall_ns
         name = LeaseName(repository, tree, secrets.token_bytes(_ID_SIZE))
         record = LeaseRecord(now, now + ttl_s * 10**9, manifest, tuple(layers), holder)
         payload = record.encode()
@@ -82,6 +84,7 @@ class Leases:
             count = txn.count(Table.LEASES)
             if count >= MOST_LEASES:
                 raise LimitError("number of leases", count + 1, MOST_LEASES)
+            _timeline(txn, moment)
             txn.put(Table.LEASES, name.key, payload)
             note(txn, NoteKind.LAYER, [layer.key for layer in record.layers])
         return Lease(name.id, record.expires_ns)
@@ -97,16 +100,16 @@ class Leases:
         """
         name = LeaseName(repository, tree, lease)
         with self._env.write() as txn:
-            now = self._clock()  # it may expire while this waits for the writer's lock
+            timeline = _timeline(txn, self._clock())  # it may expire while this waits for the writer's lock
+            now = timeline.now.wall_ns
             payload = txn.get(Table.LEASES, name.key)
             known = None if payload is None else LeaseRecord.decode(payload, lease.hex())
-            if known is None or known.expires_ns <= now:
+            if known is None or timeline.lease_end_ns(known.expires_ns) <= now:
                 raise LeaseUnknownError(lease.hex())
             record = replace(known, expires_ns=now + ttl_s * 10**9, holder=holder)
             txn.put(Table.LEASES, name.key, record.encode())
-            if (
-                known.expires_ns - now < _NARROW_NS
-            ):  # a collector that looks before this is committed may find it expired
+            # A collector that looks before this is committed may find it expired.
+            if timeline.lease_end_ns(known.expires_ns) - now < _NARROW_NS:
                 note(txn, NoteKind.LAYER, [layer.key for layer in record.layers])
         return Lease(lease, record.expires_ns)
 
@@ -125,8 +128,9 @@ class Leases:
         """A lease on a tree in a repository that has not expired, if there is any."""
         now = self._clock()
         with self._env.read() as txn:
+            timeline = read_timeline(txn, now)
             leases = _readable(txn, lease_prefix(repository, tree))
-            return next((record for _, record in leases if record.expires_ns > now), None)
+            return next((record for _, record in leases if not has_ended(timeline, record)), None)
 
     def roots(self, txn: Reader) -> Iterator[tuple[LeaseName, LeaseRecord]]:
         """All leases that have not expired, in a transaction of the caller's: what collection has to keep.
@@ -134,28 +138,45 @@ class Leases:
         Raises:
             CorruptError: one cannot be read. Then it is not known what has to be kept.
         """
-        now = self._clock()
+        timeline = read_timeline(txn, self._clock())
         for key, payload in txn.scan(Table.LEASES):
             record = LeaseRecord.decode(payload, key.hex())
-            if record.expires_ns > now:
+            if not has_ended(timeline, record):
                 yield LeaseName.parse(key), record
 
     def remove_expired(self) -> int:
-        """Remove leases that have expired. Returns how many; writes nothing if there are none.
+        """Remove leases that have expired. Returns how many.
 
-        One whose record is damaged stays: what it says of its end cannot be believed.
+        Writes nothing if there are none, and nobody has set the machine's clock. One whose record is damaged stays:
+        what it says of its end cannot be believed.
         """
-        now = self._clock()
+        moment = self._clock()
+        watch_clock(self._env, moment)
         with self._env.read() as txn:
-            found = [key for key, record in _readable(txn) if record.expires_ns <= now]
+            timeline = read_timeline(txn, moment)
+            found = [key for key, record in _readable(txn) if has_ended(timeline, record)]
         removed = 0
         for start in range(0, len(found), _REMOVED_AT_ONCE):
             with self._env.write() as txn:
                 for key in found[start : start + _REMOVED_AT_ONCE]:
                     payload = txn.get(Table.LEASES, key)  # it may have been renewed meanwhile
-                    if payload is not None and LeaseRecord.decode(payload, key.hex()).expires_ns <= now:
+                    if payload is not None and has_ended(timeline, LeaseRecord.decode(payload, key.hex())):
                         removed += txn.delete(Table.LEASES, key)
         return removed
+
+
+def has_ended(timeline: Timeline, record: LeaseRecord) -> bool:
+    """Whether a lease has expired."""
+    return timeline.lease_end_ns(record.expires_ns) <= timeline.now.wall_ns
+
+
+def _timeline(txn: Writer, now: Moment) -> Timeline:
+    """Counts ages; a record that cannot be read is no reason to take none."""
+    try:
+        return note_clock(txn, now)
+    except CorruptError as error:
+        log.error("%s", error)
+        return Timeline(now)
 
 
 def _readable(txn: Reader, prefix: bytes = b"") -> Iterator[tuple[bytes, LeaseRecord]]:

@@ -6,15 +6,16 @@ they were (`collect.catalogue`): whoever writes one anew has what it stands for 
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest
-from pagepool.errors import PagepoolError
+from pagepool.errors import CorruptError, PagepoolError
 from pagepool.oci import Index, parse_manifest
 from pagepool_service.store.catalogue import StoredManifest, encode_link, holder_key, link_key, referrers_prefix
+from pagepool_service.store.clock import Moment, note_clock
 from pagepool_service.store.environment import Table
 
 if TYPE_CHECKING:
@@ -23,16 +24,24 @@ if TYPE_CHECKING:
 _MOST_RENEWED = 5000  # links around one manifest, in one transaction
 
 
+def stamp(txn: Writer) -> int:
+    """The Unix time to write for now, nanoseconds. Notes whether the clock was set, since ages are counted from it."""
+    now = Moment.now()
+    with contextlib.suppress(CorruptError):  # collection says so; who pushes need not care
+        note_clock(txn, now)
+    return now.wall_ns
+
+
 def link(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
     """Write that a repository has something, or that it is relied on now."""
-    txn.put(table, link_key(repository, digest), encode_link(time.time_ns()))
+    txn.put(table, link_key(repository, digest), encode_link(stamp(txn)))
     txn.put_new(table, holder_key(repository, digest), b"")
 
 
 def touch(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
     """Renew a link if it is there."""
     if txn.has(table, link_key(repository, digest)):
-        txn.put(table, link_key(repository, digest), encode_link(time.time_ns()))
+        txn.put(table, link_key(repository, digest), encode_link(stamp(txn)))
 
 
 def renew_around(txn: Writer, repository: str, digest: Digest) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, TypeVar
 
 from pagepool.digest import Digest
@@ -12,7 +11,9 @@ from pagepool.oci import parse_manifest
 from pagepool_service.store.catalogue import StoredManifest, Tag, holder_key, link_key
 from pagepool_service.store.checks.naming import is_reverse, split_link, split_referrer
 from pagepool_service.store.checks.walk import walk
+from pagepool_service.store.clock import Moment, read_timeline
 from pagepool_service.store.environment import Table
+from pagepool_service.store.leases import has_ended
 from pagepool_service.store.schema import LeaseName, LeaseRecord
 
 if TYPE_CHECKING:
@@ -98,13 +99,13 @@ def check_referrers(context: Context) -> None:
 
 def check_leases(context: Context) -> None:
     """Every lease can be read, and all layers are there that it keeps."""
-    now = time.time_ns()
+    now = Moment.now()
 
     def visit(txn: Reader, key: bytes, payload: memoryview) -> None:
         LeaseName.parse(key)
         record = LeaseRecord.decode(payload, key.hex())
         missing = next((layer for layer in record.layers if not txn.has(Table.LAYERS, layer.key)), None)
-        if missing is not None and record.expires_ns > now:
+        if missing is not None and not has_ended(read_timeline(txn, now), record):
             raise CorruptError("lease", key.hex(), f"the layer {missing} that it keeps is not there")
 
     walk(context, Table.LEASES, visit)

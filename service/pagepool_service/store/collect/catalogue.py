@@ -34,6 +34,7 @@ from pagepool_service.store.environment import Table
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+    from pagepool_service.store.clock import Timeline
     from pagepool_service.store.collect.gate import Gate
     from pagepool_service.store.collect.policy import Policy
     from pagepool_service.store.collect.report import Report
@@ -59,7 +60,7 @@ class CatalogueSweep:
     Args:
         gate: makes the write transactions; None for a dry run.
         uploading: the repositories that somebody uploads to now.
-        now_ns: Unix time from which times are counted back.
+        timeline: counts ages.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class CatalogueSweep:
         gate: Gate | None,
         report: Report,
         uploading: Callable[[], set[str]],
-        now_ns: int,
+        timeline: Timeline,
     ) -> None:
         self._store = store
         self._env = store.env
@@ -77,7 +78,8 @@ class CatalogueSweep:
         self._gate = gate
         self._report = report
         self._uploading = uploading
-        self._now_ns = now_ns
+        self._timeline = timeline
+        self._now_ns = timeline.now.wall_ns
         self._gone: Counter[bytes] = Counter()  # in a dry run: links that would go, by blob
 
     def run(self, watch: Callable[[int], None] = lambda _: None) -> None:
@@ -151,6 +153,11 @@ class CatalogueSweep:
             repository.attached = find_attached(manifests, repository.facts)
         times = {tag: updated for tag, (_, updated, _) in repository.tags.items()}
         expired = plan_expiry(times, most, repository.attached)
+        if expired and self._timeline.is_in_doubt(times.values()):
+            self._report.problems.append(
+                f"{repository.name} keeps all its tags: the clock was set back, and nobody knows which are the newest"
+            )
+            expired = set()
         for tag in expired:
             key = repository.tags[tag][0].key
             if key in repository.facts:
@@ -189,7 +196,7 @@ class CatalogueSweep:
         tags, attached = repository.tags, repository.attached
         tagged = [tags[tag][0].key for tag in tags if tag not in expired and tag not in attached]
         age_s = self._policy.untagged_s
-        since_ns = None if age_s is None else self._now_ns - int(age_s * 1e9)
+        since_ns = None if age_s is None else self._timeline.since_ns(age_s)
         if age_s == 0:
             since_ns = self._now_ns + 1
         edges = [(subject, tags[tag][0].key) for tag, subject in attached.items()]
@@ -227,7 +234,7 @@ class CatalogueSweep:
     def _sweep_links(self, repository: _Repository, manifests: set[bytes]) -> None:
         """Remove blobs from a repository that none of its manifests needs."""
         needed = {blob for key in manifests for blob in repository.facts[key].blobs}
-        since_ns = self._now_ns - int(self._policy.grace_s * 1e9)
+        since_ns = self._timeline.since_ns(self._policy.grace_s)
         uploading = repository.name in self._uploading()
         prefix = repository_prefix(repository.name)
         going: list[tuple[bytes, bytes]] = []

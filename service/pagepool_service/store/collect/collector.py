@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from pagepool.digest import Digest
 from pagepool.errors import BusyError, InvalidError
 from pagepool_service.store import cycle
+from pagepool_service.store.clock import Clock, Moment, note_clock, read_timeline
 from pagepool_service.store.collect.catalogue import CatalogueSweep
 from pagepool_service.store.collect.frames import FrameSweep
 from pagepool_service.store.collect.gate import BUDGET_S, Gate
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from pagepool_service.store.clock import Timeline
     from pagepool_service.store.collect.policy import Policy
     from pagepool_service.store.environment import Reader, Writer
 
@@ -62,7 +64,7 @@ class Collector:
         budget_s: about how long the writer's lock may be held at a time.
         rest: how long to rest after each snapshot, in parts of the time that it took.
         watch: told of progress: the step, how much of it is done, and how much there is (0: not known).
-        clock: nanoseconds since 1970; tests replace it.
+        clock: says what time it is; tests replace it.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Collector:
         budget_s: float = BUDGET_S,
         rest: float = 0.0,
         watch: Watch | None = None,
-        clock: Callable[[], int] = time.time_ns,
+        clock: Clock = Moment.now,
     ) -> None:
         self._store = store
         self._env = store.env
@@ -83,6 +85,7 @@ class Collector:
         self._watch = watch or (lambda _step, _done, _all: None)
         self._clock = clock
         self._began: Cycle | None = None
+        self._began_s = 0.0
 
     def run(self, *, wait: bool = False) -> Report:
         """Run one cycle. On return what it did is durable.
@@ -97,16 +100,16 @@ class Collector:
         """
         with lock_collection(self._store.data, wait=wait):
             report = Report()
-            began = time.monotonic()
+            self._began_s = time.monotonic()
             gate = Gate(self._env, self._budget_s)
             try:
                 report.space_before = space_of(self._store.data)
-                self._begin(gate)
+                timeline = self._begin(gate)
                 gate.check = self._is_ours
-                self._sweep(gate, report)
+                self._sweep(gate, report, timeline)
             finally:
                 _note_holds(report, gate)
-                report.seconds = time.monotonic() - began
+                report.seconds = time.monotonic() - self._began_s
             return report
 
     def forecast(self) -> Report:
@@ -117,7 +120,8 @@ class Collector:
         with self._env.read() as txn:
             totals = Totals.load(txn)
             limit = first_untouched(txn)
-        catalogue = CatalogueSweep(self._store, self._policy, None, report, self._uploading, self._clock())
+            timeline = read_timeline(txn, self._clock())
+        catalogue = CatalogueSweep(self._store, self._policy, None, report, self._uploading, timeline)
         catalogue.run(self._step("repositories"))
         orphans = catalogue.orphans()
         report.freed["blobs"] += len(orphans)
@@ -127,31 +131,35 @@ class Collector:
         RecordSweep(self._env, marker, None, report, totals.next_recipe).run()
         FrameSweep(self._env, self._store.extents, marker, None, report, limit).run(self._step("frames"))
         report.seconds = time.monotonic() - began
-        report.ended_ns = self._clock()
+        report.ended_ns = self._clock().wall_ns
         return report
 
     def expires(self) -> bool:
         """Whether the rules take anything out of a repository now."""
         report = Report(dry=True)
-        CatalogueSweep(self._store, self._policy, None, report, self._uploading, self._clock()).run()
+        with self._env.read() as txn:
+            timeline = read_timeline(txn, self._clock())
+        CatalogueSweep(self._store, self._policy, None, report, self._uploading, timeline).run()
         return any(report.freed.values())
 
     # -- the cycle -------------------------------------------------------------------------------------------
 
-    def _begin(self, gate: Gate) -> None:
-        """Drop what was cut off, and note that a cycle begins."""
+    def _begin(self, gate: Gate) -> Timeline:
+        """Drop what was cut off, and note that a cycle begins. Returns from when on ages are counted back."""
         while gate.run(lambda turn: _clear(turn.txn)):
             pass
-        self._began = gate.run(lambda turn: Cycle.begin(turn.txn, self._clock()))
+        timeline = gate.run(lambda turn: note_clock(turn.txn, self._clock()))
+        self._began = gate.run(lambda turn: Cycle.begin(turn.txn, timeline.now.wall_ns))
+        return timeline
 
     def _is_ours(self, txn: Reader) -> None:
         if Cycle.running(txn) != self._began:
             raise CycleLostError("another collection has begun in this store")
 
-    def _sweep(self, gate: Gate, report: Report) -> None:
+    def _sweep(self, gate: Gate, report: Report, timeline: Timeline) -> None:
         began = self._began
         assert began is not None
-        catalogue = CatalogueSweep(self._store, self._policy, gate, report, self._uploading, began.started_ns)
+        catalogue = CatalogueSweep(self._store, self._policy, gate, report, self._uploading, timeline)
         catalogue.run(self._step("repositories"))
         marker = Marker(self._env, self._store.leases, rest=self._rest)
         with self._env.read() as txn:
@@ -187,8 +195,8 @@ class Collector:
 
     def _write_end(self, gate: Gate, report: Report) -> None:
         _note_holds(report, gate)
-        report.ended_ns = self._clock()
-        report.seconds = (report.ended_ns - self._began.started_ns) / 1e9 if self._began else 0.0
+        report.ended_ns = self._clock().wall_ns
+        report.seconds = time.monotonic() - self._began_s
         summary = report.to_json()
         gate.run(lambda turn: cycle.end(turn.txn, summary))
 

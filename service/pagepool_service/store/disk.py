@@ -1,0 +1,66 @@
+"""What a disk says when it refuses a write, in our own words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from pagepool.errors import ReadOnlyError, StoreFailedError, StoreFullError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pagepool.errors import PagepoolError
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LITTLE: Final = 32 << 20
+_SEE: Final = "the kernel's log says more; what it does not take is lost"
+
+
+class UnsyncedError(StoreFailedError):
+    """A file could not be synced, so what is in it may be lost, though it can still be read."""
+
+
+def refused(error: OSError, what: str) -> PagepoolError:
+    """The error to raise for a write that failed.
+
+    Args:
+        what: failed, for people.
+    """
+    if error.errno in _FULL:
+        return StoreFullError(f"{what}: {error.strerror}")
+    if error.errno == errno.EIO:
+        return StoreFailedError(f"{what}: {error.strerror} ({_SEE})")
+    return ReadOnlyError(f"{what}: {error.strerror}")
+
+
+def refused_database(path: Path, text: str) -> PagepoolError:
+    """The same for a write of LMDB's that failed with EIO, which it also says when a disk that is about to be full took
+    only a part of it.
+
+    Args:
+        path: of the database.
+        text: what LMDB says.
+    """
+    what = f"the disk under {path} refused a write: {text}"
+    try:
+        disk = os.statvfs(path)
+        is_full = disk.f_bavail * disk.f_frsize < _LITTLE
+    except OSError:
+        is_full = False
+    return StoreFullError(what) if is_full else StoreFailedError(f"{what} ({_SEE})")
+
+
+def is_read_only(data: Path) -> bool:
+    """Whether a store is there, on a file system that takes no writes: it is mounted so, or the kernel has stopped it
+    after an error, which only shows when something is written."""
+    if not (data / "format").exists():
+        return False
+    if os.statvfs(data).f_flag & os.ST_RDONLY:
+        return True
+    try:
+        os.close(os.open(data, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        return error.errno == errno.EROFS
+    return False
