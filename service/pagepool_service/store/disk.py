@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import ReadOnlyError, StoreFailedError, StoreFullError
@@ -36,20 +37,27 @@ def refused(error: OSError, what: str) -> PagepoolError:
 
 
 def refused_database(path: Path, text: str) -> PagepoolError:
-    """The same for a write of LMDB's that failed with EIO, which it also says when a disk that is about to be full took
-    only a part of it.
+    """The same for a write of LMDB's that failed with EIO, which it also says when only a part of it was taken: by a
+    disk that is about to be full, or because files may not be larger (RLIMIT_FSIZE).
 
     Args:
-        path: of the database.
+        path: of the database, a directory.
         text: what LMDB says.
     """
     what = f"the disk under {path} refused a write: {text}"
     try:
-        disk = os.statvfs(path)
-        is_full = disk.f_bavail * disk.f_frsize < _LITTLE
+        is_full = _room(path) < _LITTLE
     except OSError:
         is_full = False
     return StoreFullError(what) if is_full else StoreFailedError(f"{what} ({_SEE})")
+
+
+def _room(path: Path) -> int:
+    """Bytes by which the database can grow, as far as anybody says."""
+    disk = os.statvfs(path)
+    free = disk.f_bavail * disk.f_frsize
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return free if most == resource.RLIM_INFINITY else min(free, most - (path / "data.mdb").stat().st_size)
 
 
 def is_read_only(data: Path) -> bool:
