@@ -15,7 +15,7 @@ from pagepool.cli.app import run as run_program
 from pagepool.errors import UnreachableError, UnsupportedError
 from pagepool.transport import RegistryClient, Session
 from pagepool.transport.retry import RetryPolicy
-from pagepool.transport.trust import AuthorityInvalidError, _system
+from pagepool.transport.trust import AuthorityInvalidError, _system, explain
 from pagepool_service.settings import SettingInvalidError
 from pagepool_service.tls import Certificate
 from tests.support.certificates import TestAuthority
@@ -129,6 +129,13 @@ def test_old_versions_are_refused(service: Service) -> None:
         pytest.raises(ssl.SSLError),
     ):
         context.wrap_socket(plain, server_hostname=host)
+
+
+@pytest.mark.parametrize("reason", ["Missing Authority Key Identifier", "CA cert does not include key usage extension"])
+def test_what_newer_pythons_want_of_certificates_is_explained(reason: str) -> None:
+    """In OpenSSL's words, as Python 3.13 has them: curl and docker take such a certificate."""
+    said = explain(f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {reason} (_ssl.c:1020)")
+    assert said.startswith(f"its certificate is refused: {reason}; from version 3.13 on Python wants")
 
 
 def test_clients_believe_whom_they_are_told_to(

@@ -17,6 +17,8 @@ from pagepool.errors import InvalidError
 
 Verify = bool | str | ssl.SSLContext
 _TRUSTED_S = 3600.0
+_STRICT = ("Authority Key Identifier", "Subject Key Identifier", "key usage", "Basic Constraints")
+"""Of what is missing in certificates that others take: docker, curl, Python before 3.13."""
 
 
 class AuthorityInvalidError(InvalidError):
@@ -42,6 +44,8 @@ def explain(words: str) -> str:
         reason = words.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "it cannot be verified"
         if "self-signed" in reason or "self signed" in reason or "local issuer" in reason:
             reason += "; if it is the right one, name the authority that signed it: --ca-certificate or SSL_CERT_FILE"
+        elif any(words in reason for words in _STRICT):
+            reason += "; from version 3.13 on Python wants what RFC 5280 says of certificates: issue it with that"
         return f"its certificate is refused: {reason}"
     if "WRONG_VERSION_NUMBER" in words or "wrong version number" in words:
         return "it does not speak TLS; http:// or --plain-http would reach it, unencrypted"
