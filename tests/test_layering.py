@@ -425,7 +425,10 @@ RULES = (
         "only commands import the command line",
         "it decides what is printed and how a process ends; code that serves or stores must not",
         _nobody_but(
-            ("pagepool.cli", "pagepool_service.commands", "pagepool_service.demo", "pagepool_service.bench"),
+            (
+                *("pagepool.cli", "pagepool.__main__"),
+                *("pagepool_service.commands", "pagepool_service.demo", "pagepool_service.bench"),
+            ),
             "pagepool.cli",
         ),
         ("pagepool_service.ingest", "from pagepool.cli import output\n"),

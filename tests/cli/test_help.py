@@ -225,3 +225,9 @@ def test_lists_of_commands_are_not_cut_off() -> None:
         and inner.get_short_help_str(80 - 6 - max(map(len, found.list_commands(context)))).endswith("...")
     ]
     assert cut == []
+
+
+def test_the_package_is_the_program(run: Run) -> None:
+    command = [sys.executable, "-m", "pagepool", "--version"]
+    done = subprocess.run(command, env=program_environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == run("--version").out

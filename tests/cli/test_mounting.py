@@ -124,6 +124,20 @@ def _as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv (util-linux)")
+def test_a_mount_that_fails_leaves_no_overlay_that_it_has_made(run: Run, image: str, tmp_path: Path) -> None:
+    point, new, old = tmp_path / "mnt", tmp_path / "new", tmp_path / "old"
+    point.mkdir()
+    assert run("mount", image, point, "--backend", "fuse", "--upper", old).code == 0
+    assert run("umount", point).code == 0
+    for upper in (new, old):
+        failed = _as_nobody("mount", image, str(point), "--backend", "fuse", "--upper", str(upper))
+        assert failed.returncode != 0
+        assert failed.stderr.startswith("pagepool: error: ")
+    assert not new.exists()
+    assert old.is_dir()
+
+
 def test_mounting(run: Run, node: NodeClient, image: str, tmp_path: Path) -> None:
     point, upper = tmp_path / "mnt", tmp_path / "w"
     point.mkdir()

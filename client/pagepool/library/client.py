@@ -109,6 +109,9 @@ class Client:
         self._own: Objects | None = None
         self._theirs: dict[str, Objects] = {}
 
+    def __repr__(self) -> str:
+        return f"<Client {self.url}>"
+
     def __enter__(self) -> Self:
         return self
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pagepool.errors import InvalidError, UnsupportedError
+from pagepool.errors import InvalidError, PagepoolError, UnsupportedError
 from pagepool.mount import MountOptions, mount_fuse, serve_in_background
+from pagepool.overlay import discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,13 +84,14 @@ def mount_image(
     if backend != "fuse":
         raise InvalidError(backend, "is no backend; there are fuse and kernel")
     _check_upper(upper, path)
-    root = image.open() if upper is None else image.overlay(upper)
-    try:
-        chosen = options or MountOptions(source=str(image.reference or image.tree), read_only=read_only)
-        mount = mount_fuse(root.fs, path, options=chosen, upper=None if upper is None else Path(upper))
-    except BaseException:
-        root.close()
-        raise
+    with _leaving_no_new(upper):
+        root = image.open() if upper is None else image.overlay(upper)
+        try:
+            chosen = options or MountOptions(source=str(image.reference or image.tree), read_only=read_only)
+            mount = mount_fuse(root.fs, path, options=chosen, upper=None if upper is None else Path(upper))
+        except BaseException:
+            root.close()
+            raise
     return MountedImage(mount, root)
 
 
@@ -238,7 +240,21 @@ def mount_in_background(plan: MountPlan, path: str | Path, options: MountOptions
     """
     _check_upper(plan.upper, path)
     chosen = options or MountOptions(source=plan.name)
-    return serve_in_background(plan, path, options=chosen, upper=plan.upper)
+    with _leaving_no_new(plan.upper):
+        return serve_in_background(plan, path, options=chosen, upper=plan.upper)
+
+
+@contextmanager
+def _leaving_no_new(upper: str | Path | None) -> Iterator[None]:
+    """Remove an overlay that was made for a mount which then failed."""
+    made = upper is not None and not Path(upper).exists()
+    try:
+        yield
+    except BaseException:
+        if made and upper is not None:
+            with suppress(PagepoolError, OSError):
+                discard(Path(upper))
+        raise
 
 
 def _check_upper(upper: str | Path | None, path: str | Path) -> None:

@@ -64,6 +64,9 @@ class Overlay(Changed, MutableRootfs):
 
         return cls(fs, image, directory, close)
 
+    def __repr__(self) -> str:
+        return f"<Overlay {self.directory} of {self.image.repository} {self.image.tree}>"
+
     def changes(self) -> list[Change]:
         """See `Changed`."""
         return plan_overlay(self._overlay)
