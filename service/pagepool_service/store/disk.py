@@ -44,12 +44,22 @@ def refused_database(path: Path, text: str) -> PagepoolError:
         text: what LMDB says.
     """
     what = f"the disk under {path} refused a write: {text}"
+    return StoreFailedError(f"{what} ({_SEE})") if _has_room(path) else StoreFullError(what)
+
+
+def _has_room(directory: Path) -> bool:
+    """Whether a file may grow there: as far as the disk, quotas of whatever kind and the process's own limit go."""
     try:
-        disk = os.statvfs(path)
-        is_full = disk.f_bavail * disk.f_frsize < _LITTLE
-    except OSError:
-        is_full = False
-    return StoreFullError(what) if is_full else StoreFailedError(f"{what} ({_SEE})")
+        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        return error.errno not in _FULL
+    try:
+        os.posix_fallocate(descriptor, 0, _LITTLE)
+    except OSError as error:
+        return error.errno not in _FULL
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def is_read_only(data: Path) -> bool:
