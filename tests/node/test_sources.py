@@ -15,7 +15,7 @@ import pytest
 from pagepool.content import ObjectCache
 from pagepool.errors import PagepoolError, ResponseError, UnreachableError
 from pagepool.node.places import NodePlaces
-from pagepool.node.records import SourceRecord, uptime_s
+from pagepool.node.records import MountRecord, SourceRecord, uptime_s
 from pagepool.node.sessions import Sessions
 from pagepool.node.source import ATTEMPTS, Patience, open_session
 from pagepool.node.sources import Sources
@@ -183,6 +183,11 @@ def test_a_tree_is_remembered_for_a_day_whatever_the_clock_says(
     assert sources.forget_released() == []
     sources.update(record.tree, released=uptime_s() - 86_401)
     assert [source.record.tree for source in sources.forget_released()] == [record.tree]
+
+
+def test_when_a_mount_was_made_is_shown_in_the_clock_of_people() -> None:
+    mount = MountRecord("id", "/at", "image", "00", "", False, False, uptime_s() - 60, "0:1")
+    assert time.time() - 70 < mount.shown()["since"] < time.time() - 50
 
 
 def test_a_tree_whose_file_is_gone_is_left_out(sources: Sources, record: SourceRecord, places: NodePlaces) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,7 +202,7 @@ def kernel_rows() -> list[dict[str, Any]]:
 
         alive = mounts_alive()
         records = [record for record in noted_mounts(node.places) if record.id in alive]
-        return [kernel_row({**asdict(record), "served": False, "local": False}) for record in records]
+        return [kernel_row({**record.shown(), "served": False, "local": False}) for record in records]
 
 
 def kernel_row(fields: dict[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Operations:
         worker.leases.want(record.tree)
         if worker.options.fill and record.fill:
             worker.filler.complete(source)
-        return {**asdict(record), "offline": offline, "manifest": source.record.manifest, "config": config}
+        return {**record.shown(), "offline": offline, "manifest": source.record.manifest, "config": config}
 
     def _open_source(self, channel: Channel, request: dict[str, Any]) -> tuple[Source, Path, bool]:
         """The tree that a request means, and its metadata image."""
@@ -205,7 +205,7 @@ class Operations:
         for record in worker.mounts.made():
             source = worker.sources.get(record.tree)
             if source is None:
-                found.append({**asdict(record), "known": False, "local": False})
+                found.append({**record.shown(), "known": False, "local": False})
                 continue
             if record.tree not in local:
                 local[record.tree] = self._locality(source)
@@ -213,7 +213,7 @@ class Operations:
             here = local[record.tree]
             is_local = not here["missing_objects"] and not lazily
             cut_off = worker.mounts.is_cut_off(record)
-            found.append({**asdict(record), **here, "lazily_read": lazily, "cut_off": cut_off, "local": is_local})
+            found.append({**record.shown(), **here, "lazily_read": lazily, "cut_off": cut_off, "local": is_local})
         return found
 
     def _locality(self, source: Source) -> dict[str, Any]:
@@ -244,7 +244,7 @@ class Operations:
     def prune(self, _channel: Channel, request: dict[str, Any]) -> list[dict[str, Any]]:
         """Clean up after mounts that are gone, or only after that of an id, which was just unmounted."""
         mounts, identity = self._worker.mounts, request.get("id")
-        return [asdict(record) for record in (mounts.prune_one(str(identity)) if identity else mounts.prune())]
+        return [record.shown() for record in (mounts.prune_one(str(identity)) if identity else mounts.prune())]
 
     def fill(self, channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
         """Bring in all of a mounted image."""

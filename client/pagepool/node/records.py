@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,6 +98,10 @@ class MountRecord:
     owner: str = ""
     fill: bool = True
     lazy: str = ""
+
+    def shown(self) -> dict[str, Any]:
+        """The fields, for others: `since` is in seconds since 1970."""
+        return {**asdict(self), "since": time.time() - uptime_s() + self.since}
 
 
 def write_record(path: Path, record: SourceRecord | MountRecord) -> None:

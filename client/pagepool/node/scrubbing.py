@@ -60,6 +60,7 @@ class NodeScrub:
         begin_s: float = BEGIN_S,
         pause_s: float = PAUSE_S,
     ) -> None:
+        self._pool = pool
         self._bring = bring
         self._forget = forget
         self.release = release
@@ -91,6 +92,16 @@ class NodeScrub:
         self.damaged += len(report.damaged)
         self.repaired += sum(damage.repaired for damage in report.damaged)
         self.rounds += report.finished
+        self.on_report(report)
+        if report.damaged:
+            self.release()
+        return report
+
+    def check_since(self, stamp: int) -> ScrubReport:
+        """Look at what was published with a stamp or a later one, as the disk has it: see `Scrubber`. Blocks."""
+        report = Scrubber(self._pool, self.repair).check_since(stamp)
+        self.damaged += len(report.damaged)
+        self.repaired += sum(damage.repaired for damage in report.damaged)
         self.on_report(report)
         if report.damaged:
             self.release()

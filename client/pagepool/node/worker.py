@@ -40,6 +40,7 @@ from pagepool.node.records import uptime_s
 from pagepool.node.scrubbing import NodeScrub
 from pagepool.node.sessions import Sessions, look_at_authorities, prepare
 from pagepool.node.sources import Sources
+from pagepool.node.writeback import Writeback
 from pagepool.pool import Custody, Pool, verify_suspects
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class Worker:
         self.scrubbing = NodeScrub(
             self.pool, self.sources.bring, self.sources.forget, self._forget_unused, on_report=self._count_scrub
         )
+        self._writeback = Writeback(self.pool, self.scrubbing.check_since)
         self._fuse = descriptors["fuse"]
         self._keeping = threading.Lock()
         self._lazy_device: tuple[int, int] | None = None  # once it is known to be the lazy mount's
@@ -180,6 +182,7 @@ class Worker:
         log.info("serving; %d trees are known, %d mounts", len(self.sources.all()), len(self.mounts.all()))
         threading.Thread(target=self._tend, name="node-tend", daemon=True).start()
         threading.Thread(target=self._watch_lazy, name="node-lazy", daemon=True).start()
+        threading.Thread(target=self._watch_disk, name="node-disk", daemon=True).start()
         self.scrubbing.start()
         return True
 
@@ -267,6 +270,15 @@ class Worker:
                     look_at_authorities()
             except Exception:
                 log.exception("tending the node failed")
+
+    def _watch_disk(self) -> None:
+        """See that what is published gets to the disk."""
+        while not self._stopped.wait(_TICK_S):
+            try:
+                self._writeback.look()
+            except Exception:
+                if not self._stopped.is_set():
+                    log.exception("what the disk did not take is not removed")
 
     def look_at_kernel(self) -> None:
         """Try whether the kernel can mount images: commands that ask need not."""

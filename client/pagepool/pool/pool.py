@@ -264,6 +264,17 @@ class Pool:
         if self.durable:
             epoch.sync(self.path, self._ledger)
 
+    def published(self) -> tuple[int, int]:
+        """The stamp that an object gets which is published now, and bytes that were published since the last `sync`:
+        what changes whenever something is published."""
+        with self._ledger as cells:
+            return cells[cell.STAMP], cells[cell.UNSYNCED]
+
+    def first_unsynced(self) -> int:
+        """The first stamp of objects that no `sync` has made durable."""
+        known = epoch.Epoch.read(self.path)
+        return 0 if known is None else known.synced + 1
+
     def stats(self, *, inspect: bool = False) -> PoolStats:
         """Count.
 

@@ -10,8 +10,10 @@ One process at a time scrubs a pool. What is published or evicted meanwhile is n
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
+import mmap
 import os
 import time
 from contextlib import suppress
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 from blake3 import blake3
 
 from pagepool.errors import BusyError
+from pagepool.pool.epoch import BASE_S
 from pagepool.pool.files import READ, hold, is_unreadable
 from pagepool.pool.layout import OBJECTS, SCRUB, SCRUB_LOCK, object_name, replace
 from pagepool.pool.residency import resident
@@ -117,6 +120,33 @@ class Scrubber:
         finally:
             os.close(descriptor)
 
+    def check_since(self, stamp: int) -> ScrubReport:
+        """Look, without limit, at all objects that were published with a stamp or a later one (`epoch`), as the disk
+        has them: what memory has may be right, and gone tomorrow. Beside any other run.
+
+        Raises:
+            OSError: an object that is wrong cannot be removed; all others were.
+        """
+        self._began, self._bytes, self._stopped = time.monotonic(), 0, False
+        damaged: list[Damage] = []
+        count, stays = 0, None
+        for digest in self._pool.digests():
+            with suppress(FileNotFoundError):
+                status = (self._pool.path / OBJECTS / object_name(digest)).stat()
+                if status.st_mtime_ns // 10**9 - BASE_S < stamp:
+                    continue
+                count += 1
+                reason = self._check(digest, hash_on_disk)
+                if reason:
+                    try:
+                        damaged.append(self._mend(digest, reason))
+                    except OSError as error:
+                        log.error("object %s is damaged, and cannot be removed: %s", digest.hex(), error.strerror)
+                        stays = error
+        if stays is not None:
+            raise stays
+        return ScrubReport(count, self._bytes, tuple(damaged), finished=True)
+
     def _run(self, most: int | None, everything: bool) -> ScrubReport:
         self._began, self._bytes, self._stopped = time.monotonic(), 0, False
         damaged: list[Damage] = []
@@ -140,7 +170,7 @@ class Scrubber:
     def _after(self, last: bytes) -> Iterator[bytes]:
         return (digest for digest in self._pool.digests() if digest > last)
 
-    def _check(self, digest: bytes) -> str:
+    def _check(self, digest: bytes, hashed: Callable[[int], bytes] | None = None) -> str:
         """Hash an object: what is wrong with it, "" if nothing is."""
         try:
             descriptor = os.open(self._pool.path / OBJECTS / object_name(digest), READ)
@@ -148,7 +178,7 @@ class Scrubber:
             return ""
         try:
             hold(descriptor)
-            got = self._hash(descriptor)
+            got = (hashed or self._hash)(descriptor)
         except OSError as error:
             if not is_unreadable(error):
                 raise
@@ -190,6 +220,26 @@ class Scrubber:
     def _save_place(self, last: bytes) -> None:
         with suppress(OSError):  # on a full disk the next run begins where this one did
             replace(self._pool.path, SCRUB, f"{last.hex()}\n".encode(), durable=False, mode=0o600)
+
+
+def hash_on_disk(descriptor: int) -> bytes:
+    """Hash a file as its disk has it, whatever is in memory of it; where that cannot be asked for, as it is in memory
+    once all has left that nobody has mapped."""
+    hasher, buffer, offset = blake3(), mmap.mmap(-1, _CHUNK), 0
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        direct = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        direct = os.dup(descriptor)
+    try:
+        while got := os.preadv(direct, [buffer], offset):
+            hasher.update(buffer[:got])
+            offset += got
+    finally:
+        os.close(direct)
+    return hasher.digest()
 
 
 def _sleep(seconds: float) -> bool:

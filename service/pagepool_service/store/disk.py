@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import ReadOnlyError, StoreFailedError, StoreFullError
@@ -37,27 +36,30 @@ def refused(error: OSError, what: str) -> PagepoolError:
 
 
 def refused_database(path: Path, text: str) -> PagepoolError:
-    """The same for a write of LMDB's that failed with EIO, which it also says when only a part of it was taken: by a
-    disk that is about to be full, or because files may not be larger (RLIMIT_FSIZE).
+    """The same for a write of LMDB's that failed with EIO, which it also says when a disk that is about to be full took
+    only a part of it.
 
     Args:
-        path: of the database, a directory.
+        path: of the database.
         text: what LMDB says.
     """
     what = f"the disk under {path} refused a write: {text}"
+    return StoreFailedError(f"{what} ({_SEE})") if _has_room(path) else StoreFullError(what)
+
+
+def _has_room(directory: Path) -> bool:
+    """Whether a file may grow there: as far as the disk, quotas of whatever kind and the process's own limit go."""
     try:
-        is_full = _room(path) < _LITTLE
-    except OSError:
-        is_full = False
-    return StoreFullError(what) if is_full else StoreFailedError(f"{what} ({_SEE})")
-
-
-def _room(path: Path) -> int:
-    """Bytes by which the database can grow, as far as anybody says."""
-    disk = os.statvfs(path)
-    free = disk.f_bavail * disk.f_frsize
-    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    return free if most == resource.RLIM_INFINITY else min(free, most - (path / "data.mdb").stat().st_size)
+        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        return error.errno not in _FULL
+    try:
+        os.posix_fallocate(descriptor, 0, _LITTLE)
+    except OSError as error:
+        return error.errno not in _FULL
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def is_read_only(data: Path) -> bool:
