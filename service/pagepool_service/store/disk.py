@@ -48,13 +48,15 @@ def refused_database(path: Path, text: str) -> PagepoolError:
 
 
 def _has_room(directory: Path) -> bool:
-    """Whether a file may grow there: as far as the disk, quotas of whatever kind and the process's own limit go."""
+    """Whether the database may grow: as far as the disk, quotas of whatever kind and the process's own limit go."""
+    database = directory / "data.mdb"
     try:
+        size = database.stat().st_size if database.exists() else 0
         descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         return error.errno not in _FULL
     try:
-        os.posix_fallocate(descriptor, 0, _LITTLE)
+        os.posix_fallocate(descriptor, size, _LITTLE)
     except OSError as error:
         return error.errno not in _FULL
     finally:
