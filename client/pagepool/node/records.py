@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,9 +23,19 @@ log = logging.getLogger("pagepool.node")
 _Record = TypeVar("_Record", "SourceRecord", "MountRecord")
 
 
+_MOMENTS: Final = ("released", "since")
+
+
 def uptime_s() -> float:
     """Seconds since the machine was started, as all processes count them: nobody can set that clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _of_this_boot(moment_s: float) -> float:
+    """A moment as `uptime_s` counts; one that is still to come is of an older version, which wrote seconds since 1970,
+    or of another boot, and then of long ago."""
+    now_s = uptime_s()
+    return moment_s if moment_s <= now_s else moment_s - time.time() + now_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +134,9 @@ def read_records(directory: Path, kind: type[_Record]) -> Iterator[_Record]:
     """The records of a directory, by name."""
     for path in sorted(directory.glob("*.json")):
         try:
-            yield kind(**json.loads(path.read_text()))
+            fields = json.loads(path.read_text())
+            fields |= {name: _of_this_boot(fields[name]) for name in _MOMENTS if name in fields}
+            yield kind(**fields)
         except FileNotFoundError:
             continue
         except (OSError, ValueError, TypeError) as error:
