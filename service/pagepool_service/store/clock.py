@@ -145,15 +145,17 @@ def read_timeline(txn: Reader, now: Moment) -> Timeline:
     Raises:
         CorruptError: the record cannot be read.
     """
-    known = _load(txn)
-    if known is None:
-        return Timeline(now)
-    return known.at(now)
+    return _seen(_load(txn), now)
+
+
+def _seen(known: Timeline | None, now: Moment) -> Timeline:
+    return Timeline(now) if known is None else known.at(now)
 
 
 def note_clock(txn: Writer, now: Moment) -> Timeline:
     """Write what is known, if that is more than is written."""
-    found, known = read_timeline(txn, now), _load(txn)
+    known = _load(txn)
+    found = _seen(known, now)
     if known is None or found.jumps != known.jumps or now.passed_ns - known.now.passed_ns >= _STALE_NS:
         moment = now
         if known is not None and found.jumps == known.jumps:  # less than a jump must not be lost
@@ -172,7 +174,7 @@ def watch_clock(env: Environment, now: Moment) -> None:
     """
     with env.read() as txn:
         known = _load(txn)
-        if known is not None and read_timeline(txn, now).jumps == known.jumps:
+        if known is not None and known.at(now).jumps == known.jumps:
             return
     with env.write() as txn:
         note_clock(txn, now)

@@ -40,8 +40,12 @@ def link(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
 
 def touch(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
     """Renew a link if it is there."""
+    _renew(txn, table, repository, digest, stamp(txn))
+
+
+def _renew(txn: Writer, table: Table, repository: str, digest: Digest, now_ns: int) -> None:
     if txn.has(table, link_key(repository, digest)):
-        txn.put(table, link_key(repository, digest), encode_link(stamp(txn)))
+        txn.put(table, link_key(repository, digest), encode_link(now_ns))
 
 
 def renew_around(txn: Writer, repository: str, digest: Digest) -> None:
@@ -51,13 +55,14 @@ def renew_around(txn: Writer, repository: str, digest: Digest) -> None:
     comes first; all parts of a manifest are renewed, however many there are, and as many referrers as that leaves. A
     manifest that cannot be read is passed over: its repository is left alone.
     """
+    now_ns = stamp(txn)
     waiting, seen = deque([digest]), {digest}
     while waiting:
         found = waiting.popleft()
-        touch(txn, Table.LINKS, repository, found)
+        _renew(txn, Table.LINKS, repository, found, now_ns)
         if not txn.has(Table.MANIFEST_LINKS, link_key(repository, found)):
             continue
-        touch(txn, Table.MANIFEST_LINKS, repository, found)
+        _renew(txn, Table.MANIFEST_LINKS, repository, found, now_ns)
         if len(seen) >= _MOST_RENEWED:
             continue
         near = _parts(txn, found)
