@@ -16,6 +16,7 @@ from fastapi import Depends, FastAPI
 from pagepool.version import __version__
 from pagepool_service.auth import open_authority
 from pagepool_service.cache import ExtentCache
+from pagepool_service.codedtrees import CodedTrees
 from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.making import Makings
 from pagepool_service.observing import Observer
@@ -203,6 +204,7 @@ def _make_context(
         SessionLimit(store.uploads, settings.max_uploads, settings.max_uploads_per_user),
         merged,
         treefiles,
+        CodedTrees(),
         ErofsImages(store, None if trees_at is None else trees_at / "erofs", makings=makings),
         Profiles(settings.data / "profiles", readonly=settings.read_only),
         WantedImages(settings.data),

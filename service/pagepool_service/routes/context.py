@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pagepool.pool import Pool
     from pagepool_service.auth.authority import Authority
     from pagepool_service.cache import ExtentCache
+    from pagepool_service.codedtrees import CodedTrees
     from pagepool_service.erofsimages import ErofsImages
     from pagepool_service.images import ImageView
     from pagepool_service.prebuild import WantedImages
@@ -84,6 +85,7 @@ class Context:
 
     Args:
         treefiles: of images that are ready, by repository.
+        coded_trees: the same as they are sent.
         erofs: images of trees for the kernel.
         profiles: of containers' starts, by repository and tree.
         wanted: notes on pushed images, of which trees are made ahead.
@@ -109,6 +111,7 @@ class Context:
     sessions: SessionLimit
     trees: Trees
     treefiles: TreeFiles
+    coded_trees: CodedTrees
     erofs: ErofsImages
     profiles: Profiles
     wanted: WantedImages

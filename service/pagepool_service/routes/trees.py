@@ -1,14 +1,11 @@
 """Tree files, by the digest that ``images/{reference}/tree`` names (docs/format/tree.md).
 
-A tree file never changes. It goes out compressed with zstd where the client takes that, which makes it a third or so;
+A tree file never changes. It goes out compressed with zstd where the client takes that, which makes it a third;
 then its ETag says so, because ranges of the two are not of the same bytes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import zstandard
 from fastapi import APIRouter, Request, Response
 
 from pagepool.digest import Digest
@@ -28,14 +25,10 @@ from pagepool_service.routes.objects import TreeText, parse_tree
 from pagepool_service.routes.parameters import Repository, byte_range
 from pagepool_service.routes.ranges import matches
 
-if TYPE_CHECKING:
-    from pagepool.image import TreeFile
-
 router = APIRouter()
 
 _PATH = "/v1/{name:repository}/trees/{tree}"
 _MEDIA_TYPE = "application/vnd.pagepool.tree.v1"
-_LEVEL = 1
 SMALLEST = 512  # bytes that are worth compressing
 _CONTENT = {_MEDIA_TYPE: next(iter(BINARY.values()))}
 HEADERS = {
@@ -86,7 +79,7 @@ async def get_tree_file(request: Request, service: Service, name: Repository, tr
         return Response(found.raw[slice(*wanted)], 206, headers, _MEDIA_TYPE)
     if coded:
         headers["Content-Encoding"] = "zstd"
-        return Response(await service.threads.run(_compress, found), 200, headers, _MEDIA_TYPE)
+        return Response(await service.threads.run(service.coded_trees.compress, found), 200, headers, _MEDIA_TYPE)
     return Response(found.raw, 200, headers, _MEDIA_TYPE)
 
 
@@ -107,10 +100,6 @@ async def head_tree_file(request: Request, service: Service, name: Repository, t
     if is_known(request, digest):
         return Response(status_code=304, headers=headers)
     return Response(headers={**headers, "Content-Length": str(len(found.raw))}, media_type=_MEDIA_TYPE)
-
-
-def _compress(tree: TreeFile) -> bytes:
-    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True).compress(tree.raw)
 
 
 def etag_of(digest: bytes, coded: str = "") -> str:
