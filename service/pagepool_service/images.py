@@ -27,6 +27,7 @@ from pagepool.oci import (
 )
 from pagepool.oci.mediatypes import DOCUMENTS
 from pagepool.oci.platform import is_attestation
+from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import LayerState
 from pagepool_service.treecache import TreeCache
 
@@ -52,7 +53,7 @@ _STATES = {LayerState.PENDING: PENDING, LayerState.READY: READY, LayerState.UNMO
 
 @dataclass(frozen=True, slots=True)
 class LayerView:
-    """One layer of an image: what the manifest says of it, and what the store knows."""
+    """One layer of an image: what the manifest says of it, and what the store knows if the repository has it."""
 
     descriptor: Descriptor
     record: BlobRecord | None
@@ -140,7 +141,7 @@ def resolve_image(store: Store, name: str, reference: Digest | str, platform: Pl
         stored = store.registry.manifest(name, chosen.digest)
         digest = stored.digest
         document = parse_manifest(stored.raw, stored.media_type)
-    return view_image(store, digest, document, index)
+    return view_image(store, name, digest, document, index)
 
 
 def walk_documents(store: Store, name: str, digest: Digest) -> Iterator[tuple[Digest, Manifest | Index]]:
@@ -181,10 +182,10 @@ def listed_blobs(document: Index) -> Iterator[Descriptor]:
     return (entry for entry in document.manifests if entry.media_type not in DOCUMENTS)
 
 
-def view_image(store: Store, digest: Digest, manifest: Manifest, index: Digest | None = None) -> ImageView:
-    """An image whose manifest is at hand."""
+def view_image(store: Store, name: str, digest: Digest, manifest: Manifest, index: Digest | None = None) -> ImageView:
+    """An image of a repository whose manifest is at hand."""
     with store.env.read() as txn:
-        layers = tuple(_view_layer(store, txn, descriptor) for descriptor in manifest.layers)
+        layers = tuple(_view_layer(store, txn, name, descriptor) for descriptor in manifest.layers)
     if not manifest.is_image:
         problem = f"it is no image: its configuration is of type {manifest.config.media_type}"
         return ImageView(digest, index, manifest, None, problem, layers)
@@ -248,8 +249,8 @@ def describe_tag(store: Store, image: TaggedImage) -> dict[str, Any]:
         platforms = _platforms(document)
         sizes = {entry.digest: entry.size for entry in listed_blobs(document)}
         del document
-        return {**summary, **_summarise_index(store, documents, sizes), "platforms": platforms}
-    view = view_image(store, image.digest, document)
+        return {**summary, **_summarise_index(store, image.repository, documents, sizes), "platforms": platforms}
+    view = view_image(store, image.repository, image.digest, document)
     return {
         **summary,
         "size": view.size,
@@ -261,11 +262,12 @@ def describe_tag(store: Store, image: TaggedImage) -> dict[str, Any]:
 
 
 def _summarise_index(
-    store: Store, documents: Iterator[tuple[Digest, Manifest | Index]], sizes: dict[Digest, int]
+    store: Store, name: str, documents: Iterator[tuple[Digest, Manifest | Index]], sizes: dict[Digest, int]
 ) -> dict[str, Any]:
     """What an index is as a whole: ready as soon as one of its images is, pending while one may come to be.
 
     Args:
+        name: of the repository.
         documents: all behind it.
         sizes: of what it lists itself that is no document.
     """
@@ -273,7 +275,7 @@ def _summarise_index(
     created = ""
     for digest, document in documents:
         if isinstance(document, Manifest):
-            view = view_image(store, digest, document)
+            view = view_image(store, name, digest, document)
             states.add(view.state)
             created = max(created, _created(view))
             sizes |= {blob.digest: blob.size for blob in document.blobs}
@@ -308,7 +310,10 @@ def _created(view: ImageView) -> str:
     return "" if view.config is None else view.config.created[:_LONGEST_DATE]
 
 
-def _view_layer(store: Store, txn: Reader, descriptor: Descriptor) -> LayerView:
+def _view_layer(store: Store, txn: Reader, name: str, descriptor: Descriptor) -> LayerView:
+    # A manifest may name a layer that its repository lacks (`is_foreign_layer`), and another may have that.
+    if store.registry.link_record(txn, Table.LINKS, name, descriptor.digest) is None:
+        return LayerView(descriptor, None, None)
     try:
         record = store.blobs.record(txn, descriptor.digest)
     except BlobUnknownError:

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pagepool.errors import ListenError, UnsupportedError
+from pagepool.errors import CorruptError, ListenError, UnsupportedError
 from pagepool_service import collecting, logs, poolkeeper, recompressing
 from pagepool_service.auth import open_authority
 from pagepool_service.metrics.directory import make_directory, remove_directory
@@ -41,7 +41,7 @@ from pagepool_service.openfiles import StartError, raise_limit
 from pagepool_service.roster import Roster
 from pagepool_service.seeing.tally import Tally
 from pagepool_service.settings import StandardEndpoint
-from pagepool_service.store.clock import Moment, Timeline
+from pagepool_service.store.clock import Moment, Timeline, read_timeline
 from pagepool_service.store.collect.collector import drop_cut_off
 from pagepool_service.store.disk import is_read_only
 from pagepool_service.store.locking import lock_data
@@ -167,7 +167,7 @@ class Supervisor:
         certificate = Certificate.of(settings)
         lock_fd = lock_data(settings.data, read_only=settings.read_only)
         listener = listen(settings.host, settings.port)
-        prepare(settings)
+        self._timeline = prepare(settings)
         authority = open_authority(settings)
         settings = self._settings = prepare_tracing(settings)
         metrics = _open_metrics(settings, alone=lock_fd is not None)
@@ -387,21 +387,25 @@ def address_of(listener: socket.socket, *, secure: bool = False) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def prepare(settings: Settings) -> None:
-    """Check and tidy the store before anyone uses it.
+def prepare(settings: Settings) -> Timeline:
+    """Check and tidy the store before anyone uses it. Returns what the store knows of the machine's clock.
 
     Raises:
         ReadOnlyError, StoreFormatError: it cannot be used.
     """
+    timeline = Timeline(Moment.now())
     with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
         if settings.read_only:
-            return
+            return timeline
         removed = store.blobs.sweep_spool()
         store.jobs.release_all()
         drop_cut_off(store)
-    removed += sweep(settings.data / "uploads", settings.upload_idle_s)
+        with suppress(CorruptError), store.env.read() as txn:  # collection says so
+            timeline = read_timeline(txn, timeline.now)
+    removed += sweep(settings.data / "uploads", settings.upload_idle_s, timeline)
     if removed:
         log.info("removed %d files that an earlier run left", removed)
+    return timeline
 
 
 def _open_metrics(settings: Settings, *, alone: bool) -> _Metrics | None:

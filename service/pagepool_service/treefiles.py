@@ -68,6 +68,8 @@ class TreeFiles:
 
     def known(self, name: str, view: ImageView) -> TreeFile | None:
         """The tree of an image if it was made before; else None. Reads one file at most."""
+        if view.state != READY:  # another repository may have the same manifest, and all layers of it
+            return None
         tree = self._made.get(view.digest)
         if tree is None and self._cache is not None:
             tree = self._cache.tree_of(view.digest)

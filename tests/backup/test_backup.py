@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -309,6 +310,36 @@ def test_damage_in_the_store_is_left_out_and_told(data: Path, tmp_path: Path, ru
     assert result.json["damaged"] == [{"kind": "frame", "name": str(int.from_bytes(frame.key, "big"))}]
     assert "lib/one:1" in run("restore", tmp_path / "other", tmp_path / "third").out
     assert restored(destination, tmp_path / "old", first).clean
+
+
+def test_what_an_earlier_backup_alone_has_is_not_forgotten(data: Path, tmp_path: Path, run: Run) -> None:
+    """A store with damage in it goes on being backed up, night by night: the good bytes must outlive that."""
+    destination = tmp_path / "backup"
+    first = back_up(data, destination)
+    frame = next(record for record in records(data, Table.FRAMES) if record.value[1] == 0)
+    flip_record(data, frame, -500)
+    with Store.open(data) as store:  # what comes is in the segment of what is damaged
+        push(store, gzipped(make_tar({"new": text(200_000, "new")})))
+        ingest_all(store)
+    result = run("backup", "--data", data, "--keep", "1", destination)
+    assert result.code == 5
+    assert "nothing is forgotten" in result.out
+    assert restored(destination, tmp_path / "old", first).clean
+    result = run("backup", "--data", data, "--keep", "1", destination, "--json")
+    assert (result.code, result.json["forgotten"]) == (5, [])
+
+
+def test_a_backup_that_was_just_taken_is_not_forgotten_though_the_clock_was_set_back(
+    data: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = tmp_path / "backup"
+    with monkeypatch.context() as patch:
+        ahead = time.time_ns() + 365 * 86_400 * 10**9
+        patch.setattr(time, "time_ns", lambda: ahead)
+        early = back_up(data, destination)
+    result = run("backup", "--data", data, "--keep", "1", destination, "--json")
+    assert (result.code, result.json["forgotten"]) == (0, [early])
+    assert restored(destination, tmp_path / "new", result.json["snapshot"]).clean
 
 
 # -- what is refused -------------------------------------------------------------------------------------------

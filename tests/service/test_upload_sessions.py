@@ -22,8 +22,10 @@ from pagepool.errors import (
     UploadBusyError,
     UploadUnknownError,
 )
-from pagepool_service.store.clock import Moment, Timeline
+from pagepool_service.settings import Settings
+from pagepool_service.store.clock import Moment, Timeline, note_clock
 from pagepool_service.store.store import Store
+from pagepool_service.supervisor import prepare
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.uploads import Uploads
 from tests.service.pushes import begin_upload, finishing, push_blob
@@ -256,6 +258,26 @@ def test_none_is_idle_because_the_clock_was_set(store: Store, uploads: Uploads, 
     if years > 0:
         later = timeline.at(after.at(after.wall_ns + 70 * 10**9))
         assert sweep(store.uploads, 60, later) == 1
+
+
+def test_nor_because_the_service_starts_again_after_that(tmp_path: Path) -> None:
+    """The store has noted what passed; only then is the clock believed."""
+    two_days = 2 * 86400
+    now = Moment.now()
+    before = replace(now, wall_ns=now.wall_ns - two_days * 10**9)  # as it was a moment ago
+    with Store.open(tmp_path) as store:
+        with store.env.write() as txn:
+            note_clock(txn, before)
+        session = Uploads(store, max_size=1 << 20).begin("a")
+        for path in store.uploads.iterdir():
+            os.utime(path, (before.wall_ns / 1e9, before.wall_ns / 1e9))
+    settings = Settings(tmp_path, upload_idle_s=3600)
+    timeline = prepare(settings)
+    assert (tmp_path / "uploads" / session.id).exists()
+    assert sweep(tmp_path / "uploads", 3600, timeline.at(Moment.now())) == 0
+    os.utime(tmp_path / "uploads" / session.id, (before.wall_ns / 1e9 - 7200, before.wall_ns / 1e9 - 7200))
+    prepare(settings)
+    assert not (tmp_path / "uploads" / session.id).exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"repository": "a"}', "\0"])

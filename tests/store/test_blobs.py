@@ -14,6 +14,7 @@ import pytest
 from pagepool.digest import Digest
 from pagepool.errors import (
     BlobUnknownError,
+    BusyError,
     CorruptError,
     PagepoolError,
     RangeInvalidError,
@@ -178,6 +179,30 @@ def _assert_nothing_kept(store: Store, digest: Digest) -> None:
     with store.env.read() as txn:
         for table in (Table.EXTENTS, Table.FRAMES, Table.OBJECTS, Table.JOBS, Table.LINKS):
             assert txn.count(table) == 0, table
+
+
+def test_pushing_a_blob_again_mends_a_spool_file_that_the_disk_cannot_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose sectors have gone bad: whoever only reads is told to come again, and who brings it is heard."""
+    content = noise(500_000)
+    digest = push(store, content)
+    bad = store.blobs.spool_path(digest).stat().st_ino
+    pread = os.pread
+
+    def read_disk(fd: int, size: int, offset: int) -> bytes:
+        if os.fstat(fd).st_ino == bad and offset >= EXTENT_SIZE:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", read_disk)
+    with pytest.raises(BusyError, match="reading the spool failed"):
+        read(store, digest)
+    with store.blobs.spool_path(digest).open("rb"):  # held, so that its number is not given to the new file
+        assert push(store, content) == digest
+        assert read(store, digest) == content
+        ingest_all(store)
+        assert read(store, digest) == content
 
 
 def test_admitting_wakes_the_maintenance(store: Store) -> None:

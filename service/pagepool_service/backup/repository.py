@@ -241,15 +241,19 @@ class Repository:
         self.sync()
         return name
 
-    def forget(self, keep: int) -> tuple[list[str], int]:
+    def forget(self, keep: int, taken: str = "") -> tuple[list[str], int]:
         """Remove all snapshots but the newest `keep`, and then the files that none names.
 
         A snapshot that cannot be read keeps all files: nobody knows what it names.
 
+        Args:
+            taken: the id of the one that was just taken. It is the newest, whatever the machine's clock says: that may
+                have been set back since the others.
+
         Returns:
             the ids that were removed, and the bytes that this has freed.
         """
-        known = self.list_snapshots()
+        known = sorted(self.list_snapshots(), key=lambda name: (name == taken, name))
         gone = known[: max(0, len(known) - keep)]
         with writing(self.path):
             for name in gone:

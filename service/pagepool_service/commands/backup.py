@@ -40,7 +40,12 @@ _IMAGES_SHOWN = 8
 @click.argument("destination", metavar="DEST", type=click.Path(path_type=Path, file_okay=False))
 @data_option
 @click.option("--list", "only_list", is_flag=True, help="List the snapshots that DEST has, and take none.")
-@click.option("--keep", type=click.IntRange(1), metavar="N", help="Afterwards forget all snapshots but the newest N.")
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Afterwards forget all snapshots but the newest N; none if anything was damaged.",
+)
 @click.option("--verify", is_flag=True, help="Check the new snapshot by restoring it into a directory that is removed.")
 @click.option(
     "--scratch",
@@ -81,12 +86,12 @@ def backup(
             clean = clean and checked.clean
             result["verified"] = describe_restored(checked)
         if keep is not None:
-            gone, freed = repository.forget(keep)
-            result["forgotten"], result["freed_bytes"] = gone, freed
+            # What is damaged, and was left out of this one, earlier ones may have still.
+            result["forgotten"], result["freed_bytes"] = repository.forget(keep, name) if clean else ([], 0)
     if output.current().json:
         output.print_json(result)
     else:
-        _print(result)
+        _print(result, clean=clean)
     if not clean:
         ctx.exit(exits.CORRUPT)
 
@@ -165,7 +170,7 @@ def print_restored(result: dict[str, Any], verb: str) -> None:
     output.print_line(f"fsck of what was restored: {counted or 'nothing'}")
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print(result: dict[str, Any], *, clean: bool) -> None:
     for record in result["damaged"]:
         output.warn(f"left out, because it is damaged: {record['kind']} {record['name']}")
     written = output.human_size(result["written_bytes"])
@@ -173,7 +178,9 @@ def _print(result: dict[str, Any]) -> None:
     output.print_line(f"snapshot {result['snapshot']}: {size} in {result['records']:,} records, {written} of it new")
     if "verified" in result:
         print_restored(result["verified"], "verified by restoring")
-    if "forgotten" in result:
+    if "forgotten" in result and not clean:
+        output.print_line("nothing is forgotten: earlier snapshots may have what is damaged")
+    elif "forgotten" in result:
         freed = output.human_size(result["freed_bytes"])
         output.print_line(f"forgot {output.counted(len(result['forgotten']), 'snapshot')}, {freed} freed")
     if result["damaged"]:

@@ -49,6 +49,10 @@ log = logging.getLogger("pagepool.store")
 BATCH_SIZE = 1 << 20  # bytes read in one transaction
 
 
+class SpoolFailedError(BusyError):
+    """The disk does not read a file of the spool now; it may another time."""
+
+
 class BlobStore:
     """Blobs by digest, whatever repository they were pushed to.
 
@@ -123,7 +127,7 @@ class BlobStore:
         try:
             for _ in self.read(digest):
                 pass
-        except (BlobUnknownError, CorruptError):
+        except (BlobUnknownError, CorruptError, SpoolFailedError):
             return False
         return True
 
@@ -208,6 +212,7 @@ class BlobStore:
             BlobUnknownError: no such blob.
             RangeInvalidError: the range is not within it.
             CorruptError: stored bytes are wrong; what was yielded before was right.
+            SpoolFailedError: they cannot be read now.
         """
         record = self.stat(digest)
         end = record.size if end is None else end
@@ -323,7 +328,7 @@ def _spool_pieces(fd: int, record: ObjectRecord, start: int, end: int) -> Iterat
         try:
             data = os.pread(fd, min(EXTENT_SIZE, record.size - offset), offset)
         except OSError as error:  # of the disk, not of the blob: it may be read another time
-            raise BusyError(f"reading the spool failed: {error.strerror}") from error
+            raise SpoolFailedError(f"reading the spool failed: {error.strerror}") from error
         check_extent(digest, data, f"the spool file at {offset}")
         yield data[max(0, start - offset) : end - offset]
         if offset + len(data) >= end:
