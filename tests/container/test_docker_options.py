@@ -132,6 +132,12 @@ def test_hosts_and_groups(place: Place, network: str) -> None:
     assert place.run("--group-add", "ghosts", "--", "true").returncode == 125
 
 
+def test_hosts_need_not_be_utf_8(place: Place) -> None:
+    """Nor need this machine's, which are handed on as they are."""
+    done = place.run("--add-host", "caf\udce9:10.1.2.3", *_sh("tail -n 1 /etc/hosts"))
+    assert (done.returncode, done.stdout) == (0, "10.1.2.3\tcaf\udce9\n"), done.stderr
+
+
 def test_labels_and_the_file_of_the_id(place: Place, tmp_path: Path) -> None:
     place.config["Labels"] = {"image": "its", "both": "image"}
     cidfile = tmp_path / "cid"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from pagepool.container import cleanup_stale, find_containers, list_containers, list_ended
 from pagepool.errors import DeniedError
-from tests.container.conftest import READY, Place, begin, end, in_terminal, wait_until_gone
+from tests.container.conftest import READY, TIMEOUT_S, Place, begin, end, in_terminal, wait_until_gone
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -188,6 +190,37 @@ def test_keys_go_to_the_program(place: Place) -> None:
     script = "trap 'echo interrupted; exit 9' INT; echo ready; while :; do sleep 0.05; done"
     code, shown = _in_terminal(place, b"\x03", "-it", "--", "sh", "-c", script)
     assert (code, b"interrupted" in shown) == (9, True)
+
+
+def test_a_terminal_that_is_hung_up(place: Place, tmp_path: Path) -> None:
+    """The program hears of it, and may write and take its time to end. Nobody is shown a traceback."""
+    script = """
+trap 'echo bye; touch /told; while ! test -e /go; do sleep 0.05; done; echo bye; exit 7' HUP
+echo ready; while :; do sleep 0.05; done
+"""
+    words = place.argv("-it", "app:1", "--", "sh", "-c", script)
+    master, slave = pty.openpty()
+    with (tmp_path / "said").open("wb") as said:
+        started = subprocess.Popen(
+            ["setsid", "--ctty", *words],
+            stdin=slave,
+            stdout=slave,
+            stderr=said,
+            text=True,
+            env=place.environment(),
+            cwd=Path(__file__).parents[2],
+        )
+    place.started.append(started)
+    os.close(slave)
+    shown = b""
+    while b"ready" not in shown:
+        shown += os.read(master, 4096)
+    os.close(master)
+    while not (place.root / "told").exists():
+        assert started.poll() is None
+    (place.root / "go").touch()
+    assert started.wait(TIMEOUT_S) == 7
+    assert (tmp_path / "said").read_text() == ""
 
 
 def test_a_terminal_that_nobody_types_at(place: Place) -> None:

@@ -179,6 +179,13 @@ def test_a_read_only_volume_is_so_all_the_way_down(place: Place, tmp_path: Path)
     assert (done.stdout, done.returncode) == ("", 1)
 
 
+@pytest.mark.parametrize("options", [(), ("-w", "/" + "x" * 100_000)])
+def test_a_command_with_a_very_long_name(place: Place, options: tuple[str, ...]) -> None:
+    done = place.run(*options, "--", "x" * 100_000)
+    assert done.returncode == (125 if options else 127)
+    assert "Traceback" not in done.stderr
+
+
 def test_a_volume_that_is_not_there(place: Place, tmp_path: Path) -> None:
     done = place.run("-v", f"{tmp_path / 'absent'}:/data", "--", "true")
     assert done.returncode == 125

@@ -47,7 +47,7 @@ def gather_facts(container: Container, directory: Path, attached: Attached | Non
     }
     for name, text in texts.items():
         path = directory / name
-        path.write_text(text)
+        path.write_text(text, errors="surrogateescape")  # as it was read, and as it was given
         path.chmod(0o644)
     return Facts(
         passwd=passwd,

@@ -26,7 +26,16 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pagepool.container import cgroup, inside, linux
 from pagepool.container.defaults import CAPABILITY_NUMBERS
-from pagepool.container.program import FAILED, FILTER, import_nothing, let_go, start_program, supervise, tell
+from pagepool.container.program import (
+    FAILED,
+    FILTER,
+    describe,
+    import_nothing,
+    let_go,
+    start_program,
+    supervise,
+    tell,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +66,7 @@ def main() -> NoReturn:
         let_go()
         code = supervise(init)
     except OSError as error:
-        tell(told, {"error": str(error), "code": FAILED})
+        tell(told, {"error": describe(error), "code": FAILED})
     os._exit(code)
 
 
@@ -85,7 +94,7 @@ def _init(config: Mapping[str, Any], calls: bytes, groups: list[Path], told: soc
             code = supervise(program)
     except BaseException as error:  # noqa: BLE001 - told to who waits for it; there is nobody else to raise it to
         with contextlib.suppress(OSError):
-            tell(told, {"error": str(error) or type(error).__name__, "code": FAILED})
+            tell(told, {"error": describe(error), "code": FAILED})
     os._exit(code)
 
 

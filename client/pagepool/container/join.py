@@ -30,7 +30,17 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from pagepool.container import cgroup, linux
 from pagepool.container.init import drop_capabilities
 from pagepool.container.inside import NAMESPACES
-from pagepool.container.program import FAILED, FILTER, KILL, import_nothing, let_go, start_program, supervise, tell
+from pagepool.container.program import (
+    FAILED,
+    FILTER,
+    KILL,
+    describe,
+    import_nothing,
+    let_go,
+    start_program,
+    supervise,
+    tell,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,7 +74,7 @@ def main() -> NoReturn:
             let_go()
             code = supervise(program, kills=KILL)
     except OSError as error:
-        reason = "the container has ended" if error.errno in _ENDED else str(error)
+        reason = "the container has ended" if error.errno in _ENDED else describe(error)
         tell(told, {"error": reason, "code": FAILED})
     os._exit(code)
 

@@ -32,6 +32,7 @@ KILL: Final = signal.SIGRTMAX
 FILTER: Final = "filter"
 """The file beside ``config.json`` that has the filter of system calls; empty: there is none."""
 
+_REASON: Final = 4096
 _TERMINAL: Final = "/dev/pts/0"  # the first of a devpts that is new
 _SEARCH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -67,13 +68,17 @@ def start_program(process: Mapping[str, Any], prepare: Callable[[], int | None] 
             _become(process, prepare())
         except BaseException as error:  # noqa: BLE001 - told to who waits for it; there is nobody to raise it to
             code = error.args[0] if isinstance(error, _CannotRunError) else FAILED
-            reason = str(error) or type(error).__name__
-            os.write(writing, json.dumps({"error": reason, "code": code}).encode())
+            os.write(writing, json.dumps({"error": describe(error), "code": code}).encode())
         os._exit(FAILED)
     os.close(writing)
     failure = os.read(reading, 65536)
     os.close(reading)
     return program, failure
+
+
+def describe(error: BaseException) -> str:
+    """Why something failed, cut off where it would not fit into a pipe, or a message: a name may have 128 KiB."""
+    return (str(error) or type(error).__name__)[:_REASON]
 
 
 class _CannotRunError(Exception):

@@ -43,8 +43,9 @@ def raw_mode(descriptor: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # What was typed ahead stays for whoever reads next.
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # it was hung up
+            # What was typed ahead stays for whoever reads next.
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 class Pump:
@@ -61,6 +62,7 @@ class Pump:
         self.source = source
         self.target = target
         self._pending = b""
+        self._is_terminal = _is_terminal(target)
         fcntl.fcntl(master, fcntl.F_SETFL, fcntl.fcntl(master, fcntl.F_GETFL) | os.O_NONBLOCK)
 
     def interests(self) -> dict[int, int]:
@@ -110,6 +112,11 @@ class Pump:
         if not data:
             return False
         view = memoryview(data)
-        while view:
-            view = view[os.write(self.target, view) :]
+        try:
+            while view:
+                view = view[os.write(self.target, view) :]
+        except OSError as error:
+            # A terminal of ours was hung up: the program is told of that, and ends in its own time.
+            if error.errno != errno.EIO or not self._is_terminal:
+                raise
         return True

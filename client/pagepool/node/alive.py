@@ -33,11 +33,13 @@ def mounts_alive() -> set[str]:
         process = f"/proc/{name}"
         try:
             namespace = os.readlink(f"{process}/ns/mnt")  # noqa: PTH115 - likewise
-            if namespace in seen:
+            # A process with another root directory may not see all mounts of its namespace.
+            view = f"{namespace} {os.readlink(f'{process}/root')}"  # noqa: PTH115 - likewise
+            if view in seen:
                 continue
             text = Path(f"{process}/mountinfo").read_bytes()
         except OSError:
             continue
-        seen.add(namespace)
+        seen.add(view)
         found.update(identity.decode(errors="replace") for identity in _MARK.findall(text))
     return found

@@ -40,6 +40,7 @@ class Writeback:
         # What an earlier process has published may still be on its way.
         self._written = pool.first_unsynced() if pool.durable else 0
         self._seen = (-1, -1)
+        self._unchecked = False  # the kernel says but once that something was lost
 
     def look(self) -> bool:
         """Ask, if something was published since. Blocks for as long as the disk takes.
@@ -61,9 +62,11 @@ class Writeback:
             log.error(
                 "the disk did not take what was written to %s: %s; it is looked for", self._pool.path, error.strerror
             )
+            self._unchecked = True
+        if self._unchecked:
             report = self._check(self._written)
             log.error("%d objects were compared with their names, %d were wrong", report.objects, len(report.damaged))
-            self._written = now[0]
+            self._unchecked, self._written = False, now[0]
             return False
         self._seen, self._written = now, now[0]
         return True
