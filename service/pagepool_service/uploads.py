@@ -319,7 +319,7 @@ class OpenUpload:
             self._fd = -1
 
     def _truncate(self, size: int) -> None:
-        if size == self.size:
+        if size == self.size or not _is_at(self._fd, self._path):  # it is gone, or a blob's by now
             return
         os.ftruncate(self._fd, size)
         self.size = size
@@ -352,9 +352,13 @@ def _lock_file(fd: int, path: Path, session_id: str) -> None:
     except BlockingIOError:
         raise UploadBusyError(f"upload {session_id} is being written to by another request") from None
     # Whoever held the lock may have finished: the file is then a blob in the spool, or gone.
-    try:
-        same = os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        same = False
-    if not same:
+    if not _is_at(fd, path):
         raise UploadUnknownError(session_id)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether an open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False

@@ -29,6 +29,7 @@ from pagepool_service.supervisor import prepare
 from pagepool_service.uploadfiles import sweep
 from pagepool_service.uploads import Uploads
 from tests.service.pushes import begin_upload, finishing, push_blob
+from tests.store.helpers import REPOSITORY, noise, push, read
 from tests.support.server import running_service
 
 if TYPE_CHECKING:
@@ -232,6 +233,26 @@ def test_closing_waits_for_a_write(uploads: Uploads, monkeypatch: pytest.MonkeyP
     writer.join(10)
     closer.join(10)
     assert uploads.size("a", session.id) == 0
+
+
+def test_going_back_does_not_cut_what_has_become_the_file_of_a_blob(store: Store, uploads: Uploads) -> None:
+    """The blob was stored, and not to be read; its new file had its place when the transaction failed."""
+    content = noise(500_000)
+    digest = push(store, content)
+    path = store.blobs.spool_path(digest)
+    path.write_bytes(bytes(len(content)))
+    session = uploads.begin(REPOSITORY)
+    upload = uploads.open(REPOSITORY, session.id)
+    upload.write([content])
+
+    def fail(_: object) -> None:
+        raise StoreFullError("the disk, says the test")
+
+    with pytest.raises(StoreFullError, match="says the test"):
+        upload.finish(digest, fail)
+    upload.truncate(0)  # as the route does: the last bytes came with the request that failed
+    upload.close(0)
+    assert read(store, digest) == content
 
 
 def test_sweep_leaves_what_is_being_written_to(store: Store, uploads: Uploads) -> None:
