@@ -205,6 +205,6 @@ def test_without_a_terminal_nobody_is_asked_for_a_password() -> None:
         command, input="secret\n", capture_output=True, text=True, check=False, timeout=60, start_new_session=True
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
-        "pagepool: error: Nobody can be asked here: give --password-stdin (see pagepool auth hash --help)"
+    assert done.stderr == (
+        "pagepool: error: Nobody can be asked here: give --password-stdin (see pagepool auth hash --help)\n"
     )

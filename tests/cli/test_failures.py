@@ -212,7 +212,9 @@ def test_login_where_nobody_can_be_asked() -> None:
         start_new_session=True,  # without a terminal that the password could be read from
     )
     assert ended.returncode == 2
-    assert "give --username and --password-stdin" in ended.stderr
+    assert ended.stderr == (
+        "pagepool: error: Nobody can be asked here: give --username and --password-stdin (see pagepool login --help)\n"
+    )
 
 
 def test_environment_names_the_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

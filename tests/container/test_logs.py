@@ -14,6 +14,7 @@ import pytest
 from pagepool.container import cleanup_stale, logs
 from pagepool.container.logs import MOST, KeptLog, read_log
 from tests.container.conftest import READY, begin, end, wait_until_gone
+from tests.faults import small_file_system, stop_writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -255,6 +256,21 @@ def test_all_that_is_in_the_pipe_when_the_program_ends(tmp_path: Path, monkeypat
     assert b"".join(read_log(kept.path)) == written
     assert not kept.handle()
     kept.close()
+
+
+def test_a_disk_that_takes_nothing_ends_no_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has found an error in its file system: the log can neither grow, nor be shortened, nor removed."""
+    with small_file_system(tmp_path, 32 << 20) as disk:
+        kept = KeptLog(disk, "one", tmp_path, piped=True)
+        outputs: list[int] = []
+        monkeypatch.setattr(os, "dup2", lambda source, _: outputs.append(source))
+        kept.take_output()
+        _append(kept, 0, MOST // 100 + 1)
+        stop_writing(disk)
+        for _ in range(2):
+            os.write(outputs[0], b"more\n")
+            assert kept.handle()
+        kept.close()
 
 
 def test_logs_of_containers_that_are_gone_are_removed(tmp_path: Path) -> None:

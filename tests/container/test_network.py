@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pagepool.container import OptionInvalidError
-from pagepool.container.network import find_network
+from pagepool.container.network import _call, find_network
 from pagepool.container.options import Port, RunOptions, check_options
 from pagepool.container.written import parse_publish
 from tests.container.conftest import wait_until_gone
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tests.container.conftest import Place
 
 _ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+_PLAIN = {"type": "plain", "capabilities": None}
 _SERVER = "import http.server as h; h.HTTPServer(('', 80), h.SimpleHTTPRequestHandler).serve_forever()"
 _ASK = "import urllib.request as u, sys; print(u.urlopen(sys.argv[1], timeout=20).read().decode()[:20])"
 
@@ -201,6 +203,17 @@ def test_networks_are_files(tmp_path: Path) -> None:
         with pytest.raises(OptionInvalidError, match=r"05-bad\.conflist"):
             find_network("x", tmp_path, tmp_path)
         assert find_network("one", tmp_path, tmp_path)["name"] == "one"
+
+
+def test_a_network_whose_plug_in_says_nothing_of_capabilities(tmp_path: Path) -> None:
+    """Programs that write such files write null, too."""
+    (tmp_path / "10-one.conflist").write_text(json.dumps({"name": "one", "plugins": [_PLAIN]}))
+    program = tmp_path / "plain"
+    program.write_text("#!/bin/sh\necho '{}'\n")
+    program.chmod(0o755)
+    note = {"container": "c", "directories": [str(tmp_path)], "ports": [asdict(Port(8080, 80))]}
+    configuration = find_network("one", tmp_path, tmp_path)
+    assert _call("ADD", _PLAIN, {**note, "configuration": configuration}, tmp_path / "netns", {}) == {}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,3 +42,10 @@ def test_moments_of_an_older_version_are_of_unix_time(tmp_path: Path) -> None:
 
 def test_moments_of_another_boot_are_long_past(tmp_path: Path) -> None:
     assert released(tmp_path, uptime_s() + 1e6) < uptime_s() - 86400
+
+
+def test_what_a_later_version_notes_besides_is_passed_over(tmp_path: Path) -> None:
+    """A node that is replaced by an earlier version would know nothing of what is mounted, and serve nothing of it."""
+    record = SourceRecord("00", "http://127.0.0.1:9", "repository", "image:1")
+    (tmp_path / "00.json").write_text(json.dumps({**asdict(record), "later": [1]}))
+    assert list(read_records(tmp_path, SourceRecord)) == [record]

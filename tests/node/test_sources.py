@@ -23,6 +23,7 @@ from pagepool.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -183,6 +184,29 @@ def test_a_tree_is_remembered_for_a_day_whatever_the_clock_says(
     assert sources.forget_released() == []
     sources.update(record.tree, released=uptime_s() - 86_401)
     assert [source.record.tree for source in sources.forget_released()] == [record.tree]
+
+
+def test_a_tree_that_is_mounted_again_while_it_is_forgotten(
+    sources: Sources, record: SourceRecord, places: NodePlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever comes first, what is known then is served, and is written down for the next worker."""
+    sources.add(record)
+    sources.update(record.tree, released=uptime_s() - 86_401)
+    adding = threading.Thread(target=sources.add, args=(record,))
+
+    def add_meanwhile(tree: str) -> Path:
+        if not adding.ident and threading.current_thread() is threading.main_thread():
+            waits = sources._adding.locked()
+            adding.start()
+            if not waits:
+                adding.join()
+        return places.sources / f"{tree}.json"
+
+    monkeypatch.setattr(sources, "_record", add_meanwhile)
+    sources.forget_released()
+    adding.join()
+    assert sources.get(record.tree) is not None
+    assert (places.sources / f"{record.tree}.json").exists()
 
 
 def test_when_a_mount_was_made_is_shown_in_the_clock_of_people() -> None:

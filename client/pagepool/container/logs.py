@@ -129,14 +129,15 @@ class KeptLog:
             call("fallocate", self._file, ctypes.c_int(_KEEP_SIZE_PUNCH_HOLE), *where, path=self.path)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
-                raise
+                return  # the disk takes nothing: the program is not to be ended by that
             os.ftruncate(self._file, 0)  # what is appended goes to the beginning then
             start = 0
         self._start = start
 
     def _remove(self) -> None:
         if not self.stays:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next container's start tries it again
+                self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove it, unless it `stays`."""

@@ -269,7 +269,7 @@ def _call(
     given = {"cniVersion": configuration["cniVersion"], "name": configuration["name"], **plugin}
     if before:
         given["prevResult"] = before
-    if plugin.get("capabilities", {}).get("portMappings") and note["ports"]:
+    if (plugin.get("capabilities") or {}).get("portMappings") and note["ports"]:
         given["runtimeConfig"] = {"portMappings": [_mapping(port) for port in note["ports"]]}
     done = _run(
         [_program(plugin, note["directories"])],

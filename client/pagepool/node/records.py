@@ -136,7 +136,8 @@ def read_records(directory: Path, kind: type[_Record]) -> Iterator[_Record]:
         try:
             fields = json.loads(path.read_text())
             fields |= {name: _of_this_boot(fields[name]) for name in _MOMENTS if name in fields}
-            yield kind(**fields)
+            # A later version, which was here before, may have noted more.
+            yield kind(**{name: value for name, value in fields.items() if name in kind.__dataclass_fields__})
         except FileNotFoundError:
             continue
         except (OSError, ValueError, TypeError) as error:

@@ -182,18 +182,19 @@ class Sources:
         for source in self.all():
             source.start.settle()
         self._in_use.settle()
-        with self._lock:
-            old = [one for since, one in self._replaced if since < time.monotonic() - _REMEMBERED_S]
-            self._replaced = [pair for pair in self._replaced if pair[1] not in old]
-            gone = [
-                one
-                for one in self._sources.values()
-                if one.record.released and one.record.released < now - _REMEMBERED_S
-            ]
+        with self._adding:  # one that is mounted again just now is known either before, and stays, or anew
+            with self._lock:
+                old = [one for since, one in self._replaced if since < time.monotonic() - _REMEMBERED_S]
+                self._replaced = [pair for pair in self._replaced if pair[1] not in old]
+                gone = [
+                    one
+                    for one in self._sources.values()
+                    if one.record.released and one.record.released < now - _REMEMBERED_S
+                ]
+                for one in gone:
+                    del self._sources[one.record.tree]
             for one in gone:
-                del self._sources[one.record.tree]
-        for one in gone:
-            self._record(one.record.tree).unlink(missing_ok=True)
+                self._record(one.record.tree).unlink(missing_ok=True)
         for one in (*gone, *old):
             one.close()
         return gone

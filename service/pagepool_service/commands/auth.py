@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagepool.cli import output
+from pagepool.cli.asking import ask_password
 from pagepool.cli.options import output_options
 from pagepool.errors import InvalidError
 from pagepool.oci import validate_repository
@@ -204,13 +205,7 @@ def _describe(authority: Authority, principal: Principal, repositories: tuple[st
 def _read_password(from_stdin: bool) -> str:
     if from_stdin:
         return sys.stdin.readline().rstrip("\r\n")
-    try:
-        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
-    except click.Abort:
-        if sys.stdin.isatty():
-            raise
-        click.echo(err=True)
-        raise click.UsageError("Nobody can be asked here: give --password-stdin.") from None
+    return ask_password("--password-stdin", twice=True)
 
 
 def _end(text: str) -> datetime.datetime:

@@ -8,6 +8,7 @@ from typing import Unpack
 import click
 
 from pagepool.cli import output
+from pagepool.cli.asking import ask_password
 from pagepool.cli.connect import ServerOptions, server_url, verify_of
 from pagepool.cli.keeping import store_credentials
 from pagepool.cli.options import output_options, server_options
@@ -43,14 +44,15 @@ def command(address: str | None, **server: Unpack[ServerOptions]) -> None:
             raise click.UsageError("--password-stdin needs --username.")
         password = sys.stdin.readline().rstrip("\r\n")
     else:
+        otherwise = "--username and --password-stdin"
         try:
             username = username or str(click.prompt("Username", err=True))
-            password = str(click.prompt("Password", hide_input=True, err=True))
         except click.Abort:
             if sys.stdin.isatty():
                 raise
             click.echo(err=True)
-            raise click.UsageError("Nobody can be asked here: give --username and --password-stdin.") from None
+            raise click.UsageError(f"Nobody can be asked here: give {otherwise}.") from None
+        password = ask_password(otherwise)
     if not username or ":" in username or not password:
         raise InvalidError(username, "a user name without colons and a password are needed")
     with Session(url, credentials=Credentials(username, password), verify=verify_of(options, host)) as session:
