@@ -77,6 +77,8 @@ class Settings:
         transfer_bytes: memory of a worker for answers on their way, about.
         body_bytes: memory of a worker for documents on their way in, about.
         graceful_s: how long requests may go on after the service was told to stop.
+        stuck_s: how long a process may be stopped, or keep the store's writer lock, before something is done about it;
+            0 for ever.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
         log_format: ``text`` or ``json``, one line for each event.
         access_log: log every request.
@@ -132,6 +134,7 @@ class Settings:
     transfer_bytes: int = 256 << 20
     body_bytes: int = 64 << 20
     graceful_s: float = 10.0
+    stuck_s: float = 30.0
     log_level: str = "info"
     log_format: str = "text"
     access_log: bool = False
@@ -447,6 +450,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_TRANSFER_MEMORY": ("transfer_bytes", parse_size),
     "PAGEPOOL_BODY_MEMORY": ("body_bytes", parse_size),
     "PAGEPOOL_GRACEFUL_TIMEOUT": ("graceful_s", parse_duration),
+    "PAGEPOOL_STUCK_AFTER": ("stuck_s", parse_duration),
     "PAGEPOOL_LOG_LEVEL": ("log_level", str),
     "PAGEPOOL_LOG_FORMAT": ("log_format", str),
     "PAGEPOOL_ACCESS_LOG": ("access_log", parse_flag),

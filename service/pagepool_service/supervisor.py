@@ -11,9 +11,9 @@ Everything is imported before the fork, so that the processes share those pages;
 for itself. The supervisor holds the lock of the data directory and never has the store open while others run.
 
 A process that ends is started again, after a pause that grows while it keeps ending; but a worker that has ended a few
-times before all of them served ends the service, with what it said. SIGTERM, SIGINT and SIGHUP end all of them, the
-workers after the requests in flight. If the supervisor itself is killed the kernel kills the others, and the lock,
-which they share, is free when the last one is gone.
+times before all of them served ends the service, with what it said. One that was stopped is told to go on (`watching`).
+SIGTERM, SIGINT and SIGHUP end all of them, the workers after the requests in flight. If the supervisor itself is killed
+the kernel kills the others, and the lock, which they share, is free when the last one is gone.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ from pagepool_service.store.collect.collector import drop_cut_off
 from pagepool_service.store.disk import is_read_only
 from pagepool_service.store.locking import lock_data
 from pagepool_service.store.store import Store
+from pagepool_service.store.writerlock import WriterLock
 from pagepool_service.tls import Certificate
 from pagepool_service.tracing.notes import PushNotes
 from pagepool_service.uploadfiles import sweep
+from pagepool_service.watching import Watch
 from pagepool_service.worker import run_worker
 
 if TYPE_CHECKING:
@@ -148,6 +150,7 @@ class Supervisor:
         self._pushes = None if self._settings.trace_endpoint is None else PushNotes()
         self._stopping = False
         self._swept = 0.0
+        self._watch: Watch | None = None
         self._timeline = Timeline(Moment.now())
         self._words = (-1, -1)
         self._said: dict[int, str] = {}
@@ -168,6 +171,7 @@ class Supervisor:
         lock_fd = lock_data(settings.data, read_only=settings.read_only)
         listener = listen(settings.host, settings.port)
         self._timeline = prepare(settings)
+        lock = _find_lock(settings)
         authority = open_authority(settings)
         settings = self._settings = prepare_tracing(settings)
         metrics = _open_metrics(settings, alone=lock_fd is not None)
@@ -180,6 +184,8 @@ class Supervisor:
         gc.freeze()
         self._children = self._make_children(_Shared(listener, wake_fd, ready_write, metrics, authority, certificate))
         self._roster = Roster([child.name for child in self._children])
+        if settings.stuck_s:
+            self._watch = Watch(lock, self._roster, settings.stuck_s)
         try:
             self._start_due()
             if self._wait_ready(ready_read):
@@ -274,9 +280,12 @@ class Supervisor:
         while not self._stopping:
             now = time.monotonic()
             due = [child.due for child in self._children if not child.pid]
-            self._take_signal(min([_SWEEP_S, *(max(0.01, moment - now) for moment in due)]))
+            step_s = _SWEEP_S if self._watch is None else self._watch.step_s
+            self._take_signal(min([step_s, *(max(0.01, moment - now) for moment in due)]))
             self._start_due()
             self._sweep(now)
+            if self._watch is not None:
+                self._watch.look(time.monotonic())
 
     def _take_signal(self, timeout_s: float) -> None:
         info = signal.sigtimedwait(_SIGNALS, timeout_s)
@@ -406,6 +415,16 @@ def prepare(settings: Settings) -> Timeline:
     if removed:
         log.info("removed %d files that an earlier run left", removed)
     return timeline
+
+
+def _find_lock(settings: Settings) -> WriterLock | None:
+    """The lock of the store's writers, if anybody writes."""
+    if settings.read_only or not settings.stuck_s:
+        return None
+    lock = WriterLock.find(settings.data / "store")
+    if lock is None:
+        log.warning("who holds the lock of the store's writers cannot be seen here, and so not be told")
+    return lock
 
 
 def _open_metrics(settings: Settings, *, alone: bool) -> _Metrics | None:

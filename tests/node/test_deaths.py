@@ -180,3 +180,23 @@ def test_both_killed_at_once(mounted: _Mounted) -> None:
             with pytest.raises(OSError, match="not connected") as caught:
                 (stack.at / name).read_bytes()
             assert caught.value.errno == errno.ENOTCONN
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_dying_while_it_asks_itself(mounted: _Mounted, how: signal.Signals) -> None:
+    """A worker waits for its own answer, as it may while it mounts an overlay. It dies all the same; another serves."""
+    stack, descriptor = mounted
+    gate = stack.gate(stack.add("waited for", b"waited for"))
+    with pair(stack.root, "asks itself", {"fuse": descriptor}, hung_s=1.0) as both:
+        worker = both.wait_ready()
+        (stack.root / "well").touch()
+        supervisor = both.supervisor()
+        assert supervisor is not None
+        os.kill(supervisor if how == signal.SIGHUP else worker, how)
+        following = both.wait_ready()
+        assert following != worker
+        stack.mount()
+        with subprocess.Popen(["cat", stack.at / "waited for"], stdout=subprocess.PIPE) as reader:
+            with open_gate(gate):
+                pass
+            assert reader.communicate(timeout=TIMEOUT_S)[0] == b"waited for"

@@ -8,7 +8,8 @@ the worker at its post. Its signals:
 
 A worker that ends, by itself or by whatever killed it, is replaced at once, unless the node was told to end. One that
 ends before it was ever ready is replaced after a while that doubles each time, up to 30 s. A worker that gives no sign
-of life is killed and replaced. Nothing is lost in all that: requests wait in the kernel and in the backlog of sockets.
+of life is killed and replaced. One that was killed and does not die, since it waits for its own answer, is helped
+(`lazy.dying`). Nothing is lost in all that: requests wait in the kernel and in the backlog of sockets.
 Only if both die in the same moment is the node gone, and its descriptors with it.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -42,12 +44,12 @@ from pagepool.node.handover import (
 )
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Mapping, Sequence
 
 END_S: Final = 20.0
 _LOOKS: Final = 8
 """So many times in a row a worker may show no sign of life. Counted, so that a machine that slept is not mistaken."""
+_HELP_S: Final = 10.0
 _REPLACE: Final = "replace"
 _DETACH: Final = "detach"
 _COMMAND: Final = (sys.executable, "-P", "-m", "pagepool.node.supervisor")
@@ -207,6 +209,8 @@ class Supervisor:
     def _look(self) -> None:
         """What time brings: a worker that is due, one that does not end though it was told to, one that hangs."""
         now_s = time.monotonic()
+        if self._vacant is None:
+            self._let_die()
         if self._vacant is not None:
             if now_s >= self._due_s and not is_stopped(self._run):
                 self._start_worker()
@@ -219,6 +223,16 @@ class Supervisor:
             self._end_worker()
         else:
             self._look_for_life()
+
+    def _let_die(self) -> None:
+        """A worker that waits for an answer of its own does not even die of SIGKILL."""
+        worker, device = self._post.holder(), self._handover.descriptors.get("fuse")
+        if worker is None or device is None or not _is_dying(worker):
+            return
+        # In a process of its own: what can fail or hang there does not do so here.
+        words = [sys.executable, "-P", "-m", "pagepool.node.lazy.dying", str(device), str(worker)]
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(words, pass_fds=(device,), stdin=subprocess.DEVNULL, timeout=_HELP_S, check=False)
 
     def _look_for_life(self) -> None:
         beat = self._beat()
@@ -262,6 +276,15 @@ class Supervisor:
             os.execv(_COMMAND[0], [*_COMMAND, _REPLACE])
         except OSError as error:
             _log.error("the supervisor cannot start again, and goes on: %s", error)
+
+
+def _is_dying(process: int) -> bool:
+    """Whether a process was killed, or ends, and a thread of it is still there."""
+    with suppress(OSError, ValueError, KeyError):
+        lines = Path(f"/proc/{process}/status").read_text(errors="replace").splitlines()
+        fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        return fields["State"].startswith("Z") or bool(int(fields["SigPnd"], 16) >> signal.SIGKILL - 1 & 1)
+    return False
 
 
 def _reap(process: int | None) -> None:

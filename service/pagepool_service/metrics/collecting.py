@@ -180,4 +180,5 @@ class ServiceCollector(Collector):
             up.add_metric([name], float(figures is not None))
             for family, value in zip(measured, figures or (), strict=False):
                 family.add_metric([name], value)
-        return [up, *measured]
+        held = "Seconds for which one process has kept all writes waiting; 0 unless that is long."
+        return [up, *measured, GaugeMetricFamily("pagepool_writer_held_seconds", held, self._roster.writer()[1])]

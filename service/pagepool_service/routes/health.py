@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pagepool.errors import PagepoolError
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import failures, json_object, success
+from pagepool_service.watching import describe_writer
 
 router = APIRouter()
 
@@ -43,7 +44,7 @@ async def get_health() -> JSONResponse:
     },
 )
 async def get_ready(service: Service) -> JSONResponse:
-    """Look whether the store can be read, uploads can be taken, and somebody reads layers."""
+    """Look whether the store can be read and takes writes, uploads can be taken, and somebody reads layers."""
     reasons = await service.threads.run(_find_reasons, service)
     read_only = service.store.env.readonly
     if reasons:
@@ -64,4 +65,6 @@ def _find_reasons(service: Context) -> list[str]:
         reasons.append("the directory of uploads cannot be written to")
     if service.roster is not None and not service.roster.has("maintenance"):
         reasons.append("no process runs that reads layers")
+    if service.roster is not None and (waits := describe_writer(service.roster)):
+        reasons.append(f"the store takes no writes: {waits}")
     return reasons
