@@ -271,7 +271,8 @@ _NO_LOG_FLUSH = 2
 
 
 def cut_power(target: Path) -> None:
-    """Make a mounted ext4 lose all that is not on its disk yet, and fail every call from now on, as a power loss does.
+    """Make a mounted ext4 or XFS lose all that is not on its disk yet, and fail every call from now on, as a power
+    loss does.
 
     What the disk has is there again when its image is mounted the next time.
     """
@@ -280,7 +281,7 @@ def cut_power(target: Path) -> None:
         fcntl.ioctl(fd, _EXT4_IOC_SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
     except OSError as error:
         if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP):
-            pytest.skip("this kernel's ext4 cannot be shut down")
+            pytest.skip("this kernel cannot shut the file system down")
         raise
     finally:
         os.close(fd)

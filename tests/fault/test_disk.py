@@ -288,11 +288,63 @@ def test_what_a_file_system_has_that_stopped_after_an_error_is_served(ext4: Path
             with httpx.Client(base_url=service.url, timeout=60) as again:
                 manifest = read_image(again, "before", "1")
                 answer = refused_push(again, "during", noise(200_000, "stopped"))
+                assert again.get("/readyz").json() == {"status": "ok", "read_only": True}
+                assert again.get("/v1/overview").json()["read_only"] is True
             assert (answer.status_code, answer.json()["errors"][0]["code"]) == (405, "READ_ONLY")
         assert "takes no writes any more" in service.log()
     with serving(data) as (service, http):
         assert "read-only" in service.log()
         assert read_image(http, "before", "1") == manifest
+
+
+def test_a_disk_that_does_nothing_more_is_said_to_fail(small: Path, tmp_path: Path) -> None:
+    """By what still runs, which serves what is in memory; nothing else can be served by a process that begins anew, so
+    that the service ends with the reason, where clients would wait for an answer."""
+    data = tmp_path / "data"
+    data.symlink_to(small / "data")
+    (small / "data").mkdir()
+    service = Service(data, ("--workers", "1"))
+    service.start()
+    try:
+        with httpx.Client(base_url=service.url, timeout=60) as http:
+            push_image(http, "before", "1", {"file": noise(2_000_000)})
+            wait_for(lambda: state_of(http, "before") == "ready", "the image is not read")
+            wait_for(lambda: leftovers(data) == [], "the image is not settled")
+            cut_power(small)
+            ready = http.get("/readyz")
+            assert (ready.status_code, ready.json()["read_only"]) == (503, False)
+            assert "the disk under the store fails" in ready.json()["reasons"][0]
+            answer = http.post("/v2/during/blobs/uploads/")
+            assert (answer.status_code, answer.json()["errors"][0]["code"]) == (507, "STORE_FAILED")
+        kill_processes(service)
+        assert service.process is not None
+        assert service.process.wait(WAIT_S) == 8
+        assert "error: the disk under the store fails" in service.log()
+        assert service.faults() == ""
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_data_directory_that_is_gone_ends_the_service(tmp_path: Path, how: str) -> None:
+    """It would take in what nobody finds again; and its processes that begin anew must make no empty store there."""
+    data = tmp_path / "data"
+    service = Service(data, ("--workers", "1"))
+    service.start()
+    try:
+        data.rename(tmp_path / "elsewhere")
+        if how == "replaced":
+            data.mkdir()
+            (data / "lock").touch()
+        maintenance = max(service.children())
+        os.kill(maintenance, signal.SIGKILL)
+        assert service.process is not None
+        assert service.process.wait(WAIT_S) == 1
+        assert f"error: {data} " in service.log()
+        assert not (data / "store").exists()
+        assert service.faults() == ""
+    finally:
+        service.stop()
 
 
 def test_a_write_that_fails_on_a_disk_with_room_is_no_full_disk(tmp_path: Path) -> None:
