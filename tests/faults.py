@@ -235,7 +235,9 @@ def needs_mounts(kind: str) -> None:
 
 
 @contextlib.contextmanager
-def small_file_system(directory: Path, size: int, kind: str = "ext4", *, image: Path | None = None) -> Iterator[Path]:
+def small_file_system(
+    directory: Path, size: int, kind: str = "ext4", *, image: Path | None = None, inodes: int = 0
+) -> Iterator[Path]:
     """A file system of `size` bytes, mounted on a new directory for the length of the block.
 
     Args:
@@ -243,6 +245,7 @@ def small_file_system(directory: Path, size: int, kind: str = "ext4", *, image: 
         kind: ``ext4`` or ``xfs``.
         image: one that an earlier call has made, which a copy is made of: were it mounted itself, and some other
             process's mount namespace had kept the earlier mount, the kernel would hand out that one.
+        inodes: of an ext4, about how many it has; as many as are usual if 0.
     """
     needs_mounts(kind)
     target = directory / "small"
@@ -253,7 +256,7 @@ def small_file_system(directory: Path, size: int, kind: str = "ext4", *, image: 
     else:
         with own.open("wb") as file:
             file.truncate(size)
-        options = {"ext4": ["-q", "-F", "-m", "0"], "xfs": ["-q", "-f"]}[kind]
+        options = {"ext4": ["-q", "-F", "-m", "0", *(["-N", str(inodes)] if inodes else [])], "xfs": ["-q", "-f"]}[kind]
         _run(f"mkfs.{kind}", *options, str(own))
     made = subprocess.run(["mount", "-o", "loop", str(own), str(target)], capture_output=True, text=True, check=False)
     if made.returncode:
@@ -313,6 +316,20 @@ def filled(directory: Path, leave: int = 0) -> Iterator[Path]:
         yield ballast
     finally:
         ballast.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def no_inodes(directory: Path) -> Iterator[Path]:
+    """Take the last inode of a directory's file system, for the length of the block."""
+    ballast = directory / "names"
+    ballast.mkdir()
+    try:
+        with contextlib.suppress(OSError):
+            for number in range(1 << 20):
+                (ballast / str(number)).touch()
+        yield ballast
+    finally:
+        shutil.rmtree(ballast)
 
 
 def fill(ballast: Path, leave: int = 0) -> None:

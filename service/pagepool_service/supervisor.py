@@ -326,6 +326,9 @@ class Supervisor:
             child.why = self._said.pop(pid, "") or _how(status)
             self._postpone(child, steady=time.monotonic() - child.started >= _STEADY_S)
             log.error("%s ended (%s); it starts again in %.1f s", child.name, _how(status), child.pause_s)
+            if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS:
+                data = self._settings.data
+                log.error("if it was the database in %s, this repairs it: pagepool fsck --repair --data %s", data, data)
 
     def _postpone(self, child: Child, *, steady: bool) -> None:
         child.pause_s = _SHORTEST_PAUSE_S if steady else min(2 * child.pause_s, _LONGEST_PAUSE_S)

@@ -19,10 +19,12 @@ from pagepool.errors import StoreFailedError, StoreFullError
 from pagepool_service.store.disk import refused_database
 from pagepool_service.store.fsck import check_store
 from tests.fault.pushing import MANIFEST, digest_of, read_back, read_image
-from tests.faults import cut_power, fill, filled, remount, small_file_system, stop_writing
+from tests.faults import cut_power, fill, filled, no_inodes, remount, small_file_system, stop_writing
 from tests.service.pushes import begin_upload, finishing, push_blob, push_image
 from tests.store.helpers import noise
+from tests.support.cli import pagepool
 from tests.support.server import Service, running_service
+from tests.support.tools import ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,6 +129,31 @@ def test_a_full_disk_refuses_pushes_and_serves_pulls(small: Path) -> None:
         assert read_image(http, "after", "1")
         assert set(service.children()) == children, "a process has died of it"
     assert check_store(data).problems == []
+
+
+def test_a_disk_without_inodes_is_full_and_said_to_lack_them(tmp_path: Path) -> None:
+    """`df` shows room; pulls go on, nothing is half there, and neither is a pull to such a disk."""
+    with small_file_system(tmp_path, SIZE, inodes=128) as mounted:
+        data = tmp_path / "data"
+        data.symlink_to(mounted / "data")
+        (mounted / "data").mkdir()
+        with serving(data) as (service, http):
+            push_image(http, "before", "1", {"file": noise(2_000_000)})
+            wait_for(lambda: state_of(http, "before") == "ready", "the first image is not read")
+            wait_for(lambda: leftovers(data) == [], "the first image is not settled")
+            children = set(service.children())
+            with no_inodes(mounted) as ballast:
+                answer = refused_push(http, "during", noise(200_000, "during"))
+                assert_full(answer)
+                assert "no inodes are left" in answer.json()["errors"][0]["message"]
+                assert read_image(http, "before", "1")
+                assert leftovers(data) == []
+                with pytest.raises(ToolError, match="no inodes are left"):
+                    pagepool("pull", f"{service.host}/before:1", mounted / "pulled")
+                assert {path.name for path in mounted.iterdir()} == {"data", "lost+found", ballast.name}
+            push_blob(http, "after", noise(200_000, "during"))
+            assert set(service.children()) == children, "a process has died of it"
+        assert check_store(data).problems == []
 
 
 def test_a_disk_that_fills_up_during_an_upload(ext4: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import ReadOnlyError, StoreFailedError, StoreFullError
+from pagepool.linux import words_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pagepool.errors import PagepoolError
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,7 +30,8 @@ def refused(error: OSError, what: str) -> PagepoolError:
         what: failed, for people.
     """
     if error.errno in _FULL:
-        return StoreFullError(f"{what}: {error.strerror}")
+        where = None if error.filename is None else Path(os.fsdecode(error.filename)).parent
+        return StoreFullError(f"{what}: {words_of(error, where) if where else error.strerror}")
     if error.errno == errno.EIO:
         return StoreFailedError(f"{what}: {error.strerror} ({_SEE})")
     return ReadOnlyError(f"{what}: {error.strerror}")
