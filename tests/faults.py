@@ -235,7 +235,9 @@ def needs_mounts(kind: str) -> None:
 
 
 @contextlib.contextmanager
-def small_file_system(directory: Path, size: int, kind: str = "ext4", *, image: Path | None = None) -> Iterator[Path]:
+def small_file_system(
+    directory: Path, size: int, kind: str = "ext4", *, image: Path | None = None, inodes: int = 0
+) -> Iterator[Path]:
     """A file system of `size` bytes, mounted on a new directory for the length of the block.
 
     Args:
@@ -243,6 +245,7 @@ def small_file_system(directory: Path, size: int, kind: str = "ext4", *, image: 
         kind: ``ext4`` or ``xfs``.
         image: one that an earlier call has made, which a copy is made of: were it mounted itself, and some other
             process's mount namespace had kept the earlier mount, the kernel would hand out that one.
+        inodes: of an ext4, about how many it has; as many as are usual if 0.
     """
     needs_mounts(kind)
     target = directory / "small"
@@ -253,7 +256,7 @@ def small_file_system(directory: Path, size: int, kind: str = "ext4", *, image: 
     else:
         with own.open("wb") as file:
             file.truncate(size)
-        options = {"ext4": ["-q", "-F", "-m", "0"], "xfs": ["-q", "-f"]}[kind]
+        options = {"ext4": ["-q", "-F", "-m", "0", *(["-N", str(inodes)] if inodes else [])], "xfs": ["-q", "-f"]}[kind]
         _run(f"mkfs.{kind}", *options, str(own))
     made = subprocess.run(["mount", "-o", "loop", str(own), str(target)], capture_output=True, text=True, check=False)
     if made.returncode:
@@ -271,7 +274,8 @@ _NO_LOG_FLUSH = 2
 
 
 def cut_power(target: Path) -> None:
-    """Make a mounted ext4 lose all that is not on its disk yet, and fail every call from now on, as a power loss does.
+    """Make a mounted ext4 or XFS lose all that is not on its disk yet, and fail every call from now on, as a power
+    loss does.
 
     What the disk has is there again when its image is mounted the next time.
     """
@@ -280,7 +284,7 @@ def cut_power(target: Path) -> None:
         fcntl.ioctl(fd, _EXT4_IOC_SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
     except OSError as error:
         if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP):
-            pytest.skip("this kernel's ext4 cannot be shut down")
+            pytest.skip("this kernel cannot shut the file system down")
         raise
     finally:
         os.close(fd)
@@ -312,6 +316,20 @@ def filled(directory: Path, leave: int = 0) -> Iterator[Path]:
         yield ballast
     finally:
         ballast.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def no_inodes(directory: Path) -> Iterator[Path]:
+    """Take the last inode of a directory's file system, for the length of the block."""
+    ballast = directory / "names"
+    ballast.mkdir()
+    try:
+        with contextlib.suppress(OSError):
+            for number in range(1 << 20):
+                (ballast / str(number)).touch()
+        yield ballast
+    finally:
+        shutil.rmtree(ballast)
 
 
 def fill(ballast: Path, leave: int = 0) -> None:

@@ -15,7 +15,7 @@ _MOST: Final = 65536
 
 
 class StartError(PagepoolError):
-    """A service that cannot be started as this machine is."""
+    """A service that cannot be started, or go on, as this machine is."""
 
 
 def raise_limit() -> None:

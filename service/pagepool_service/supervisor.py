@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pagepool.errors import CorruptError, ListenError, UnsupportedError
+from pagepool.errors import CorruptError, ListenError, PagepoolError, StoreFailedError, UnsupportedError
 from pagepool_service import collecting, logs, poolkeeper, recompressing
 from pagepool_service.auth import open_authority
 from pagepool_service.metrics.directory import make_directory, remove_directory
@@ -43,7 +43,7 @@ from pagepool_service.seeing.tally import Tally
 from pagepool_service.settings import StandardEndpoint
 from pagepool_service.store.clock import Moment, Timeline, read_timeline
 from pagepool_service.store.collect.collector import drop_cut_off
-from pagepool_service.store.disk import is_read_only
+from pagepool_service.store.disk import is_read_only, why_failed, why_gone
 from pagepool_service.store.locking import lock_data
 from pagepool_service.store.store import Store
 from pagepool_service.store.writerlock import WriterLock
@@ -69,6 +69,7 @@ _SHORTEST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _STEADY_S = 60.0  # a process that lived so long starts from the shortest pause again
 _SWEEP_S = 600.0
+_LOOK_S = 10.0  # between two looks whether the data directory is there
 _MOST_STARTS = 5  # of a worker, until it is believed that it cannot serve here
 _LONGEST_WORDS = 64 << 10
 _PR_SET_PDEATHSIG = 1
@@ -151,6 +152,8 @@ class Supervisor:
         self._stopping = False
         self._swept = 0.0
         self._watch: Watch | None = None
+        self._looked = 0.0
+        self._lock_fd: int | None = None
         self._timeline = Timeline(Moment.now())
         self._words = (-1, -1)
         self._said: dict[int, str] = {}
@@ -160,15 +163,17 @@ class Supervisor:
 
         Raises:
             BusyError: another service has the data directory.
-            StartError: too few files may be open; or a worker ends again and again before it serves.
+            StartError: too few files may be open; a worker ends again and again before it serves; or the data
+                directory is not there any more.
             ListenError: the address cannot be listened on.
+            StoreFailedError: the disk of the data directory has failed, so that no worker can serve.
             ReadOnlyError, StoreFormatError: the store cannot be opened.
             FileInvalidError, SettingInvalidError: a file of users, rights or certificates cannot be used.
         """
         settings = self._settings
         raise_limit()
         certificate = Certificate.of(settings)
-        lock_fd = lock_data(settings.data, read_only=settings.read_only)
+        lock_fd = self._lock_fd = lock_data(settings.data, read_only=settings.read_only)
         listener = listen(settings.host, settings.port)
         self._timeline = prepare(settings)
         lock = _find_lock(settings)
@@ -280,12 +285,32 @@ class Supervisor:
         while not self._stopping:
             now = time.monotonic()
             due = [child.due for child in self._children if not child.pid]
-            step_s = _SWEEP_S if self._watch is None else self._watch.step_s
+            step_s = _LOOK_S if self._watch is None else min(_LOOK_S, self._watch.step_s)
             self._take_signal(min([step_s, *(max(0.01, moment - now) for moment in due)]))
+            self._look(now)
             self._start_due()
             self._sweep(now)
             if self._watch is not None:
                 self._watch.look(time.monotonic())
+
+    def _look(self, now: float) -> None:
+        """End the service where its data directory is lost, and nothing can be served.
+
+        What a disk that has failed has in the page cache is served as long as a worker has it open; a worker that
+        begins anew has not.
+
+        Raises:
+            StartError, StoreFailedError: it is so.
+        """
+        if now - self._looked < _LOOK_S and all(child.pid for child in self._children):
+            return
+        self._looked = now
+        if self._lock_fd is not None and (gone := why_gone(self._settings.data, self._lock_fd)):
+            raise StartError(gone)
+        if any(child.pid for child in self._children[: self._settings.workers]):
+            return
+        if failed := why_failed(self._settings.data):
+            raise StoreFailedError(failed)
 
     def _take_signal(self, timeout_s: float) -> None:
         info = signal.sigtimedwait(_SIGNALS, timeout_s)
@@ -310,6 +335,9 @@ class Supervisor:
             child.why = self._said.pop(pid, "") or _how(status)
             self._postpone(child, steady=time.monotonic() - child.started >= _STEADY_S)
             log.error("%s ended (%s); it starts again in %.1f s", child.name, _how(status), child.pause_s)
+            if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS:
+                data = self._settings.data
+                log.error("if it was the database in %s, this repairs it: pagepool fsck --repair --data %s", data, data)
 
     def _postpone(self, child: Child, *, steady: bool) -> None:
         child.pause_s = _SHORTEST_PAUSE_S if steady else min(2 * child.pause_s, _LONGEST_PAUSE_S)
@@ -342,7 +370,11 @@ class Supervisor:
             return
         self._swept = now
         self._timeline = self._timeline.at(Moment.now())
-        removed = sweep(self._settings.data / "uploads", self._settings.upload_idle_s, self._timeline)
+        try:
+            removed = sweep(self._settings.data / "uploads", self._settings.upload_idle_s, self._timeline)
+        except OSError as error:  # the file system has failed, or takes no writes any more
+            log.error("uploads that are idle cannot be removed: %s", error)
+            return
         if removed:
             log.info("removed %d uploads that were idle for %.0f s", removed, self._settings.upload_idle_s)
 
@@ -507,7 +539,8 @@ def _fork(run: Callable[[], None], settings: Settings, words_fd: int) -> int:
         run()
         status = 0
     except Exception as error:
-        log.critical("a process of the service failed", exc_info=True)
+        # What our own errors say needs no traceback, and may be said every ten seconds while a disk is broken.
+        log.critical("a process of the service failed: %s", error, exc_info=not isinstance(error, PagepoolError))
         with suppress(BlockingIOError):
             words = " ".join(f"{os.getpid()} {error}".split())
             os.write(words_fd, words.encode(errors="replace")[: select.PIPE_BUF - 1] + b"\n")

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError
+from pagepool_service.store.disk import refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,12 +93,18 @@ def count_sessions(directory: Path) -> int:
 
 
 def count_by_mark(directory: Path) -> Counter[str]:
-    """How many sessions there are, by what their ids begin with."""
+    """How many sessions there are, by what their ids begin with.
+
+    Raises:
+        StoreFailedError, ReadOnlyError: the disk does not say.
+    """
     try:
         with os.scandir(directory) as entries:
             return Counter(entry.name[: 2 * _MARK_SIZE] for entry in entries if not entry.name.endswith(_RECORD))
     except FileNotFoundError:
         return Counter()
+    except OSError as error:
+        raise refused(error, "uploads cannot be counted") from error
 
 
 def sweep(directory: Path, idle_s: float, timeline: Timeline | None = None) -> int:

@@ -22,6 +22,7 @@ import time
 import uuid
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,7 +96,8 @@ class Uploads:
             self._record_path(session.id).write_text(text)
             self._path(session.id).touch(mode=0o600, exist_ok=False)
         except OSError as error:
-            self._record_path(session.id).unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that has failed removes nothing either
+                self._record_path(session.id).unlink(missing_ok=True)
             raise refused(error, "writing an upload failed") from error
         return session
 

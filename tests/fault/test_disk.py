@@ -19,10 +19,12 @@ from pagepool.errors import StoreFailedError, StoreFullError
 from pagepool_service.store.disk import refused_database
 from pagepool_service.store.fsck import check_store
 from tests.fault.pushing import MANIFEST, digest_of, read_back, read_image
-from tests.faults import cut_power, fill, filled, remount, small_file_system, stop_writing
+from tests.faults import cut_power, fill, filled, no_inodes, remount, small_file_system, stop_writing
 from tests.service.pushes import begin_upload, finishing, push_blob, push_image
 from tests.store.helpers import noise
+from tests.support.cli import pagepool
 from tests.support.server import Service, running_service
+from tests.support.tools import ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,6 +129,31 @@ def test_a_full_disk_refuses_pushes_and_serves_pulls(small: Path) -> None:
         assert read_image(http, "after", "1")
         assert set(service.children()) == children, "a process has died of it"
     assert check_store(data).problems == []
+
+
+def test_a_disk_without_inodes_is_full_and_said_to_lack_them(tmp_path: Path) -> None:
+    """`df` shows room; pulls go on, nothing is half there, and neither is a pull to such a disk."""
+    with small_file_system(tmp_path, SIZE, inodes=128) as mounted:
+        data = tmp_path / "data"
+        data.symlink_to(mounted / "data")
+        (mounted / "data").mkdir()
+        with serving(data) as (service, http):
+            push_image(http, "before", "1", {"file": noise(2_000_000)})
+            wait_for(lambda: state_of(http, "before") == "ready", "the first image is not read")
+            wait_for(lambda: leftovers(data) == [], "the first image is not settled")
+            children = set(service.children())
+            with no_inodes(mounted) as ballast:
+                answer = refused_push(http, "during", noise(200_000, "during"))
+                assert_full(answer)
+                assert "no inodes are left" in answer.json()["errors"][0]["message"]
+                assert read_image(http, "before", "1")
+                assert leftovers(data) == []
+                with pytest.raises(ToolError, match="no inodes are left"):
+                    pagepool("pull", f"{service.host}/before:1", mounted / "pulled")
+                assert {path.name for path in mounted.iterdir()} == {"data", "lost+found", ballast.name}
+            push_blob(http, "after", noise(200_000, "during"))
+            assert set(service.children()) == children, "a process has died of it"
+        assert check_store(data).problems == []
 
 
 def test_a_disk_that_fills_up_during_an_upload(ext4: Path) -> None:
@@ -288,11 +315,63 @@ def test_what_a_file_system_has_that_stopped_after_an_error_is_served(ext4: Path
             with httpx.Client(base_url=service.url, timeout=60) as again:
                 manifest = read_image(again, "before", "1")
                 answer = refused_push(again, "during", noise(200_000, "stopped"))
+                assert again.get("/readyz").json() == {"status": "ok", "read_only": True}
+                assert again.get("/v1/overview").json()["read_only"] is True
             assert (answer.status_code, answer.json()["errors"][0]["code"]) == (405, "READ_ONLY")
         assert "takes no writes any more" in service.log()
     with serving(data) as (service, http):
         assert "read-only" in service.log()
         assert read_image(http, "before", "1") == manifest
+
+
+def test_a_disk_that_does_nothing_more_is_said_to_fail(small: Path, tmp_path: Path) -> None:
+    """By what still runs, which serves what is in memory; nothing else can be served by a process that begins anew, so
+    that the service ends with the reason, where clients would wait for an answer."""
+    data = tmp_path / "data"
+    data.symlink_to(small / "data")
+    (small / "data").mkdir()
+    service = Service(data, ("--workers", "1"))
+    service.start()
+    try:
+        with httpx.Client(base_url=service.url, timeout=60) as http:
+            push_image(http, "before", "1", {"file": noise(2_000_000)})
+            wait_for(lambda: state_of(http, "before") == "ready", "the image is not read")
+            wait_for(lambda: leftovers(data) == [], "the image is not settled")
+            cut_power(small)
+            ready = http.get("/readyz")
+            assert (ready.status_code, ready.json()["read_only"]) == (503, False)
+            assert "the disk under the store fails" in ready.json()["reasons"][0]
+            answer = http.post("/v2/during/blobs/uploads/")
+            assert (answer.status_code, answer.json()["errors"][0]["code"]) == (507, "STORE_FAILED")
+        kill_processes(service)
+        assert service.process is not None
+        assert service.process.wait(WAIT_S) == 8
+        assert "error: the disk under the store fails" in service.log()
+        assert service.faults() == ""
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_data_directory_that_is_gone_ends_the_service(tmp_path: Path, how: str) -> None:
+    """It would take in what nobody finds again; and its processes that begin anew must make no empty store there."""
+    data = tmp_path / "data"
+    service = Service(data, ("--workers", "1"))
+    service.start()
+    try:
+        data.rename(tmp_path / "elsewhere")
+        if how == "replaced":
+            data.mkdir()
+            (data / "lock").touch()
+        maintenance = max(service.children())
+        os.kill(maintenance, signal.SIGKILL)
+        assert service.process is not None
+        assert service.process.wait(WAIT_S) == 1
+        assert f"error: {data} " in service.log()
+        assert not (data / "store").exists()
+        assert service.faults() == ""
+    finally:
+        service.stop()
 
 
 def test_a_write_that_fails_on_a_disk_with_room_is_no_full_disk(tmp_path: Path) -> None:

@@ -270,6 +270,39 @@ def test_what_nothing_brings_back_is_named_and_can_be_pushed_again(alone: Path, 
     assert check(alone).problems == []
 
 
+def test_what_an_earlier_repair_has_taken_out_is_fetched(data: Path, made: Made, tmp_path: Path, run: Run) -> None:
+    """If a manifest still lists it, and only there; a dry run and a place without it change nothing."""
+    wreck_all(data, records(data, Table.FRAMES))
+    assert run("fsck", "--repair", "--data", data).code == 5
+    with Store.open(data, readonly=True) as store:
+        lost = [digest for digest in made.sample.blobs if not store.blobs.exists(digest)]
+    assert lost
+    with open_repository(tmp_path / "backup", write=True) as repository:
+        take_backup(made.data, repository)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    before = content(data)
+    for more in (("--from", tmp_path / "empty"), ("--from", tmp_path / "backup", "--dry-run")):
+        assert run("fsck", "--repair", "--data", data, *more).code == 0
+        assert content(data) == before
+    done = run("fsck", "--repair", "--json", "--data", data, "--from", tmp_path / "backup")
+    assert (done.code, done.json["remaining"]) == (0, []), done.out
+    brought = {action["name"] for action in done.json["actions"]}
+    assert {action["outcome"] for action in done.json["actions"]} == {"repaired"}
+    manifests = [record.value for record in records(data, Table.MANIFESTS)]
+    assert all(any(name.encode() in manifest for manifest in manifests) for name in brought)
+    listed = {str(digest) for digest in lost if any(str(digest).encode() in manifest for manifest in manifests)}
+    assert str(Digest.of(APP)) in listed
+    assert brought & set(map(str, lost)) == listed  # there are configurations, too
+    with Store.open(data, readonly=True) as store:
+        assert {str(digest) for digest in lost if store.blobs.exists(digest)} == listed
+        assert store.registry.stat_blob("lib/two", Digest.of(APP)).size == len(APP)
+    wanted = [digest for digest in made.sample.blobs if str(digest) in brought]
+    assert blobs_of(data, wanted) == {digest: made.sample.blobs[digest] for digest in wanted}
+    again = run("fsck", "--repair", "--json", "--data", data, "--from", tmp_path / "backup")
+    assert (again.code, again.json["actions"]) == (0, [])
+
+
 def _heal_from_layout(data: Path, copy: Path, layout: Path) -> None:
     shutil.copytree(data, copy)
     wreck_all(copy, [first(copy, Table.MANIFESTS)])

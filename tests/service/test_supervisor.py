@@ -125,6 +125,14 @@ def test_a_process_that_cannot_be_forked_is_tried_again(
     assert os.waitpid(child.pid, 0) == (child.pid, 0)
 
 
+def test_who_meets_a_page_that_cannot_be_read_is_told_what_to_do(tmp_path: Path) -> None:
+    with running_service(tmp_path / "data", "--workers", "1") as service:
+        before = set(service.children())
+        os.kill(min(before), signal.SIGBUS)
+        until(lambda: "signal SIGBUS" in service.log() and len(set(service.children()) - before) == 1, "another runs")
+        assert f"pagepool fsck --repair --data {tmp_path / 'data'}" in service.log()
+
+
 def test_killed_by_a_signal_without_a_name(tmp_path: Path) -> None:
     """Python knows no name of most real-time signals: the supervisor goes on all the same."""
     with running_service(tmp_path / "data") as service:

@@ -176,9 +176,15 @@ def _os_error(state: output.State, error: OSError) -> int:
         output.hush()
         return exits.BROKEN_PIPE
     words = error.strerror or str(error)
-    message = f"{os.fsdecode(error.filename)}: {words}" if error.filename is not None else words
-    full = StoreFullError(message) if words in _FULL else None
+    full = StoreFullError(words) if words in _FULL else None
+    message = words if error.filename is None else f"{os.fsdecode(error.filename)}: {_more(error) if full else words}"
     return _fail(state, type(error).__name__, message, _code(state, full or error))
+
+
+def _more(error: OSError) -> str:
+    from pagepool import linux
+
+    return linux.words_of(error, os.path.dirname(os.fsdecode(error.filename)) or ".")  # noqa: PTH120 - as above
 
 
 def _code(state: output.State, error: BaseException) -> int:

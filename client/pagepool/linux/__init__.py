@@ -16,6 +16,7 @@ from pagepool.linux.calls import (
     sync_directory,
     syncfs,
     why_no_trusted_attributes,
+    words_of,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "sync_directory",
     "syncfs",
     "why_no_trusted_attributes",
+    "words_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -82,6 +83,21 @@ def in_memory(path: Path) -> bool:
 def is_full(error: OSError) -> bool:
     """Whether an error says that a disk or a quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def words_of(error: OSError, directory: Path | str) -> str:
+    """What an error says, and of a disk that is full but for its blocks that no inodes are left, which `df` hides.
+
+    Args:
+        directory: on that disk.
+    """
+    words = error.strerror or str(error)
+    if error.errno == errno.ENOSPC:
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(directory)
+            if disk.f_files and not disk.f_favail and disk.f_bavail:
+                return f"{words}: no inodes are left (df -i)"
+    return words
 
 
 def can_reflink(directory: Path) -> bool:

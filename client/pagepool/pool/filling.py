@@ -83,7 +83,7 @@ class Filler:
                 if not linux.is_full(error):
                     raise
                 remove_partial(self._path, key)
-                raise DiskFullError(f"{self._path}: {error.strerror}") from error
+                raise DiskFullError(f"{self._path}: {linux.words_of(error, self._path)}") from error
             try:
                 hold(descriptor)
                 marks = MapFile(self._path, key)

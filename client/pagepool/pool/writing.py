@@ -165,7 +165,7 @@ class Writer:
             self._evictor.uncount(cell.TEMPORARY_BYTES, cost(size))
 
     def _full(self, error: OSError) -> Exception:
-        return DiskFullError(f"{self._path}: {error.strerror}") if linux.is_full(error) else error
+        return DiskFullError(f"{self._path}: {linux.words_of(error, self._path)}") if linux.is_full(error) else error
 
 
 def _write(descriptor: int, plain: memoryview) -> None:

@@ -104,7 +104,8 @@ def print_repaired(done: Repaired, *, dry_run: bool) -> None:
     if output.current().quiet:
         return
     if not done.before.problems:
-        click.echo("no problems found")
+        brought = output.counted(len(done.actions), "blob")
+        click.echo("no problems found" + (f", {brought} out of the quarantine" if done.actions and not dry_run else ""))
     elif dry_run:
         click.echo(f"{found} found; nothing was changed")
     elif done.clean:

@@ -111,9 +111,15 @@ class Context:
         """What fsck says of a record."""
         return [problem.reason for problem in self.problems if (problem.kind, problem.name) == (kind, name)]
 
-    def repaired(self, kind: str, name: str, how: str, apply: Callable[[Writer], None]) -> bool:
-        """Do something that makes a record right again, in one transaction. Returns whether it was done."""
-        return self._act(Action(kind, name, "repaired", how, self.images(kind, name)), (), apply)
+    def repaired(
+        self, kind: str, name: str, how: str, apply: Callable[[Writer], None], images: tuple[str, ...] = ()
+    ) -> bool:
+        """Do something that makes a record right again, in one transaction. Returns whether it was done.
+
+        Args:
+            images: concerned, where fsck has found no problem.
+        """
+        return self._act(Action(kind, name, "repaired", how, images or self.images(kind, name)), (), apply)
 
     def remove(
         self, action: Action, lost: Iterable[Lost], apply: Callable[[Writer], None], files: Iterable[Path] = ()

@@ -6,8 +6,8 @@
                         /spool/ALGORITHM-HEX        a blob's file
                         /store/data.mdb             a database that was replaced as a whole
 
-Nothing in here is read again by pagepool; it may be removed at any time. What is kept is durable before it is taken
-out of the store.
+Of this only the listings are read again, for the blobs in them (`earlier`); it may be removed at any time. What is kept
+is durable before it is taken out of the store.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from pagepool_service.repair.catalogue import (
     repair_tags,
 )
 from pagepool_service.repair.context import Action, Context, mend_bits
+from pagepool_service.repair.earlier import bring_back, taken_out
 from pagepool_service.repair.frames import repair_frames
 from pagepool_service.repair.layers import repair_layers, repair_objects
 from pagepool_service.repair.quarantine import Quarantine
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from pagepool.digest import Digest
     from pagepool_service.repair.sources import Source
     from pagepool_service.store.checks import Message
 
@@ -112,8 +114,24 @@ def repair_store(data: Path, plan: Plan) -> Repaired:
             found, done.after = done.after, check_store(data, quick=plan.quick, watch=plan.watch)
             if done.after.problems == found.problems:
                 break
+        if done.after.clean and plan.sources and (earlier := taken_out(data)):
+            _bring_back(data, plan, done, quarantine, earlier)
         done.quarantine = quarantine.path if quarantine.is_used else None
     return done
+
+
+def _bring_back(data: Path, plan: Plan, done: Repaired, quarantine: Quarantine, blobs: set[Digest]) -> None:
+    """Look once more for what repairs have taken out; this one has asked the same places for its own."""
+    acted = {action.name for action in done.actions}
+    blobs = {digest for digest in blobs if str(digest) not in acted}
+    plan.tell("looking for what earlier repairs have taken out")
+    with Store.open(data) as store:
+        context = Context(store, (), quarantine, plan.sources, plan.cache, plan.dry_run)
+        bring_back(context, blobs)
+        do_work(context, live=done.live, tell=plan.tell)
+    done.actions += context.actions
+    if context.actions and not plan.dry_run:
+        done.after = check_store(data, quick=plan.quick, watch=plan.watch)
 
 
 def _round(data: Path, plan: Plan, done: Repaired, quarantine: Quarantine, *, last: bool) -> list[Action]:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pagepool.errors import PagepoolError
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import failures, json_object, success
+from pagepool_service.store.disk import why_failed
 from pagepool_service.watching import describe_writer
 
 router = APIRouter()
@@ -45,21 +46,23 @@ async def get_health() -> JSONResponse:
 )
 async def get_ready(service: Service) -> JSONResponse:
     """Look whether the store can be read and takes writes, uploads can be taken, and somebody reads layers."""
-    reasons = await service.threads.run(_find_reasons, service)
-    read_only = service.store.env.readonly
+    read_only = await service.threads.run(service.store.is_read_only)
+    reasons = await service.threads.run(_find_reasons, service, read_only)
     if reasons:
         return JSONResponse({"status": "unavailable", "read_only": read_only, "reasons": reasons}, 503)
     return JSONResponse({"status": "ok", "read_only": read_only})
 
 
-def _find_reasons(service: Context) -> list[str]:
+def _find_reasons(service: Context, read_only: bool) -> list[str]:
     """Why the service is not ready; empty if it is."""
     reasons = []
     try:
         service.registry.list_repositories(1)
     except PagepoolError as error:
         reasons.append(f"the store cannot be read: {error}")
-    if service.store.env.readonly:
+    if failed := why_failed(service.store.data):
+        reasons.append(f"the disk under the store fails: {failed}")
+    if read_only:
         return reasons
     if not os.access(service.store.uploads, os.W_OK | os.X_OK):
         reasons.append("the directory of uploads cannot be written to")

@@ -99,7 +99,7 @@ class Figures:
         with self._lock:
             return {
                 "version": __version__,
-                "read_only": self._store.env.readonly,
+                "read_only": self._store.is_read_only(),
                 "now_s": int(time.time()),
                 "store": self._described_store(),
                 "cache": self._described_pool(),

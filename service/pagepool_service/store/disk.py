@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import ReadOnlyError, StoreFailedError, StoreFullError
+from pagepool.linux import words_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pagepool.errors import PagepoolError
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FAILED: Final = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EUCLEAN)
 _LITTLE: Final = 32 << 20
 _SEE: Final = "the kernel's log says more; what it does not take is lost"
 
@@ -29,7 +30,8 @@ def refused(error: OSError, what: str) -> PagepoolError:
         what: failed, for people.
     """
     if error.errno in _FULL:
-        return StoreFullError(f"{what}: {error.strerror}")
+        where = None if error.filename is None else Path(os.fsdecode(error.filename)).parent
+        return StoreFullError(f"{what}: {words_of(error, where) if where else error.strerror}")
     if error.errno == errno.EIO:
         return StoreFailedError(f"{what}: {error.strerror} ({_SEE})")
     return ReadOnlyError(f"{what}: {error.strerror}")
@@ -67,12 +69,44 @@ def _has_room(directory: Path) -> bool:
 def is_read_only(data: Path) -> bool:
     """Whether a store is there, on a file system that takes no writes: it is mounted so, or the kernel has stopped it
     after an error, which only shows when something is written."""
-    if not (data / "format").exists():
+    try:
+        if not (data / "format").exists():
+            return False
+        mounted_so = os.statvfs(data).f_flag & os.ST_RDONLY
+    except OSError:  # a disk that reads nothing either: see `why_lost`
         return False
-    if os.statvfs(data).f_flag & os.ST_RDONLY:
-        return True
+    return bool(mounted_so) or _refusal(data) == errno.EROFS
+
+
+def why_failed(data: Path) -> str:
+    """Why the disk under a data directory does nothing that it is asked to, if its file system says so; else ""."""
+    try:
+        data.joinpath("lock").stat()
+        refusal = _refusal(data)
+    except OSError as error:
+        refusal = error.errno or 0
+    return f"{data}: {os.strerror(refusal)} ({_SEE})" if refusal in _FAILED else ""
+
+
+def why_gone(data: Path, lock_fd: int) -> str:
+    """Why a data directory is not the one that was locked: it was removed, or something lies over it; else "".
+
+    Args:
+        lock_fd: its lock, see `store.locking`.
+    """
+    try:
+        same = os.path.samestat(data.joinpath("lock").stat(), os.fstat(lock_fd))
+    except FileNotFoundError:
+        return f"{data} was removed, or unmounted"
+    except OSError:
+        return ""
+    return "" if same else f"{data} is another directory than it was"
+
+
+def _refusal(data: Path) -> int:
+    """The error of making a file without a name; 0 if it can be made."""
     try:
         os.close(os.open(data, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        return error.errno == errno.EROFS
-    return False
+        return error.errno or 0
+    return 0

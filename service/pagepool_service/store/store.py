@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pagepool.errors import ReadOnlyError, StoreFormatError
 from pagepool_service.store.blobs import BlobStore, sync_directory
+from pagepool_service.store.disk import is_read_only
 from pagepool_service.store.environment import FORMAT_VERSION, Environment
 from pagepool_service.store.extents import ExtentStore
 from pagepool_service.store.jobs import JobQueue
@@ -62,6 +63,10 @@ class Store:
     def uploads(self) -> Path:
         """Directory of open upload sessions."""
         return self.data / "uploads"
+
+    def is_read_only(self) -> bool:
+        """Whether nothing can be written now: it was opened so, or its file system takes no writes any more."""
+        return self.env.readonly or is_read_only(self.data)
 
     def close(self) -> None:
         """Close the environment."""
