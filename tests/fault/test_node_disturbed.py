@@ -178,7 +178,7 @@ def counted() -> Iterator[Path]:
 def test_a_node_that_may_have_no_more_threads(
     service: Service, node: NodeClient, tmp_path: Path, counted: Path
 ) -> None:
-    """A command is told so. Taken for dead, the node would be started again, and its mounts cut off."""
+    """A command is told so. Taken for dead, the node would be started again, and its lazy mount taken away."""
     at, again, files = point(tmp_path), point(tmp_path, "again"), contents(24, 4)
     reference = push(service, "counted", files)
     first, *rest = sorted(files)
@@ -208,6 +208,7 @@ def test_a_node_whose_socket_is_gone_keeps_what_it_serves(service: Service, node
         hidden = node.places.control.rename(node.places.control.with_name("hidden"))
         with pytest.raises(BusyError, match="in use by another node"):
             ensure_node(node.places)
+        assert node.places.lazy in mounted_below(node.places.run)
         assert {name: (at / name).read_bytes() for name in files} == files
         hidden.rename(node.places.control)
     assert none_left(node)

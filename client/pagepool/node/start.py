@@ -178,7 +178,7 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         # First of all: an address that cannot be had leaves nothing behind.
         metrics = None if options.metrics_listen is None else _listen_for_metrics(*options.metrics_listen)
         mount_pool_image(places, options.pool_image)
-        # Before anything is taken away: a node that runs, and has not answered, has its lazy mount and its containers.
+        # Before anything is taken away: a node that runs, and has not answered, has its lazy mount.
         state = _lock_state(places.state)
         unmount_lazy(places)  # one that was never served is an error to whoever looks at its directory
         places.make()
