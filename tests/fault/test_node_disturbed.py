@@ -26,7 +26,7 @@ from tests.support.nodeserver import end_node
 from tests.support.server import Service
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Iterator
 
 
 def break_pool(pool: Path) -> None:
@@ -154,3 +154,61 @@ def test_a_node_that_cannot_begin(node: NodeClient) -> None:
     shutil.rmtree(pool)
     assert ensure_node(node.places, QUICK)
     assert node.mounts() == []
+
+
+@pytest.fixture
+def counted() -> Iterator[Path]:
+    """A cgroup of its own, that counts processes and threads."""
+    first, second = Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")
+    controllers = second / "cgroup.subtree_control"
+    if not first.is_dir() and (not controllers.exists() or "pids" not in controllers.read_text()):
+        pytest.skip("there are no cgroups that count processes")
+    group = (first if first.is_dir() else second) / f"pagepool-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        group.joinpath("pids.max").write_text("max")
+        for process in group.joinpath("cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):
+                group.parent.joinpath("cgroup.procs").write_text(process)
+        group.rmdir()
+
+
+def test_a_node_that_may_have_no_more_threads(
+    service: Service, node: NodeClient, tmp_path: Path, counted: Path
+) -> None:
+    """A command is told so. Taken for dead, the node would be started again, and its lazy mount taken away."""
+    at, again, files = point(tmp_path), point(tmp_path, "again"), contents(24, 4)
+    reference = push(service, "counted", files)
+    first, *rest = sorted(files)
+    with node.mount(service.url, reference, at, LAZILY):
+        assert (at / first).read_bytes() == files[first]
+        holders = [Post(node.places.run, name).holder() for name in (SUPERVISOR, WORKER)]
+        for process in holders:
+            counted.joinpath("cgroup.procs").write_text(str(process))
+        counted.joinpath("pids.max").write_text("1")
+        with pytest.raises(BusyError, match="no more threads"):
+            ensure_node(node.places)
+        with pytest.raises(BusyError, match="no more threads"):
+            node.mount(service.url, reference, again, LAZILY)
+        counted.joinpath("pids.max").write_text("max")
+        assert {name: (at / name).read_bytes() for name in rest} == {name: files[name] for name in rest}
+        with node.mount(service.url, reference, again, LAZILY):
+            assert (again / first).read_bytes() == files[first]
+        assert [Post(node.places.run, name).holder() for name in (SUPERVISOR, WORKER)] == holders
+    assert none_left(node)
+
+
+def test_a_node_whose_socket_is_gone_keeps_what_it_serves(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    """No other node can be started beside it, and who tries takes nothing away."""
+    at, files = point(tmp_path), contents(25, 4)
+    reference = push(service, "unheard", files)
+    with node.mount(service.url, reference, at, LAZILY):
+        hidden = node.places.control.rename(node.places.control.with_name("hidden"))
+        with pytest.raises(BusyError, match="in use by another node"):
+            ensure_node(node.places)
+        assert node.places.lazy in mounted_below(node.places.run)
+        assert {name: (at / name).read_bytes() for name in files} == files
+        hidden.rename(node.places.control)
+    assert none_left(node)

@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pagepool import linux
 from pagepool.errors import DiskFullError, InvalidError
 
 _MOST_REMOVALS = 8
@@ -62,7 +61,7 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"{path.parent}: {linux.words_of(error, path.parent)}") from error
+            raise DiskFullError(f"{path.parent}: {error.strerror}") from error
         raise
 
 

@@ -57,7 +57,7 @@ class ControlServer:
                 threading.Thread(target=self._converse, args=(Channel(connection),), daemon=True).start()
             except RuntimeError as error:
                 log.warning("a command is refused: %s", error)
-                connection.close()
+                _refuse(Channel(connection))
 
     def _converse(self, channel: Channel) -> None:
         try:
@@ -77,3 +77,13 @@ class ControlServer:
                 channel.send({"error": encode_error(error)})
         finally:
             channel.close()
+
+
+def _refuse(channel: Channel) -> None:
+    """Say that there is no thread for a command. One that got no answer would take the node for dead."""
+    busy = errors.BusyError(
+        "the node may have no more threads: see pids.max of its cgroup, TasksMax= of a unit, ulimit -u"
+    )
+    with suppress(OSError, PagepoolError):
+        channel.send({"error": encode_error(busy)})
+    channel.close()

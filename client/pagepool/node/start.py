@@ -178,9 +178,10 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         # First of all: an address that cannot be had leaves nothing behind.
         metrics = None if options.metrics_listen is None else _listen_for_metrics(*options.metrics_listen)
         mount_pool_image(places, options.pool_image)
+        # Before anything is taken away: a node that runs, and has not answered, has its lazy mount.
+        state = _lock_state(places.state)
         unmount_lazy(places)  # one that was never served is an error to whoever looks at its directory
         places.make()
-        state = _lock_state(places.state)
         _forget_other_boot(places)
         _leave_cgroup()
         _clear(places)
@@ -236,7 +237,9 @@ def _lock_state(state: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise BusyError(f"{state} is in use by another node, with another --node-run") from None
+        raise BusyError(
+            f"{state} is in use by another node, with another --node-run; or by this one, which does not answer"
+        ) from None
     return descriptor
 
 
