@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,7 @@ echo ready; while :; do sleep 0.05; done
     os.close(master)
     while not (place.root / "told").exists():
         assert started.poll() is None
+        time.sleep(0.02)
     (place.root / "go").touch()
     assert started.wait(TIMEOUT_S) == 7
     assert (tmp_path / "said").read_text() == ""

@@ -127,6 +127,7 @@ def test_one_that_is_being_removed_is_waited_for(tmp_path: Path, monkeypatch: py
 
 def test_shells_complete_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roots, "containers_directory", lambda: tmp_path)
+    monkeypatch.setattr(roots, "ended_directory", lambda: tmp_path / "ended")
     helds = [hold(tmp_path, one, name) for one, name in (("0123", "web"), ("4567", ""), ("89ab", "db"))]
     try:
         for incomplete, found in (("", ["web", "4567", "db"]), ("w", ["web"]), ("45", ["4567"]), ("x", [])):
