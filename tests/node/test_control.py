@@ -10,7 +10,7 @@ import pytest
 
 from pagepool.errors import BusyError, UnreachableError
 from pagepool.node.answering import ControlServer
-from pagepool.node.control import NodeGoneError, converse, decode_error, encode_error
+from pagepool.node.control import Channel, NodeGoneError, converse, decode_error, encode_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,3 +60,27 @@ def test_errors(path: Path, tmp_path: Path) -> None:
     said = decode_error(encode_error(UnreachableError("http://service", "gone")))
     assert isinstance(said, UnreachableError)
     assert not isinstance(said, NodeGoneError)
+
+
+def test_what_is_answered_before_anything_was_asked_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that cannot take a command says so, and closes: the command may find nobody to send itself to."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        send = Channel.send
+
+        def send_late(channel: Channel, message: dict[str, str]) -> None:
+            refused = Channel(listener.accept()[0])
+            if answer is not None:
+                send(refused, {"error": encode_error(answer)})
+            refused.close()
+            send(channel, message)
+
+        monkeypatch.setattr(Channel, "send", send_late)
+        answer: Exception | None = BusyError("no threads")
+        with pytest.raises(BusyError, match="no threads"):
+            converse(path, {"op": "status"})
+        answer = None
+        with pytest.raises(NodeGoneError):
+            converse(path, {"op": "status"})

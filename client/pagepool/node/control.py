@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool import errors
@@ -143,7 +144,8 @@ def converse(
         raise NodeGoneError(os.fspath(path), error.strerror or "no node") from error
     channel = Channel(connection)
     try:
-        channel.send(request)
+        with suppress(ConnectionError):  # a node without threads has answered before it was asked, and is gone
+            channel.send(request)
         while (answer := channel.receive()) is not None:
             if "progress" in answer:
                 on_bytes(int(answer["progress"]))
