@@ -20,8 +20,9 @@ import pytest
 from blake3 import blake3
 
 from pagepool.digest import Digest
-from pagepool.errors import BusyError
+from pagepool.errors import BlobUnknownError, BusyError
 from pagepool.oci import parse_manifest
+from pagepool.oci.mediatypes import OCI_FOREIGN_LAYER_GZIP, OCI_MANIFEST
 from pagepool.pool import Pool
 from pagepool.transport import Session
 from pagepool_service.backup.repository import open_repository
@@ -281,6 +282,7 @@ def test_what_an_earlier_repair_has_taken_out_is_fetched(data: Path, made: Made,
         take_backup(made.data, repository)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    _name_elsewhere(data, "lib/thief", APP)
     before = content(data)
     for more in (("--from", tmp_path / "empty"), ("--from", tmp_path / "backup", "--dry-run")):
         assert run("fsck", "--repair", "--data", data, *more).code == 0
@@ -297,10 +299,22 @@ def test_what_an_earlier_repair_has_taken_out_is_fetched(data: Path, made: Made,
     with Store.open(data, readonly=True) as store:
         assert {str(digest) for digest in lost if store.blobs.exists(digest)} == listed
         assert store.registry.stat_blob("lib/two", Digest.of(APP)).size == len(APP)
+        with pytest.raises(BlobUnknownError):
+            store.registry.stat_blob("lib/thief", Digest.of(APP))
     wanted = [digest for digest in made.sample.blobs if str(digest) in brought]
     assert blobs_of(data, wanted) == {digest: made.sample.blobs[digest] for digest in wanted}
     again = run("fsck", "--repair", "--json", "--data", data, "--from", tmp_path / "backup")
     assert (again.code, again.json["actions"]) == (0, [])
+
+
+def _name_elsewhere(data: Path, repository: str, blob: bytes) -> None:
+    """Put a manifest there that names somebody else's blob, as a layer that a repository need not have."""
+    elsewhere = {"mediaType": OCI_FOREIGN_LAYER_GZIP, "digest": str(Digest.of(blob)), "size": len(blob)}
+    elsewhere["urls"] = ["https://example.com/layer"]
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": elsewhere, "layers": [elsewhere]}
+    raw = json.dumps(document).encode()
+    with Store.open(data) as store:
+        store.registry.put_manifest(repository, Digest.of(raw), parse_manifest(raw, OCI_MANIFEST))
 
 
 def _heal_from_layout(data: Path, copy: Path, layout: Path) -> None:

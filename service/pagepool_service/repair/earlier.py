@@ -1,7 +1,8 @@
 """Bring back what an earlier repair took out, for want of a place that had it.
 
 Which blobs that were is in the listings of the quarantine. Who had one is not believed of these: since then somebody
-may have deleted it. A blob is fetched for the repositories that still have a manifest that lists it.
+may have deleted it. A blob is fetched for the repositories that still have a manifest that lists it, as one that they
+must have.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pagepool_service.store.catalogue import link_key
 from pagepool_service.store.checks.walk import walk_values
 from pagepool_service.store.environment import Table
 from pagepool_service.store.links import link
+from pagepool_service.store.registry import may_lack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -66,7 +68,8 @@ def _missed(context: Context, blobs: set[Digest]) -> dict[Digest, tuple[int, dic
             stored = read_manifest(context, manifest)
             document = None if stored is None else parse_manifest(stored.raw, stored.media_type)
             if document is not None and not isinstance(document, Index):
-                listed.extend((manifest, part.digest, part.size) for part in document.blobs if part.digest in blobs)
+                parts = (part for part in document.blobs if part.digest in blobs and not may_lack(part))
+                listed.extend((manifest, part.digest, part.size) for part in parts)
 
     if blobs:
         walk_values(context.env, Table.MANIFESTS, visit)

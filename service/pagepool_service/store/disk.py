@@ -73,7 +73,7 @@ def is_read_only(data: Path) -> bool:
         if not (data / "format").exists():
             return False
         mounted_so = os.statvfs(data).f_flag & os.ST_RDONLY
-    except OSError:  # a disk that reads nothing either: see `why_lost`
+    except OSError:  # a disk that reads nothing either: see `why_failed`
         return False
     return bool(mounted_so) or _refusal(data) == errno.EROFS
 

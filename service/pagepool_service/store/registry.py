@@ -489,8 +489,13 @@ def _check_parts(txn: Reader, repository: str, document: Manifest | Index) -> No
     for entry in document.blobs:
         if txn.has(Table.LINKS, link_key(repository, entry.digest)):
             _check_size(txn, entry)
-        elif not (is_foreign_layer(entry.media_type) and entry.urls):
+        elif not may_lack(entry):
             raise ManifestBlobUnknownError(str(entry.digest), f"{repository} has no such blob")
+
+
+def may_lack(entry: Descriptor) -> bool:
+    """Whether a repository need not have what its manifest names so: that it names it gives it no right to it."""
+    return is_foreign_layer(entry.media_type) and bool(entry.urls)
 
 
 def _check_entry(txn: Reader, entry: Descriptor) -> None:
