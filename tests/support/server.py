@@ -1,6 +1,6 @@
 """A real service for tests: `pagepool serve` as a process of its own, on a free port of the loopback interface.
 
-No test needs a mock of the service: starting one takes about a second. `running_service` is the context manager;
+No test needs a mock of the service: starting one takes less than a second. `running_service` is the context manager;
 `service` fixtures are made of it in the conftest of a test package. The process dies with the test run, and with it
 its workers.
 """
@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.support.forkserver import Forked, fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +43,7 @@ class Service:
         environment: more variables.
         log_directory: where what it prints goes; beside the data directory without it.
         prefix: a program that starts it, with its arguments: prlimit, for one.
+        fresh: whether its interpreter is one of its own, and shares no memory with that of another service.
         url: where it is, ``http://127.0.0.1:PORT``; the same over restarts.
     """
 
@@ -49,9 +52,10 @@ class Service:
     environment: dict[str, str] = field(default_factory=dict)
     url: str = ""
     host: str = ""
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
     log_directory: Path | None = None
     prefix: tuple[str, ...] = ()
+    fresh: bool = False
     log_path: Path = field(default_factory=Path)
 
     def start(self) -> None:
@@ -65,13 +69,16 @@ class Service:
         )
         self.log_path = Path(name)
         listen = self.host or "127.0.0.1:0"
-        program = [*self.prefix, sys.executable, "-m", "pagepool.cli", "serve"]
-        command = [*program, "--data", str(self.data), "--listen", listen, "--cache-dir", str(self.cache)]
-        command += self.arguments
+        words = ["serve", "--data", str(self.data), "--listen", listen, "--cache-dir", str(self.cache), *self.arguments]
+        environment = _environment(self.environment)
         with os.fdopen(descriptor, "wb") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(self.environment)
-            )
+            if self.fresh or self.prefix or not all(name.startswith("PAGEPOOL_") for name in self.environment):
+                command = [*self.prefix, sys.executable, "-m", "pagepool.cli", *words]
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                )
+            else:
+                self.process = fork(words, environment, log.fileno(), log.fileno())
         deadline = time.monotonic() + START_TIMEOUT_S
         while not (found := _READY.search(self.log())):
             if self.process.poll() is not None or time.monotonic() > deadline:
