@@ -140,6 +140,14 @@ class Journal:
         os.ftruncate(self._fd, position)
         self.position = position
 
+    def write_again(self, start: int) -> None:
+        """Write what lies behind a position once more, as it is: see `Arena.write_again`."""
+        data = os.pread(self._fd, self.position - start, start)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done:], start + done)
+
     def flush(self) -> None:
         """Wait until the file is on disk."""
         os.fdatasync(self._fd)

@@ -43,6 +43,7 @@ from pagepool.overlay.snapshot import encode_state
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from pagepool.overlay.recovery import Recovered
     from pagepool.overlay.slots import Run
     from pagepool.overlay.state import State
     from pagepool.vfs.interface import FileSystem
@@ -99,11 +100,13 @@ class Storage:
         self.compact_at = COMPACT_BYTES
         _open.add(self)
 
-    def take_over(self, *, clean: bool, time_ns: int) -> None:
+    def take_over(self, found: Recovered, time_ns: int) -> None:
         """At the opening: cut what does not count, make the rest durable if no sync has, and note the opening."""
         journal, arena, state = self.journal, self.arena, self.state
-        if not clean:
+        if not found.clean:
             journal.cut(journal.position)
+            arena.write_again(found.unsynced)
+            journal.write_again(found.durable)
             arena.flush()
             journal.flush()
             journal.append_sync(journal.position)
@@ -269,7 +272,7 @@ def open_storage(
         journal = Journal(path, found.header, found.end)
         undo.callback(journal.close)
         storage = Storage(directory, descriptor, journal, arena, found.state, boot)
-        storage.take_over(clean=found.clean, time_ns=time_ns)
+        storage.take_over(found, time_ns)
         undo.pop_all()
     return storage
 
