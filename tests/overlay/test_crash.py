@@ -243,3 +243,41 @@ def test_an_ext4_that_loses_power(seed: int, tmp_path: Path) -> None:
             assert dump_overlay(found) in [dump_oracle(oracle) for oracle in pair.history]
         finally:
             found.close()
+
+
+def test_an_ext4_that_loses_power_after_a_compaction_that_was_killed(tmp_path: Path, base: FileSystem) -> None:
+    """The name of the new journal is not on the disk when the process dies. Who opens it next uses slots that only the
+    old journal refers to."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with small_file_system(first, 64 << 20) as mounted:
+        overlay = OverlayFileSystem.open(mounted / "upper", base, tree=TREE)
+        removed, kept = (overlay.create(1, name, Kind.REGULAR, 0o644, 0, 0) for name in (b"removed", b"kept"))
+        overlay.write(removed, 0, b"a" * PAGE)
+        overlay.close()
+        os.sync()
+        child = os.fork()
+        if not child:
+            try:
+                overlay = OverlayFileSystem.open(mounted / "upper", base, tree=TREE)
+                overlay.unlink(1, b"removed")
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(storage, "sync_directory", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+                    overlay._storage.compact()
+            finally:
+                os._exit(255)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        overlay = OverlayFileSystem.open(mounted / "upper", base, tree=TREE)
+        overlay.write(kept, 0, b"b" * PAGE)
+        overlay._storage.arena.flush()  # the kernel writes back what it likes, when it likes
+        cut_power(mounted)
+        with pytest.raises(OSError, match="Input/output error"):
+            overlay.close()
+    with small_file_system(second, 64 << 20, image=first / "small.img") as mounted:
+        overlay = OverlayFileSystem.open(mounted / "upper", base, tree=TREE, boot=(9).to_bytes(16, "big"))
+        for entry in overlay.entries(1):
+            if entry.ino == removed:
+                assert bytes(overlay.read(removed, 0, PAGE)) == b"a" * PAGE
+        assert overlay.lookup(1, b"kept") == kept
+        overlay.close()

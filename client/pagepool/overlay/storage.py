@@ -62,6 +62,8 @@ append at the same place of the journal."""
 
 def _let_go_in_child() -> None:
     for storage in list(_open):
+        # A thread that the child does not have may hold it, for ever.
+        storage.lock._at_fork_reinit()  # type: ignore[attr-defined]
         storage.let_go()
 
 
@@ -260,6 +262,7 @@ def open_storage(
     boot: bytes | None = None,
 ) -> Storage:
     """Open an overlay's directory, or make it. Arguments and errors are those of `OverlayFileSystem.open`."""
+    directory = directory.absolute()  # wherever the process goes
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     boot = read_boot_id() if boot is None else boot
     with contextlib.ExitStack() as undo:
@@ -283,6 +286,8 @@ def _prepare(
     """Make the files of a new overlay, if there is none in the directory."""
     names = set(os.listdir(directory))  # noqa: PTH208 (names are all it is about)
     if journals.NAME in names:
+        # Whoever put it there may have been killed before its name was on disk; what is written next relies on that.
+        sync_directory(directory)
         return directory
     if names - FILES:
         raise InvalidError(str(directory), f"it holds no overlay, and is not empty ({min(names - FILES)!r})")
@@ -292,7 +297,7 @@ def _prepare(
     header = Header.new(tree, base.usage().inodes, dict(info or {}))
     write_journal(directory / journals.NAME, header, (encode_open(boot, time_ns),)).close()
     sync_directory(directory)
-    sync_directory(directory.absolute().parent)
+    sync_directory(directory.parent)
     return directory
 
 

@@ -130,6 +130,7 @@ class Pool:
             raise InvalidError(budget, "a budget is not below 0")
         if reserve is not None and reserve < 0:
             raise InvalidError(reserve, "a reserve is not below 0")
+        path = path.absolute()  # wherever the process goes
         found = open_format(path, durable)
         return cls(
             path,
