@@ -219,6 +219,29 @@ def test_a_slot_that_was_freed_while_a_sync_went_on(
     found.close()
 
 
+def test_memory_that_changes_while_it_is_written(
+    tmp_path: Path, base: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller's own threads do that. Opened after a kill, the overlay has what reached the file."""
+    overlay = OverlayFileSystem.open(tmp_path / "upper", base, tree=TREE)
+    ino = overlay.create(1, b"new", Kind.REGULAR, 0o644, 0, 0)
+    data, write = bytearray(2 * PAGE), os.pwrite
+
+    def overtaken(descriptor: int, written: bytes, offset: int) -> int:
+        done = write(descriptor, written, offset)
+        data[:] = b"later" + bytes(2 * PAGE - 5)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", overtaken)
+        overlay.write(ino, 0, data)
+    shutil.copytree(tmp_path / "upper", tmp_path / "killed")
+    overlay.close()
+    found = OverlayFileSystem.open(tmp_path / "killed", base, tree=TREE)
+    assert bytes(found.read(ino, 0, 2 * PAGE)) == bytes(2 * PAGE)
+    found.close()
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_an_ext4_that_loses_power(seed: int, tmp_path: Path) -> None:
     """The file system itself is shut down without writing anything back, and mounted again."""

@@ -195,7 +195,7 @@ class WritingOperations(Operations):
     def write(self, request: Request) -> Reply:
         """Write into a file."""
         _, offset, size, flags, *_ = protocol.unpack(protocol.WRITE_IN, request.body)
-        data = request.body[protocol.WRITE_IN.size :]
+        data = request.body[protocol.WRITE_IN.size :].toreadonly()
         if len(data) != size:
             raise protocol.ProtocolError(f"{len(data)} bytes to write where {size} are announced")
         kill = bool(flags & protocol.WRITE_KILL_SUIDGID)
