@@ -4,16 +4,16 @@ loses what it has not written yet. No machine was switched off for this."""
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pagepool import linux
 from pagepool.errors import BusyError, StoreFormatError
 from pagepool.extents import EXTENT_SIZE
-from pagepool.pool import Pool, writing
+from pagepool.pool import Pool, filling, writing
 from tests.faults import cut_power, small_file_system
-from tests.pool.helpers import check_account, files_below, object_path, thing
+from tests.pool.helpers import check_account, files_below, fill, object_path, thing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +129,29 @@ def test_partial_objects_are_verified(tmp_path: Path, reboot: Callable[[], None]
         with pool.get(one.digest) or pytest.fail("not published") as whole:
             assert bytes(whole.view) == one.data
         check_account(place, pool.stats())
+
+
+def test_a_partial_object_that_another_one_finishes_meanwhile(
+    tmp_path: Path, reboot: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at its boot and the comparison: it is whole then, and not given up."""
+    one = thing(1, 3 * EXTENT_SIZE)
+    with Pool.open(tmp_path / "pool", budget=BUDGET, durable=True) as pool:
+        pool.partial(one.digest, one.size, one.extents).close()
+    reboot()
+    map_path = filling.map_path
+    with Pool.open(tmp_path / "pool", budget=BUDGET) as pool:
+
+        def overtaken(*arguments: Any) -> Path:
+            monkeypatch.setattr(filling, "map_path", map_path)
+            with pool.partial(one.digest, one.size, one.extents) as faster:
+                assert fill(faster, one)
+            return map_path(*arguments)
+
+        monkeypatch.setattr(filling, "map_path", overtaken)
+        with pool.partial(one.digest, one.size, one.extents) as partial:
+            assert partial.finish()
+            assert bytes(partial.view(0, one.size)) == one.data
 
 
 def test_a_pool_that_is_not_durable_is_emptied(tmp_path: Path, reboot: Callable[[], None]) -> None:
