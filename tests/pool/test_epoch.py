@@ -11,7 +11,8 @@ import pytest
 from pagepool import linux
 from pagepool.errors import BusyError, StoreFormatError
 from pagepool.extents import EXTENT_SIZE
-from pagepool.pool import Pool, filling, writing
+from pagepool.pool import Pool, writing
+from pagepool.pool.mapfile import map_path
 from tests.faults import cut_power, small_file_system
 from tests.pool.helpers import check_account, files_below, fill, object_path, thing
 
@@ -139,16 +140,16 @@ def test_a_partial_object_that_another_one_finishes_meanwhile(
     with Pool.open(tmp_path / "pool", budget=BUDGET, durable=True) as pool:
         pool.partial(one.digest, one.size, one.extents).close()
     reboot()
-    map_path = filling.map_path
+    target = "pagepool.pool.filling.map_path"
     with Pool.open(tmp_path / "pool", budget=BUDGET) as pool:
 
         def overtaken(*arguments: Any) -> Path:
-            monkeypatch.setattr(filling, "map_path", map_path)
+            monkeypatch.setattr(target, map_path)
             with pool.partial(one.digest, one.size, one.extents) as faster:
                 assert fill(faster, one)
             return map_path(*arguments)
 
-        monkeypatch.setattr(filling, "map_path", overtaken)
+        monkeypatch.setattr(target, overtaken)
         with pool.partial(one.digest, one.size, one.extents) as partial:
             assert partial.finish()
             assert bytes(partial.view(0, one.size)) == one.data
