@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -32,6 +33,24 @@ def test_it_is_open_once_at_a_time(opened: Callable[..., OverlayFileSystem], tmp
             attempt()
     overlay.close()
     opened().close()
+
+
+def test_it_is_open_once_though_it_is_made_anew_meanwhile(
+    opened: Callable[..., OverlayFileSystem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the directory and locking it another one is put in its place."""
+    opened().close()
+    flock = fcntl.flock
+
+    def overtaken(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        discard(tmp_path / "upper")
+        opened()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", overtaken)
+    with pytest.raises(BusyError, match="in use"):
+        opened()
 
 
 def test_it_belongs_to_one_image(opened: Callable[..., OverlayFileSystem], tmp_path: Path) -> None:

@@ -308,6 +308,16 @@ def lock_directory(directory: Path) -> int:
         BusyError: somebody else has it.
         OverlayUnknownError: there is none.
     """
+    while True:
+        descriptor = _lock_directory(directory)
+        # It may have been removed, and another one made in its place, before it was locked.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), directory.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _lock_directory(directory: Path) -> int:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
