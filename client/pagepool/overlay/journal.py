@@ -112,14 +112,16 @@ class Journal:
         self._seed = header.nonce
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
-    def append(self, body: bytes) -> None:
-        """Append a record. It survives the death of the process when this returns.
+    def append(self, *bodies: bytes) -> None:
+        """Append records, all or none. They survive the death of the process when this returns.
 
         Raises:
             OSError: ENOSPC or another; nothing was appended.
         """
         at = self.position
-        data = _FRAME.pack(crc32(body, self._seed + at & _U32), len(body)) + body
+        data = b""
+        for body in bodies:
+            data += frame(body, at + len(data), self._seed)
         try:
             done = os.pwrite(self._fd, data, at)
             while done < len(data):

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from pagepool.overlay.state import State
     from pagepool.vfs.interface import FileSystem
 
+    Step = Callable[[], None]
+
 # A journal is compacted from here on, once it is so many times as large as it was after the last compaction.
 COMPACT_BYTES: Final = 4 << 20
 COMPACT_FACTOR: Final = 4
@@ -119,8 +121,16 @@ class Storage:
         self._clean = journal.position
         arena.trim()
 
-    def commit(self, body: bytes, apply: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def commit(
+        self, body: bytes, apply: Callable[..., None], arguments: tuple[Any, ...], *more: tuple[bytes, Step]
+    ) -> None:
         """Append a record, and do what it says.
+
+        Args:
+            body: of the record.
+            apply: what it says.
+            arguments: of that.
+            more: records that are appended with it, and what they say.
 
         Raises:
             OSError: it cannot be appended; nothing has changed.
@@ -128,11 +138,13 @@ class Storage:
         self._check()
         self._broken = True  # and stays it if this is interrupted between the two
         try:
-            self.journal.append(body)
+            self.journal.append(body, *(other for other, _ in more))
         except OSError:
             self._broken = False
             raise
         apply(*arguments)
+        for _, step in more:
+            step()
         self._broken = False
 
     def commit_blocks(
