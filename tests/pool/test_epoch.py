@@ -3,6 +3,7 @@ loses what it has not written yet. No machine was switched off for this."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from pagepool.errors import BusyError, StoreFormatError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Pool, writing
 from pagepool.pool.mapfile import map_path
-from tests.faults import cut_power, small_file_system
+from tests.faults import cut_power, filled, small_file_system, thin_file_system
 from tests.pool.helpers import check_account, files_below, fill, object_path, thing
 
 if TYPE_CHECKING:
@@ -239,3 +240,28 @@ def test_power_loss_of_a_file_system(tmp_path: Path, reboot: Callable[[], None])
             assert bytes(partial.view(0, one.size)) == one.data
         del partial
         check_account(pool.path, pool.stats())
+
+
+def test_what_a_disk_refused_is_not_served(tmp_path: Path) -> None:
+    """The kernel tells once that it could not write, and later reads what the disk has."""
+    things = [thing(number, 50_000) for number in range(6)]
+    with (
+        thin_file_system(tmp_path, 24 << 20) as (thin, backing),
+        Pool.open(thin / "pool", budget=1 << 30, durable=True) as pool,
+    ):
+        (pool.put(things[0].digest, things[0].data) or pytest.fail("not kept")).close()
+        pool.sync()
+        with filled(backing):
+            for one in things[1:]:
+                (pool.put(one.digest, one.data) or pytest.fail("not kept")).close()
+            os.sync()  # as the kernel does by itself after a while
+        with pytest.raises(OSError, match="syncfs"):
+            pool.sync()
+        pool.sync()
+        for path in files_below(pool.path / "objects"):
+            with path.open("rb") as stored:
+                os.posix_fadvise(stored.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for one in things:
+            with pool.get(one.digest) or contextlib.nullcontext() as file:
+                assert file is None or bytes(file.view) == one.data
+                assert file is not None or one is not things[0]
