@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pagepool.image import Kind
+from pagepool.overlay import journal as journals
+from pagepool.overlay import storage
 from pagepool.vfs import Changes, MutableRootfs
 from tests.overlay.harness import PAGE
 from tests.overlay.test_operations import make
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pagepool.overlay import OverlayFileSystem
+    from pagepool.overlay.journal import Journal
 
 
 class Worker:
@@ -93,6 +96,29 @@ def test_threads_that_change_and_sync(opened: Callable[..., OverlayFileSystem]) 
     overlay = opened()
     for worker in workers:
         worker.check(overlay)
+
+
+def test_a_journal_that_several_find_too_large_is_compacted_once(
+    overlay: OverlayFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else can do anything meanwhile."""
+    root = MutableRootfs(overlay)
+    together, compact = threading.Barrier(4), overlay._storage.compact
+    compacted: list[None] = []
+
+    def compact_together(**given: bool) -> None:
+        together.wait(60)
+        compact(**given)
+
+    def write_journal(*arguments: Any) -> Journal:
+        compacted.append(None)
+        return journals.write_journal(*arguments)
+
+    monkeypatch.setattr(overlay._storage, "compact", compact_together)
+    monkeypatch.setattr(storage, "write_journal", write_journal)
+    overlay._storage.compact_at = 0
+    run(*(partial(root.mkdir, b"/%d" % number) for number in range(4)))
+    assert len(compacted) == 1
 
 
 def test_appending_at_once(overlay: OverlayFileSystem) -> None:

@@ -166,7 +166,7 @@ class Storage:
         """Compact a large journal; sync if much space waits for it. A failure is not one of the operation before."""
         with contextlib.suppress(OSError):
             if self.journal.position > self.compact_at:
-                self.compact()
+                self.compact(due=True)
             else:
                 self.sync()
 
@@ -207,14 +207,19 @@ class Storage:
         if self.journal.header.version < journals.VERSION:
             self.compact()
 
-    def compact(self) -> None:
+    def compact(self, *, due: bool = False) -> None:
         """Write the state as a new journal. Everything is durable then. Blocks all other operations.
+
+        Args:
+            due: only if the journal is too large still: several threads find that out at the same time.
 
         Raises:
             OSError: it cannot be written; the old one goes on.
         """
         with self._sync_lock, self.lock:
             self._check()
+            if due and self.journal.position <= self.compact_at:
+                return
             self.compact_at = 2 * self.journal.position  # if it fails, not at once again
             old = self.journal
             header = Header.new(old.header.tree, old.header.base_inodes, old.header.info)
