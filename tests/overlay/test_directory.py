@@ -185,17 +185,21 @@ def test_a_child_that_is_forked_in_the_middle_of_an_operation(opened: Callable[.
     """Another thread has the lock, and the child has not got that thread: it is refused all the same, and does not
     wait."""
     overlay = opened()
-    with overlay._storage.lock:
-        child = os.fork()
-        if not child:
-            signal.alarm(20)
-            try:
-                overlay.write(3, 0, b"child")
-            except OSError as error:
-                os._exit(error.errno or 0)
-            finally:
-                os._exit(255)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EBADF
+    for lock, attempt in (
+        (overlay._storage.lock, lambda: overlay.write(3, 0, b"child")),
+        (overlay._storage._sync_lock, overlay.sync),
+    ):
+        with lock:
+            child = os.fork()
+            if not child:
+                signal.alarm(20)
+                try:
+                    attempt()
+                except OSError as error:
+                    os._exit(error.errno or 0)
+                finally:
+                    os._exit(255)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EBADF
     overlay.write(3, 0, b"parent")
 
 

@@ -64,9 +64,7 @@ append at the same place of the journal."""
 
 def _let_go_in_child() -> None:
     for storage in list(_open):
-        # A thread that the child does not have may hold it, for ever.
-        storage.lock._at_fork_reinit()  # type: ignore[attr-defined]
-        storage.let_go()
+        storage.let_go_in_child()
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
@@ -259,6 +257,12 @@ class Storage:
         self._broken = True
         if descriptor >= 0:
             os.close(descriptor)
+
+    def let_go_in_child(self) -> None:
+        """The same after a fork, where threads that the child does not have may hold the locks, for ever."""
+        for lock in (self.lock, self._sync_lock):
+            lock._at_fork_reinit()  # type: ignore[attr-defined]
+        self.let_go()
 
     def _check(self) -> None:
         """Refuse to go on where memory may not be what is on disk: EIO, or EBADF after `close`."""
