@@ -264,9 +264,42 @@ def small_file_system(
     try:
         yield target
     finally:
-        # Lazily if need be: a test that failed may have left a process behind that is being killed.
-        if subprocess.run(["umount", str(target)], capture_output=True, check=False).returncode:
-            _run("umount", "--lazy", str(target))
+        _unmount(target)
+
+
+def _unmount(target: Path) -> None:
+    # Lazily if need be: a test that failed may have left a process behind that is being killed.
+    if subprocess.run(["umount", str(target)], capture_output=True, check=False).returncode:
+        _run("umount", "--lazy", str(target))
+
+
+@contextlib.contextmanager
+def thin_file_system(directory: Path, size: int) -> Iterator[tuple[Path, Path]]:
+    """An ext4 whose disk has less room than it says: once `size` bytes are taken it refuses what is written to it, and
+    takes it again when there is room. It has no journal, which would not survive that.
+
+    Returns:
+        where it is mounted, and the directory that its disk has its room from.
+    """
+    needs_mounts("ext4")
+    backing, target = directory / "backing", directory / "thin"
+    backing.mkdir()
+    target.mkdir()
+    own = backing / "thin.img"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(backing)], check=False).returncode:
+        pytest.skip("mounting is not possible here")
+    try:
+        with own.open("wb") as file:
+            file.truncate(8 * size)
+        _run("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", str(own))
+        _run("mount", "-o", "loop", str(own), str(target))
+        try:
+            yield target, backing
+        finally:
+            _unmount(target)
+    finally:
+        # Lazily: the loop device lets go of its file a moment after its mount is gone.
+        _run("umount", "--lazy", str(backing))
 
 
 _EXT4_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), of the kernel's ext4.h

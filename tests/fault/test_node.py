@@ -251,6 +251,12 @@ def test_a_failed_mount_leaves_nothing(service: Service, node: NodeClient, tmp_p
         assert time.monotonic() < deadline, _left(node)
         time.sleep(0.01)
     assert [path.name for path in upper.iterdir()] == ["something"]
+    # What one that was killed, or met a full disk, had begun to note.
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / ".info.json").write_text('{"image"')
+    with node.mount(service.url, reference, at, KernelMountOptions(upper=killed)):
+        assert sorted(path.name for path in killed.iterdir()) == ["info.json", "upper", "work"]
 
 
 def _left(node: NodeClient) -> list[object]:

@@ -110,11 +110,31 @@ def test_a_client_that_is_closed_opens_nothing(service: Service, tmp_path: Path)
         root.close()
 
 
-def test_a_directory_may_be_text(service: Service, tmp_path: Path) -> None:
-    client = pagepool.Client(service.url, directory=str(tmp_path / "client"), shared=False)
-    with client, client.image("app:1").open() as root:
-        assert root.read_bytes("small") == FILES["small"]
-    assert (tmp_path / "client/pool").is_dir()
+def test_directories_may_be_texts_and_relative(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay what they are though the program goes where there are others of these names."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for place in (two, one):
+        place.mkdir()
+        monkeypatch.chdir(place)
+        client = pagepool.Client(service.url, directory="client", shared=False)
+        root = client.image("app:1").overlay("upper")
+        root.write_bytes("new", place.name.encode())
+        if place == two:
+            root.close()
+            client.close()
+    monkeypatch.chdir(two)
+    assert root.read_bytes("small") == FILES["small"]
+    root.discard()
+    client.close()
+    assert sorted(path.name for path in one.iterdir()) == ["client"]
+    assert not any((two / "client/pool/objects").glob("*/*"))
+    with (
+        pagepool.Client(service.url, directory=tmp_path / "client", shared=False) as client,
+        client.overlay(two / "upper") as root,
+    ):
+        assert root.read_bytes("new") == b"two"
 
 
 def test_a_client_takes_some_time() -> None:

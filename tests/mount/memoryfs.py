@@ -11,9 +11,10 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import RLock
+from types import MappingProxyType
 
 from typing_extensions import Buffer
 
@@ -168,6 +169,7 @@ class MemoryFileSystem:
         *,
         target: bytes = b"",
         device: tuple[int, int] = (0, 0),
+        xattrs: Mapping[bytes, bytes] = MappingProxyType({}),
     ) -> int:
         """See `WritableFileSystem`."""
         with self.lock:
@@ -181,6 +183,7 @@ class MemoryFileSystem:
             self._next += 1
             links = 2 if kind is Kind.DIRECTORY else 1
             self.nodes[ino] = MemoryNode(kind, mode, uid, gid, target, device, links, parent, now, now, now)
+            self.nodes[ino].xattrs.update(xattrs)
             directory.names[name] = ino
             directory.nlink += kind is Kind.DIRECTORY
             directory.mtime = directory.ctime = now

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,12 @@ from pagepool.mount import (
     MountUnknownError,
     list_mounts,
     mount_fuse,
+    mounts,
     serve_in_background,
     unmount,
 )
 from pagepool.mount import records as record_files
+from pagepool.mount.device import MountOptions, mount_device
 from pagepool.mount.mountinfo import FUSE_TYPE, MountPoint, mounted_at, parse_mountinfo
 from pagepool.vfs import TreeFileSystem
 from tests.mount.conftest import kill
@@ -265,6 +268,42 @@ def test_places_that_cannot_be_mounted_upon(point: Path, records: Path) -> None:
     (point / "file").touch()
     with pytest.raises(NotADirectoryError), open_image(b"") as filesystem:
         mount_fuse(filesystem, point / "file", directory=records)
+
+
+def test_no_descriptors_left_in_the_middle_of_mounting(
+    point: Path, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is closed once, by who serves it: its number may be another file's right after. Nothing is left."""
+    found: list[None] = []
+    closed: list[int] = []
+    close = os.close
+
+    def find(path: Path) -> MountPoint | None:
+        found.append(None)
+        if len(found) == 2:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return mounted_at(path)
+
+    def note(descriptor: int) -> None:
+        closed.append(descriptor)
+        close(descriptor)
+
+    def mount(path: Path, options: MountOptions) -> int:
+        devices.append(mount_device(path, options))
+        return devices[0]
+
+    devices: list[int] = []
+    monkeypatch.setattr(mounts, "mount_device", mount)
+    monkeypatch.setattr(mounts, "mounted_at", find)
+    monkeypatch.setattr(os, "close", note)
+    with contextlib.closing(MemoryFileSystem()) as filesystem:
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            mount_fuse(filesystem, point, directory=records)
+        for thread in threading.enumerate():
+            if thread.name.startswith("fuse-"):
+                thread.join(60)
+    assert closed.count(devices[0]) == 1
+    assert mounted_at(point) is None
 
 
 def test_the_overlay_is_free_when_unmounting_returns(point: Path, records: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pagepool.mount import MountOptions, serve_in_background, unmount
+from pagepool.mount import MountOptions, mount_fuse, serve_in_background, unmount
+from tests.faults import file_size_limit
 from tests.mount.actions import Actions, Held, act
 from tests.mount.conftest import Mounting, kill
 from tests.mount.memoryfs import MemoryFileSystem
@@ -223,3 +225,33 @@ def _close(held: tuple[Held, ...]) -> None:
         for descriptor in files.values():
             with suppress(OSError):
                 os.close(descriptor)
+
+
+_NOBODY = (1 << 32) - 1
+_LIST = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", *entry)
+    for entry in ((1, 6, _NOBODY), (2, 4, 65534), (4, 0, _NOBODY), (16, 4, _NOBODY), (32, 0, _NOBODY))
+)
+"""An access control list: the owner may write, and the user 65534 may read."""
+
+
+def test_what_inherits_an_access_list_has_it_or_is_not_made(point: Path, records: Path, tmp_path: Path) -> None:
+    """However much of the journal the disk takes: else its name would be there, and with other permissions."""
+    with open_overlay(tmp_path / "upper") as overlay, mount_fuse(overlay, point, directory=records):
+        at, journal = point / "listed", tmp_path / "upper" / "journal"
+        at.mkdir()
+        os.setxattr(at, "system.posix_acl_default", _LIST)
+        made = refused = 0
+        for room in range(0, 400, 20):
+            place = at / str(room)
+            make = place.mkdir if room % 40 else place.touch
+            with file_size_limit(journal.stat().st_size + room), suppress(OSError):
+                make()
+            if place in at.iterdir():
+                made += 1
+            else:
+                refused += 1
+                make()
+            assert "system.posix_acl_access" in os.listxattr(place)
+        assert made > 0
+        assert refused > 0

@@ -219,6 +219,29 @@ def test_a_slot_that_was_freed_while_a_sync_went_on(
     found.close()
 
 
+def test_memory_that_changes_while_it_is_written(
+    tmp_path: Path, base: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller's own threads do that. Opened after a kill, the overlay has what reached the file."""
+    overlay = OverlayFileSystem.open(tmp_path / "upper", base, tree=TREE)
+    ino = overlay.create(1, b"new", Kind.REGULAR, 0o644, 0, 0)
+    data, write = bytearray(2 * PAGE), os.pwrite
+
+    def overtaken(descriptor: int, written: bytes, offset: int) -> int:
+        done = write(descriptor, written, offset)
+        data[:] = b"later" + bytes(2 * PAGE - 5)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", overtaken)
+        overlay.write(ino, 0, data)
+    shutil.copytree(tmp_path / "upper", tmp_path / "killed")
+    overlay.close()
+    found = OverlayFileSystem.open(tmp_path / "killed", base, tree=TREE)
+    assert bytes(found.read(ino, 0, 2 * PAGE)) == bytes(2 * PAGE)
+    found.close()
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_an_ext4_that_loses_power(seed: int, tmp_path: Path) -> None:
     """The file system itself is shut down without writing anything back, and mounted again."""
@@ -243,3 +266,41 @@ def test_an_ext4_that_loses_power(seed: int, tmp_path: Path) -> None:
             assert dump_overlay(found) in [dump_oracle(oracle) for oracle in pair.history]
         finally:
             found.close()
+
+
+def test_an_ext4_that_loses_power_after_a_compaction_that_was_killed(tmp_path: Path, base: FileSystem) -> None:
+    """The name of the new journal is not on the disk when the process dies. Who opens it next uses slots that only the
+    old journal refers to."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with small_file_system(first, 64 << 20) as mounted:
+        overlay = OverlayFileSystem.open(mounted / "upper", base, tree=TREE)
+        removed, kept = (overlay.create(1, name, Kind.REGULAR, 0o644, 0, 0) for name in (b"removed", b"kept"))
+        overlay.write(removed, 0, b"a" * PAGE)
+        overlay.close()
+        os.sync()
+        child = os.fork()
+        if not child:
+            try:
+                overlay = OverlayFileSystem.open(mounted / "upper", base, tree=TREE)
+                overlay.unlink(1, b"removed")
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(storage, "sync_directory", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+                    overlay._storage.compact()
+            finally:
+                os._exit(255)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        overlay = OverlayFileSystem.open(mounted / "upper", base, tree=TREE)
+        overlay.write(kept, 0, b"b" * PAGE)
+        overlay._storage.arena.flush()  # the kernel writes back what it likes, when it likes
+        cut_power(mounted)
+        with pytest.raises(OSError, match="Input/output error"):
+            overlay.close()
+    with small_file_system(second, 64 << 20, image=first / "small.img") as mounted:
+        overlay = OverlayFileSystem.open(mounted / "upper", base, tree=TREE, boot=(9).to_bytes(16, "big"))
+        for entry in overlay.entries(1):
+            if entry.ino == removed:
+                assert bytes(overlay.read(removed, 0, PAGE)) == b"a" * PAGE
+        assert overlay.lookup(1, b"kept") == kept
+        overlay.close()

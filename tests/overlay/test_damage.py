@@ -159,6 +159,19 @@ def test_blocks_that_were_not_synced_are_compared_after_power_loss(sample: Sampl
     assert len(found - {None, len(sample.states) - 1}) >= 2
 
 
+def test_blocks_that_were_not_synced_are_compared_after_the_death_of_the_process(sample: Sample) -> None:
+    """What the disk did not take, and memory has forgotten, is an error, and not zeros."""
+    found = set()
+    for slot in range(len(sample.files["blocks"]) // PAGE):
+        lost = bytearray(sample.files["blocks"])
+        lost[slot * PAGE : (slot + 1) * PAGE] = bytes(PAGE)
+        outcome = sample.outcome(sample.journal, bytes(lost))
+        if isinstance(outcome, CorruptError):
+            assert f"{sample.copy / 'blocks'}: slot {slot} " in str(outcome)
+            found.add(slot)
+    assert found
+
+
 def test_an_arena_that_is_too_short_is_reported(sample: Sample) -> None:
     found = sample.outcome(sample.journal, sample.files["blocks"][:PAGE])
     assert isinstance(found, CorruptError)

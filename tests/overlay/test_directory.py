@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +22,6 @@ from tests.support.trees import TreeBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pagepool.vfs import FileSystem
 
@@ -31,6 +33,24 @@ def test_it_is_open_once_at_a_time(opened: Callable[..., OverlayFileSystem], tmp
             attempt()
     overlay.close()
     opened().close()
+
+
+def test_it_is_open_once_though_it_is_made_anew_meanwhile(
+    opened: Callable[..., OverlayFileSystem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the directory and locking it another one is put in its place."""
+    opened().close()
+    flock = fcntl.flock
+
+    def overtaken(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        discard(tmp_path / "upper")
+        opened()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", overtaken)
+    with pytest.raises(BusyError, match="in use"):
+        opened()
 
 
 def test_it_belongs_to_one_image(opened: Callable[..., OverlayFileSystem], tmp_path: Path) -> None:
@@ -158,6 +178,51 @@ def test_a_forked_child_lets_go(opened: Callable[..., OverlayFileSystem]) -> Non
     os.close(writing)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
     overlay.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_in_the_middle_of_an_operation(opened: Callable[..., OverlayFileSystem]) -> None:
+    """Another thread has the lock, and the child has not got that thread: it is refused all the same, and does not
+    wait."""
+    overlay = opened()
+    for lock, attempt in (
+        (overlay._storage.lock, lambda: overlay.write(3, 0, b"child")),
+        (overlay._storage._sync_lock, overlay.sync),
+    ):
+        with lock:
+            child = os.fork()
+            if not child:
+                signal.alarm(20)
+                try:
+                    attempt()
+                except OSError as error:
+                    os._exit(error.errno or 0)
+                finally:
+                    os._exit(255)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EBADF
+    overlay.write(3, 0, b"parent")
+
+
+def test_it_stays_where_it_is_when_the_process_goes_elsewhere(
+    tmp_path: Path, base: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one has the same relative path there."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        overlay = OverlayFileSystem.open(Path("upper"), base, tree=TREE)
+        overlay.create(1, name.encode(), Kind.REGULAR, 0o644, 0, 0)
+        if name == "two":
+            overlay.close()
+            monkeypatch.chdir(tmp_path / "one")
+            overlay = OverlayFileSystem.open(Path("upper"), base, tree=TREE)
+            monkeypatch.chdir(tmp_path / "two")
+            overlay._storage.compact()
+        overlay.close()
+    for name in ("one", "two"):
+        overlay = OverlayFileSystem.open(tmp_path / name / "upper", base, tree=TREE)
+        assert overlay.lookup(1, name.encode())
+        overlay.close()
 
 
 def test_files_of_far_centuries_can_be_changed(tmp_path: Path) -> None:

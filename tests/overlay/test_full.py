@@ -12,7 +12,7 @@ import pytest
 from pagepool.image import Kind
 from pagepool.overlay import OverlayFileSystem
 from pagepool.vfs import Changes
-from tests.faults import file_size_limit, filled, small_file_system
+from tests.faults import file_size_limit, filled, small_file_system, thin_file_system
 from tests.overlay.harness import PAGE, TREE, attempt, dump_overlay
 
 if TYPE_CHECKING:
@@ -46,6 +46,31 @@ def test_a_full_disk(tmp_path: Path, base: FileSystem) -> None:
         overlay.close()
         overlay = OverlayFileSystem.open(small / "upper", base, tree=TREE)
         assert dump_overlay(overlay) == after
+        overlay.close()
+
+
+def test_a_disk_that_refuses_for_a_while(tmp_path: Path, base: FileSystem) -> None:
+    """The kernel says once that it could not write, and then takes what it has in memory for written: what a sync has
+    covered is there nevertheless, when memory has forgotten it."""
+    data = os.urandom(1 << 20)
+    with thin_file_system(tmp_path, 24 << 20) as (thin, backing):
+        overlay = OverlayFileSystem.open(thin / "upper", base, tree=TREE)
+        ino = overlay.create(1, b"new", Kind.REGULAR, 0o644, 0, 0)
+        overlay.sync()
+        with filled(backing):
+            overlay.write(ino, 0, data)
+            with pytest.raises(OSError, match=f"({os.strerror(errno.ENOSPC)}|{os.strerror(errno.EIO)})"):
+                overlay.sync()
+            overlay.close()
+        overlay = OverlayFileSystem.open(thin / "upper", base, tree=TREE)
+        overlay.sync()
+        overlay.close()
+        for path in (thin / "upper").iterdir():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        overlay = OverlayFileSystem.open(thin / "upper", base, tree=TREE)
+        assert overlay.attributes(ino).size == len(data)
+        assert bytes(overlay.read(ino, 0, len(data))) == data
         overlay.close()
 
 

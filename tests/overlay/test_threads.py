@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pagepool.image import Kind
-from pagepool.vfs import MutableRootfs
+from pagepool.overlay import journal as journals
+from pagepool.overlay import storage
+from pagepool.vfs import Changes, MutableRootfs
 from tests.overlay.harness import PAGE
 from tests.overlay.test_operations import make
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pagepool.overlay import OverlayFileSystem
+    from pagepool.overlay.journal import Journal
 
 
 class Worker:
@@ -95,6 +98,29 @@ def test_threads_that_change_and_sync(opened: Callable[..., OverlayFileSystem]) 
         worker.check(overlay)
 
 
+def test_a_journal_that_several_find_too_large_is_compacted_once(
+    overlay: OverlayFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else can do anything meanwhile."""
+    root = MutableRootfs(overlay)
+    together, compact = threading.Barrier(4), overlay._storage.compact
+    compacted: list[None] = []
+
+    def compact_together(**given: bool) -> None:
+        together.wait(60)
+        compact(**given)
+
+    def write_journal(*arguments: Any) -> Journal:
+        compacted.append(None)
+        return journals.write_journal(*arguments)
+
+    monkeypatch.setattr(overlay._storage, "compact", compact_together)
+    monkeypatch.setattr(storage, "write_journal", write_journal)
+    overlay._storage.compact_at = 0
+    run(*(partial(root.mkdir, b"/%d" % number) for number in range(4)))
+    assert len(compacted) == 1
+
+
 def test_appending_at_once(overlay: OverlayFileSystem) -> None:
     """By several open files: nobody writes over what another one appended."""
     line, times = 100, 300
@@ -155,6 +181,47 @@ def test_a_read_that_is_overtaken_before_it_begins(overlay: OverlayFileSystem, m
     monkeypatch.setattr(overlay, "_lock", Lock())
     assert bytes(overlay.read(ino, 0, PAGE)) == b"b" * PAGE
     assert len(reads) == 2
+
+
+def test_a_read_that_is_overtaken_by_a_truncation(overlay: OverlayFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots that become free may lose their bytes at once: those were never zeros in the file."""
+    ino, other = make(overlay), make(overlay, b"other")
+    for number in range(2):  # not all in a row
+        overlay.write(ino, number * 300 * PAGE, b"a" * 300 * PAGE)
+        overlay.write(other, number * PAGE, b"b" * PAGE)
+    arena, lock = overlay._storage.arena, overlay._lock
+    read, punch = arena.read, arena._punch
+    punched, compared = threading.Event(), threading.Event()
+    writer = threading.Thread(target=overlay.set_attributes, args=(ino, Changes(size=0)))
+
+    def overtaken(slot: int, start: int, size: int) -> bytes:
+        if not writer.ident:
+            writer.start()
+            assert punched.wait(60)
+            assert read(slot, start, size) == bytes(size)
+        return read(slot, start, size)
+
+    def stand_still(start: int, count: int) -> None:
+        punch(start, count)
+        punched.set()
+        compared.wait(60)
+
+    class Lock:
+        def __enter__(self) -> None:
+            if threading.current_thread() is threading.main_thread() and punched.is_set():
+                compared.set()
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    monkeypatch.setattr(arena, "read", overtaken)
+    monkeypatch.setattr(arena, "_punch", stand_still)
+    monkeypatch.setattr(overlay, "_lock", Lock())
+    found = bytes(overlay.read(ino, 0, PAGE))
+    compared.set()
+    writer.join()
+    assert found == b""
 
 
 def test_a_reader_sees_whole_blocks(overlay: OverlayFileSystem) -> None:

@@ -18,7 +18,7 @@ from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Custody, Pool, custody
 from pagepool.pool.handles import HandleDoor
 from pagepool.pool.secondnames import LINKED_S
-from tests.faults import filled, small_file_system
+from tests.faults import file_size_limit, filled, small_file_system
 from tests.pool.helpers import PAGE, check_account, object_path, thing
 
 if TYPE_CHECKING:
@@ -383,6 +383,29 @@ class TestPinned:
         with node.pool() as (pool, held):
             assert held.pinned == PAGE
         os.close(descriptor)
+
+    def test_a_full_disk(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is not noted is forgotten by the next process; what is noted later is not, and nobody is kept from going
+        on when the file cannot be written anew."""
+        path = node.root / "run" / "custody"
+        with node.pool() as (pool, held):
+            one, two = things(0, 2)
+            put(pool, one, two)
+            pins = [os.open(object_path(pool.path, thing.digest), os.O_RDONLY) for thing in (one, two)]
+            with file_size_limit(path.stat().st_size + 100):
+                pool.remove(one.digest)
+            pool.remove(two.digest)
+            assert held.pinned == 2 * PAGE
+            monkeypatch.setattr(custody, "_SLACK", -10)
+            monkeypatch.setattr(custody, "_PROBE_S", 0.0)
+            with file_size_limit(100):
+                assert pool.stats().pinned_bytes == 2 * PAGE
+            monkeypatch.undo()
+        assert [file.name for file in path.parent.iterdir()] == ["custody"]
+        with node.pool() as (pool, held):
+            assert held.pinned == PAGE
+        for descriptor in pins:
+            os.close(descriptor)
 
     def test_the_file_is_as_documented(self, node: Node) -> None:
         """Header and one record."""

@@ -3,8 +3,9 @@ loses what it has not written yet. No machine was switched off for this."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,8 +13,9 @@ from pagepool import linux
 from pagepool.errors import BusyError, StoreFormatError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Pool, writing
-from tests.faults import cut_power, small_file_system
-from tests.pool.helpers import check_account, files_below, object_path, thing
+from pagepool.pool.mapfile import map_path
+from tests.faults import cut_power, filled, small_file_system, thin_file_system
+from tests.pool.helpers import check_account, files_below, fill, object_path, thing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,6 +133,29 @@ def test_partial_objects_are_verified(tmp_path: Path, reboot: Callable[[], None]
         check_account(place, pool.stats())
 
 
+def test_a_partial_object_that_another_one_finishes_meanwhile(
+    tmp_path: Path, reboot: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at its boot and the comparison: it is whole then, and not given up."""
+    one = thing(1, 3 * EXTENT_SIZE)
+    with Pool.open(tmp_path / "pool", budget=BUDGET, durable=True) as pool:
+        pool.partial(one.digest, one.size, one.extents).close()
+    reboot()
+    target = "pagepool.pool.filling.map_path"
+    with Pool.open(tmp_path / "pool", budget=BUDGET) as pool:
+
+        def overtaken(*arguments: Any) -> Path:
+            monkeypatch.setattr(target, map_path)
+            with pool.partial(one.digest, one.size, one.extents) as faster:
+                assert fill(faster, one)
+            return map_path(*arguments)
+
+        monkeypatch.setattr(target, overtaken)
+        with pool.partial(one.digest, one.size, one.extents) as partial:
+            assert partial.finish()
+            assert bytes(partial.view(0, one.size)) == one.data
+
+
 def test_a_pool_that_is_not_durable_is_emptied(tmp_path: Path, reboot: Callable[[], None]) -> None:
     """It may be on a disk all the same."""
     place = tmp_path / "pool"
@@ -215,3 +240,28 @@ def test_power_loss_of_a_file_system(tmp_path: Path, reboot: Callable[[], None])
             assert bytes(partial.view(0, one.size)) == one.data
         del partial
         check_account(pool.path, pool.stats())
+
+
+def test_what_a_disk_refused_is_not_served(tmp_path: Path) -> None:
+    """The kernel tells once that it could not write, and later reads what the disk has."""
+    things = [thing(number, 50_000) for number in range(6)]
+    with (
+        thin_file_system(tmp_path, 24 << 20) as (thin, backing),
+        Pool.open(thin / "pool", budget=1 << 30, durable=True) as pool,
+    ):
+        (pool.put(things[0].digest, things[0].data) or pytest.fail("not kept")).close()
+        pool.sync()
+        with filled(backing):
+            for one in things[1:]:
+                (pool.put(one.digest, one.data) or pytest.fail("not kept")).close()
+            os.sync()  # as the kernel does by itself after a while
+        with pytest.raises(OSError, match="syncfs"):
+            pool.sync()
+        pool.sync()
+        for path in files_below(pool.path / "objects"):
+            with path.open("rb") as stored:
+                os.posix_fadvise(stored.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for one in things:
+            with pool.get(one.digest) or contextlib.nullcontext() as file:
+                assert file is None or bytes(file.view) == one.data
+                assert file is not None or one is not things[0]

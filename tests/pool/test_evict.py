@@ -12,7 +12,7 @@ import pytest
 from pagepool.errors import StoreFullError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Pool
-from tests.faults import filled, small_file_system
+from tests.faults import filled, small_file_system, stop_writing
 from tests.pool.helpers import PAGE, check_account, files_below, fill, object_path, thing
 
 if TYPE_CHECKING:
@@ -241,3 +241,18 @@ def test_a_full_disk(tmp_path: Path) -> None:
             assert bytes(file.view) == big.data
         del partial, file
         check_account(pool.path, pool.stats())
+
+
+def test_a_disk_that_takes_no_writes_any_more(tmp_path: Path) -> None:
+    """What is here can be read, as often as anybody likes, and looked at."""
+    things = [thing(number) for number in range(70)]  # uses are told in batches
+    with small_file_system(tmp_path, 24 << 20) as target, Pool.open(target / "pool", budget=1 << 30) as pool:
+        put(pool, *things)
+        pool.sync()
+        stop_writing(target)
+        with pytest.raises(OSError, match="Read-only"):
+            put(pool, thing(100))
+        for one in things * 2:
+            with pool.get(one.digest) or pytest.fail("not there") as file:
+                assert bytes(file.view) == one.data
+        assert pool.stats().objects == len(things)

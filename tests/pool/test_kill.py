@@ -15,7 +15,7 @@ from pagepool.digest import blake3_raw
 from pagepool.errors import StoreFullError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Pool, Scrubber
-from tests.pool.helpers import bytes_on_disk, files_below, fill, thing
+from tests.pool.helpers import bytes_on_disk, check_account, files_below, fill, object_path, thing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -169,6 +169,54 @@ def test_kill_at_every_call(memory_dir: Path) -> None:
         assert status in (0, signal.SIGKILL)
         check_pool(place)
     assert number > 100, "the calls were not counted"
+
+
+def kill_in_publishing(place: Path, one: Thing, module: object, name: str) -> None:
+    """Fill an object, killed before a call of a function."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        with Pool.open(place, budget=BUDGET) as pool, pool.partial(one.digest, one.size, one.extents) as partial:
+            fill(partial, one)
+
+
+def test_a_partial_object_that_is_read_only_already(memory_dir: Path) -> None:
+    """Its filler was killed between that and its name; the next one need not be root."""
+    if os.geteuid():
+        pytest.skip("becoming another user needs root")
+    os.chown(memory_dir, 65534, 65534)
+    place, one = memory_dir / "pool", thing(1, 3 * EXTENT_SIZE)
+
+    def as_nobody(run: Callable[[], None]) -> None:
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        run()
+
+    with child(lambda: as_nobody(lambda: kill_in_publishing(place, one, os, "utime"))) as process:
+        assert os.waitpid(process, 0)[1] == signal.SIGKILL
+    (path,) = (place / "partial").glob("*.data")
+    assert path.stat().st_mode & 0o777 == 0o444
+
+    def again() -> None:
+        with Pool.open(place, budget=BUDGET) as pool:
+            pool.partial(one.digest, one.size, one.extents).close()
+
+    with child(lambda: as_nobody(again)) as process:
+        assert os.waitpid(process, 0)[1] == 0
+    assert object_path(place, one.digest).read_bytes() == one.data
+
+
+def test_another_filler_of_what_was_published_by_one_that_was_killed(place: Path) -> None:
+    """That has its name, and the map is there still: the other one finds it whole."""
+    one = thing(1, 3 * EXTENT_SIZE)
+    with (
+        Pool.open(place, budget=BUDGET, durable=True) as pool,
+        pool.partial(one.digest, one.size, one.extents) as partial,
+    ):
+        with child(lambda: kill_in_publishing(place, one, type(place), "unlink")) as process:
+            assert os.waitpid(process, 0)[1] == signal.SIGKILL
+        assert object_path(place, one.digest).exists()
+        assert partial.finish()
+        check_account(place, pool.stats())
 
 
 def test_kill_while_a_pool_is_made(memory_dir: Path) -> None:

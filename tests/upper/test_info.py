@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pagepool.digest import Digest
 from pagepool.errors import CorruptError, DeniedError
 from pagepool.upper import UpperInfo, UpperUnknownError, find_upper, read_upper, read_upper_info
 from pagepool.upper import check as checks
+from tests.faults import cut_power, file_size_limit, small_file_system
 from tests.support.trees import TreeBuilder
 
 _INFO = UpperInfo(
@@ -31,6 +33,27 @@ def test_round_trip(tmp_path: Path) -> None:
         assert find_upper(upper) == find_upper(tmp_path) == upper
         assert read_upper_info(upper) == info
     assert sorted(path.name for path in tmp_path.iterdir()) == ["info.json", "upper"]
+
+
+def test_a_note_that_cannot_be_written(tmp_path: Path) -> None:
+    """Nothing is left of it."""
+    with file_size_limit(1), pytest.raises(OSError, match="File too large"):
+        _INFO.write(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_note_outlives_a_loss_of_power(tmp_path: Path) -> None:
+    """Its name does, too."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with small_file_system(first, 16 << 20) as mounted:
+        (mounted / "here" / "upper").mkdir(parents=True)
+        os.sync()
+        _INFO.write(mounted / "here")
+        cut_power(mounted)
+    with small_file_system(second, 16 << 20, image=first / "small.img") as mounted:
+        assert read_upper_info(mounted / "here" / "upper") == _INFO
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"repository": "a", "url": "b", "tree": "c"}', "\xff"], ids=range(5))

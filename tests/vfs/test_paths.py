@@ -146,10 +146,11 @@ def _in_root(root: Path, path: str) -> int:
     how = struct.pack("<QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
-        found = libc.syscall(_OPENAT2, directory, path.encode(), how, len(how))
-        if found >= 0:
-            os.close(found)
-            return 0
-        return ctypes.get_errno()
+        # EAGAIN: somewhere on the machine something was renamed or mounted, and the kernel is not sure of a "..".
+        while (found := libc.syscall(_OPENAT2, directory, path.encode(), how, len(how))) < 0:
+            if ctypes.get_errno() != errno.EAGAIN:
+                return ctypes.get_errno()
+        os.close(found)
+        return 0
     finally:
         os.close(directory)

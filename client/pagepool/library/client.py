@@ -95,7 +95,7 @@ class Client:
             retry=RetryPolicy(attempts=_ATTEMPTS),
         )
         self.url, self.credentials, self.verify, self.timeout_s = url, credentials, verify, timeout_s
-        self.directory = default_directory() if directory is None else Path(directory)
+        self.directory = default_directory() if directory is None else Path(directory).absolute()
         self.registry = RegistryClient(self.session)
         self.service = ServiceClient(self.session)
         self.trees = TreeClient(self.session)

@@ -43,7 +43,7 @@ class Overlay(Changed, MutableRootfs):
     @classmethod
     def open_image(cls, image: Image, directory: str | Path) -> Self:
         """See `Image.overlay`."""
-        directory = Path(directory)
+        directory = Path(directory).absolute()  # wherever the process goes
         if find_upper(directory) is not None:
             raise InvalidError(str(directory), "a kernel mount wrote it: only a mount can change it")
         with ExitStack() as stack:

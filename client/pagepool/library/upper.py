@@ -57,7 +57,7 @@ class Upper(Changed):
 
 def open_upper(client: Client, directory: str | Path) -> Upper:
     """See `Client.upper`."""
-    upper = find_upper(Path(directory))
+    upper = find_upper(Path(directory).absolute())
     if upper is None:
         raise UpperUnknownError(directory)
     noted = read_upper_info(upper)

@@ -205,7 +205,7 @@ def mount_fuse(
         server.start()
         mount = Mount(target, server, directory)
     except BaseException:
-        os.close(descriptor)
+        # That ends the server, whose the device is.
         with suppress(OSError, BusyError):
             unmount_device(target, detach=True)
         raise

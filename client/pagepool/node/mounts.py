@@ -33,7 +33,7 @@ from pagepool.mount.mountinfo import mounted_at, resolve
 from pagepool.node.alive import mounts_alive
 from pagepool.node.records import MountRecord, read_records, uptime_s, write_record
 from pagepool.upper import UpperInfo, check_upper, find_upper, make_upper, make_work, read_upper_info
-from pagepool.upper.info import NAME, UPPER
+from pagepool.upper.info import NAME, PART, UPPER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -282,7 +282,7 @@ class NodeMounts:
                 reason = f"is of another image, {found.image}, or of another version of it"
                 raise InvalidError(str(directory), reason)
             return
-        if any(directory.iterdir()):
+        if any(found.name != PART for found in directory.iterdir()):
             raise InvalidError(str(directory), "is neither empty nor what a kernel mount has written")
         if wish.upper is None:
             (directory / _TEMPORARY).touch()

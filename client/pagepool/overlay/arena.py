@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import errno
 import os
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import CorruptError
@@ -25,7 +26,7 @@ from pagepool.overlay.slots import SlotAllocator
 from pagepool.vfs.interface import PAGE_SIZE, fail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from pagepool.overlay.slots import Run
@@ -34,6 +35,8 @@ NAME: Final = "blocks"
 # A free run is given back to the file system from 1 MiB on.
 _PUNCH_SLOTS: Final = 256
 _PUNCH_HOLE_KEEP_SIZE: Final = 3
+# At a time: 2 MiB, the largest piece in which the kernel keeps a file.
+_AGAIN_SLOTS: Final = 512
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -81,6 +84,23 @@ class Arena:
             else:
                 fresh[slot : slot + size] = b"\1" * size
         return runs
+
+    def write_again(self, runs: Iterable[Run]) -> None:
+        """Write slots once more as they are, so that the next `flush` waits for them: a disk may have refused them
+        before, of which the kernel tells once.
+
+        What memory has of them is let go of before: ext4 goes on to take a block for empty that it could not write,
+        whatever is written to the page later. Pages that are yet to be written stay.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        for number, pieces in groupby(_split(runs), key=lambda run: run[0] // _AGAIN_SLOTS):
+            found = [(slot, self.read(slot, 0, count * PAGE_SIZE)) for slot, count in pieces]
+            size = _AGAIN_SLOTS * PAGE_SIZE
+            os.posix_fadvise(self._fd, number * size, size, os.POSIX_FADV_DONTNEED)
+            for slot, data in found:
+                self._pwrite(data, slot * PAGE_SIZE, len(data))
 
     def cancel(self, runs: Iterable[Run]) -> None:
         """Give slots back that `write` returned and no record names."""
@@ -180,7 +200,7 @@ class Arena:
             self._pwrite(view[at : at + size * PAGE_SIZE], slot * PAGE_SIZE, size * PAGE_SIZE)
             at += size * PAGE_SIZE
 
-    def _pwrite(self, data: memoryview | bytearray, offset: int, size: int) -> None:
+    def _pwrite(self, data: memoryview | bytearray | bytes, offset: int, size: int) -> None:
         done = os.pwrite(self._fd, data, offset)
         while done < size:
             done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
@@ -203,3 +223,13 @@ class Arena:
         """Give the space of free slots back; where the file system cannot, they keep it until they are used again."""
         offset, size = ctypes.c_longlong(start * PAGE_SIZE), ctypes.c_longlong(count * PAGE_SIZE)
         _libc.fallocate(self._fd, _PUNCH_HOLE_KEEP_SIZE, offset, size)
+
+
+def _split(runs: Iterable[Run]) -> Iterator[Run]:
+    """Runs in order, none of them beyond a multiple of `_AGAIN_SLOTS`."""
+    for slot, count in runs:
+        end = slot + count
+        while slot < end:
+            stop = min(end, slot - slot % _AGAIN_SLOTS + _AGAIN_SLOTS)
+            yield slot, stop - slot
+            slot = stop

@@ -58,7 +58,7 @@ def write_blocks(arena: Arena, node: Node, offset: int, data: memoryview, fetche
     """Write the blocks that a write makes.
 
     Args:
-        data: at least one byte.
+        data: at least one byte. What is not read-only may change while it is written; then any of it is written.
 
     Raises:
         NeedsBase: see the module; nothing was written.
@@ -79,6 +79,8 @@ def write_blocks(arena: Arena, node: Node, offset: int, data: memoryview, fetche
             buffer[at : at + len(old)] = old
         buffer[head : head + len(data)] = data
     runs = arena.write(buffer, count)
+    if buffer is data and not data.readonly:
+        return Change(runs, _pieces(first, runs), _checksums(arena, runs))
     if count == 1:
         return Change(runs, [Piece(first, runs[0][0], 1)], [crc32(buffer)])
     view = memoryview(buffer)
@@ -155,6 +157,16 @@ def old_block(arena: Arena, node: Node, block: int, fetched: Mapping[int, memory
     if block not in fetched:
         raise NeedsBase(block)
     return fetched[block][:left]
+
+
+def _checksums(arena: Arena, runs: Sequence[Run]) -> list[int]:
+    """The checksums of blocks that were just written from memory that others may have changed meanwhile: what counts is
+    what the file has got."""
+    try:
+        return [crc32(arena.read(slot + at, 0, PAGE_SIZE)) for slot, count in runs for at in range(count)]
+    except BaseException:
+        arena.cancel(runs)
+        raise
 
 
 def _pieces(first: int, runs: Sequence[Run]) -> list[Piece]:

@@ -13,9 +13,10 @@ import errno
 import stat
 import struct
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from pagepool.image.member import MAX_NAME, Kind
+from pagepool.image.member import MAX_NAME, NO_XATTRS, Kind
 from pagepool.overlay.changes import ChangeView
 from pagepool.overlay.content import (
     NO_BLOCKS,
@@ -131,6 +132,7 @@ class OverlayFileSystem(OverlayReader):
         *,
         target: bytes = b"",
         device: tuple[int, int] = (0, 0),
+        xattrs: Mapping[bytes, bytes] = NO_XATTRS,
     ) -> int:
         """See `WritableFileSystem`."""
         target = check_target(target) if kind is Kind.SYMLINK else b""
@@ -149,7 +151,8 @@ class OverlayFileSystem(OverlayReader):
                 body = encode_create(*arguments)
             except struct.error:
                 fail(errno.EINVAL, name)
-            self._storage.commit(body, self._state.create, arguments)
+            more = [self._xattr_of(ino, key, value) for key, value in xattrs.items()]
+            self._storage.commit(body, self._state.create, arguments, *more)
         self._tend()
         return ino
 
@@ -357,6 +360,11 @@ class OverlayFileSystem(OverlayReader):
 
     def _free_bytes(self) -> int:
         return self.usage().free * PAGE_SIZE
+
+    def _xattr_of(self, ino: int, name: bytes, value: bytes) -> tuple[bytes, Callable[[], None]]:
+        """An attribute of an inode that is being made: the record, and what it says."""
+        arguments = (self._clock(), ino, name, value)
+        return encode_xattr(*arguments), partial(self._state.xattr, *arguments)
 
     def _tend(self) -> None:
         if self._storage.wants_tending:

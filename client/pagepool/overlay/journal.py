@@ -112,14 +112,16 @@ class Journal:
         self._seed = header.nonce
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
-    def append(self, body: bytes) -> None:
-        """Append a record. It survives the death of the process when this returns.
+    def append(self, *bodies: bytes) -> None:
+        """Append records, all or none. They survive the death of the process when this returns.
 
         Raises:
             OSError: ENOSPC or another; nothing was appended.
         """
         at = self.position
-        data = _FRAME.pack(crc32(body, self._seed + at & _U32), len(body)) + body
+        data = b""
+        for body in bodies:
+            data += frame(body, at + len(data), self._seed)
         try:
             done = os.pwrite(self._fd, data, at)
             while done < len(data):
@@ -139,6 +141,14 @@ class Journal:
         """Make the file end at a position."""
         os.ftruncate(self._fd, position)
         self.position = position
+
+    def write_again(self, start: int) -> None:
+        """Write what lies behind a position once more, as it is: see `Arena.write_again`."""
+        data = os.pread(self._fd, self.position - start, start)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done:], start + done)
 
     def flush(self) -> None:
         """Wait until the file is on disk."""

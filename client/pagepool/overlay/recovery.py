@@ -5,6 +5,10 @@ what the last sync covered is there, and of the records since then, and of their
 records carry checksums of their blocks, so the longest beginning of the journal is taken whose blocks are all there:
 records are all or nothing, and they come in order.
 
+What no sync has covered may not reach the disk any more, though nobody lost power: a flush that failed is told once,
+and then the kernel takes pages that are only in memory for written. So what is not covered is named, to be written
+once more.
+
 Reads files, writes none.
 """
 
@@ -39,12 +43,16 @@ class Recovered(NamedTuple):
         state: after its last record that counts.
         end: where that record ends; the rest is to be cut.
         clean: whether a sync has covered all of it.
+        durable: up to where one has.
+        unsynced: slots in use that no sync has covered.
     """
 
     header: Header
     state: State
     end: int
     clean: bool
+    durable: int
+    unsynced: Sequence[Run]
 
 
 def recover(path: Path, base: FileSystem, tree: bytes, arena: Arena, boot: bytes) -> Recovered:
@@ -70,17 +78,22 @@ def recover(path: Path, base: FileSystem, tree: bytes, arena: Arena, boot: bytes
     records = found.records
     # Behind missing pages there may be openings of this boot; but then those pages are of an earlier one.
     last = next((read_boot(record.body) for record in reversed(records) if record.body[0] == Code.OPEN), b"")
-    if last != boot or found.end != len(data):
-        records = _with_blocks(records, found.durable, header, base, arena, path)
-    if last == boot and (found.wrong or len(records) < len(found.records)):
+    blocks = _Blocks(arena)
+    # What follows the last durable record in a clean journal is its sync, and openings: they need no other.
+    clean = found.end == len(data) and all(
+        record.body[0] in (Code.SYNC, Code.OPEN) for record in records if record.start >= found.durable
+    )
+    if last != boot or not clean:
+        records = _with_blocks(records, found.durable, header, base, blocks, path)
+    if last == boot and (found.wrong or blocks.wrong):
+        if found.end == len(data):
+            raise CorruptError("overlay", str(arena.path), f"slot {min(blocks.wrong)} has another checksum")
         raise damaged(path, found.end)
     state = replay(records, State(base, header.base_inodes, lambda _: None), path)
     end = records[-1].end if records else start
-    # What follows the last durable record in a clean journal is its sync, and openings: they need no other.
-    clean = end == len(data) and all(
-        record.body[0] in (Code.SYNC, Code.OPEN) for record in records if record.start >= found.durable
-    )
-    return Recovered(header, state, end, clean)
+    # What was read after a loss of power was read from the disk.
+    unsynced = blocks.runs() if last == boot else []
+    return Recovered(header, state, end, clean and end == len(data), min(found.durable, end), unsynced)
 
 
 def replay(records: Sequence[Record], state: State, path: Path) -> State:
@@ -106,10 +119,9 @@ def _apply(record: Record, state: State, path: Path) -> tuple[Sequence[Piece], S
 
 
 def _with_blocks(
-    records: list[Record], durable: int, header: Header, base: FileSystem, arena: Arena, path: Path
+    records: list[Record], durable: int, header: Header, base: FileSystem, blocks: _Blocks, path: Path
 ) -> list[Record]:
     """The longest beginning of records whose blocks are what was written."""
-    blocks = _Blocks(arena)
     state = State(base, header.base_inodes, blocks.freed)
     good = 0
     for number, record in enumerate(records, 1):
@@ -126,23 +138,36 @@ class _Blocks:
 
     def __init__(self, arena: Arena) -> None:
         self.wrong: set[int] = set()
+        self._used: set[int] = set()
         self._arena = arena
         self._checksums: dict[int, int] = {}
 
     def freed(self, runs: Sequence[Run]) -> None:
         """Nothing refers to them any more."""
-        if self.wrong:
+        if self._used:
             for start, count in runs:
                 self.wrong.difference_update(range(start, start + count))
+                self._used.difference_update(range(start, start + count))
 
     def written(self, pieces: Sequence[Piece], crcs: Sequence[int]) -> None:
         """A record says what they hold."""
         slots = (slot + place for _, slot, count in pieces for place in range(count))
         for slot, crc in zip(slots, crcs, strict=True):
+            self._used.add(slot)
             if self._checksum(slot) == crc:
                 self.wrong.discard(slot)
             else:
                 self.wrong.add(slot)
+
+    def runs(self) -> list[Run]:
+        """The slots that were written, and that something refers to."""
+        found: list[Run] = []
+        for slot in sorted(self._used):
+            if found and sum(found[-1]) == slot:
+                found[-1] = found[-1][0], found[-1][1] + 1
+            else:
+                found.append((slot, 1))
+        return found
 
     def _checksum(self, slot: int) -> int:
         found = self._checksums.get(slot)

@@ -214,6 +214,7 @@ class State:
         mode, uid, gid, size, atime_ns, mtime_ns = setting
         if size is not None:
             if size < node.size:
+                node.version += 1  # before slots are free: a free one may lose its bytes at once
                 self.free(node.blocks.truncate(size))
             self._put(node, pieces)
             node.size = size

@@ -43,9 +43,12 @@ from pagepool.overlay.snapshot import encode_state
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from pagepool.overlay.recovery import Recovered
     from pagepool.overlay.slots import Run
     from pagepool.overlay.state import State
     from pagepool.vfs.interface import FileSystem
+
+    Step = Callable[[], None]
 
 # A journal is compacted from here on, once it is so many times as large as it was after the last compaction.
 COMPACT_BYTES: Final = 4 << 20
@@ -61,7 +64,7 @@ append at the same place of the journal."""
 
 def _let_go_in_child() -> None:
     for storage in list(_open):
-        storage.let_go()
+        storage.let_go_in_child()
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
@@ -99,11 +102,13 @@ class Storage:
         self.compact_at = COMPACT_BYTES
         _open.add(self)
 
-    def take_over(self, *, clean: bool, time_ns: int) -> None:
+    def take_over(self, found: Recovered, time_ns: int) -> None:
         """At the opening: cut what does not count, make the rest durable if no sync has, and note the opening."""
         journal, arena, state = self.journal, self.arena, self.state
-        if not clean:
+        if not found.clean:
             journal.cut(journal.position)
+            arena.write_again(found.unsynced)
+            journal.write_again(found.durable)
             arena.flush()
             journal.flush()
             journal.append_sync(journal.position)
@@ -114,8 +119,16 @@ class Storage:
         self._clean = journal.position
         arena.trim()
 
-    def commit(self, body: bytes, apply: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def commit(
+        self, body: bytes, apply: Callable[..., None], arguments: tuple[Any, ...], *more: tuple[bytes, Step]
+    ) -> None:
         """Append a record, and do what it says.
+
+        Args:
+            body: of the record.
+            apply: what it says.
+            arguments: of that.
+            more: records that are appended with it, and what they say.
 
         Raises:
             OSError: it cannot be appended; nothing has changed.
@@ -123,11 +136,13 @@ class Storage:
         self._check()
         self._broken = True  # and stays it if this is interrupted between the two
         try:
-            self.journal.append(body)
+            self.journal.append(body, *(other for other, _ in more))
         except OSError:
             self._broken = False
             raise
         apply(*arguments)
+        for _, step in more:
+            step()
         self._broken = False
 
     def commit_blocks(
@@ -149,7 +164,7 @@ class Storage:
         """Compact a large journal; sync if much space waits for it. A failure is not one of the operation before."""
         with contextlib.suppress(OSError):
             if self.journal.position > self.compact_at:
-                self.compact()
+                self.compact(due=True)
             else:
                 self.sync()
 
@@ -190,14 +205,19 @@ class Storage:
         if self.journal.header.version < journals.VERSION:
             self.compact()
 
-    def compact(self) -> None:
+    def compact(self, *, due: bool = False) -> None:
         """Write the state as a new journal. Everything is durable then. Blocks all other operations.
+
+        Args:
+            due: only if the journal is too large still: several threads find that out at the same time.
 
         Raises:
             OSError: it cannot be written; the old one goes on.
         """
         with self._sync_lock, self.lock:
             self._check()
+            if due and self.journal.position <= self.compact_at:
+                return
             self.compact_at = 2 * self.journal.position  # if it fails, not at once again
             old = self.journal
             header = Header.new(old.header.tree, old.header.base_inodes, old.header.info)
@@ -238,6 +258,12 @@ class Storage:
         if descriptor >= 0:
             os.close(descriptor)
 
+    def let_go_in_child(self) -> None:
+        """The same after a fork, where threads that the child does not have may hold the locks, for ever."""
+        for lock in (self.lock, self._sync_lock):
+            lock._at_fork_reinit()  # type: ignore[attr-defined]
+        self.let_go()
+
     def _check(self) -> None:
         """Refuse to go on where memory may not be what is on disk: EIO, or EBADF after `close`."""
         if self._descriptor < 0:
@@ -257,6 +283,7 @@ def open_storage(
     boot: bytes | None = None,
 ) -> Storage:
     """Open an overlay's directory, or make it. Arguments and errors are those of `OverlayFileSystem.open`."""
+    directory = directory.absolute()  # wherever the process goes
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     boot = read_boot_id() if boot is None else boot
     with contextlib.ExitStack() as undo:
@@ -269,7 +296,7 @@ def open_storage(
         journal = Journal(path, found.header, found.end)
         undo.callback(journal.close)
         storage = Storage(directory, descriptor, journal, arena, found.state, boot)
-        storage.take_over(clean=found.clean, time_ns=time_ns)
+        storage.take_over(found, time_ns)
         undo.pop_all()
     return storage
 
@@ -280,6 +307,8 @@ def _prepare(
     """Make the files of a new overlay, if there is none in the directory."""
     names = set(os.listdir(directory))  # noqa: PTH208 (names are all it is about)
     if journals.NAME in names:
+        # Whoever put it there may have been killed before its name was on disk; what is written next relies on that.
+        sync_directory(directory)
         return directory
     if names - FILES:
         raise InvalidError(str(directory), f"it holds no overlay, and is not empty ({min(names - FILES)!r})")
@@ -289,7 +318,7 @@ def _prepare(
     header = Header.new(tree, base.usage().inodes, dict(info or {}))
     write_journal(directory / journals.NAME, header, (encode_open(boot, time_ns),)).close()
     sync_directory(directory)
-    sync_directory(directory.absolute().parent)
+    sync_directory(directory.parent)
     return directory
 
 
@@ -300,6 +329,16 @@ def lock_directory(directory: Path) -> int:
         BusyError: somebody else has it.
         OverlayUnknownError: there is none.
     """
+    while True:
+        descriptor = _lock_directory(directory)
+        # It may have been removed, and another one made in its place, before it was locked.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), directory.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _lock_directory(directory: Path) -> int:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:

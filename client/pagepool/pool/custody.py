@@ -26,6 +26,7 @@ own, which is taken after that one.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import struct
@@ -249,7 +250,8 @@ class Custody(NoCustody):
             else:
                 self.pinned -= note.charged
         if self._written > 2 * len(self._notes) + _SLACK:
-            self._rewrite()
+            with suppress(OSError):  # a full disk keeps the old one, and nobody from going on
+                self._rewrite()
 
     def release(self) -> None:
         """Have overlays forget what nobody has open, unless they just were asked to; then look again.
@@ -291,9 +293,12 @@ class Custody(NoCustody):
             return self.in_use(note.digest)
 
     def _append(self, note: Note) -> None:
-        # On a full disk it is lost, and counted by this process only.
+        # On a full disk it is lost, and counted by this process only; a part of it would spoil what comes behind.
         with suppress(OSError):
-            os.write(self._file, note.encode())
+            if os.write(self._file, note.encode()) < _RECORD.size:
+                head = len(_MAGIC) + len(linux.boot_id())
+                whole = (os.fstat(self._file).st_size - head) // _RECORD.size
+                os.ftruncate(self._file, head + whole * _RECORD.size)
             self._written += 1
 
     def _read(self) -> Iterator[Note]:
@@ -319,10 +324,13 @@ class Custody(NoCustody):
         part = self._path.with_name(f".{self._path.name}")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, b"".join((_MAGIC, linux.boot_id(), *(note.encode() for note in self._notes))))
+            whole = b"".join((_MAGIC, linux.boot_id(), *(note.encode() for note in self._notes)))
+            if os.write(descriptor, whole) < len(whole):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
             part.rename(self._path)
         except BaseException:
             os.close(descriptor)
+            part.unlink(missing_ok=True)
             raise
         if self._file >= 0:
             os.close(self._file)

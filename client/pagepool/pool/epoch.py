@@ -26,6 +26,7 @@ from pagepool.pool import ledger as cell
 from pagepool.pool.layout import EPOCH, EPOCH_LOCK, OBJECTS, PARTIAL, RETIRED, TEMPORARY, object_name, replace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from pagepool.pool.evict import Evictor
@@ -114,12 +115,14 @@ def stamp_ns(cells: memoryview[int]) -> tuple[int, int]:
     return at, at
 
 
-def sync(path: Path, ledger: Ledger, *, wait: bool = True) -> bool:
+def sync(path: Path, ledger: Ledger, on_lost: Callable[[int], object], *, wait: bool = True) -> bool:
     """Make everything durable that was published before. Blocks for as long as the disk takes.
 
     Args:
         path: the pool's directory.
         ledger: its account, not locked.
+        on_lost: called when the disk did not take something, with the first stamp of what that may be: the kernel tells
+            once, and reads afterwards what the disk has.
         wait: also if another process is doing the same.
 
     Returns:
@@ -138,7 +141,11 @@ def sync(path: Path, ledger: Ledger, *, wait: bool = True) -> bool:
         replace(path, EPOCH, Epoch(epoch.boot, epoch.synced, stamp + 1).encode(), durable=True)
         with ledger as cells:
             cells[cell.STAMP] = stamp + 1
-        linux.syncfs(descriptor)
+        try:
+            linux.syncfs(descriptor)
+        except OSError:
+            on_lost(epoch.synced + 1)
+            raise
         replace(path, EPOCH, Epoch(epoch.boot, stamp, stamp + 1).encode(), durable=True)
     except BlockingIOError:
         return False

@@ -161,6 +161,10 @@ class Filler:
 
     def _end(self, partial: Partial, marks: MapFile, state: int) -> None:
         charged = marks.charged
+        if not data_path(self._path, partial.key).exists():
+            # Another one was killed when it had published it, and the account was made anew since.
+            marks.state = state
+            return
         self._evictor.retire(data_path(self._path, partial.key), charged)
         remove_partial(self._path, partial.key)
         marks.state = state
@@ -173,7 +177,12 @@ class Filler:
         if MapFile.read_charged(self._path, key) is None:
             return None
         self._log.append_accesses((key,))
-        return os.open(data_path(self._path, key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        path, flags = data_path(self._path, key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(path, flags)
+        except PermissionError:  # its filler was killed when it was about to publish it
+            path.chmod(0o600)
+            return os.open(path, flags)
 
     def _begin_anyhow(self, key: bytes, digest: bytes, size: int, count: int) -> int:
         """Begin a partial; if the disk is full, once more after others were evicted."""
@@ -209,6 +218,8 @@ class Filler:
         try:
             descriptor = os.open(map_path(self._path, partial.key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
+            if marks.state == PUBLISHED:
+                return
             raise CorruptError("object", partial.digest.hex(), "it was given up while it was opened") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from pagepool.linux import is_full
 from pagepool.pool.layout import LOG
 
 if TYPE_CHECKING:
@@ -55,17 +55,15 @@ class Log:
         yield from RECORD.iter_unpack(raw[: len(raw) // RECORD.size * RECORD.size])
 
     def _write(self, records: bytes) -> None:
-        # On a full disk records are lost, whole ones.
-        try:
+        # On a disk that is full, or takes no writes any more, records are lost, whole ones: what is here can be read.
+        with suppress(OSError):
             if os.write(self._descriptor, records) < len(records):
                 os.ftruncate(self._descriptor, self.size // RECORD.size * RECORD.size)
-        except OSError as error:
-            if not is_full(error):
-                raise
 
     def clear(self) -> None:
-        """Empty it."""
-        os.ftruncate(self._descriptor, 0)
+        """Empty it; where that cannot be, what is in it is read once more."""
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
         """Close the file."""

@@ -37,6 +37,7 @@ from pagepool.pool.ledger import Ledger
 from pagepool.pool.log import Log
 from pagepool.pool.partial import Partial, check_extents
 from pagepool.pool.reader import ReadOnlyPool
+from pagepool.pool.scrub import Scrubber
 from pagepool.pool.stats import PoolStats, inspect_objects, make_stats
 from pagepool.pool.verity import can_seal, protection
 from pagepool.pool.writing import Writer
@@ -93,7 +94,7 @@ class Pool:
             self._filler = Filler(*parts)
             sealing = can_seal(self._temporary)
             directories = self._objects, self._temporary
-            self._writer = Writer(*parts, directories, durable=durable, sealing=sealing)
+            self._writer = Writer(*parts, directories, self._check_lost, durable=durable, sealing=sealing)
             self.protection = protection(path, sealed=sealing)
             self._begin(budget, initial, reserve)
             undo.pop_all()
@@ -130,6 +131,7 @@ class Pool:
             raise InvalidError(budget, "a budget is not below 0")
         if reserve is not None and reserve < 0:
             raise InvalidError(reserve, "a reserve is not below 0")
+        path = path.absolute()  # wherever the process goes
         found = open_format(path, durable)
         return cls(
             path,
@@ -260,9 +262,14 @@ class Pool:
         return (digest for digest, _ in self._evictor.walk())
 
     def sync(self) -> None:
-        """Make everything durable that was published so far, in one go. Blocks on the disk."""
+        """Make everything durable that was published so far, in one go. Blocks on the disk.
+
+        Raises:
+            OSError: the disk did not take all of it. What it did not take has been removed; but of a pool that overlays
+                look into the owner does that, and has it fetched again.
+        """
         if self.durable:
-            epoch.sync(self.path, self._ledger)
+            epoch.sync(self.path, self._ledger, self._check_lost)
 
     def published(self) -> tuple[int, int]:
         """The stamp that an object gets which is published now, and bytes that were published since the last `sync`:
@@ -384,6 +391,12 @@ class Pool:
         log.warning("object %s was damaged when the machine went down; it is removed", digest.hex())
         self.remove(digest)
         return False
+
+    def _check_lost(self, stamp: int) -> None:
+        """Compare with their names, as the disk has them, the objects that no sync has covered."""
+        if not self._custody.careful:
+            report = Scrubber(self).check_since(stamp)
+            log.error("the disk did not take what was written to %s: %d objects", self.path, len(report.damaged))
 
     def _after_fork(self) -> None:
         self._ledger.after_fork()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 from blake3 import blake3
 
 from pagepool.errors import BusyError
+from pagepool.linux import is_full
 from pagepool.pool.epoch import BASE_S
 from pagepool.pool.files import READ, hold, is_unreadable
 from pagepool.pool.layout import OBJECTS, SCRUB, SCRUB_LOCK, object_name, replace
@@ -180,7 +181,8 @@ class Scrubber:
             hold(descriptor)
             got = (hashed or self._hash)(descriptor)
         except OSError as error:
-            if not is_unreadable(error):
+            # A disk that had no room for what was in memory says so to who reads it past that.
+            if not is_unreadable(error) and not is_full(error):
                 raise
             return f"it cannot be read: {error.strerror}"
         finally:

@@ -20,6 +20,7 @@ from pagepool.pool.layout import cost, object_name
 from pagepool.pool.verity import seal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from pagepool.pool.evict import Evictor
@@ -39,6 +40,7 @@ class Writer:
         evictor: makes room.
         log: gets to know what comes.
         directories: descriptors of `objects/` and `tmp/`; they stay the caller's.
+        on_lost: see `epoch.sync`.
         durable: whether objects are stamped, and synced now and then.
         sealing: whether objects are sealed with fs-verity.
     """
@@ -50,6 +52,7 @@ class Writer:
         evictor: Evictor,
         log: Log,
         directories: tuple[int, int],
+        on_lost: Callable[[int], object],
         *,
         durable: bool,
         sealing: bool,
@@ -59,6 +62,7 @@ class Writer:
         self._evictor = evictor
         self._log = log
         self._objects, self.directory = directories
+        self._on_lost = on_lost
         self._durable = durable
         self._sealing = sealing
         self.renew()
@@ -154,7 +158,7 @@ class Writer:
             self._log.append(event.OBJECT, digest, charged)
             behind = cells[cell.UNSYNCED] > SYNC_BYTES
         if behind:
-            epoch.sync(self._path, self._ledger, wait=False)
+            epoch.sync(self._path, self._ledger, self._on_lost, wait=False)
         return True
 
     def _give_up(self, name: str, size: int, descriptor: int) -> None:

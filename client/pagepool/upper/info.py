@@ -4,7 +4,8 @@
     DIRECTORY/work       the kernel's
     DIRECTORY/info.json  {"image", "repository", "url", "tree", "manifest"}
 
-The file gets its name when it is whole. Fields that are not known here are left alone.
+The file gets its name when it is whole; a crash may leave `PART`, which means nothing. Fields that are not known here
+are left alone.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, NotFoundError, PagepoolError
+from pagepool.linux import sync_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NAME: Final = "info.json"
+PART: Final = f".{NAME}"
 UPPER: Final = "upper"
 _MOST: Final = 1 << 20
 
@@ -54,17 +57,26 @@ class UpperInfo:
 
         Args:
             durable: whether it is to survive a loss of power, which takes a moment.
+
+        Raises:
+            OSError: it cannot be written; nothing of it is left.
         """
         fields = {"image": self.image, "repository": self.repository, "url": self.url, "tree": str(self.tree)}
         if self.manifest is not None:
             fields["manifest"] = str(self.manifest)
-        new = directory / f".{NAME}"
-        with new.open("w") as file:
-            file.write(json.dumps(fields, indent=1) + "\n")
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        new.rename(directory / NAME)
+        new = directory / PART
+        try:
+            with new.open("w") as file:
+                file.write(json.dumps(fields, indent=1) + "\n")
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            new.rename(directory / NAME)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        if durable:
+            sync_directory(directory)
 
 
 def find_upper(directory: Path) -> Path | None:

@@ -23,7 +23,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol, runtime_checkable
 
-from pagepool.image.member import Kind
+from pagepool.image.member import NO_XATTRS, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -223,8 +223,14 @@ class WritableFileSystem(FileSystem, Protocol):
         *,
         target: bytes = b"",
         device: tuple[int, int] = (0, 0),
+        xattrs: Mapping[bytes, bytes] = NO_XATTRS,
     ) -> int:
         """Make an inode with its first name. A setgid parent hands its group on (and to directories the bit).
+
+        Args:
+            target: of a symlink.
+            device: of a device, major and minor.
+            xattrs: what it has from the beginning; within the limits of `set_xattr`.
 
         Returns:
             its number.

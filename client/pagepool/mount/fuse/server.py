@@ -109,10 +109,18 @@ class FuseServer:
         """How many came, by opcode. Exact as long as requests come one at a time."""
 
     def start(self) -> None:
-        """Begin to serve. Does not block."""
-        with self._lock:
-            for _ in range(min(_IDLE_THREADS, self._max_threads)):
-                self._add_thread()
+        """Begin to serve. Does not block.
+
+        Raises:
+            RuntimeError: there are no threads; the device is closed.
+        """
+        try:
+            with self._lock:
+                for _ in range(min(_IDLE_THREADS, self._max_threads)):
+                    self._add_thread()
+        except RuntimeError:
+            self._leave()
+            raise
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Wait until the kernel has begun to use the mount.

@@ -113,12 +113,13 @@ class WritingOperations(Operations):
         mode, inherited = self._inherit(request.node, kind, mode, umask)
         try:
             ino = self._writable.create(
-                request.node, name, kind, mode, request.uid, request.gid, target=target, device=device
+                *(request.node, name, kind, mode, request.uid, request.gid),
+                target=target,
+                device=device,
+                xattrs=dict(inherited),
             )
         finally:
             self.listings.changed(request.node)
-        for key, value in inherited:
-            self._writable.set_xattr(ino, key, value)
         return self.entry(ino)
 
     def _inherit(self, parent: int, kind: Kind, mode: int, umask: int) -> tuple[int, Sequence[tuple[bytes, bytes]]]:
@@ -195,7 +196,7 @@ class WritingOperations(Operations):
     def write(self, request: Request) -> Reply:
         """Write into a file."""
         _, offset, size, flags, *_ = protocol.unpack(protocol.WRITE_IN, request.body)
-        data = request.body[protocol.WRITE_IN.size :]
+        data = request.body[protocol.WRITE_IN.size :].toreadonly()
         if len(data) != size:
             raise protocol.ProtocolError(f"{len(data)} bytes to write where {size} are announced")
         kill = bool(flags & protocol.WRITE_KILL_SUIDGID)
