@@ -207,6 +207,21 @@ def test_files_of_the_host(place: Place) -> None:
     assert Path("/etc/resolv.conf").read_text() in done.stdout
 
 
+def test_files_of_the_host_are_seen_in_a_volume(place: Place, tmp_path: Path) -> None:
+    """As with docker; a volume that cannot be written, and has no such files, stays as it is."""
+    volumes = [tmp_path / "written", tmp_path / "shut"]
+    for volume in volumes:
+        volume.mkdir()
+        (volume / "mine").touch()
+    script = "cat /etc/hostname; grep -c box /etc/hosts; ls -x /etc"
+    done = place.run("--hostname", "box", "-v", f"{volumes[0]}:/etc", *_sh(script))
+    assert (done.stdout.split(), done.stderr) == (["box", "1", "hostname", "hosts", "mine", "resolv.conf"], "")
+    for mode in ((f"--volume={volumes[1]}:/etc:ro",), ("--tmpfs", "/etc:ro")):
+        done = place.run(*mode, *_sh("ls -x /etc; cat /proc/mounts"))
+        assert "/etc/ho" not in done.stdout
+        assert (done.returncode, done.stdout.startswith("mine\n")) == (0, "--tmpfs" not in mode)
+
+
 def test_network_none_is_loopback_alone(place: Place) -> None:
     program = (
         "import os, socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname());"
