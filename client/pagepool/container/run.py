@@ -65,6 +65,7 @@ def run_container(
     grace_s: float | None = None,
     log: Path | None = None,
     ended: Path | None = None,
+    alone: bool = False,
 ) -> int:
     """Run a container, and wait for its end.
 
@@ -81,6 +82,8 @@ def run_container(
             to a file in it from now on, of which the last part is kept as long as there is the container (`logs`).
         ended: a directory where it is noted once it has ended, if its program ever ran; then its log stays, too
             (`ended`). None: nothing is kept of it.
+        alone: whether this process does nothing else, and ends then: who stops the container, or waits for it, waits
+            for that, too, as its root may be taken away by then.
 
     Returns:
         the program's exit code; 128 and its number if a signal killed it.
@@ -118,7 +121,8 @@ def run_container(
         record = _record(container, config, "runc" if program else "own")
         if attached is not None:
             record = replace(record, addresses=attached.addresses)
-        record = replace(record, background=grace_s is not None, ended_directory="" if ended is None else str(ended))
+        record = replace(record, background=grace_s is not None, alone=alone)
+        record = replace(record, ended_directory="" if ended is None else str(ended))
         kept = undo.enter_context(_keep(log, record, directory, options)) if log is not None and log.is_dir() else None
         if log is not None:
             path = kept.path if kept else log
