@@ -19,6 +19,7 @@ from pagepool.cli.options import (
     platform_option,
     server_options,
 )
+from pagepool.cli.platforms import warn_of_platform
 from pagepool.cli.progress import Counter, transfer
 from pagepool.layout import FORMATS, Format, Plan, choose_format, open_sink, plan_copy, run_copy, split_path
 from pagepool.layout.formats import STANDARD_INPUT
@@ -53,7 +54,7 @@ def command(
     An index is pulled whole into a layout or OCI archive, with the images of all its platforms, unless
     --platform names one. A docker archive holds one image: of an index, the one for this machine, unless
     --platform names another; its layers are written plain, and its config as it is, so that the image keeps
-    its id.
+    its id. An image that is no index is taken whatever --platform says, with a warning if it is for another.
 
     A layout that is there already gets the image added to those it has; blobs it has are not fetched again.
     An archive that is there is replaced. The image is called NAME there: if not given, the tag of REF, or in
@@ -70,6 +71,7 @@ def command(
         raise click.UsageError("pull does not write to standard output: PATH - can be pushed only.")
     place, name = split_path(path)
     form = form or choose_format(place)
+    asked = platform
     if platform is None and form == "docker-archive":
         platform = Platform.local()
     if name is None:
@@ -78,6 +80,7 @@ def command(
     with connect(server, reference) as connection:
         source = RegistrySource(connection.registry, reference)
         plan = plan_copy(source, platform)
+        warn_of_platform(plan, source, asked, str(reference))
         with closing(open_sink(place, form, name)) as sink, transfer("pulling") as watcher:
             run_copy(plan, source, sink, jobs=jobs, watcher=watcher)
     _report(reference, place, form, name, plan, watcher)
