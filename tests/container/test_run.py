@@ -65,8 +65,23 @@ def test_the_images_command(place: Place) -> None:
 def test_a_command_that_cannot_be_run(place: Place, command: str, code: int) -> None:
     done = place.run("--", command)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    assert done.stderr.splitlines()[-1].startswith("pagepool: error: ")
-    assert command in done.stderr
+    assert done.stderr.startswith(f"pagepool: error: {command}: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_commands_that_only_the_container_has(place: Place, tmp_path: Path) -> None:
+    """What cannot be seen before it is made is no reason to refuse anything."""
+    for name in ("tool", "script"):
+        (tmp_path / name).write_text("#!/bin/sh\necho found\n")
+        (tmp_path / name).chmod(0o755)
+    (place.root / "usr" / "bin" / "linked").symlink_to("/opt/tools/tool")
+    volume = ("-v", f"{tmp_path}:/opt/tools")
+    for words in (("/opt/tools/tool",), ("linked",), ("-w", "/opt/tools", "--", "./script")):
+        words = words if "--" in words else ("--", *words)
+        assert place.run(*volume, *words).stdout == "found\n"
+    assert place.run("-w", "/usr/bin", "--", "./true").returncode == 0
+    (place.root / "own").symlink_to("/proc/self/root/usr/bin/true")
+    assert place.run("--", "/own").returncode == place.run("--", "/proc/self/root/bin/true").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from pagepool.container.attending import (
     watch_signals,
 )
 from pagepool.container.facts import gather_facts
+from pagepool.container.lookup import check_program
 from pagepool.container.options import HOST, NONE, check_options
 from pagepool.container.plan import STOP_SIGNAL, plan_runtime
 from pagepool.container.process import Task
@@ -42,6 +43,7 @@ from pagepool.container.records import (
     hold,
     stale,
 )
+from pagepool.container.rootfiles import open_root
 from pagepool.container.runc import RuncContainer
 from pagepool.errors import UnsupportedError
 
@@ -129,6 +131,8 @@ def run_container(
             record = replace(record, log=str(path), log_begin=path.stat().st_size, log_kept=bool(kept))
         held.write(record)
         task = Task(container.id, held.bundle, config, options.tty, options.interactive, direct)
+        if program is not None:
+            _check_program(container, config)
         running: Running = RuncContainer(program, directory / "runc", task) if program else _own(task)
         undo.callback(running.close)
         ending = None if grace_s is None else Ending(parse_signal(record.stop_signal), grace_s)
@@ -242,6 +246,14 @@ def _choose(runtime: RuntimeName) -> str | None:
     if runtime == "runc" and program is None:
         raise UnsupportedError("runc is not installed: apt-get install runc")
     return program
+
+
+def _check_program(container: Container, config: Mapping[str, Any]) -> None:
+    """See `check_program`; what the user mounts may have the program, or be on the way to it."""
+    runc.check_text(config)
+    if not container.options.volumes and not container.options.tmpfs:
+        with open_root(container.root) as root:
+            check_program(root, config["process"])
 
 
 def _own(task: Task) -> Running:
