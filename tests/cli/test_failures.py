@@ -60,6 +60,8 @@ def test_nothing_listens_where_a_service_is_looked_for(run: Run, monkeypatch: py
         (["rmi", "a:1"], 2, "No such command 'rmi': it is pagepool rm REF"),
         (["comit"], 2, "No such command 'comit': did you mean commit?"),
         (["serv"], 2, "No such command 'serv': did you mean serve?"),
+        (["help", "run"], 2, "No such command 'help': it is pagepool --help, or --help behind a command"),
+        (["ps", "--format", "{{.Names}}"], 2, "No such option '--format': --json prints all of it"),
         (["xyzzy"], 2, "No such command 'xyzzy' (see"),
         (["run", "-P", "a:1"], 125, "No such option '-P': it is -p HOST:CONTAINER"),
         (["run", "--restart=always", "a:1"], 125, "No such option '--restart': nothing starts a container again"),
