@@ -69,6 +69,12 @@ def test_a_command_that_cannot_be_run(place: Place, command: str, code: int) -> 
     assert done.stderr.count("\n") == 1
 
 
+def test_an_option_behind_the_image_is_named(place: Place) -> None:
+    done = place.call(*place.argv("app:1", "--rm", "true"))
+    assert (done.returncode, "--rm: not found" in done.stderr) == (127, True)
+    assert "options stand before the image" in done.stderr
+
+
 def test_commands_that_only_the_container_has(place: Place, tmp_path: Path) -> None:
     """What cannot be seen before it is made is no reason to refuse anything."""
     for name in ("tool", "script"):

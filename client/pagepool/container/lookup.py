@@ -14,7 +14,7 @@ import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container.linux import open_in_root
-from pagepool.container.process import NOT_EXECUTABLE, NOT_FOUND, container_error
+from pagepool.container.process import NOT_EXECUTABLE, NOT_FOUND, container_error, not_found
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +45,7 @@ def check_program(root: int, process: Mapping[str, Any]) -> None:
     except OSError:
         return
     if not modes:
-        where = "no such file" if "/" in name else f"not found in $PATH ({search})"
-        raise container_error(f"{name}: {where}", NOT_FOUND)
+        raise container_error(f"{name}: no such file" if "/" in name else not_found(name, search), NOT_FOUND)
     if "/" not in name:
         return
     if stat.S_ISDIR(modes[0]):
