@@ -62,6 +62,7 @@ def test_nothing_listens_where_a_service_is_looked_for(run: Run, monkeypatch: py
         (["serv"], 2, "No such command 'serv': did you mean serve?"),
         (["help", "run"], 2, "No such command 'help': it is pagepool --help, or --help behind a command"),
         (["ps", "--format", "{{.Names}}"], 2, "No such option '--format': --json prints all of it"),
+        (["pull", "a:1"], 2, "Missing argument 'PATH[:NAME]': where to write the image; run and mount fetch"),
         (["xyzzy"], 2, "No such command 'xyzzy' (see"),
         (["run", "-P", "a:1"], 125, "No such option '-P': it is -p HOST:CONTAINER"),
         (["run", "--restart=always", "a:1"], 125, "No such option '--restart': nothing starts a container again"),

@@ -29,7 +29,7 @@ from pagepool.transport import RegistrySource
 
 @click.command(name="pull", short_help="Pull an image into a file.")
 @click.argument("reference", metavar="REF", type=ReferenceType())
-@click.argument("path", metavar="PATH[:NAME]", shell_complete=complete_path)
+@click.argument("path", metavar="PATH[:NAME]", required=False, shell_complete=complete_path)
 @click.option(
     "--format",
     "form",
@@ -43,7 +43,7 @@ from pagepool.transport import RegistrySource
 @cleaning_up()
 def command(
     reference: Reference,
-    path: str,
+    path: str | None,
     form: Format | None,
     platform: Platform | None,
     jobs: int,
@@ -67,6 +67,9 @@ def command(
       pagepool pull --platform linux/arm64 app:1 app.tar
       pagepool pull --format docker-archive app:1 app.tar && docker load -i app.tar
     """
+    if path is None:
+        where = "where to write the image; run and mount fetch what they need by themselves"
+        raise click.UsageError(f"Missing argument 'PATH[:NAME]': {where}.")
     if path == STANDARD_INPUT:
         raise click.UsageError("pull does not write to standard output: PATH - can be pushed only.")
     place, name = split_path(path)
