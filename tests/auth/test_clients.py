@@ -275,6 +275,14 @@ def test_pagepool(
     assert set(json.loads(environment.read_text())["auths"]) == {"other.example"}
     assert pagepool("logout")[0] == exits.DENIED
     assert pagepool("tags", "team/ours")[0] == exits.DENIED
+    # Everybody may see what is public, which is nothing now: an empty list says whose it is.
+    assert login("root", password("root"))[0] == 0
+    for row in json.loads(pagepool("images", "--json")[1])["images"]:
+        assert pagepool("rm", f"{row['name']}:{row['tag']}")[0] == 0
+    assert "pagepool login" not in pagepool("images")[1]
+    assert pagepool("logout")[0] == 0
+    assert "asks for credentials, and there are none for it (pagepool login)" in pagepool("images")[1]
+    assert json.loads(pagepool("images", "--json")[1]) == {"images": []}
 
 
 def test_a_node(service: Service, authority: TestAuthority, tmp_path: Path) -> None:

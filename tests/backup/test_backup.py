@@ -353,6 +353,10 @@ def test_directories_that_cannot_be_meant(made: Made, data: Path, tmp_path: Path
     with pytest.raises(BackupInvalidError, match="not empty"):
         restored(tmp_path / "backup", data, name)
     assert check_store(data).clean
+    # Of a disk that was made just now, and of a node that root has beside his service.
+    for beside in ("lost+found", "node", "logs", "ended"):
+        (tmp_path / "new" / beside).mkdir(parents=True)
+    assert restored(tmp_path / "backup", tmp_path / "new", name).clean
     with pytest.raises(BackupInvalidError, match="lies in the directory of backups"):
         check_apart(tmp_path / "backup" / "data", tmp_path / "backup")
     with pytest.raises(StoreFormatError, match="says 'pagepool store 1'"), open_repository(data, write=True):

@@ -142,6 +142,8 @@ def test_slips_in_targets_are_named(run: Run, target: str, said: str) -> None:
 def test_what_is_no_overlay(run: Run, tmp_path: Path) -> None:
     result = run("diff", tmp_path)
     assert (result.code, result.err) == (3, f"pagepool: error: {tmp_path} is not the directory of an overlay\n")
+    result = run("cp", __file__, f"{tmp_path}:/file")
+    assert (result.code, "is not the directory of an overlay: --image REF makes one" in result.err) == (3, True)
 
 
 def test_ls_of_an_overlay_is_that_of_an_image(run: Run, image: str, upper: str) -> None:

@@ -162,6 +162,22 @@ def test_index_goes_whole_or_by_platform(run: Run, server: str, tmp_path: Path) 
     assert not (tmp_path / "none").exists()
 
 
+def test_an_image_for_another_platform_is_taken_with_a_warning(run: Run, server: str, tmp_path: Path) -> None:
+    sample, _ = multi_platform()
+    sample.write_layout(tmp_path / "all", {"": sample.root()})
+    name = f"{server}/{_name()}:arm"
+    assert "warning" not in run("push", "--platform", "linux/arm64", tmp_path / "all", name).err
+    for platform, warned in (("linux/arm64", False), ("linux/s390x", True)):
+        result = run("pull", "--quiet", "--platform", platform, name, tmp_path / "one")
+        warning = f"pagepool: warning: {name} is for linux/arm64, not for {platform}\n"
+        assert (result.code, result.err) == (0, warning if warned else "")
+    pushed = run("push", "--quiet", "--no-wait", "--platform", "linux/s390x", tmp_path / "one", name)
+    assert (pushed.code, pushed.err) == (
+        0,
+        f"pagepool: warning: {tmp_path}/one is for linux/arm64, not for linux/s390x\n",
+    )
+
+
 def test_push_by_digest(run: Run, server: str, layout: tuple[Path, Sample]) -> None:
     path, sample = layout
     name = f"{server}/{_name()}"

@@ -142,8 +142,8 @@ def test_a_command_that_cannot_be_run(web: Place) -> None:
     for command, code in (("nope", 127), ("/nope", 127), ("/etc/passwd", 126), ("/etc", 126), ("./nope", 127)):
         done = _exec(web, "web", "--", command)
         assert (done.returncode, done.stdout) == (code, ""), done.stderr
-        assert done.stderr.splitlines()[-1].startswith("pagepool: error: ")
-        assert command in done.stderr
+        assert done.stderr.startswith(f"pagepool: error: {command}: ")
+        assert done.stderr.count("\n") == 1
 
 
 def test_what_cannot_be_run(web: Place) -> None:

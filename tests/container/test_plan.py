@@ -108,10 +108,11 @@ def test_network_and_names() -> None:
 
 def test_volumes_replace_ours_and_come_from_above() -> None:
     facts = Facts(_PASSWD, _GROUP, files={"/etc/hosts": "/x/hosts", "/etc/hostname": "/x/hostname"}, cgroup=False)
-    volumes = tuple(Volume(Path(f"/v{at}"), path) for at, path in enumerate(("/a/b", "/a/", "/etc/hosts", "/dev/shm")))
+    wanted = ("/a/b", "/a/", "/etc/hosts", "/dev/shm", "/etc")
+    volumes = tuple(Volume(Path(f"/v{at}"), path) for at, path in enumerate(wanted))
     mounts = _plan({"Cmd": ["a"]}, facts, volumes=volumes)["mounts"]
     places = [mount["destination"] for mount in mounts]
-    assert places[-5:] == ["/etc/hostname", "/a/", "/a/b", "/etc/hosts", "/dev/shm"]
+    assert places[-6:] == ["/a/", "/etc", "/etc/hostname", "/a/b", "/etc/hosts", "/dev/shm"]
     assert places.count("/dev/shm") == places.count("/etc/hosts") == 1
     assert "/sys/fs/cgroup" not in places
 

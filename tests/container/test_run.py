@@ -65,8 +65,29 @@ def test_the_images_command(place: Place) -> None:
 def test_a_command_that_cannot_be_run(place: Place, command: str, code: int) -> None:
     done = place.run("--", command)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    assert done.stderr.splitlines()[-1].startswith("pagepool: error: ")
-    assert command in done.stderr
+    assert done.stderr.startswith(f"pagepool: error: {command}: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_option_behind_the_image_is_named(place: Place) -> None:
+    done = place.call(*place.argv("app:1", "--rm", "true"))
+    assert (done.returncode, "--rm: not found" in done.stderr) == (127, True)
+    assert "options stand before the image" in done.stderr
+
+
+def test_commands_that_only_the_container_has(place: Place, tmp_path: Path) -> None:
+    """What cannot be seen before it is made is no reason to refuse anything."""
+    for name in ("tool", "script"):
+        (tmp_path / name).write_text("#!/bin/sh\necho found\n")
+        (tmp_path / name).chmod(0o755)
+    (place.root / "usr" / "bin" / "linked").symlink_to("/opt/tools/tool")
+    volume = ("-v", f"{tmp_path}:/opt/tools")
+    for words in (("/opt/tools/tool",), ("linked",), ("-w", "/opt/tools", "--", "./script")):
+        words = words if "--" in words else ("--", *words)
+        assert place.run(*volume, *words).stdout == "found\n"
+    assert place.run("-w", "/usr/bin", "--", "./true").returncode == 0
+    (place.root / "own").symlink_to("/proc/self/root/usr/bin/true")
+    assert place.run("--", "/own").returncode == place.run("--", "/proc/self/root/bin/true").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -205,6 +226,21 @@ def test_files_of_the_host(place: Place) -> None:
     assert done.stdout.startswith("box\nbox\n")
     assert "\tbox\n" in done.stdout
     assert Path("/etc/resolv.conf").read_text() in done.stdout
+
+
+def test_files_of_the_host_are_seen_in_a_volume(place: Place, tmp_path: Path) -> None:
+    """As with docker; a volume that cannot be written, and has no such files, stays as it is."""
+    volumes = [tmp_path / "written", tmp_path / "shut"]
+    for volume in volumes:
+        volume.mkdir()
+        (volume / "mine").touch()
+    script = "cat /etc/hostname; grep -c box /etc/hosts; ls -x /etc"
+    done = place.run("--hostname", "box", "-v", f"{volumes[0]}:/etc", *_sh(script))
+    assert (done.stdout.split(), done.stderr) == (["box", "1", "hostname", "hosts", "mine", "resolv.conf"], "")
+    for mode in ((f"--volume={volumes[1]}:/etc:ro",), ("--tmpfs", "/etc:ro")):
+        done = place.run(*mode, *_sh("ls -x /etc; cat /proc/mounts"))
+        assert "/etc/ho" not in done.stdout
+        assert (done.returncode, done.stdout.startswith("mine\n")) == (0, "--tmpfs" not in mode)
 
 
 def test_network_none_is_loopback_alone(place: Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,7 @@ def test_one_that_is_being_removed_is_waited_for(tmp_path: Path, monkeypatch: py
     held = hold(tmp_path, "container", "web")
     with subprocess.Popen(["sleep", "1000"]) as owner:
         try:
-            held.write(replace(list_containers(tmp_path)[0], owner=owner.pid, status=RUNNING))
+            held.write(replace(list_containers(tmp_path)[0], owner=owner.pid, status=RUNNING, alone=True))
             (record,) = find_containers(["web"], tmp_path)
             one = stopping.Stopping(record, tmp_path)
             held.close()
@@ -123,6 +124,41 @@ def test_one_that_is_being_removed_is_waited_for(tmp_path: Path, monkeypatch: py
             owner.kill()
         one.wait(TIMEOUT_S)
         one.close()
+
+
+_PROGRAM = """
+import json, sys
+from pathlib import Path
+from pagepool.container import Container, RunOptions, run_container
+from tests.container.driver import make_config
+given, directory, runtime, script = json.loads(sys.argv[1]), *sys.argv[2:]
+options = RunOptions(command=("sh", "-c", script), name="web")
+container = Container(given["prefix"] + "0", "app:1", Path(given["root"]), make_config(given["config"]), options)
+print(run_container(container, directory=Path(directory), runtime=runtime), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_that_a_program_runs_which_goes_on(place: Place) -> None:
+    """It has ended when nothing is left of it, though its owner does something else then."""
+    words = [place.command()[3], str(place.directory), place.runtime, f"trap 'exit 5' TERM; {READY}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=place.environment(),
+        text=True,
+    ) as program:
+        place.started.append(program)
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        while [record.status for record in place.containers()] == ["created"]:
+            pass
+        done = place.call(*place.command("stop", "web"))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "web\n", "")
+        assert place.containers() == []
+        assert program.stdout.readline() == "5\n"
+        assert program.poll() is None
 
 
 def test_shells_complete_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -294,3 +295,13 @@ def test_the_load_test_names_what_it_does_not_take(words: list[str], said: str) 
     done = subprocess.run([_DEPLOY / "load-test", *words], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
+
+
+def test_the_load_test_names_what_it_needs(tmp_path: Path) -> None:
+    """Docker without compose takes its options for its own, and says nothing of compose."""
+    (tmp_path / "docker").write_text("#!/bin/sh\necho \"unknown shorthand flag: 'f' in -f\" >&2; exit 125\n")
+    (tmp_path / "docker").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([_DEPLOY / "load-test"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "load-test: docker has no compose here: it needs docker with compose 2.24 or newer\n"

@@ -259,6 +259,7 @@ def test_what_opening_raises(
         serve_in_background(opener, point, directory=records)
     assert mounted_at(point) is None
     assert list(records.glob("*.json")) == []
+    assert [path for path in records.glob("*.log") if not path.stat().st_size] == []
 
 
 def test_places_that_cannot_be_mounted_upon(point: Path, records: Path) -> None:

@@ -381,7 +381,7 @@ def test_a_directory_of_others_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_belongs_into_a_data_directory_may_be_there_first(tmp_path: Path) -> None:
-    for name in ("lost+found", "node", "store"):
+    for name in ("lost+found", "node", "logs", "ended", "store"):
         (tmp_path / name).mkdir()
     (tmp_path / "format.123").touch()
     fd = lock_data(tmp_path, read_only=False)

@@ -20,8 +20,9 @@ _INTRODUCTION = """\
 What each command says with `--help`. This page is made from it (`python tests/support/helptext.py`), and a test
 compares the two.
 
-The client's commands work with any OCI registry, as far as it can answer; `pip install pagepool` has them. `serve`,
-`auth`, `fsck`, `gc`, `backup`, `restore`, `demo` and `bench` need the service: `pip install 'pagepool[service]'`.
+The client's commands work with any OCI registry, as far as it can answer; `pip install .` in a copy of the repository
+has them. `serve`, `auth`, `fsck`, `gc`, `backup`, `restore`, `demo` and `bench` need the service:
+`pip install '.[service]'`.
 """
 
 

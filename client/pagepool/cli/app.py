@@ -159,8 +159,12 @@ def _wants_json(arguments: Sequence[str]) -> bool:
 
 
 def _usage(error: click.ClickException) -> str:
-    message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
+    if isinstance(error, click.NoSuchOption) and context is not None:
+        from pagepool.cli.elsewhere import LIST_OPTIONS, LISTS, unknown_option
+
+        error = unknown_option(error, LIST_OPTIONS) if context.command.name in LISTS else error
+    message = error.format_message().rstrip(".")
     return f"{message} (see {context.command_path} --help)" if context else message
 
 

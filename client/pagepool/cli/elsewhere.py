@@ -45,13 +45,20 @@ LOAD_OPTIONS: Final[Mapping[str, str]] = dict.fromkeys(
 )
 """By option of `load`."""
 
+LIST_OPTIONS: Final[Mapping[str, str]] = dict.fromkeys(("--format", "--no-trunc"), "--json prints all of it")
+LISTS: Final = ("images", "inspect", "mounts", "ps", "stats", "tags", "version")
+"""Commands for which these are known elsewhere."""
+
 COMMANDS: Final[Mapping[str, str]] = {
     "attach": "it is pagepool logs --follow, or exec",
     "build": _BUILD,
     **dict.fromkeys(("create", "restart", "start"), _GONE),
+    "check": "it is pagepool fsck",
+    "help": "it is pagepool --help, or --help behind a command",
     "history": "pagepool inspect shows the layers",
     "image": _LIST,
     "import": "it is pagepool push FILE REF",
+    "init": "pagepool serve makes a store where there is none",
     "info": "it is pagepool node, stats or version",
     "kill": "it is pagepool stop --time 0",
     "network": "networks are files in /etc/cni/net.d, for run --network",
@@ -59,6 +66,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "prune": "what nothing needs goes by itself (pagepool gc); pagepool container prune is for containers",
     "rmi": "it is pagepool rm REF",
     "save": "it is pagepool pull REF FILE",
+    "search": "pagepool images lists all, and find looks for files in one",
+    "snapshots": "it is pagepool backup --list",
     "system": "it is pagepool stats, cache or gc",
     "top": "it is pagepool ps, or exec",
     "unmount": "it is pagepool umount",

@@ -208,6 +208,7 @@ def _run(
             grace_s=grace_s,
             log=log,
             ended=ended,
+            alone=True,
         )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pagepool.container import runc
 from pagepool.container.attending import Attendance, has_input_terminal, size_terminal, watch_signals
 from pagepool.container.finding import ContainerUnknownError, open_inside
+from pagepool.container.lookup import check_program
 from pagepool.container.options import OptionInvalidError
 from pagepool.container.plan import HOME
 from pagepool.container.process import Task
@@ -174,4 +175,6 @@ def _start(record: Record, task: Task, directory: Path, first: int, root: int) -
     program = runc.find_runc()
     if program is None:
         raise UnsupportedError("runc, which runs the container, is not installed any more")
+    runc.check_text(task.config)
+    check_program(root, task.config["process"])
     return runc.RuncExec(program, directory / "runc", task)

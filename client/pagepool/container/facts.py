@@ -12,7 +12,7 @@ from pagepool.container.rootfiles import open_root, read_file
 
 if TYPE_CHECKING:
     from pagepool.container.network import Attached
-    from pagepool.container.options import Container
+    from pagepool.container.options import Container, RunOptions
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _STUB: Final = "127.0.0.53"
@@ -53,7 +53,9 @@ def gather_facts(container: Container, directory: Path, attached: Attached | Non
         passwd=passwd,
         group=group,
         hostname=facts.hostname,
-        files={f"/etc/{name}": str(directory / name) for name in texts},
+        files={
+            f"/etc/{name}": str(directory / name) for name in texts if _can_cover(f"/etc/{name}", container.options)
+        },
         cgroup=_CGROUPS.is_dir() and any(_CGROUPS.iterdir()),
         cgroup_namespace=is_unified(),
         deep_read_only=_kernel() >= (5, 12),
@@ -61,6 +63,17 @@ def gather_facts(container: Container, directory: Path, attached: Attached | Non
         kernel=_kernel(),
         network="" if attached is None else str(attached.namespace),
     )
+
+
+def _can_cover(path: str, options: RunOptions) -> bool:
+    """Whether there can be a file to mount over: not where a read-only volume, or a read-only tmpfs, has none."""
+    volumes = {volume.destination.rstrip("/"): volume for volume in options.volumes}
+    memory = {tmpfs.destination.rstrip("/"): tmpfs for tmpfs in options.tmpfs}
+    nearest = max((place for place in (*volumes, *memory) if path.startswith(f"{place}/")), key=len, default="")
+    if nearest in volumes:
+        volume = volumes[nearest]
+        return not volume.read_only or os.path.lexists(f"{volume.source}{path.removeprefix(nearest)}")
+    return nearest not in memory or "ro" not in memory[nearest].options
 
 
 def is_unified() -> bool:

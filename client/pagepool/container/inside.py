@@ -65,7 +65,7 @@ def enter_namespaces(config: Mapping[str, Any]) -> None:
         else:
             flags |= NAMESPACES.get(namespace["type"], 0)
     linux.unshare(flags)
-    mounts.mount("none", "/", flags=mounts.MS_REC | mounts.MS_PRIVATE)
+    mounts.make_private()
     linux.sethostname(config["hostname"])
     if flags & linux.CLONE_NEWNET:
         linux.raise_loopback()

@@ -206,10 +206,9 @@ def _mounts(options: RunOptions, facts: Facts) -> list[dict[str, Any]]:
     ]
     own = {mount["destination"].rstrip("/") for mount in wanted}
     found = [mount for mount in defaults.mounts(facts.cgroup, options.shm_size) if mount["destination"] not in own]
-    files = dict(facts.files)
-    found += [_bind(source, path, ["rbind", "rprivate"]) for path, source in files.items() if path not in own]
-    # What is above comes before what is below.
-    return found + sorted(wanted, key=lambda mount: mount["destination"].rstrip("/").count("/"))
+    files = [_bind(source, path, ["rbind", "rprivate"]) for path, source in facts.files.items() if path not in own]
+    # What is above comes before what is below: a volume at /etc before the files in it.
+    return found + sorted(files + wanted, key=lambda mount: mount["destination"].rstrip("/").count("/"))
 
 
 def _volume(volume: Volume, facts: Facts) -> dict[str, Any]:

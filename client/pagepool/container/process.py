@@ -24,6 +24,12 @@ def container_error(reason: str, code: int) -> ContainerError:
     return _ERRORS.get(code, ContainerError)(reason)
 
 
+def not_found(name: str, search: str) -> str:
+    """What is said of a program that is in none of the directories of $PATH."""
+    where = f"{name}: not found in $PATH ({search})"
+    return f"{where}; options stand before the image, or the container" if name.startswith("-") else where
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One run of a container, or of a program in one that runs.

@@ -19,7 +19,7 @@ import termios
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pagepool.container import linux
-from pagepool.container.process import NOT_EXECUTABLE, NOT_FOUND
+from pagepool.container.process import NOT_EXECUTABLE, NOT_FOUND, not_found
 
 if TYPE_CHECKING:
     import socket
@@ -182,7 +182,7 @@ def _look_up(name: str, search: str) -> str:
         refused |= not stat.S_ISDIR(mode)
     if refused:
         raise _CannotRunError(NOT_EXECUTABLE, f"{name}: {os.strerror(errno.EACCES)}")
-    raise _CannotRunError(NOT_FOUND, f"{name}: not found in $PATH ({search})")
+    raise _CannotRunError(NOT_FOUND, not_found(name, search))
 
 
 def let_go() -> None:

@@ -67,7 +67,8 @@ class Record:
         log_begin: how long that was before.
         log_kept: whether it is removed with the container, or with what is noted of it afterwards.
         log_end: how long the log was at its end; None: it has not ended.
-        background: whether its owner does nothing but run it, and ends when it has ended.
+        background: whether it was put there.
+        alone: whether its owner does nothing but run it, and ends when it has ended.
         ended_directory: where it is noted once it has ended (`ended`); "": nothing is kept of it.
         exit_code: None: it has not ended, or nobody knows, since its owner was killed.
         ended_s: when, in seconds since 1970; of one whose owner was killed, when that was noticed.
@@ -94,9 +95,15 @@ class Record:
     log_kept: bool = False
     log_end: int | None = None
     background: bool = False
+    alone: bool = False
     ended_directory: str = ""
     exit_code: int | None = None
     ended_s: float | None = None
+
+
+def ends_with(record: Record) -> bool:
+    """Whether its owner ends when it has ended. Before there was `alone`, those in the background alone said so."""
+    return record.alone or record.background
 
 
 def has_ended(record: Record) -> bool:

@@ -28,6 +28,7 @@ from pagepool.container.attending import (
     watch_signals,
 )
 from pagepool.container.facts import gather_facts
+from pagepool.container.lookup import check_program
 from pagepool.container.options import HOST, NONE, check_options
 from pagepool.container.plan import STOP_SIGNAL, plan_runtime
 from pagepool.container.process import Task
@@ -42,6 +43,7 @@ from pagepool.container.records import (
     hold,
     stale,
 )
+from pagepool.container.rootfiles import open_root
 from pagepool.container.runc import RuncContainer
 from pagepool.errors import UnsupportedError
 
@@ -65,6 +67,7 @@ def run_container(
     grace_s: float | None = None,
     log: Path | None = None,
     ended: Path | None = None,
+    alone: bool = False,
 ) -> int:
     """Run a container, and wait for its end.
 
@@ -81,6 +84,8 @@ def run_container(
             to a file in it from now on, of which the last part is kept as long as there is the container (`logs`).
         ended: a directory where it is noted once it has ended, if its program ever ran; then its log stays, too
             (`ended`). None: nothing is kept of it.
+        alone: whether this process does nothing else, and ends then: who stops the container, or waits for it, waits
+            for that, too, as its root may be taken away by then.
 
     Returns:
         the program's exit code; 128 and its number if a signal killed it.
@@ -118,13 +123,16 @@ def run_container(
         record = _record(container, config, "runc" if program else "own")
         if attached is not None:
             record = replace(record, addresses=attached.addresses)
-        record = replace(record, background=grace_s is not None, ended_directory="" if ended is None else str(ended))
+        record = replace(record, background=grace_s is not None, alone=alone)
+        record = replace(record, ended_directory="" if ended is None else str(ended))
         kept = undo.enter_context(_keep(log, record, directory, options)) if log is not None and log.is_dir() else None
         if log is not None:
             path = kept.path if kept else log
             record = replace(record, log=str(path), log_begin=path.stat().st_size, log_kept=bool(kept))
         held.write(record)
         task = Task(container.id, held.bundle, config, options.tty, options.interactive, direct)
+        if program is not None:
+            _check_program(container, config)
         running: Running = RuncContainer(program, directory / "runc", task) if program else _own(task)
         undo.callback(running.close)
         ending = None if grace_s is None else Ending(parse_signal(record.stop_signal), grace_s)
@@ -238,6 +246,14 @@ def _choose(runtime: RuntimeName) -> str | None:
     if runtime == "runc" and program is None:
         raise UnsupportedError("runc is not installed: apt-get install runc")
     return program
+
+
+def _check_program(container: Container, config: Mapping[str, Any]) -> None:
+    """See `check_program`; what the user mounts may have the program, or be on the way to it."""
+    runc.check_text(config)
+    if not container.options.volumes and not container.options.tmpfs:
+        with open_root(container.root) as root:
+            check_program(root, config["process"])
 
 
 def _own(task: Task) -> Running:

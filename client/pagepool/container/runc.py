@@ -4,7 +4,8 @@ Without a terminal runc copies between our input and output and pipes that the c
 runc has it directly, and does everything: raw mode, window size. With a terminal that nobody types at
 (``-t`` alone) runc gets one of ours, and we carry what is shown.
 
-runc says why a container could not be started in a log of ours, and on the container's standard error as well.
+runc says why a container could not be started in a log of ours, and on the container's standard error as well
+(`lookup` spares most of that).
 """
 
 from __future__ import annotations

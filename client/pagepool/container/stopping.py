@@ -1,12 +1,14 @@
 """Ends containers that other processes run: their stop signal first, SIGKILL for those that do not heed it.
 
 Signals go to a container's first process by a descriptor of it (`finding`). The owner notices the end, cleans up, and
-hands the exit code on.
+hands the exit code on. It ends then, as `pagepool run` does; or it is a program that goes on, and lets go of the
+container's lock when nothing is left of it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.container.attending import parse_signal
 from pagepool.container.finding import look_again, open_first_process
-from pagepool.container.records import DEFAULT_DIRECTORY, WAIT_S, Record
+from pagepool.container.records import DEFAULT_DIRECTORY, WAIT_S, Record, ends_with
 from pagepool.errors import BusyError
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CLEAN_UP_S: Final = 30.0
+_LOOK_S: Final = 0.01
+"""How often is looked whether a lock is free: nobody tells."""
 
 
 class Stopping:
@@ -40,8 +44,11 @@ class Stopping:
         self._directory = directory
         self._program = -1
         self._owner = -1
+        self._lock = -1
         with contextlib.suppress(ProcessLookupError):
             self._owner = os.pidfd_open(record.owner)
+        with contextlib.suppress(FileNotFoundError):
+            self._lock = os.open(directory / record.id / "lock", os.O_RDONLY | os.O_CLOEXEC)
         # Looked at behind opening the owner: the lock says that it lives still, so that the pid was its own.
         found = look_again(self.record, self._directory)
         if found is None:
@@ -61,7 +68,7 @@ class Stopping:
         if self._program >= 0:
             self.killed |= number == signal.SIGKILL
             _send(self._program, number)
-        elif self._owner >= 0:  # no program is known of yet
+        elif self._owner >= 0 and ends_with(self.record):  # no program is known of yet
             _send(self._owner, signal.SIGTERM)
 
     def wait(self, wait_s: float) -> None:
@@ -78,21 +85,41 @@ class Stopping:
             self.ask(signal.SIGKILL)
         if not self._has_ended(_CLEAN_UP_S):
             name = self.record.name or self.record.id
-            raise BusyError(f"container {name} was to end, and process {self.record.owner} has not ended yet")
+            does = "has not ended yet" if ends_with(self.record) else "has not cleaned up behind it yet"
+            raise BusyError(f"container {name} was to end, and process {self.record.owner} {does}")
 
     def _has_ended(self, wait_s: float) -> bool:
         if self._owner < 0:
             return True
         poller = select.poll()
         poller.register(self._owner, select.POLLIN)
-        return bool(poller.poll(wait_s * 1000))
+        if ends_with(self.record):
+            return bool(poller.poll(wait_s * 1000))
+        deadline = time.monotonic() + wait_s
+        while not self._is_let_go() and not poller.poll(0):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            poller.poll(min(left, _LOOK_S) * 1000)
+        return True
+
+    def _is_let_go(self) -> bool:
+        """Whether nobody has the container's lock any more."""
+        if self._lock < 0:
+            return True
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        return True
 
     def close(self) -> None:
         """Let go of it."""
-        for descriptor in (self._owner, self._program):
+        for descriptor in (self._owner, self._program, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._owner = self._program = -1
+        self._owner = self._program = self._lock = -1
 
 
 def stop_containers(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.container.ended import find_ended
 from pagepool.container.finding import ContainerUnknownError, look_again
-from pagepool.container.records import DEFAULT_DIRECTORY, EXITED, KILLED, Record, has_ended, read_told
+from pagepool.container.records import DEFAULT_DIRECTORY, EXITED, KILLED, Record, ends_with, has_ended, read_told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ class Waiting:
         except FileNotFoundError as error:
             if find_ended(record) is None:
                 raise ContainerUnknownError(record.name or record.id) from error
-        if record.background:
+        if ends_with(record):
             with contextlib.suppress(ProcessLookupError):
                 self._owner = os.pidfd_open(record.owner)
             # Looked at behind opening it: the lock says that it lives still, so that the pid was its own.

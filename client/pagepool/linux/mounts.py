@@ -14,6 +14,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
+from pagepool.errors import UnsupportedError
 from pagepool.linux.calls import call
 
 if TYPE_CHECKING:
@@ -92,6 +93,21 @@ def mount(
 def unmount(target: str | Path, flags: int = 0) -> None:
     """Unmount what is seen at a path; a symlink there is not followed. `flags`: ``MNT_…``."""
     call("umount2", os.fsencode(target), flags | UMOUNT_NOFOLLOW, path=target)
+
+
+def make_private() -> None:
+    """Have no mount that is made in this namespace from now on be seen in another one.
+
+    Raises:
+        UnsupportedError: this process's root is no mount, so that nobody can say that of it.
+    """
+    try:
+        mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        reason = "this process's root directory is no mount point, as in a chroot: nothing can be mounted for it alone"
+        raise UnsupportedError(reason) from error
 
 
 def clone_mount(path: Path) -> int:

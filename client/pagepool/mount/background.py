@@ -92,9 +92,13 @@ def serve_in_background(
         finally:
             os.close(writing)
         answer = answers.read()
-    if not answer:
-        raise UnreachableError(str(target), f"its server ended: {_end_of(log)}")
-    return _unwrap(pickle.loads(answer))
+    try:
+        if not answer:
+            raise UnreachableError(str(target), f"its server ended: {_end_of(log)}")
+        return _unwrap(pickle.loads(answer))
+    except BaseException:
+        records.remove_log(directory, target)
+        raise
 
 
 def _start(words: bytes, log: Path, writing: int) -> None:

@@ -126,10 +126,16 @@ def remove_record(directory: Path, path: Path, pid: int | None = None) -> None:
     if record is None or pid is None or record.pid == pid:
         file = _file(directory, str(path))
         file.unlink(missing_ok=True)
-        with suppress(OSError):
-            log = file.with_suffix(".log")
-            if not log.stat().st_size:
-                log.unlink()
+        remove_log(directory, path)
+
+
+def remove_log(directory: Path, path: Path) -> None:
+    """Remove the log of a mount point that has no record any more, or never had one, if there is nothing in it."""
+    file = _file(directory, str(path))
+    with suppress(OSError):
+        log = file.with_suffix(".log")
+        if not file.exists() and not log.stat().st_size:
+            log.unlink()
 
 
 def list_mounts(directory: Path) -> list[MountState]:

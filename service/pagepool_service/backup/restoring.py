@@ -23,6 +23,7 @@ from pagepool_service.store.blobs import sync_directory
 from pagepool_service.store.checks.naming import name_record
 from pagepool_service.store.environment import FORMAT_VERSION, Environment, Table
 from pagepool_service.store.fsck import Report, check_store
+from pagepool_service.store.locking import is_beside
 from pagepool_service.store.recount import recount_totals
 from pagepool_service.store.schema import Location
 from pagepool_service.store.totals import Totals
@@ -89,7 +90,8 @@ def restore(
     """Restore a snapshot. Blocks, for as long as reading it, writing it, and reading that again takes.
 
     Args:
-        data: an empty directory, or one that is not there; or what an earlier restore has left unfinished.
+        data: an empty directory (but for what `is_beside` a store), or one that is not there; or what an earlier
+            restore has left unfinished.
         partial: keep what could be restored of a damaged backup; without it, nothing is left.
         progress: told of the bytes that were read of the backup.
 
@@ -143,7 +145,7 @@ def check_snapshot(
 
 def _prepare(data: Path) -> None:
     """Make the directories of a store, marked as unfinished."""
-    found = sorted(path.name for path in data.iterdir()) if data.is_dir() else []
+    found = sorted(path.name for path in data.iterdir() if not is_beside(path.name)) if data.is_dir() else []
     if found:
         stamp = data / "format"
         if not stamp.is_file() or stamp.read_text(errors="replace").strip() != UNFINISHED:

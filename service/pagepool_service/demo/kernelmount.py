@@ -165,7 +165,7 @@ def _go(url: str, reference: Reference, state: Path, *, run: bool) -> KernelMoun
 
 def _private_place() -> Path:
     """A file system in memory that only these namespaces have. Its path is short: a socket will be in it."""
-    mounts.mount("none", "/", flags=mounts.MS_PRIVATE | mounts.MS_REC)
+    mounts.make_private()
     mounts.mount("proc", "/proc", "proc", _PLAIN)
     if Path("/sys/fs/cgroup").is_dir():
         mounts.mount("none", "/sys/fs/cgroup", "tmpfs", _PLAIN)  # or the node's control group would stay

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 _OURS = {
     *("format", "lock", "collection", "store", "spool", "uploads", "trees", "profiles", "auth", "cache", "history"),
-    *("quarantine", "node"),
+    "quarantine",
 }
-"""What a data directory may hold before it is one: of a start that was cut off, put there for it, a node's state."""
+"""What a data directory may hold before it is one: of a start that was cut off, or put there for it."""
+_BESIDE = {"node", "logs", "ended"}
+"""What a node and the containers of root keep in `/var/lib/pagepool`, which is root's data directory, too."""
 _NOBODYS = {"lost+found", ".snapshot", ".gitkeep", ".gitignore", ".keep", ".DS_Store"}
 
 
@@ -56,11 +58,16 @@ def lock_data(data: Path, *, read_only: bool) -> int | None:
     return fd
 
 
+def is_beside(name: str) -> bool:
+    """Whether a name in a data directory is of nobody's, or of others of pagepool's: no store has it."""
+    return name in _NOBODYS or name.startswith(".nfs") or name.partition(".")[0] in _BESIDE
+
+
 def _refuse_foreign(data: Path) -> None:
     """Keep our hands off /tmp or somebody's home, which must not be closed to others for a slip of the hand."""
     if (data / "format").exists() or (data / "store" / "data.mdb").exists():
         return
-    names = {path.name for path in data.iterdir() if not path.name.startswith(".nfs")} - _NOBODYS
+    names = {path.name for path in data.iterdir() if not is_beside(path.name)}
     foreign = {name for name in names if name.partition(".")[0] not in _OURS}
     if foreign:
         reason = f"it is no data directory, and not empty: it holds {min(foreign)!r}. Name a new one"

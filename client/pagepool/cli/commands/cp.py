@@ -23,6 +23,7 @@ from pagepool.container import Record
 from pagepool.container.finding import open_inside
 from pagepool.errors import PathUnknownError
 from pagepool.oci import Reference
+from pagepool.overlay import OverlayUnknownError
 from pagepool.vfs import fail
 
 
@@ -104,7 +105,11 @@ def command(
         places = _Places(options, stack)
         if image is not None and into.target is not None:
             places.make(into.target, on_server(image))
-        target = places.open(into)
+        try:
+            target = places.open(into)
+        except OverlayUnknownError as error:
+            error.args = (f"{error}: --image REF makes one",)
+            raise
         on_bytes = stack.enter_context(counting("copying"))
         for source in map(_side, sources):
             path = _choose_path(target, source, into, len(sources) > 1)

@@ -10,7 +10,7 @@ import click
 from pagepool.cli import output
 from pagepool.cli.connect import Connection, ServerOptions, connect
 from pagepool.cli.options import output_options, server_options
-from pagepool.errors import NotFoundError
+from pagepool.errors import NotFoundError, UnauthorizedError
 from pagepool.transport.service import platform_text
 
 
@@ -35,12 +35,22 @@ def command(**server: Unpack[ServerOptions]) -> None:
             output.print_lines(output.printable(f"{row['name']}:{row['tag']}") for row in rows)
             return
         found = list(rows)
+        if not found and not output.current().json:
+            _tell_of_login(connection)
     if output.current().json:
         output.print_json({"images": found})
         return
     output.print_table(
         ("NAME", "TAG", "DIGEST", "PLATFORM", "SIZE", "CREATED", "STATE"), [_cells(row) for row in found], right=(4,)
     )
+
+
+def _tell_of_login(connection: Connection) -> None:
+    """Say that a list is empty because nobody has logged in, where others may see more."""
+    try:
+        connection.registry.ping()
+    except UnauthorizedError as error:
+        output.note(f"no image may be seen by everybody: {error}")
 
 
 def _of_registry(connection: Connection) -> Iterator[Mapping[str, Any]]:

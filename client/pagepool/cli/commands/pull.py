@@ -19,6 +19,7 @@ from pagepool.cli.options import (
     platform_option,
     server_options,
 )
+from pagepool.cli.platforms import warn_of_platform
 from pagepool.cli.progress import Counter, transfer
 from pagepool.layout import FORMATS, Format, Plan, choose_format, open_sink, plan_copy, run_copy, split_path
 from pagepool.layout.formats import STANDARD_INPUT
@@ -28,7 +29,7 @@ from pagepool.transport import RegistrySource
 
 @click.command(name="pull", short_help="Pull an image into a file.")
 @click.argument("reference", metavar="REF", type=ReferenceType())
-@click.argument("path", metavar="PATH[:NAME]", shell_complete=complete_path)
+@click.argument("path", metavar="PATH[:NAME]", required=False, shell_complete=complete_path)
 @click.option(
     "--format",
     "form",
@@ -42,7 +43,7 @@ from pagepool.transport import RegistrySource
 @cleaning_up()
 def command(
     reference: Reference,
-    path: str,
+    path: str | None,
     form: Format | None,
     platform: Platform | None,
     jobs: int,
@@ -53,7 +54,7 @@ def command(
     An index is pulled whole into a layout or OCI archive, with the images of all its platforms, unless
     --platform names one. A docker archive holds one image: of an index, the one for this machine, unless
     --platform names another; its layers are written plain, and its config as it is, so that the image keeps
-    its id.
+    its id. An image that is no index is taken whatever --platform says, with a warning if it is for another.
 
     A layout that is there already gets the image added to those it has; blobs it has are not fetched again.
     An archive that is there is replaced. The image is called NAME there: if not given, the tag of REF, or in
@@ -66,10 +67,14 @@ def command(
       pagepool pull --platform linux/arm64 app:1 app.tar
       pagepool pull --format docker-archive app:1 app.tar && docker load -i app.tar
     """
+    if path is None:
+        where = "where to write the image; run and mount fetch what they need by themselves"
+        raise click.UsageError(f"Missing argument 'PATH[:NAME]': {where}.")
     if path == STANDARD_INPUT:
         raise click.UsageError("pull does not write to standard output: PATH - can be pushed only.")
     place, name = split_path(path)
     form = form or choose_format(place)
+    asked = platform
     if platform is None and form == "docker-archive":
         platform = Platform.local()
     if name is None:
@@ -78,6 +83,7 @@ def command(
     with connect(server, reference) as connection:
         source = RegistrySource(connection.registry, reference)
         plan = plan_copy(source, platform)
+        warn_of_platform(plan, source, asked, str(reference))
         with closing(open_sink(place, form, name)) as sink, transfer("pulling") as watcher:
             run_copy(plan, source, sink, jobs=jobs, watcher=watcher)
     _report(reference, place, form, name, plan, watcher)

@@ -17,6 +17,7 @@ from pagepool.cli.options import (
     platform_option,
     server_options,
 )
+from pagepool.cli.platforms import warn_of_platform
 from pagepool.cli.progress import Counter, transfer
 from pagepool.cli.waiting import check_wait, wait_until_read
 from pagepool.layout import Plan, open_source, plan_copy, run_copy, split_path
@@ -88,6 +89,7 @@ def _copy(
     source = open_source(*split_path(path))
     try:
         plan = plan_copy(source, platform)
+        warn_of_platform(plan, source, platform, path)
         with transfer("pushing") as watcher:
             sink = RegistrySink(connection.registry, reference, mount_from)
             run_copy(plan, source, sink, jobs=jobs, watcher=watcher)
