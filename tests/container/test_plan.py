@@ -117,7 +117,12 @@ def test_volumes_replace_ours_and_come_from_above() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("SIGTERM", 15), ("quit", 3), ("9", 9), ("SIGRTMIN+3", 15), ("", 15), ("SIG_DFL", 15)]
+    ("text", "number"),
+    [
+        *(("SIGTERM", 15), ("quit", 3), ("9", 9), ("SIGRTMIN", 34), ("SIGRTMIN+3", 37), ("rtmax-1", 63), ("64", 64)),
+        # What is no signal is SIGTERM.
+        *((text, 15) for text in ("", "SIG_DFL", "0", "65", "RTMIN-1", "RTMIN+31", "RTMIN+", "\xb2", "1" * 5000)),
+    ],
 )
 def test_stop_signals(text: str, number: int) -> None:
     assert parse_signal(text) == number
