@@ -57,6 +57,25 @@ def test_no_command(options: dict[str, Any]) -> None:
         _plan({"Cmd": ["a"]} if options else {}, **options)
 
 
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("", "/"),
+        ("srv", "/srv"),
+        ("/a/./b", "/a/b"),
+        ("/a/../b", "/b"),
+        ("../x/", "/x"),
+        ("/x/.", "/x"),
+        ("//a/", "/a"),
+    ],
+)
+def test_working_directory(said: str, found: str) -> None:
+    """What is missing of it is made name by name, and a dot is there before it can be made."""
+    assert _plan({"Cmd": ["a"], "WorkingDir": said})["process"]["cwd"] == found
+    if said.startswith("/"):
+        assert _plan({"Cmd": ["a"]}, workdir=said)["process"]["cwd"] == found
+
+
 def test_environment() -> None:
     run = {"Cmd": ["a"], "Env": ["PATH=/bin", "A=1", "B=2", "C="]}
     found = _plan(run, env=("B=3", "A"), tty=True)["process"]["env"]

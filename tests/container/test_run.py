@@ -153,6 +153,8 @@ def test_working_directory_is_made(place: Place) -> None:
     assert place.run("--", "pwd").stdout == "/srv/made/here\n"
     assert place.run("--workdir", "/tmp", "--", "pwd").stdout == "/tmp\n"
     assert (place.root / "srv/made/here").is_dir()
+    place.config["WorkingDir"] = "/opt/made/../also/."
+    assert place.run("--", "pwd").stdout == "/opt/also\n"
 
 
 def test_volumes(place: Place, tmp_path: Path) -> None:
