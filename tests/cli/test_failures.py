@@ -260,6 +260,12 @@ def test_unwritable_place_is_one_line(run: Run, tmp_path: Path, layout: tuple[Pa
     assert tmp_path.exists()
 
 
+def test_an_error_of_a_call_on_a_descriptor_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with Path("/dev/null").open() as file:
+        code = app.guard(output.State(), lambda: os.scandir(file.fileno()))
+    assert (code, capsys.readouterr().err) == (1, "pagepool: error: Not a directory\n")
+
+
 def test_pull_does_not_take_a_dash_for_a_name(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever writes that means standard output."""
     monkeypatch.chdir(tmp_path)

@@ -76,9 +76,10 @@ def test_files_are_read_inside_of_the_root(tmp_path: Path) -> None:
     (root / "etc" / "proc").symlink_to("/proc/self/environ")
     (root / "etc" / "loop").symlink_to("loop")
     os.mkfifo(root / "etc" / "fifo")
+    (root / "etc" / "directory").mkdir()
     with open_root(root) as opened:
         assert read_file(opened, "/etc/plain") == read_file(opened, "/etc/absolute") == b"inside"
-        for name in ("up", "proc", "loop", "fifo", "absent", "plain/below"):
+        for name in ("up", "proc", "loop", "fifo", "directory", "absent", "plain/below"):
             assert read_file(opened, f"/etc/{name}") == b""
         with pytest.raises(ImageInvalidError):
             read_file(opened, "/etc/plain", limit=3)

@@ -57,6 +57,25 @@ def test_no_command(options: dict[str, Any]) -> None:
         _plan({"Cmd": ["a"]} if options else {}, **options)
 
 
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("", "/"),
+        ("srv", "/srv"),
+        ("/a/./b", "/a/b"),
+        ("/a/../b", "/b"),
+        ("../x/", "/x"),
+        ("/x/.", "/x"),
+        ("//a/", "/a"),
+    ],
+)
+def test_working_directory(said: str, found: str) -> None:
+    """What is missing of it is made name by name, and a dot is there before it can be made."""
+    assert _plan({"Cmd": ["a"], "WorkingDir": said})["process"]["cwd"] == found
+    if said.startswith("/"):
+        assert _plan({"Cmd": ["a"]}, workdir=said)["process"]["cwd"] == found
+
+
 def test_environment() -> None:
     run = {"Cmd": ["a"], "Env": ["PATH=/bin", "A=1", "B=2", "C="]}
     found = _plan(run, env=("B=3", "A"), tty=True)["process"]["env"]
@@ -118,7 +137,12 @@ def test_volumes_replace_ours_and_come_from_above() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("SIGTERM", 15), ("quit", 3), ("9", 9), ("SIGRTMIN+3", 15), ("", 15), ("SIG_DFL", 15)]
+    ("text", "number"),
+    [
+        *(("SIGTERM", 15), ("quit", 3), ("9", 9), ("SIGRTMIN", 34), ("SIGRTMIN+3", 37), ("rtmax-1", 63), ("64", 64)),
+        # What is no signal is SIGTERM.
+        *((text, 15) for text in ("", "SIG_DFL", "0", "65", "RTMIN-1", "RTMIN+31", "RTMIN+", "\xb2", "1" * 5000)),
+    ],
 )
 def test_stop_signals(text: str, number: int) -> None:
     assert parse_signal(text) == number

@@ -174,6 +174,8 @@ def test_working_directory_is_made(place: Place) -> None:
     assert place.run("--", "pwd").stdout == "/srv/made/here\n"
     assert place.run("--workdir", "/tmp", "--", "pwd").stdout == "/tmp\n"
     assert (place.root / "srv/made/here").is_dir()
+    place.config["WorkingDir"] = "/opt/made/../also/."
+    assert place.run("--", "pwd").stdout == "/opt/also\n"
 
 
 def test_volumes(place: Place, tmp_path: Path) -> None:
@@ -187,6 +189,20 @@ def test_volumes(place: Place, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (9, "from the hostone file")
     assert (data / "made").read_text() == "made\n"
     assert not (data / "x").exists()
+
+
+def test_nothing_is_made_in_a_volume_that_is_dev(place: Place, tmp_path: Path) -> None:
+    os.mknod(tmp_path / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    place.run("-v", f"{tmp_path}:/dev", "--", "true")
+    made = [path.name for path in tmp_path.iterdir() if path.is_symlink() or path.is_char_device()]
+    assert made == ["null"]
+
+
+def test_a_file_as_a_volume_where_the_image_has_a_directory(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = place.run("-v", f"{tmp_path / 'file'}:/usr/bin", "--", "true")
+    assert done.returncode == 125
+    assert "/usr/bin" in done.stderr.splitlines()[-1]
 
 
 def test_a_read_only_volume_is_so_all_the_way_down(place: Place, tmp_path: Path) -> None:

@@ -36,10 +36,13 @@ def test_by_name(place: Place) -> None:
     assert end(started) == (3, "bye\n")
 
 
-@pytest.mark.parametrize(("given", "image", "got"), [((), "SIGUSR2", "USR2"), (("--signal", "hup"), "SIGUSR2", "HUP")])
+@pytest.mark.parametrize(
+    ("given", "image", "got"),
+    [((), "SIGUSR2", "USR2"), ((), "SIGRTMIN+3", "37"), (("--signal", "hup"), "SIGUSR2", "HUP")],
+)
 def test_by_which_signal(place: Place, given: tuple[str, ...], image: str, got: str) -> None:
     place.config["StopSignal"] = image
-    traps = "".join(f"trap 'echo {name}; exit 0' {name}; " for name in ("TERM", "HUP", "USR2"))
+    traps = "".join(f"trap 'echo {name}; exit 0' {name}; " for name in ("TERM", "HUP", "USR2", "37"))
     started = begin(place, "--", "sh", "-c", f"{traps}{READY}")
     (record,) = place.containers()
     done = place.call(*place.command("stop", *given, record.id[:20]))

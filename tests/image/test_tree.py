@@ -116,6 +116,17 @@ def test_aufs_files_are_left_out() -> None:
     assert names(tree) == [b"", b"d", b"d/a"]
 
 
+def test_links_to_what_aufs_kept_for_them() -> None:
+    """As docker and containerd read them; only in the same layer."""
+    kept = file(b".wh..wh.plnk/1.2", b"kept", mode=0o755)
+    tree = merge(layer(kept, hardlink(b"a", b"/.wh..wh.plnk/1.2"), hardlink(b"d/b", b".wh..wh.plnk/1.2")))
+    assert names(tree) == [b"", b"a", b"d", b"d/b"]
+    node = tree.lookup(b"a")
+    assert (node.size, node.mode, node.nlink, tree.lookup(b"d/b")) == (4, 0o755, 2, node)
+    with pytest.raises(LayerInvalidError, match="which is not there"):
+        merge(layer(kept), layer(hardlink(b"a", b".wh..wh.plnk/1.2")))
+
+
 def test_names_that_only_look_like_whiteouts() -> None:
     tree = merge(layer(file(b"a.wh.b"), file(b"x.wh..wh..opq")))
     assert names(tree) == [b"", b"a.wh.b", b"x.wh..wh..opq"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,8 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from typing_extensions import Buffer
 
+from pagepool.image import Kind
 from pagepool.mount import MountOptions, mount_fuse, serve_in_background, unmount
+from pagepool.vfs import ROOT
 from tests.faults import file_size_limit
 from tests.mount.actions import Actions, Held, act
 from tests.mount.conftest import Mounting, kill
@@ -195,6 +200,57 @@ def test_fsync_reaches_the_file_system(mounting: Mounting, point: Path) -> None:
     os.fsync(directory)
     os.close(directory)
     assert filesystem.syncs == 3
+
+
+class _SlowFileSystem(MemoryFileSystem):
+    """One whose writes wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, ino: int, offset: int, data: Buffer, *, kill_privileges: bool = False) -> int:
+        """See `MemoryFileSystem`."""
+        self.asked.set()
+        assert self.go_on.wait(_WAIT_S)
+        return super().write(ino, offset, data, kill_privileges=kill_privileges)
+
+
+def test_what_was_read_during_an_asynchronous_direct_write_is_not_kept(mounting: Mounting, point: Path) -> None:
+    filesystem = _SlowFileSystem()
+    ino = filesystem.create(ROOT, b"file", Kind.REGULAR, 0o644, 0, 0)
+    filesystem.append(ino, b"a" * 4096)
+    mounting(filesystem)
+    write_once = [sys.executable, "-c", _WRITE_ASYNCHRONOUSLY, str(point / "file")]
+    with subprocess.Popen(write_once, stdout=subprocess.PIPE) as writer:
+        try:
+            assert filesystem.asked.wait(_WAIT_S)
+            assert (point / "file").read_bytes() == b"a" * 4096
+        finally:
+            filesystem.go_on.set()
+        assert writer.communicate(timeout=_WAIT_S)[0] == b"4096\n"
+    assert (point / "file").read_bytes() == b"b" * 4096
+
+
+_WAIT_S = 30.0
+_WRITE_ASYNCHRONOUSLY = """
+import ctypes, mmap, os, platform, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+setup, submit, events = (206, 209, 208) if platform.machine() == "x86_64" else (0, 2, 4)
+buffer = mmap.mmap(-1, 4096)
+buffer[:] = b"b" * 4096
+at = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_DIRECT)
+request = ctypes.create_string_buffer(struct.pack("QIiHhIQQq16x", 0, 0, 0, 1, 0, file, at, 4096, 0))
+context = ctypes.c_ulong()
+assert libc.syscall(setup, 1, ctypes.byref(context)) == 0
+requests = (ctypes.c_void_p * 1)(ctypes.addressof(request))
+assert libc.syscall(submit, context, ctypes.c_long(1), requests) == 1, ctypes.get_errno()
+done = ctypes.create_string_buffer(32)
+assert libc.syscall(events, context, ctypes.c_long(1), ctypes.c_long(1), done, None) == 1
+print(struct.unpack("QQqq", done.raw)[2])
+"""
+"""By io_submit(2), which libc does not wrap."""
 
 
 def test_unlinked_nodes_go_when_nobody_has_them(mounting: Mounting, point: Path) -> None:

@@ -181,7 +181,8 @@ def _os_error(state: output.State, error: OSError) -> int:
         return exits.BROKEN_PIPE
     words = error.strerror or str(error)
     full = StoreFullError(words) if words in _FULL else None
-    message = words if error.filename is None else f"{os.fsdecode(error.filename)}: {_more(error) if full else words}"
+    named = isinstance(error.filename, str | bytes | os.PathLike)  # a call on a descriptor has its number there
+    message = f"{os.fsdecode(error.filename)}: {_more(error) if full else words}" if named else words
     return _fail(state, type(error).__name__, message, _code(state, full or error))
 
 

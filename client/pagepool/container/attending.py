@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pagepool.container.options import OptionInvalidError
-from pagepool.linux.signals import Signals
+from pagepool.linux.signals import Signals, find_signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -205,12 +205,8 @@ class Attendance:
 
 
 def parse_signal(text: str) -> int:
-    """The number of a signal by its name, with or without SIG, or by its number; that of SIGTERM if it is none."""
-    name = text.upper().removeprefix("SIG")
-    found = getattr(signal, f"SIG{name}", None)
-    if isinstance(found, signal.Signals):
-        return int(found)
-    return int(name) if name.isdigit() and 0 < int(name) <= 64 else int(signal.SIGTERM)
+    """The number of a signal that `find_signal` knows; that of SIGTERM if it is none."""
+    return find_signal(text) or int(signal.SIGTERM)
 
 
 def _poll(wanted: Mapping[int, int], wait_s: float | None) -> set[int]:

@@ -90,7 +90,8 @@ def make_root(config: Mapping[str, Any]) -> int | None:
     mounts.restrict_mount(root, mounts.ATTR_NODEV, recursive=True)
     for mount in config["mounts"]:
         _mount(root, mount)
-    _make_devices(root)
+    if not any(mount["type"] == "bind" and mount["destination"].rstrip("/") == "/dev" for mount in config["mounts"]):
+        _make_devices(root)  # not in a directory of the host's
     master = _make_terminal(root, config["process"]) if config["process"]["terminal"] else None
     os.close(make_directory(root, config["process"]["cwd"]))
     for path in config["linux"]["readonlyPaths"]:
@@ -148,8 +149,12 @@ def _mount_cgroups(root: int, destination: str) -> None:
 def _bind(root: int, source: str, destination: str, options: Sequence[str]) -> None:
     make = make_directory if os.path.isdir(source) else make_file  # noqa: PTH112
     place = make(root, destination)
-    mounts.mount(source, _proc(place), flags=mounts.MS_BIND | mounts.MS_REC)
-    os.close(place)
+    try:
+        mounts.mount(source, _proc(place), flags=mounts.MS_BIND | mounts.MS_REC)
+    except OSError as error:
+        raise OSError(error.errno, f"mounting {source}: {error.strerror}", destination) from error
+    finally:
+        os.close(place)
     mounted = linux.open_in_root(root, destination, os.O_PATH)
     mounts.restrict_mount(mounted, mounts.ATTR_NODEV, recursive=True)
     if attributes := sum({_ATTRIBUTES.get(option, 0) for option in options}):

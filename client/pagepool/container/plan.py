@@ -8,6 +8,7 @@ everything else.
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -150,8 +151,9 @@ def _says_home(run: RunConfig, options: RunOptions) -> bool:
 
 
 def _workdir(run: RunConfig, options: RunOptions) -> str:
-    wanted = options.workdir or run.working_dir or "/"
-    return wanted if wanted.startswith("/") else f"/{wanted}"
+    # Without dots, as docker has it: what is missing of a path is made name by name.
+    wanted = posixpath.normpath(f"/{options.workdir or run.working_dir}")
+    return f"/{wanted.strip('/')}"
 
 
 def _seccomp(options: RunOptions, facts: Facts) -> dict[str, Any]:

@@ -48,9 +48,10 @@ def read_file(root: int, path: str, limit: int = MAX_TABLE) -> bytes:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
             return b""
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return b""
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return b""
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ImageInvalidError(path, f"is larger than {limit} bytes")

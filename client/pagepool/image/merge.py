@@ -13,7 +13,8 @@ something else of what hardly any builder writes; docs/design.md has where ("Whe
 - Every symlink has mode 0777, whatever its header says.
 - A whiteout removes what lower layers brought, an opaque mark what they brought into its directory, and neither
   touches what the same layer brought, before or after it.
-- AUFS's own files (``.wh..wh.*``) and xattrs that belong to the host (SELinux, NFSv4) are left out.
+- AUFS's own files (``.wh..wh.*``) and xattrs that belong to the host (SELinux, NFSv4) are left out. A file that AUFS
+  kept for its hard links (``.wh..wh.plnk``) is what the layer's links to it name.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pagepool.image.tree import Node, Tree, resolve_path
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."
+_AUFS_LINKS = b".wh..wh.plnk/"
 _LINK_MODE = 0o777
 MAX_NODES = 2_000_000
 _HOST_XATTRS = frozenset((b"security.selinux", b"system.nfs4_acl"))
@@ -49,6 +51,7 @@ class TreeMerger:
         # Of each directory the entries that the layer being applied brought, or brought something into: its own
         # whiteouts spare them.
         self._touched: dict[Node, set[bytes]] = {}
+        self._aufs_links: dict[bytes, Node] = {}
 
     def apply_layer(self, members: Iterable[tuple[Member, Sequence[Op]]]) -> None:
         """Apply one layer.
@@ -61,6 +64,7 @@ class TreeMerger:
                 too many nodes.
         """
         self._touched = {}
+        self._aufs_links = {}
         for member, data in members:
             try:
                 self._apply(member, data)
@@ -84,6 +88,9 @@ class TreeMerger:
                 self._white_out(directory, None)
             elif not _is_aufs(path):
                 self._white_out(directory, name[len(_WHITEOUT) :])
+            elif path.startswith(_AUFS_LINKS) and member.kind is Kind.REGULAR:
+                self._aufs_links[path] = _new_node(member, data)
+                self._nodes += 1
             return
         parent = self._make_parents(directory, name)
         assert parent.children is not None
@@ -119,7 +126,7 @@ class TreeMerger:
         target = member.link_path
         directory, _, name = target.rpartition(b"/")
         parent = resolve_path(self._root, directory)[1][-1]
-        node = None if parent is None else parent.entry(name)
+        node = self._aufs_links.get(target) or (None if parent is None else parent.entry(name))
         if node is None or node.children is not None:
             what = "is not there" if node is None else "is a directory"
             reason = f"is a hard link to {show_name(target)!r}, which {what}"

@@ -1,4 +1,4 @@
-"""Signals of this process as bytes that can be read: `Signals`; and what handlers may do: `set_soon`.
+"""Signals of this process as bytes that can be read: `Signals`; what handlers may do: `set_soon`; names: `find_signal`.
 
 Python runs a handler in the main thread, once that runs Python. One that waits for a lock, or is about to, need not
 notice: the kernel may have given the signal to another thread, or to this one a moment too early. The byte that Python
@@ -20,6 +20,25 @@ if TYPE_CHECKING:
 
 _AT_ONCE: Final = 256
 _WOKEN: Final = b"\0"
+_REAL_TIME: Final = {"RTMIN+": (int(signal.SIGRTMIN), 1), "RTMAX-": (int(signal.SIGRTMAX), -1)}
+"""Before a distance: from which signal, and in which direction."""
+
+
+def find_signal(text: str) -> int:
+    """The number of a signal by its name, with or without SIG, or by its number; 0 if it is none.
+
+    Real-time signals have names only as a distance from the first or the last of them: ``RTMIN+3``, ``RTMAX-1``.
+    """
+    name = text.upper().removeprefix("SIG")
+    found = getattr(signal, f"SIG{name}", None)
+    if isinstance(found, signal.Signals):
+        return int(found)
+    start, direction = _REAL_TIME.get(name[:6], (0, 1))
+    digits = name[6:] if start else name
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 2):
+        return 0
+    number = start + direction * int(digits)
+    return number if (signal.SIGRTMIN if start else 1) <= number < signal.NSIG else 0
 
 
 class Signals:

@@ -44,7 +44,6 @@ _FLAGS: Final = (
     InitFlag.ASYNC_READ
     | InitFlag.BIG_WRITES
     | InitFlag.DO_READDIRPLUS
-    | InitFlag.ASYNC_DIO
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.ABORT_ERROR
     | InitFlag.MAX_PAGES
@@ -52,6 +51,9 @@ _FLAGS: Final = (
     | InitFlag.EXPLICIT_INVAL_DATA
     | InitFlag.POSIX_ACL
 )
+# Not where something can be written: once an asynchronous direct write is done, the kernel lets go of no page that was
+# read meanwhile, and everybody would go on reading what was there before.
+_READING_FLAGS: Final = InitFlag.ASYNC_DIO
 _WRITING_FLAGS: Final = InitFlag.HANDLE_KILLPRIV_V2 | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
 _NEEDED: Final = InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT | InitFlag.MAX_PAGES
 
@@ -285,7 +287,7 @@ class FuseServer:
             )
             self._ready.set()
             raise OSError(errno.EPROTO, "too old")
-        flags = init.flags & (_FLAGS | (_WRITING_FLAGS if self._writing else 0))
+        flags = init.flags & (_FLAGS | (_WRITING_FLAGS if self._writing else _READING_FLAGS))
         self._operations.extended_setxattr = bool(flags & InitFlag.SETXATTR_EXT)
         self._ready.set()
         minor = min(init.minor, protocol.MINOR)
