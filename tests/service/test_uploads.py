@@ -187,6 +187,36 @@ def test_broken_chunk_is_not_kept(service: Service, http: httpx.Client, announce
     assert answer.status_code == 201
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["at once", "after the head"])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_offer_of_another_protocol_is_not_taken_up(
+    service: Service, http: httpx.Client, framing: str, *, apart: bool
+) -> None:
+    """As Java's HTTP client makes it with its first request. The body counts, and so do the requests behind it."""
+    data = os.urandom(50_000)
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+    url = finishing(begin_upload(http, "offer"), Digest.of(data))
+    how, body = f"Content-Length: {len(data)}", data
+    if framing == "chunked":
+        how, body = "Transfer-Encoding: chunked", b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
+    head = f"PUT {url} HTTP/1.1\r\nHost: x\r\n{offer}{how}\r\n\r\n".encode()
+    after = f"HEAD {url} HTTP/1.1\r\nHost: x\r\n{offer}\r\nGET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    host, port = service.host.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if apart:
+            connection.sendall(head)
+            connection.sendall(body + after)
+        else:
+            connection.sendall(head + body + after)
+        answers = b""
+        while not answers.endswith(b"\r\n\r\n{}") and (more := connection.recv(65536)):
+            answers += more
+    statuses = [line.split()[1] for line in answers.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
+    assert statuses == [b"201", b"405", b"200"], answers
+    assert http.get(f"/v2/offer/blobs/{Digest.of(data)}").content == data
+
+
 def test_two_writers(service: Service, http: httpx.Client) -> None:
     """The second is told to wait; the first goes on."""
     location = begin_upload(http, "two")
