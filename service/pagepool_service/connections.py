@@ -138,6 +138,14 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self._in_head, self._head_size = True, 0
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. One that has sent all of a request, as nc and socat do, still gets its answer."""
+        cycle = self.cycle
+        if self.refused or self.scheme == "https" or cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        cycle.keep_alive = False
+        return True
+
     def _parse(self, data: bytes | memoryview) -> None:
         """Take requests apart.
 
