@@ -93,6 +93,18 @@ def test_content_range_that_contradicts_the_length(http: httpx.Client) -> None:
     assert http.put(finishing(location, Digest.of(b""))).status_code == 201
 
 
+def test_content_range_of_no_bytes(http: httpx.Client) -> None:
+    """As CUE's client says it of an empty blob, and of an upload that it ends when there is nothing left to send."""
+    location = begin_upload(http, "nothing")
+    answer = http.put(finishing(location, Digest.of(b"")), content=b"", headers={"Content-Range": "0-0"})
+    assert answer.status_code == 201, answer.text
+    location = begin_upload(http, "nothing")
+    http.patch(location, content=b"01234", headers=chunk_headers(0, 5))
+    end = finishing(location, Digest.of(b"01234"))
+    assert http.put(end, content=b"", headers={"Content-Range": "4-3"}).status_code == 416
+    assert http.put(end, content=b"", headers={"Content-Range": "5-4"}).status_code == 201
+
+
 def test_stream_then_chunk_then_rest(http: httpx.Client) -> None:
     """All ways of sending in one upload, over different connections and so different workers."""
     data = os.urandom((3 << 20) + 17)

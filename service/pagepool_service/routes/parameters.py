@@ -128,7 +128,8 @@ def content_length(headers: Headers) -> int | None:
 def upload_range(headers: Headers) -> tuple[int, int] | None:
     """The bytes `[start, end)` that a chunk is said to be, or None if nothing is said.
 
-    The form is distribution-spec's ``start-end``, both inclusive, without a unit.
+    The form is distribution-spec's ``start-end``, both inclusive, without a unit. It has no words for no bytes; clients
+    that send such a body say ``0-0``, or that it ends before it begins.
 
     Raises:
         UploadInvalidError: it is of another form.
@@ -141,9 +142,11 @@ def upload_range(headers: Headers) -> tuple[int, int] | None:
     if match is None:
         raise UploadInvalidError(text[:64], "Content-Range must be first-last, both inclusive")
     start, end = int(match[1]), int(match[2]) + 1
+    length = content_length(headers)
+    if length == 0 and (end == start or end == 1):
+        return start, start
     if end <= start:
         raise UploadInvalidError(text[:64], "Content-Range ends before it begins")
-    length = content_length(headers)
     if length is not None and length != end - start:
         raise SizeInvalidError(length, f"Content-Range {text} has {end - start} bytes")
     return start, end
