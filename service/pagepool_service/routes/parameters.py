@@ -15,7 +15,14 @@ from fastapi import Depends, Path, Query
 from starlette.convertors import Convertor, register_url_convertor
 
 from pagepool.digest import Digest
-from pagepool.errors import InvalidError, RangeInvalidError, SizeInvalidError, UploadInvalidError
+from pagepool.errors import (
+    InvalidError,
+    ManifestUnknownError,
+    RangeInvalidError,
+    SizeInvalidError,
+    TagInvalidError,
+    UploadInvalidError,
+)
 from pagepool.oci import validate_repository, validate_tag
 
 if TYPE_CHECKING:
@@ -73,6 +80,15 @@ async def _reference(
     return parse_reference(reference)
 
 
+async def _sought(
+    reference: Annotated[str, Path(description="Tag or digest.", json_schema_extra=_documented(REFERENCE_PATTERN))],
+) -> Digest | str:
+    try:
+        return parse_reference(reference)
+    except TagInvalidError:  # no manifest is called so, and what is not found is 404 (distribution-spec v1.1)
+        raise ManifestUnknownError(reference[:128]) from None
+
+
 async def _limit(
     n: Annotated[
         str | None,
@@ -98,6 +114,8 @@ async def _last(
 Repository = Annotated[str, Depends(_repository)]
 BlobDigest = Annotated[Digest, Depends(_digest)]
 Reference = Annotated[Digest | str, Depends(_reference)]
+Sought = Annotated[Digest | str, Depends(_sought)]
+"""As `Reference`, of what is asked for and may not be there."""
 Limit = Annotated[int, Depends(_limit)]
 Last = Annotated[str, Depends(_last)]
 
