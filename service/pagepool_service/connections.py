@@ -27,6 +27,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -126,7 +127,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head and self._head_size > LONGEST_HEAD:
             self.refuse(431, f"the head of a request may have {LONGEST_HEAD} bytes")
             return
-        HttpToolsProtocol.data_received(self, data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         # A scope is made when a head begins, and its method is known when the head has ended.
         if not self.scope or "method" in self.scope:
             self._in_head = False
@@ -135,6 +137,48 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_size += len(data)
         else:
             self._in_head, self._head_size = True, 0
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. One that has sent all of a request, as nc and socat do, still gets its answer."""
+        cycle = self.cycle
+        if self.refused or self.scheme == "https" or cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        cycle.keep_alive = False
+        return True
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Take requests apart.
+
+        One that offers another protocol, as Java's HTTP client does to every server without TLS, is answered as if it
+        did not (RFC 9110, section 7.8). The parser takes its body for that protocol's, and so gets the head once more.
+        """
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as offer:
+                    data = memoryview(data)[offer.args[0] :]
+                    self.parser.feed_data(self._head_without_offer())
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # CONNECT is another protocol in any case
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
+
+    def _head_without_offer(self) -> bytes:
+        parser = self.parser
+        head = [b"%b %b HTTP/%b\r\n" % (parser.get_method(), self.url, parser.get_http_version().encode())]
+        head += [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        return b"".join([*head, b"\r\n"])
+
+    def on_headers_complete(self) -> None:
+        """A head has ended."""
+        if not self.parser.should_upgrade():
+            HttpToolsProtocol.on_headers_complete(self)
+
+    def on_message_complete(self) -> None:
+        """A request has ended."""
+        if not self.parser.should_upgrade():
+            HttpToolsProtocol.on_message_complete(self)
 
     def refuse(self, status: int, message: str, *, retry_s: int = 0) -> None:
         """Answer instead of the application, and close once the client has had time to read it."""

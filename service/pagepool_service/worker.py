@@ -16,7 +16,7 @@ import signal
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from pagepool_service.app import create_app
 from pagepool_service.connections import BoundedProtocol, ConnectionGuard, GuardedConfig, GuardedServer, Limits
@@ -75,7 +75,7 @@ class PageProtocol(BoundedProtocol):
     def on_headers_complete(self) -> None:
         """A head has ended."""
         if _OBJECTS not in self.url or not self._answer_page():
-            HttpToolsProtocol.on_headers_complete(self)
+            BoundedProtocol.on_headers_complete(self)
 
     def _answer_page(self) -> bool:
         front, cycle, parser = self.config.app, self.cycle, self.parser

@@ -190,8 +190,9 @@ def test_mount_from_a_repository_that_has_it_not(http: httpx.Client) -> None:
     """Begins an upload, though another repository has it."""
     digest = push_blob(http, "mount/has", b"only there")
     push_blob(http, "mount/hasnot", b"something else")
-    params = {"mount": str(digest), "from": "mount/hasnot"}
-    assert http.post("/v2/mount/target2/blobs/uploads/", params=params).status_code == 202
+    for source in ("mount/hasnot", "mount/has:1", ""):  # containerify sends the tag, too
+        params = {"mount": str(digest), "from": source}
+        assert http.post("/v2/mount/target2/blobs/uploads/", params=params).status_code == 202
 
 
 def test_deleting_leaves_other_repositories_alone(http: httpx.Client) -> None:

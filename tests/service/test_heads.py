@@ -70,3 +70,14 @@ def test_bodies_are_not_counted(connection: socket.socket) -> None:
         piece = connection.recv(65536)
         assert piece, seen[-200:]
         seen += piece
+
+
+def test_who_sends_no_more_gets_the_answer(connection: socket.socket) -> None:
+    """Of each request that has come to its end, though another has begun behind it."""
+    upload = b"POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    connection.sendall(upload + KNOWN + b"\r\n" + KNOWN)
+    connection.shutdown(socket.SHUT_WR)
+    seen = b""
+    while piece := connection.recv(65536):
+        seen += piece
+    assert [seen.count(b"HTTP/1.1 202 "), seen.count(b"HTTP/1.1 200 ")] == [1, 1], seen

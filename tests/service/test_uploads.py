@@ -93,6 +93,18 @@ def test_content_range_that_contradicts_the_length(http: httpx.Client) -> None:
     assert http.put(finishing(location, Digest.of(b""))).status_code == 201
 
 
+def test_content_range_of_no_bytes(http: httpx.Client) -> None:
+    """As CUE's client says it of an empty blob, and of an upload that it ends when there is nothing left to send."""
+    location = begin_upload(http, "nothing")
+    answer = http.put(finishing(location, Digest.of(b"")), content=b"", headers={"Content-Range": "0-0"})
+    assert answer.status_code == 201, answer.text
+    location = begin_upload(http, "nothing")
+    http.patch(location, content=b"01234", headers=chunk_headers(0, 5))
+    end = finishing(location, Digest.of(b"01234"))
+    assert http.put(end, content=b"", headers={"Content-Range": "4-3"}).status_code == 416
+    assert http.put(end, content=b"", headers={"Content-Range": "5-4"}).status_code == 201
+
+
 def test_stream_then_chunk_then_rest(http: httpx.Client) -> None:
     """All ways of sending in one upload, over different connections and so different workers."""
     data = os.urandom((3 << 20) + 17)
@@ -185,6 +197,36 @@ def test_broken_chunk_is_not_kept(service: Service, http: httpx.Client, announce
         assert time.monotonic() < deadline, answer.text
     answer = http.put(finishing(location, Digest.of(b"abcdef")))
     assert answer.status_code == 201
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["at once", "after the head"])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_offer_of_another_protocol_is_not_taken_up(
+    service: Service, http: httpx.Client, framing: str, *, apart: bool
+) -> None:
+    """As Java's HTTP client makes it with its first request. The body counts, and so do the requests behind it."""
+    data = os.urandom(50_000)
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+    url = finishing(begin_upload(http, "offer"), Digest.of(data))
+    how, body = f"Content-Length: {len(data)}", data
+    if framing == "chunked":
+        how, body = "Transfer-Encoding: chunked", b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
+    head = f"PUT {url} HTTP/1.1\r\nHost: x\r\n{offer}{how}\r\n\r\n".encode()
+    after = f"HEAD {url} HTTP/1.1\r\nHost: x\r\n{offer}\r\nGET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    host, port = service.host.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if apart:
+            connection.sendall(head)
+            connection.sendall(body + after)
+        else:
+            connection.sendall(head + body + after)
+        answers = b""
+        while not answers.endswith(b"\r\n\r\n{}") and (more := connection.recv(65536)):
+            answers += more
+    statuses = [line.split()[1] for line in answers.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
+    assert statuses == [b"201", b"405", b"200"], answers
+    assert http.get(f"/v2/offer/blobs/{Digest.of(data)}").content == data
 
 
 def test_two_writers(service: Service, http: httpx.Client) -> None:

@@ -213,7 +213,7 @@ def _source(request: Request) -> str:
     try:
         return validate_repository(source) if source else ""
     except NameInvalidError:
-        return ""  # the route says so
+        return ""  # there is none to ask for
 
 
 async def _caller(request: Request, _allowed: Annotated[None, Depends(authorize)]) -> Access:

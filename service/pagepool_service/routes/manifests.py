@@ -27,7 +27,7 @@ from pagepool_service.routes.described import (
     header_parameter,
     success,
 )
-from pagepool_service.routes.parameters import TAG_PATTERN, Reference, Repository, content_length
+from pagepool_service.routes.parameters import TAG_PATTERN, Reference, Repository, Sought, content_length
 from pagepool_service.routes.streaming import body_chunks
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _CONDITIONS = {"parameters": [header_parameter("If-None-Match", "Answer 304 if t
         **failures(),
     },
 )
-async def get_manifest(request: Request, service: Service, name: Repository, reference: Reference) -> Response:
+async def get_manifest(request: Request, service: Service, name: Repository, reference: Sought) -> Response:
     """Read a manifest by tag or digest."""
     stored = await _find(service, name, reference)
     headers = _headers(service, stored, reference)
@@ -70,7 +70,7 @@ async def get_manifest(request: Request, service: Service, name: Repository, ref
     response_class=Response,
     responses={200: success("It is there.", _HEADERS), 304: success("The client has it."), **head_failures()},
 )
-async def head_manifest(request: Request, service: Service, name: Repository, reference: Reference) -> Response:
+async def head_manifest(request: Request, service: Service, name: Repository, reference: Sought) -> Response:
     """Check for a manifest."""
     stored = await _find(service, name, reference)
     headers = _headers(service, stored, reference)

@@ -15,7 +15,14 @@ from fastapi import Depends, Path, Query
 from starlette.convertors import Convertor, register_url_convertor
 
 from pagepool.digest import Digest
-from pagepool.errors import InvalidError, RangeInvalidError, SizeInvalidError, UploadInvalidError
+from pagepool.errors import (
+    InvalidError,
+    ManifestUnknownError,
+    RangeInvalidError,
+    SizeInvalidError,
+    TagInvalidError,
+    UploadInvalidError,
+)
 from pagepool.oci import validate_repository, validate_tag
 
 if TYPE_CHECKING:
@@ -73,6 +80,15 @@ async def _reference(
     return parse_reference(reference)
 
 
+async def _sought(
+    reference: Annotated[str, Path(description="Tag or digest.", json_schema_extra=_documented(REFERENCE_PATTERN))],
+) -> Digest | str:
+    try:
+        return parse_reference(reference)
+    except TagInvalidError:  # no manifest is called so, and what is not found is 404 (distribution-spec v1.1)
+        raise ManifestUnknownError(reference[:128]) from None
+
+
 async def _limit(
     n: Annotated[
         str | None,
@@ -98,6 +114,8 @@ async def _last(
 Repository = Annotated[str, Depends(_repository)]
 BlobDigest = Annotated[Digest, Depends(_digest)]
 Reference = Annotated[Digest | str, Depends(_reference)]
+Sought = Annotated[Digest | str, Depends(_sought)]
+"""As `Reference`, of what is asked for and may not be there."""
 Limit = Annotated[int, Depends(_limit)]
 Last = Annotated[str, Depends(_last)]
 
@@ -128,7 +146,8 @@ def content_length(headers: Headers) -> int | None:
 def upload_range(headers: Headers) -> tuple[int, int] | None:
     """The bytes `[start, end)` that a chunk is said to be, or None if nothing is said.
 
-    The form is distribution-spec's ``start-end``, both inclusive, without a unit.
+    The form is distribution-spec's ``start-end``, both inclusive, without a unit. It has no words for no bytes; clients
+    that send such a body say ``0-0``, or that it ends before it begins.
 
     Raises:
         UploadInvalidError: it is of another form.
@@ -141,9 +160,11 @@ def upload_range(headers: Headers) -> tuple[int, int] | None:
     if match is None:
         raise UploadInvalidError(text[:64], "Content-Range must be first-last, both inclusive")
     start, end = int(match[1]), int(match[2]) + 1
+    length = content_length(headers)
+    if length == 0 and (end == start or end == 1):
+        return start, start
     if end <= start:
         raise UploadInvalidError(text[:64], "Content-Range ends before it begins")
-    length = content_length(headers)
     if length is not None and length != end - start:
         raise SizeInvalidError(length, f"Content-Range {text} has {end - start} bytes")
     return start, end

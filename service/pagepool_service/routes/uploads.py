@@ -14,7 +14,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from pagepool.digest import Digest, new_hasher
-from pagepool.errors import PagepoolError, RangeInvalidError, SizeInvalidError, UploadBusyError
+from pagepool.errors import NameInvalidError, PagepoolError, RangeInvalidError, SizeInvalidError, UploadBusyError
 from pagepool.oci import validate_repository
 from pagepool_service.routes.access import Caller, authorize_source
 from pagepool_service.routes.context import Context, Service
@@ -93,9 +93,7 @@ async def begin_upload(
     ] = None,
 ) -> Response:
     """Begin an upload, push a blob in one request (`digest`), or mount one from another repository (`mount`)."""
-    if mount is not None and source is not None:
-        authorize_source(request, service, caller, name, validate_repository(source))
-    if mount is not None and await _mount(service, caller, name, Digest.parse(mount), source):
+    if mount is not None and await _mount(request, service, caller, name, Digest.parse(mount), source):
         return _created(name, Digest.parse(mount))
     claimed = None if digest is None else Digest.parse(digest)
     if algorithm is not None:
@@ -209,8 +207,15 @@ async def _give_up(service: Context, upload: OpenUpload) -> None:
     service.sessions.give_back(upload.session.id)
 
 
-async def _mount(service: Context, caller: Access, name: str, digest: Digest, source: str | None) -> bool:
+async def _mount(
+    request: Request, service: Context, caller: Access, name: str, digest: Digest, source: str | None
+) -> bool:
     """Mount a blob from where the caller may pull it; from elsewhere it is as if it were not there."""
+    if source is not None:
+        try:
+            authorize_source(request, service, caller, name, validate_repository(source))
+        except NameInvalidError:  # no repository is called so: the client is to upload it
+            return False
     limit = service.quotas.limit(name)
     return await service.writers.run(service.registry.mount_blob, name, digest, source, caller.sees, limit)
 
