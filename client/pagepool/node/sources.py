@@ -423,7 +423,10 @@ class Sources:
             finally:
                 self._streams.end(coming)
 
-        threading.Thread(target=bring, name="node-bring", daemon=True).start()
+        try:
+            threading.Thread(target=bring, name="node-bring", daemon=True).start()
+        except RuntimeError:  # there are too many threads: whoever reads it fetches what he reads
+            self._streams.end(coming)
 
     def take_up_lazy(self, digests: Iterable[bytes]) -> None:
         """An earlier process served these objects through the lazy mount."""
