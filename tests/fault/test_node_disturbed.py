@@ -26,7 +26,8 @@ from pagepool.node.start import ensure_node
 from tests.fault.conftest import QUICK
 from tests.fault.test_node import LAZILY, contents, point, push
 from tests.fault.test_node_life import kill_all, mounted_below, none_left
-from tests.support.nodeserver import end_node, running_node
+from tests.faults import filled
+from tests.support.nodeserver import end_node, require_kernel_mounts, running_node
 from tests.support.server import Service
 
 if TYPE_CHECKING:
@@ -218,6 +219,42 @@ def test_a_file_that_is_read_in_parts_by_a_node_without_threads(
         read = subprocess.run(["cat", at / "middle"], capture_output=True, check=False, timeout=30)
         counted.joinpath("pids.max").write_text("max")
         assert (read.stdout == content, read.stderr) == (True, b"")
+
+
+def test_a_node_whose_run_directory_is_full(service: Service, tmp_path: Path) -> None:
+    """Its worker is replaced all the same: what is to be fetched would have to wait until there is room."""
+    run, at, files = Path(tempfile.mkdtemp(prefix="pagepool-full-")), point(tmp_path), contents(27, 4, 1_000_000)
+    reference = push(service, "narrow", files)
+    first, second, third, *_ = sorted(files)
+    node = NodeClient(NodePlaces(tmp_path / "node", run))
+    with mounted_in_memory(run):
+        try:
+            ensure_node(node.places, QUICK)
+            with node.mount(service.url, reference, at, LAZILY):
+                assert (at / first).read_bytes() == files[first]
+                (noted,) = node.places.sources.glob("*.json")
+                while '"lease": ""' in noted.read_text():  # the last that is noted, in place of what takes a page, too
+                    time.sleep(0.01)
+                with filled(run):
+                    os.kill(Post(run, WORKER).holder() or 0, signal.SIGKILL)
+                    read = subprocess.run(["cat", at / second], capture_output=True, check=False, timeout=30)
+                    assert (read.stdout == files[second], read.stderr) == (True, b"")
+                assert (at / third).read_bytes() == files[third]
+            assert none_left(node)
+        finally:
+            end_node(node)
+
+
+@contextlib.contextmanager
+def mounted_in_memory(directory: Path) -> Iterator[None]:
+    """A tmpfs of 2 MiB on a directory, which goes with it."""
+    require_kernel_mounts()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", directory], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", directory], capture_output=True, check=False)  # `end_node` may have done it
+        directory.rmdir()
 
 
 def test_a_node_whose_socket_is_gone_keeps_what_it_serves(service: Service, node: NodeClient, tmp_path: Path) -> None:
