@@ -242,7 +242,7 @@ def small_file_system(
 
     Args:
         directory: where its image and mount point go.
-        kind: ``ext4`` or ``xfs``.
+        kind: ``ext4``, ``xfs`` or ``btrfs``.
         image: one that an earlier call has made, which a copy is made of: were it mounted itself, and some other
             process's mount namespace had kept the earlier mount, the kernel would hand out that one.
         inodes: of an ext4, about how many it has; as many as are usual if 0.
@@ -256,8 +256,9 @@ def small_file_system(
     else:
         with own.open("wb") as file:
             file.truncate(size)
-        options = {"ext4": ["-q", "-F", "-m", "0", *(["-N", str(inodes)] if inodes else [])], "xfs": ["-q", "-f"]}[kind]
-        _run(f"mkfs.{kind}", *options, str(own))
+        options = {"ext4": ["-q", "-F", "-m", "0", *(["-N", str(inodes)] if inodes else [])], "xfs": ["-q", "-f"]}
+        options["btrfs"] = options["xfs"]
+        _run(f"mkfs.{kind}", *options[kind], str(own))
     made = subprocess.run(["mount", "-o", "loop", str(own), str(target)], capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"mounting is not possible here: {made.stderr.strip()}")

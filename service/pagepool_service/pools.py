@@ -25,11 +25,14 @@ from pagepool.pool import Pool
 from pagepool.pool.door import door_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pagepool_service.settings import Settings
 
 log = logging.getLogger("pagepool.pools")
 
 _MEMORY = Path("/dev/shm")
+_GROUPS = Path("/sys/fs/cgroup")
 _LARGEST_BUDGET = 4 << 30
 _SHARE_OF_MEMORY = 4
 _SERVED = "served"
@@ -50,12 +53,30 @@ def _in_memory(data: Path) -> Path:
 
 
 def default_budget(directory: Path) -> int:
-    """Most bytes of a pool when nothing was said: a quarter of the memory, 4 GiB, or half of its file system."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Most bytes of a pool when nothing was said: a quarter of the memory, 4 GiB, or half of its file system.
+
+    Files in memory count as the service's. Beyond what its control group may have the kernel would end one process
+    after the other, and would have nothing of that, since the files stay.
+    """
+    memory = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_memory_limits()])
     while not directory.exists():
         directory = directory.parent
     status = os.statvfs(directory)
     return min(_LARGEST_BUDGET, memory // _SHARE_OF_MEMORY, status.f_blocks * status.f_frsize // 2)
+
+
+def _memory_limits() -> Iterator[int]:
+    """Bytes of memory that this process's control groups may have, from its own up, as far as they can be seen."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and "memory" not in kinds.split(","):
+                continue
+            top, name = (_GROUPS / "memory", "memory.limit_in_bytes") if kinds else (_GROUPS, "memory.max")
+            group = top / path.lstrip("/")
+            for directory in (group, *group.parents):
+                with contextlib.suppress(OSError, ValueError):  # not there; or there is no limit, which is "max"
+                    yield int((directory / name).read_text())
 
 
 def open_pool(settings: Settings) -> Pool | None:

@@ -151,7 +151,7 @@ def test_objects_may_be_let_go_of_while_they_are_filled_and_read(pool: Pool) -> 
 
 
 def test_objects_that_are_being_filled_count_for_the_descriptors_that_they_take(pool: Pool) -> None:
-    """Three each: a program that begins many, as a fill does whose pieces come slowly, keeps descriptors of its own."""
+    """Four each: a program that begins many, as a fill does whose pieces come slowly, keeps descriptors of its own."""
     contents = [noise(2 * EXTENT_SIZE, seed) for seed in range(60)]
     source = Source.of(*contents)
     before = count_descriptors()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +20,14 @@ from pagepool.errors import BusyError, UnreachableError
 from pagepool.linux import mounts
 from pagepool.node.client import KernelMountOptions, NodeClient
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
+from pagepool.node.links import ReadInParts
 from pagepool.node.places import NodePlaces
 from pagepool.node.start import ensure_node
 from tests.fault.conftest import QUICK
 from tests.fault.test_node import LAZILY, contents, point, push
 from tests.fault.test_node_life import kill_all, mounted_below, none_left
-from tests.support.nodeserver import end_node
+from tests.faults import filled
+from tests.support.nodeserver import end_node, require_kernel_mounts, running_node
 from tests.support.server import Service
 
 if TYPE_CHECKING:
@@ -198,6 +203,58 @@ def test_a_node_that_may_have_no_more_threads(
             assert (again / first).read_bytes() == files[first]
         assert [Post(node.places.run, name).holder() for name in (SUPERVISOR, WORKER)] == holders
     assert none_left(node)
+
+
+def test_a_file_that_is_read_in_parts_by_a_node_without_threads(
+    service: Service, tmp_path: Path, counted: Path
+) -> None:
+    """It is to be brought in behind its reader, who waits for that, and would for ever if it never began."""
+    at, content = point(tmp_path), random.Random(26).randbytes(2 << 20)
+    reference = push(service, "parts", {"middle": content})
+    options = replace(QUICK, profiles=True, parts=ReadInParts.ALWAYS, large=8 << 20)
+    with running_node(tmp_path, options) as node, node.mount(service.url, reference, at, LAZILY):
+        for name in (SUPERVISOR, WORKER):
+            counted.joinpath("cgroup.procs").write_text(str(Post(node.places.run, name).holder()))
+        counted.joinpath("pids.max").write_text("1")
+        read = subprocess.run(["cat", at / "middle"], capture_output=True, check=False, timeout=30)
+        counted.joinpath("pids.max").write_text("max")
+        assert (read.stdout == content, read.stderr) == (True, b"")
+
+
+def test_a_node_whose_run_directory_is_full(service: Service, tmp_path: Path) -> None:
+    """Its worker is replaced all the same: what is to be fetched would have to wait until there is room."""
+    run, at, files = Path(tempfile.mkdtemp(prefix="pagepool-full-")), point(tmp_path), contents(27, 4, 1_000_000)
+    reference = push(service, "narrow", files)
+    first, second, third, *_ = sorted(files)
+    node = NodeClient(NodePlaces(tmp_path / "node", run))
+    with mounted_in_memory(run):
+        try:
+            ensure_node(node.places, QUICK)
+            with node.mount(service.url, reference, at, LAZILY):
+                assert (at / first).read_bytes() == files[first]
+                (noted,) = node.places.sources.glob("*.json")
+                while '"lease": ""' in noted.read_text():  # the last that is noted, in place of what takes a page, too
+                    time.sleep(0.01)
+                with filled(run):
+                    os.kill(Post(run, WORKER).holder() or 0, signal.SIGKILL)
+                    read = subprocess.run(["cat", at / second], capture_output=True, check=False, timeout=30)
+                    assert (read.stdout == files[second], read.stderr) == (True, b"")
+                assert (at / third).read_bytes() == files[third]
+            assert none_left(node)
+        finally:
+            end_node(node)
+
+
+@contextlib.contextmanager
+def mounted_in_memory(directory: Path) -> Iterator[None]:
+    """A tmpfs of 2 MiB on a directory, which goes with it."""
+    require_kernel_mounts()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", directory], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", directory], capture_output=True, check=False)  # `end_node` may have done it
+        directory.rmdir()
 
 
 def test_a_node_whose_socket_is_gone_keeps_what_it_serves(service: Service, node: NodeClient, tmp_path: Path) -> None:

@@ -224,3 +224,20 @@ def test_whoever_is_given_a_post_is_the_last_to_sign(place: Path, monkeypatch: p
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_log_that_has_become_large_is_begun_anew(place: Path) -> None:
+    """Whoever writes to it goes on, and what was said last is kept."""
+    log = place / "log"
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"first\n")
+        handover.shorten_log(log)
+        assert log.read_bytes() == b"first\n"
+        os.truncate(log, handover.MOST_LOG)
+        writer.write(b"last\n")
+        handover.shorten_log(log)
+        writer.write(b"next\n")
+    assert log.read_bytes() == b"next\n"
+    kept = log.with_name("log.1").read_bytes()
+    assert kept.endswith(b"last\n")
+    assert len(kept) < handover.MOST_LOG // 8

@@ -12,6 +12,8 @@ from pagepool import linux
 from pagepool.node.scrubbing import NodeScrub
 from pagepool.node.writeback import Writeback
 from pagepool.pool import Pool
+from pagepool.pool.scrub import hash_on_disk
+from tests.faults import filled, small_file_system
 from tests.pool.helpers import object_path, thing
 from tests.pool.test_scrub import flip, put
 
@@ -124,3 +126,26 @@ def _stamp_again(pool: Pool, things: list[Thing], stamp: int) -> None:
     for one in things:
         at = (1_000_000_000 + stamp) * 10**9
         os.utime(object_path(pool.path, one.digest), ns=(at, at))
+
+
+def test_what_a_full_disk_below_has_not_taken_is_removed(tmp_path: Path) -> None:
+    """A thin volume, or a sparse image: the file system has room, and what is written to it is lost."""
+    things = [thing(number, 100_000) for number in range(40)]
+    with (
+        small_file_system(tmp_path, 96 << 20) as host,
+        small_file_system(host, 320 << 20, "xfs") as inner,
+        Pool.open(inner / "pool", budget=1 << 24) as pool,
+    ):
+        scrub = NodeScrub(pool, lambda _digest: False)
+        watch = Writeback(pool, scrub.check_since)
+        assert watch.look()
+        with filled(host):
+            put(pool, *things)
+            assert not watch.look()
+            assert scrub.damaged
+            kept = [path for path in (object_path(pool.path, one.digest) for one in things) if path.exists()]
+            assert len(kept) == len(things) - scrub.damaged
+            for path in kept:
+                with path.open("rb") as file:
+                    assert hash_on_disk(file.fileno()).hex() == path.parent.name + path.name
+        watch.close()

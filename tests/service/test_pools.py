@@ -1,4 +1,4 @@
-"""Pools in memory that data directories have left which are gone."""
+"""Pools in memory: how large they may be, and those that data directories have left which are gone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,8 +20,10 @@ from pagepool_service.pools import cache_directory, note_served, remove_abandone
 from pagepool_service.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
+
+
+_GROUP = Path("/proc/self/cgroup")
 
 
 @pytest.fixture
@@ -111,3 +116,31 @@ def test_a_pool_of_another_user_stays(tmp_path: Path, memory: Path) -> None:
     assert remove_abandoned() == []
     assert pool.exists()
     assert memory.exists()
+
+
+@pytest.fixture
+def limited() -> Iterator[Path]:
+    """A control group below this process's own, which may have 256 MiB of memory."""
+    own = {kinds: path for _, kinds, path in (line.split(":", 2) for line in _GROUP.read_text().splitlines())}
+    first = Path("/sys/fs/cgroup/memory", own.get("memory", "/").lstrip("/"))
+    top, name = (first, "memory.limit_in_bytes") if first.is_dir() else (Path("/sys/fs/cgroup"), "memory.max")
+    group = top / f"pagepool-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        group.joinpath(name).write_text(str(256 << 20))
+    except OSError as error:
+        if group.exists():
+            group.rmdir()
+        pytest.skip(f"no control group can have a limit of memory here: {error}")
+    try:
+        yield group
+    finally:
+        group.rmdir()
+
+
+def test_files_in_memory_leave_a_limited_service_its_own(limited: Path) -> None:
+    """They count as the service's: beyond that its processes would be ended, again and again."""
+    program = "import pathlib, pagepool_service.pools as pools; print(pools.default_budget(pathlib.Path('/dev/shm')))"
+    words = ["sh", "-c", f'echo 0 > {limited}/cgroup.procs && exec "$@"', "sh", sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 64 << 20

@@ -174,10 +174,14 @@ def test_a_worker_that_never_serves_ends_the_service(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pagepool.cli", "serve", "--data", str(tmp_path / "data"), "--listen"]
     with subprocess.Popen([*command, "127.0.0.1:0"], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         service = Service(tmp_path / "data", process=process)
-        while process.poll() is None:
-            for pid in service.children():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        try:
+            while process.poll() is None:
+                for pid in service.children():
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        except BaseException:
+            process.kill()  # or it would be waited for
+            raise
         out, err = process.communicate()
     assert (process.returncode, out) == (1, b"")
     *_, last = err.decode().splitlines()

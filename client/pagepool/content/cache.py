@@ -58,7 +58,7 @@ class ObjectCache:
     Args:
         pool: shared with other processes; one that can only be read is filled by others; None to keep nothing.
         budget: of the pool, bytes.
-        most_open: file descriptors of objects that are open at a time: one for each, or three while it is being filled.
+        most_open: file descriptors of objects that are open at a time: one for each, or four while it is being filled.
             None: half of what this process may have, at most 1024.
     """
 
@@ -310,7 +310,7 @@ class ObjectCache:
                     opened.partial.write(number, data)
             opened.look()
             if opened.whole is not None:
-                self._open(info)  # in place of the partial, which takes three descriptors
+                self._open(info)  # in place of the partial, which takes four descriptors
             return True
 
         return self._offer(info, write)

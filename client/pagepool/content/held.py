@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pagepool.image.treefile import ObjectInfo
 
-_OF_A_PARTIAL = 3  # its map once, its data twice: for writing and for reading
+_OF_A_PARTIAL = 4  # its map and its data, each for writing and for reading
 
 
 class WholeFile(Protocol):

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,8 @@ ZFS = 0x2FC12FC1
 OVERLAY = 0x794C7630
 
 _FICLONE = 0x40049409
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602  # FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
+_NO_COW = 0x00800000
 _SYS_ADMIN = 21
 _INITIAL_USERS = ["0", "0", "4294967295"]
 
@@ -78,6 +81,16 @@ def file_system(where: Path | int) -> int:
 def in_memory(path: Path) -> bool:
     """Whether a directory is on a file system that a reboot empties: tmpfs or ramfs."""
     return file_system(path) in (TMPFS, RAMFS)
+
+
+def stay_in_place(descriptor: int) -> None:
+    """Ask for a new, empty file to be written over where it lies, also on a file system that writes what is changed to
+    another place (btrfs): then that needs no room on a full disk. Others need not be asked, and do not know it."""
+    with contextlib.suppress(OSError):
+        flags = bytearray(8)
+        fcntl.ioctl(descriptor, _GET_FLAGS, flags)
+        wanted = int.from_bytes(flags[:4], sys.byteorder) | _NO_COW
+        fcntl.ioctl(descriptor, _SET_FLAGS, wanted.to_bytes(4, sys.byteorder) + bytes(4))
 
 
 def is_full(error: OSError) -> bool:

@@ -39,6 +39,8 @@ STARTING: Final = b"starting"
 HUNG_S: Final = 15.0
 START_S: Final = 60.0
 
+MOST_LOG: Final = 16 << 20
+_KEPT_LOG: Final = 1 << 20
 _LONGEST_DELAY_S: Final = 30.0
 _FIRST_DELAY_S: Final = 0.1
 
@@ -166,6 +168,18 @@ class Post:
                     signal.pidfd_send_signal(descriptor, number)
             finally:
                 os.close(descriptor)
+
+
+def shorten_log(log: Path) -> None:
+    """Begin a log anew that has become large: RUN is in memory, and a service that is gone can be asked in vain for
+    days. What was said last is kept beside it, if there is room."""
+    with suppress(OSError):
+        if log.stat().st_size <= MOST_LOG:
+            return
+        with suppress(OSError), log.open("rb") as file:
+            file.seek(-_KEPT_LOG, os.SEEK_END)
+            log.with_name(f"{log.name}.1").write_bytes(file.read(_KEPT_LOG))
+        os.truncate(log, 0)  # whoever writes to it appends
 
 
 def note_start(run: Path, name: str) -> None:

@@ -12,7 +12,7 @@
     RUN/trees/HEX/            the metadata image of a tree, mounted once
     RUN/lazy/                 the lazy mount
     RUN/serving/              what the server of the lazy mount has to remember
-    RUN/log                   what the node has to say
+    RUN/log, log.1            what the node has to say, and what it said last before that was begun anew
 
 STATE outlives a boot, RUN does not need to: nothing is mounted after one. RUN is root's alone (credentials are in it).
 """

@@ -104,7 +104,8 @@ class Sources:
         """Take up what an earlier process has written down. A tree whose file is gone is left out, and logged."""
         for record in read_records(self._places.sources, SourceRecord):
             try:
-                self.add(record)
+                with self._adding:
+                    self._add(record, noted=True)
             except (OSError, PagepoolError) as error:
                 log.error("tree %s of %s cannot be taken up again: %s", record.tree, record.image, error)
 
@@ -119,14 +120,15 @@ class Sources:
         with self._adding:
             return self._take_up(record) or self._add(record)
 
-    def _add(self, record: SourceRecord) -> Source:
+    def _add(self, record: SourceRecord, *, noted: bool = False) -> Source:
         former = self._sources.get(record.tree)
         if former is not None and (former.record.url, former.record.repository) == (record.url, record.repository):
             record = replace(record, lease=former.record.lease)
         tree = TreeFile.open(self._places.tree_files / record.tree)
         source = Source(record, tree, self._cache, self._timeout_s, self._figures)
         self._index(source)
-        write_record(self._record(record.tree), record)
+        if not noted:
+            write_record(self._record(record.tree), record)
         with self._lock:
             before = self._sources.pop(record.tree, None)
             self._sources[record.tree] = source
@@ -423,7 +425,10 @@ class Sources:
             finally:
                 self._streams.end(coming)
 
-        threading.Thread(target=bring, name="node-bring", daemon=True).start()
+        try:
+            threading.Thread(target=bring, name="node-bring", daemon=True).start()
+        except RuntimeError:  # there are too many threads: whoever reads it fetches what he reads
+            self._streams.end(coming)
 
     def take_up_lazy(self, digests: Iterable[bytes]) -> None:
         """An earlier process served these objects through the lazy mount."""

@@ -28,6 +28,7 @@ from pagepool.node.filling import Filler
 from pagepool.node.forgetting import LetGo, forget_unused, let_go
 from pagepool.node.guard import Guard
 from pagepool.node.guessing import Guesses
+from pagepool.node.handover import shorten_log
 from pagepool.node.images import Images
 from pagepool.node.lazy import LARGE, STARTING_READ_AHEAD_KIB, LazyServer, mount_lazy_again, set_read_ahead, settle
 from pagepool.node.leases import LeaseKeeper
@@ -260,6 +261,7 @@ class Worker:
                     self.filler.take_up(source)
                 if self._letting_go.is_due(self.sources.lazy_wholes()):
                     let_go(self.places.lazy)
+                shorten_log(self.places.log)
                 if tick % _PRUNE_TICKS == 0:
                     self.mounts.prune()
                     for source in self.sources.all():

@@ -195,7 +195,7 @@ class Custody(NoCustody):
             log.warning("%s has no file handles: what mounted trees have counts when it is removed", path)
         for note in self._read():
             self.settle(note)
-        self._rewrite()
+        self._rewrite_if_possible()
 
     def floor(self, budget: int) -> int:
         """Bytes that are left for what is not pinned."""
@@ -250,8 +250,7 @@ class Custody(NoCustody):
             else:
                 self.pinned -= note.charged
         if self._written > 2 * len(self._notes) + _SLACK:
-            with suppress(OSError):  # a full disk keeps the old one, and nobody from going on
-                self._rewrite()
+            self._rewrite_if_possible()
 
     def release(self) -> None:
         """Have overlays forget what nobody has open, unless they just were asked to; then look again.
@@ -318,6 +317,15 @@ class Custody(NoCustody):
             if note.handle is None or note not in seen:
                 seen.add(note)
                 yield note
+
+    def _rewrite_if_possible(self) -> None:
+        """Write the file anew. On a full disk that is left, and what comes is counted by this process only."""
+        try:
+            self._rewrite()
+        except OSError as error:
+            if not linux.is_full(error):
+                raise
+            log.warning("what is in use without a name is not noted: %s", error)
 
     def _rewrite(self) -> None:
         """Write the file anew, with what is pinned."""

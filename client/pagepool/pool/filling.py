@@ -104,6 +104,7 @@ class Filler:
 
         Raises:
             PoolFullError: there is no room for it.
+            DiskFullError: not even for noting that.
         """
         marks = partial.map
         with self._ledger:
@@ -112,7 +113,12 @@ class Filler:
             charged = extent_cost(partial.size, number)
             if not self._evictor.make_room(charged):
                 raise PoolFullError(f"{self._path}: extent {number} of {partial.digest.hex()} is over its budget")
-            marks.marks[number] = CHARGED
+            try:
+                marks.mark(number, CHARGED)
+            except OSError as error:
+                if not linux.is_full(error):
+                    raise
+                raise DiskFullError(f"{self._path}: {linux.words_of(error, self._path)}") from error
             self._evictor.count(cell.PARTIAL_BYTES, charged)
             self._log.append(event.PARTIAL, partial.key, marks.charged)
 

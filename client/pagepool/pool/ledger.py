@@ -5,6 +5,10 @@ every change, which the kernel gives back when its holder dies. While a change i
 zero: whoever takes the lock and finds it so knows that its last holder was killed in the middle, and has the account
 made anew from the files before anything else happens. So the account is exact after every kill, and never too low.
 
+Changes are made to a copy and written back, never through the mapping: where a page has to go to another place on the
+disk when it is changed (btrfs), a full disk would end the process by SIGBUS. So it is an OSError, before anything is
+changed. On such a disk the file is asked for to stay where it is, and can be written then, too.
+
 Threads of a process exclude each other by a mutex. After a fork the child opens the lock again: a descriptor that it
 inherited is the same lock as its parent's. Critical sections are short: microseconds, or a batch of evictions.
 """
@@ -17,6 +21,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
+from pagepool import linux
 from pagepool.errors import PagepoolError
 from pagepool.pool.layout import LOCK, PAGE, STATE
 
@@ -50,6 +55,7 @@ UNSYNCED: Final = 18
 PINNED_BYTES: Final = 19
 RESERVE: Final = 20
 
+_SIZE: Final = 8 * (RESERVE + 1)
 _COUNTED = (USED, OBJECTS, CONTENT, OBJECT_BYTES, PARTIALS, PARTIAL_BYTES, RETIRED_BYTES, TEMPORARY_BYTES, PINNED_BYTES)
 
 
@@ -65,23 +71,27 @@ class Ledger:
         self._path = path / LOCK
         self._recover = recover
         self._mutex = threading.Lock()
-        descriptor = os.open(path / STATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._lock = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._copy = bytearray(_SIZE)
+        self.cells = memoryview(self._copy).cast("Q")
+        self._file = os.open(path / STATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = -1
         try:
+            self._lock = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-            if os.fstat(descriptor).st_size < PAGE:
+            if os.fstat(self._file).st_size < PAGE:
+                linux.stay_in_place(self._file)
                 # Written, not extended: a page of a full file system must be missed here, not when it is touched.
-                os.pwrite(descriptor, bytes(PAGE), 0)
-            self._map = mmap.mmap(descriptor, PAGE)
+                os.pwrite(self._file, bytes(PAGE), 0)
+            self._map = mmap.mmap(self._file, PAGE, prot=mmap.PROT_READ)
+            self._load()
+            if self.cells[_MAGIC] != MAGIC:
+                self.cells[_MAGIC], self.cells[KNOWN] = MAGIC, 0
+                self._store()
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
         except BaseException:
-            os.close(self._lock)
+            for descriptor in filter(lambda number: number >= 0, (self._file, self._lock)):
+                os.close(descriptor)
             raise
-        finally:
-            os.close(descriptor)
-        self.cells = memoryview(self._map).cast("Q")
-        if self.cells[_MAGIC] != MAGIC:
-            self.cells[_MAGIC], self.cells[KNOWN] = MAGIC, 0
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def __enter__(self) -> memoryview[int]:
         self._mutex.acquire()
@@ -100,6 +110,7 @@ class Ledger:
         try:
             if kind is None or issubclass(kind, PagepoolError):
                 self.cells[BUSY] = 0
+                self._store()
         finally:
             self._release()
 
@@ -107,7 +118,7 @@ class Ledger:
         """Do something with the lock held, if nobody else has it just now.
 
         Returns:
-            whether it was done.
+            whether it was done; False also if the disk takes nothing: what is to be done now and then can be left out.
         """
         if not self._mutex.acquire(blocking=False):
             return False
@@ -120,9 +131,16 @@ class Ledger:
             self._begin()
             action(self.cells)
             self.cells[BUSY] = 0
+            self._store()
+        except OSError:
+            return False
         finally:
             self._release()
         return True
+
+    def seen(self, number: int) -> int:
+        """A counter as it is just now, without the lock."""
+        return int.from_bytes(self._map[8 * number : 8 * number + 8], "little")
 
     def forget(self) -> None:
         """Have the account made anew when the lock is next taken. Called with the lock held."""
@@ -137,19 +155,28 @@ class Ledger:
     def close(self) -> None:
         """Let go of lock and map."""
         os.close(self._lock)
-        self._lock = -1  # its number may soon be that of another file
+        os.close(self._file)
+        self._lock = self._file = -1  # their numbers may soon be those of other files
         self.cells.release()
         self._map.close()
 
+    def _load(self) -> None:
+        self._copy[:] = self._map[:_SIZE]
+
+    def _store(self) -> None:
+        os.pwrite(self._file, self._copy, 0)
+
     def _begin(self) -> None:
         cells = self.cells
-        if cells[BUSY] or not cells[KNOWN]:
-            cells[BUSY] = 1
+        self._load()
+        counted = not cells[BUSY] and cells[KNOWN]
+        cells[BUSY] = 1
+        self._store()
+        if not counted:
             for number in _COUNTED:
                 cells[number] = 0
             self._recover()
             cells[KNOWN] = 1
-        cells[BUSY] = 1
 
     def _release(self) -> None:
         fcntl.flock(self._lock, fcntl.LOCK_UN)

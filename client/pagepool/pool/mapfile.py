@@ -17,6 +17,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from pagepool import linux
 from pagepool.digest import blake3_raw
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool.layout import PARTIAL, cost
@@ -69,7 +70,7 @@ def _charged(size: int, marks: bytes) -> int:
 
 
 class MapFile:
-    """A map, mapped. Reading is free of locks.
+    """A map, mapped. Reading is free of locks. It is changed by writes, as the account is (`pagepool.pool.ledger`).
 
     Args:
         pool: the pool's directory.
@@ -79,9 +80,11 @@ class MapFile:
     def __init__(self, pool: Path, key: bytes) -> None:
         descriptor = os.open(map_path(pool, key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            self._map = mmap.mmap(descriptor, 0)
-        finally:
+            self._map = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+        except BaseException:
             os.close(descriptor)
+            raise
+        self._file = descriptor
         self.marks = memoryview(self._map)[HEAD.size :]
         self.size: int = HEAD.unpack_from(self._map)[4]
 
@@ -90,6 +93,7 @@ class MapFile:
         """Write an empty map."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with os.fdopen(os.open(map_path(pool, key), flags, 0o600), "wb") as file:
+            linux.stay_in_place(file.fileno())
             file.write(HEAD.pack(_MAGIC, boot, FILLING, count, size, digest) + bytes(count))
 
     @staticmethod
@@ -117,7 +121,7 @@ class MapFile:
 
     @boot.setter
     def boot(self, value: bytes) -> None:
-        self._map[8:_STATE_OFFSET] = value
+        os.pwrite(self._file, value, 8)
 
     @property
     def state(self) -> int:
@@ -126,7 +130,19 @@ class MapFile:
 
     @state.setter
     def state(self, value: int) -> None:
-        self._map[_STATE_OFFSET] = value
+        os.pwrite(self._file, bytes((value,)), _STATE_OFFSET)
+
+    def mark(self, number: int, value: int) -> None:
+        """Say of an extent that it is there, or is not.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        os.pwrite(self._file, bytes((value,)), HEAD.size + number)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
 
     @property
     def whole(self) -> bool:

@@ -6,9 +6,9 @@ two fillers of the same one need no lock between them. When the last one has com
 tree could lie about which extents make an object: it gets its name among the whole ones only if it deserves it.
 Otherwise the partial goes, and everyone who has it open is told.
 
-The file is held (`pagepool.pool.files`) while it is open here or views of it exist: three descriptors, of which closing
-gives back two, and the last view the third. A filler that dies leaves what it had written, for the next one; a partial
-that nobody has open can be evicted like a whole object.
+The file is held (`pagepool.pool.files`) while it is open here or views of it exist: four descriptors, of which closing
+gives back one, the last view another, and the end of this object those of the map. A filler that dies leaves what it
+had written, for the next one; a partial that nobody has open can be evicted like a whole object.
 
 Two fillers may write the same extent, and the slower one when the object has its name already: the same bytes over the
 same bytes. That only spoils the object's stamp (`pagepool.pool.epoch`), so it is hashed once more.
@@ -125,7 +125,8 @@ class Partial:
             # Nobody has written where nothing was counted: there the file is a hole, and reads as zeros.
             if mark != ABSENT or got != ZERO_EXTENT:
                 self._write(number, plain)
-            self._marks[number] = PRESENT
+            if self.map is not None:
+                self.map.mark(number, PRESENT)
         return self.finish()
 
     def finish(self) -> bool:
@@ -185,14 +186,14 @@ class Partial:
         wrong = 0
         with self._using() as descriptor:
             for number, mark in enumerate(bytes(self._marks)):
-                if mark == PRESENT:
+                if mark == PRESENT and self.map is not None:
                     # Read, not mapped: a disk that cannot read it is an error that can be caught.
                     try:
                         data = os.pread(descriptor, EXTENT_SIZE, number * EXTENT_SIZE)
                     except OSError:
                         data = b""
                     if blake3_raw(data) != self._extents[number]:
-                        self._marks[number] = CHARGED
+                        self.map.mark(number, CHARGED)
                         wrong += 1
         return wrong
 

@@ -151,7 +151,7 @@ class Pool:
     @property
     def budget(self) -> int:
         """Bytes that all files of the pool may take together, in whole pages."""
-        return self._ledger.cells[cell.BUDGET]
+        return self._ledger.seen(cell.BUDGET)
 
     def get(self, digest: bytes, /) -> PoolFile | None:
         """Open a whole object: microseconds, but for one that is suspect after a boot, which is hashed first.
@@ -274,8 +274,7 @@ class Pool:
     def published(self) -> tuple[int, int]:
         """The stamp that an object gets which is published now, and bytes that were published since the last `sync`:
         what changes whenever something is published."""
-        with self._ledger as cells:
-            return cells[cell.STAMP], cells[cell.UNSYNCED]
+        return self._ledger.seen(cell.STAMP), self._ledger.seen(cell.UNSYNCED)
 
     def first_unsynced(self) -> int:
         """The first stamp of objects that no `sync` has made durable."""
@@ -288,10 +287,11 @@ class Pool:
         Args:
             inspect: also what is held and what is in memory, which opens every object: about ten microseconds each.
         """
-        with self._ledger as cells:
+        cells = self._ledger.cells
+        with contextlib.suppress(OSError), self._ledger:  # on a disk that takes nothing it is told all the same
             self._flush(cells)
             self._evictor.sweep()
-            counted, effective = tuple(cells[: cell.RESERVE + 1]), self._evictor.effective_budget()
+        counted, effective = tuple(cells), self._evictor.effective_budget()
         if not inspect:
             return make_stats(counted, self.protection, None, None, effective)
         held = in_memory = 0
@@ -309,7 +309,7 @@ class Pool:
             return
         self._closed = True
         _pools.discard(self)
-        with self._ledger as cells:
+        with contextlib.suppress(OSError), self._ledger as cells:
             self._flush(cells)
         os.close(self._objects)
         os.close(self._temporary)
@@ -361,8 +361,9 @@ class Pool:
         descriptor, status, held = found
         try:
             if not held:
-                # An evictor looks at it just now, and has the ledger meanwhile; or somebody is hostile.
-                with self._ledger:
+                # An evictor looks at it just now, and has the ledger meanwhile; or somebody is hostile. It can be read
+                # without, also on a disk that takes nothing.
+                with contextlib.suppress(OSError), self._ledger:
                     hold(descriptor)
                 status = os.fstat(descriptor)
             right = bool(status.st_nlink)

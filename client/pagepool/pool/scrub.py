@@ -126,7 +126,7 @@ class Scrubber:
         has them: what memory has may be right, and gone tomorrow. Beside any other run.
 
         Raises:
-            OSError: an object that is wrong cannot be removed; all others were.
+            OSError: an object that is wrong cannot be removed, or one cannot be looked at; all others were.
         """
         self._began, self._bytes, self._stopped = time.monotonic(), 0, False
         damaged: list[Damage] = []
@@ -137,13 +137,15 @@ class Scrubber:
                 if status.st_mtime_ns // 10**9 - BASE_S < stamp:
                     continue
                 count += 1
-                reason = self._check(digest, hash_on_disk)
-                if reason:
-                    try:
+                reason = ""
+                try:
+                    reason = self._check(digest, hash_on_disk)
+                    if reason:
                         damaged.append(self._mend(digest, reason))
-                    except OSError as error:
-                        log.error("object %s is damaged, and cannot be removed: %s", digest.hex(), error.strerror)
-                        stays = error
+                except OSError as error:
+                    what = "is damaged, and cannot be removed" if reason else "cannot be looked at"
+                    log.error("object %s %s: %s", digest.hex(), what, error.strerror)
+                    stays = error
         if stays is not None:
             raise stays
         return ScrubReport(count, self._bytes, tuple(damaged), finished=True)
@@ -181,7 +183,8 @@ class Scrubber:
             hold(descriptor)
             got = (hashed or self._hash)(descriptor)
         except OSError as error:
-            # A disk that had no room for what was in memory says so to who reads it past that.
+            # Before a file is read past memory, what memory has of it is written. So "full" is said of bytes that a
+            # full disk below the file system (a thin volume, a sparse image) has not taken.
             if not is_unreadable(error) and not is_full(error):
                 raise
             return f"it cannot be read: {error.strerror}"

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ from pagepool.errors import (
     StoreFullError,
     UnsupportedError,
 )
+from pagepool.linux import stay_in_place
 from pagepool_service.store.disk import refused_database
 from pagepool_service.store.mapping import MappedFile
 
@@ -267,6 +268,7 @@ class Environment:
         try:
             if not readonly:
                 path.mkdir(parents=True, exist_ok=True)
+                _make_lock_file(path / "lock.mdb")
             locks = shared or not readonly or _can_take_part(path)
             env = lmdb.open(
                 os.fsencode(path), map_size=MAP_SIZE, max_dbs=len(Table) + 4, max_readers=MAX_READERS,
@@ -422,6 +424,19 @@ class Environment:
                 return
             self._mapped_bytes = 0
         self.trim()
+
+
+def _make_lock_file(path: Path) -> None:
+    """Make the file that readers write to through a mapping: if that needed room, a full disk would end them (SIGBUS).
+
+    One that is there has been asked for that, or is not empty any more.
+    """
+    with suppress(FileExistsError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            stay_in_place(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _can_take_part(path: Path) -> bool:
