@@ -287,11 +287,13 @@ class Pool:
         Args:
             inspect: also what is held and what is in memory, which opens every object: about ten microseconds each.
         """
-        cells = self._ledger.cells
-        with contextlib.suppress(OSError), self._ledger:  # on a disk that takes nothing it is told all the same
+        told = None
+        with contextlib.suppress(OSError), self._ledger as cells:
             self._flush(cells)
             self._evictor.sweep()
-        counted, effective = tuple(cells), self._evictor.effective_budget()
+            told = tuple(cells), self._evictor.effective_budget()
+        # On a disk that takes nothing it is told all the same.
+        counted, effective = told or (tuple(self._ledger.cells), self._evictor.effective_budget())
         if not inspect:
             return make_stats(counted, self.protection, None, None, effective)
         held = in_memory = 0
