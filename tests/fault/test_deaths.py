@@ -69,7 +69,7 @@ def used(service: Service, node: NodeClient, tmp_path: Path, seconds: float) -> 
             stack.enter_context(node.mount(service.url, Reference.parse(f"image{number}:1"), at, wish))
             command = [sys.executable, containers.__file__, str(at), str(manifest), str(seconds)]
             process = subprocess.Popen(command, stdout=subprocess.PIPE)
-            stack.callback(process.wait)
+            stack.enter_context(process)
             stack.callback(process.kill)
             processes.append(process)
         yield processes

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pagepool.errors import BusyError, UnreachableError
 from pagepool.node.answering import ControlServer
-from pagepool.node.control import Channel, NodeGoneError, converse, decode_error, encode_error
+from pagepool.node.control import Channel, NodeGoneError, ask, converse, decode_error, encode_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,3 +86,35 @@ def test_what_is_answered_before_anything_was_asked_counts(tmp_path: Path, monke
         answer = None
         with pytest.raises(NodeGoneError):
             converse(path, {"op": "status"})
+
+
+@pytest.mark.parametrize("ends_well", [True, False], ids=["well", "badly"])
+def test_worker_that_is_being_replaced(tmp_path: Path, *, ends_well: bool) -> None:
+    """What is under way is answered if it ends well, and had once more by the next worker if not, whatever the error
+    was: what it needed was being closed. What comes later is left to the next worker as well."""
+    path = tmp_path / "socket"
+    begun, go_on = threading.Event(), threading.Event()
+
+    def say(*_: object) -> str:
+        begun.set()
+        assert go_on.wait(10)
+        if not ends_well:
+            raise ValueError("the pool is closed")
+        return "the first"
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, ThreadPoolExecutor() as threads:
+        listener.bind(str(path))
+        listener.listen()
+        first = ControlServer(listener, {"say": say})
+        first.start()
+        under_way = threads.submit(ask, path, "say")
+        assert begun.wait(10)
+        first.retire()
+        first.retire()
+        later = threads.submit(ask, path, "say")
+        second = ControlServer(listener, {"say": lambda *_: "the second"})
+        second.start()
+        assert later.result(10) == "the second"
+        go_on.set()
+        assert under_way.result(10) == ("the first" if ends_well else "the second")
+        second.retire()

@@ -382,3 +382,15 @@ def test_readers_attach(pool: Pool) -> None:
         Pool.attach(pool.path, "0" * 32)
     with pytest.raises(StoreFormatError, match="not a pool"):
         Pool.attach(pool.path / "objects", pool.id)
+
+
+def test_a_closed_pool_says_so(pool: Pool) -> None:
+    """Every time: a use that failed must not leave a lock for the next one to wait for."""
+    one = thing(1)
+    pool.close()
+    pool.close()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"the pool at {pool.path} is closed"):
+            pool.stats()
+        with pytest.raises(ValueError, match=f"the pool at {pool.path} is closed"):
+            pool.remove(one.digest)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import select
 import threading
 import time
 from contextlib import suppress
@@ -37,13 +39,31 @@ class ControlServer:
         self._listener = listener
         self._handlers = handlers
         self._thread = threading.Thread(target=self._accept, name="node-control", daemon=True)
+        self._retired = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
 
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
 
+    def retire(self) -> None:
+        """Take no more conversations, before what operations need is closed: they wait for the next process that has
+        the socket. One that goes on and ends well is still answered. One that fails is not, because nobody knows of
+        what: whoever asked is told that the node has gone, and asks again."""
+        if self._retired.is_set():
+            return
+        self._retired.set()
+        os.eventfd_write(self._wake, 1)
+        if self._thread.ident is not None:
+            self._thread.join()
+        os.close(self._wake)
+
     def _accept(self) -> None:
-        while True:
+        # Other processes accept there, too, and may have got a blocking socket from an older version.
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while poll.poll() and not self._retired.is_set():
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
@@ -71,6 +91,9 @@ class ControlServer:
         except (BrokenPipeError, ConnectionError):
             return
         except Exception as error:
+            if self._retired.is_set():
+                log.info("a command is left to the next worker: %s", error)
+                return
             if not isinstance(error, (PagepoolError, OSError)):
                 log.exception("a command failed")
             with suppress(OSError):

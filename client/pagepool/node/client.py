@@ -19,7 +19,7 @@ from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableE
 from pagepool.linux.superblocks import mounted_device
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at
-from pagepool.node.control import NodeGoneError, converse
+from pagepool.node.control import NodeGoneError, ask, converse
 from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
 
 if TYPE_CHECKING:
@@ -151,12 +151,7 @@ class NodeClient:
         return found
 
     def _ask(self, operation: str, **fields: object) -> Any:
-        """Ask for something that can be asked for twice; once more if the worker dies just then: there is another."""
-        request = {"op": operation, **fields}
-        try:
-            return converse(self.places.control, request)
-        except NodeGoneError:
-            return converse(self.places.control, request)
+        return ask(self.places.control, operation, **fields)
 
     def mount(
         self,

@@ -160,3 +160,25 @@ def converse(
     finally:
         channel.close()
     raise NodeGoneError(os.fspath(path), "the node ended in the middle")
+
+
+def ask(path: os.PathLike[str], operation: str, **fields: object) -> Any:
+    """Have a conversation that can be had twice: once more, if the worker dies just then, with the next one.
+
+    Args:
+        path: of the node's socket.
+        operation: what is asked for.
+        fields: of the request.
+
+    Returns:
+        what it answered.
+
+    Raises:
+        NodeGoneError: nobody answers there.
+        PagepoolError, OSError: what it says went wrong.
+    """
+    request = {"op": operation, **fields}
+    try:
+        return converse(path, request)
+    except NodeGoneError:
+        return converse(path, request)

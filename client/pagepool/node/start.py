@@ -29,7 +29,7 @@ from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableE
 from pagepool.linux import boot_id
 from pagepool.mount import kernel
 from pagepool.mount.device import unmount_device
-from pagepool.node.control import converse, decode_error, encode_error
+from pagepool.node.control import ask, converse, decode_error, encode_error
 from pagepool.node.guard import Guard
 from pagepool.node.handover import SUPERVISOR, WORKER, Post, count_starts, end_processes, is_ready, is_stopped
 from pagepool.node.lazy import mount_lazy
@@ -261,7 +261,7 @@ def upgrade_node(places: NodePlaces) -> int:
         UnreachableError: no node is running.
         BusyError: the new one does not answer.
     """
-    before = converse(places.control, {"op": "status"})["pid"]
+    before = ask(places.control, "status")["pid"]
     supervisor = Post(places.run, SUPERVISOR)
     if supervisor.holder() is None:
         raise UnreachableError(str(places.run), "there is no supervisor just now; try again")

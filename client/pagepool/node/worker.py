@@ -229,6 +229,7 @@ class Worker:
     def close(self) -> None:
         """Let go of everything; nothing is unmounted."""
         # What is asked for from here on is left to the next worker.
+        self._control.retire()
         if self.metrics is not None:
             self.metrics.close()
         self.lazy.retire()

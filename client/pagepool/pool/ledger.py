@@ -96,7 +96,11 @@ class Ledger:
     def __enter__(self) -> memoryview[int]:
         self._mutex.acquire()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            fcntl.flock(self._checked(), fcntl.LOCK_EX)
+        except BaseException:
+            self._mutex.release()
+            raise
+        try:
             self._begin()
         except BaseException:
             self._release()
@@ -123,10 +127,12 @@ class Ledger:
         if not self._mutex.acquire(blocking=False):
             return False
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.flock(self._checked(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException as error:
             self._mutex.release()
-            return False
+            if isinstance(error, BlockingIOError):
+                return False
+            raise
         try:
             self._begin()
             action(self.cells)
@@ -153,12 +159,18 @@ class Ledger:
         self._mutex = threading.Lock()
 
     def close(self) -> None:
-        """Let go of lock and map."""
-        os.close(self._lock)
-        os.close(self._file)
-        self._lock = self._file = -1  # their numbers may soon be those of other files
-        self.cells.release()
-        self._map.close()
+        """Let go of lock and map, once no other thread has the lock. From then on taking it is a ValueError."""
+        with self._mutex:
+            os.close(self._lock)
+            os.close(self._file)
+            self._lock = self._file = -1  # their numbers may soon be those of other files
+            self.cells.release()
+            self._map.close()
+
+    def _checked(self) -> int:
+        if self._lock < 0:
+            raise ValueError(f"the pool at {self._path.parent} is closed")
+        return self._lock
 
     def _load(self) -> None:
         self._copy[:] = self._map[:_SIZE]
