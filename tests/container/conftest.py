@@ -7,7 +7,6 @@ import os
 import pty
 import secrets
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pagepool.container import Record, cleanup_stale, list_containers, list_ende
 from pagepool.container.records import DEAD
 from tests.support import images
 from tests.support.cli import environment
+from tests.support.sharing import share
 from tests.support.tools import require, run
 
 _ROOT = Path(__file__).parents[2]
@@ -191,15 +191,15 @@ def _with_image(arguments: tuple[str | Path, ...]) -> list[str | Path]:
 
 
 @pytest.fixture(scope="session")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of an image with python, as umoci unpacks it. Nobody writes to it."""
     require("umoci")
-    cache = images.default_cache_dir()
-    images.build(["python-new"], cache)
-    work = tmp_path_factory.mktemp("unpacked")
-    run(["umoci", "unpack", "--image", f"{cache / 'python-new'}:latest", work / "bundle"])
-    yield work / "bundle" / "rootfs"
-    shutil.rmtree(work)
+    layout = images.build(["python-new"], images.default_cache_dir())["python-new"]
+
+    def unpack(place: Path) -> None:
+        run(["umoci", "unpack", "--image", f"{layout}:latest", place])
+
+    return share(tmp_path_factory, "unpacked", unpack) / "rootfs"
 
 
 @pytest.fixture

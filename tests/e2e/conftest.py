@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.support import images as recipes
 from tests.support import umoci
 from tests.support.server import Service, running_service
-from tests.support.slimming import make_slim
+from tests.support.slimming import share_slim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +38,19 @@ def redis() -> Path:
 @pytest.fixture(scope="session")
 def slim(images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The OCI layout of an image with fewer files, for what does not depend on how large an image is."""
-    return make_slim(images["debian-new"], tmp_path_factory.mktemp("slim") / "slim")
+    return share_slim(images["debian-new"], tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def slim_old(images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The OCI layout of nearly the same image as `slim`."""
+    return share_slim(images["debian-old"], tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def slim_nginx(images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The OCI layout of an image on `slim`, the same base."""
+    return share_slim(images["nginx-new"], tmp_path_factory)
 
 
 def _build(names: tuple[str, ...]) -> dict[str, Path]:
@@ -50,10 +63,10 @@ def _build(names: tuple[str, ...]) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def unpacked(
-    images: dict[str, Path], slim: Path, tmp_path_factory: pytest.TempPathFactory
+    images: dict[str, Path], slim: Path, slim_nginx: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[bytes, umoci.Row]]:
     """Tells what an image's root file system is, before it was pushed anywhere."""
-    layouts = {**images, "slim": slim}
+    layouts = {**images, "slim": slim, "slim-nginx": slim_nginx}
     known: dict[str, dict[bytes, umoci.Row]] = {}
 
     def describe(name: str) -> dict[bytes, umoci.Row]:
@@ -64,8 +77,17 @@ def unpacked(
     return describe
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with two workers, for all tests of a file: what one has pushed, the next one need not."""
+    directory = tmp_path_factory.mktemp("service")
+    with running_service(directory / "data", "--workers", "2") as running:
+        yield running
+    shutil.rmtree(directory)
+
+
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    """A service with two workers and an empty store."""
+def own_service(tmp_path: Path) -> Iterator[Service]:
+    """A service with two workers and an empty store, to be counted, stopped and killed."""
     with running_service(tmp_path / "data", "--workers", "2") as running:
         yield running

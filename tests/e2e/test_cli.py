@@ -35,9 +35,9 @@ def test_push_and_pull(
     assert umoci.unpack(tmp_path / "tagged", "latest", tmp_path) == unpacked("slim")
 
 
-def test_pushed_is_ready(images: dict[str, Path], service: Service) -> None:
+def test_pushed_is_ready(slim: Path, service: Service) -> None:
     """By default, push waits: what it has pushed can be looked into at once."""
-    pagepool("push", "--quiet", images["debian-old"], "debian:old", server=service.url)
+    pagepool("push", "--quiet", slim, "debian:old", server=service.url)
     image = json.loads(pagepool("inspect", "--json", "debian:old", server=service.url))
     assert image["state"] == "ready"
     listed = pagepool("ls", "debian:old:/etc", server=service.url)
@@ -45,11 +45,11 @@ def test_pushed_is_ready(images: dict[str, Path], service: Service) -> None:
 
 
 @pytest.mark.parametrize("archive", ["oci-archive", "docker-archive"])
-def test_archives(images: dict[str, Path], service: Service, archive: str, tmp_path: Path) -> None:
-    skopeo.copy(f"oci:{images['nginx-new']}:latest", f"{archive}:{tmp_path / 'in.tar'}:nginx:latest")
+def test_archives(slim_nginx: Path, service: Service, archive: str, tmp_path: Path) -> None:
+    skopeo.copy(f"oci:{slim_nginx}:latest", f"{archive}:{tmp_path / 'in.tar'}:nginx:latest")
     pagepool("push", "--quiet", tmp_path / "in.tar", "nginx:1", server=service.url)
     pushed = fetch_image(service.url, "nginx", "1")
-    assert pushed.diff_ids == read_image(images["nginx-new"]).diff_ids
+    assert pushed.diff_ids == read_image(slim_nginx).diff_ids
     pagepool("pull", "--quiet", "--format", archive, "nginx:1", tmp_path / "out.tar", server=service.url)
     skopeo.copy(f"{archive}:{tmp_path / 'out.tar'}", f"oci:{tmp_path / 'out'}:latest")
     assert read_image(tmp_path / "out").diff_ids == pushed.diff_ids

@@ -26,10 +26,8 @@ from tests.support.docker import running_docker
 from tests.support.layouts import read_image
 from tests.support.nodeserver import running_node
 from tests.support.podman import own_storage
-from tests.support.server import running_service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from pagepool.oci.mediatypes import Compression
@@ -55,13 +53,6 @@ class Seen(NamedTuple):
     owner: tuple[int, int]
     mtime: int
     content: object
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service for all of them."""
-    with running_service(tmp_path_factory.mktemp("service") / "data") as running:
-        yield running
 
 
 @pytest.fixture

@@ -193,6 +193,20 @@ def test_who_asked_for_a_blob_finds_it_when_the_manifest_comes(store: Store) -> 
     assert gone(store, again)
 
 
+def test_who_asks_for_what_goes_at_that_moment_is_told(store: Store) -> None:
+    """Between looking and noting that somebody did; else the client would push a manifest of what is not there."""
+    image = push_image(store, REPOSITORY, [layer(4)])
+    store.registry.renewed_after_ns = 0
+    assert all(store.registry.find_blob(REPOSITORY, digest)[1] for digest in image.blobs)
+    assert store.registry.ask_manifest(REPOSITORY, image.digest)[1]
+    collect(store, Policy(grace_s=0, untagged_s=0))
+    for digest in image.blobs:
+        with pytest.raises(BlobUnknownError):
+            store.registry.renew_blob(REPOSITORY, digest)
+    with pytest.raises(ManifestUnknownError):
+        store.registry.renew_manifest(REPOSITORY, image.digest)
+
+
 # -- retention -----------------------------------------------------------------------------------------------
 
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tarfile
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
 from isal import igzip
 
+from tests.support.sharing import share
+
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import IO
+
+    import pytest
 
 _LEFT_OUT = (
     *("usr/share/bash-completion", "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/man"),
@@ -28,12 +33,17 @@ _KEPT_DOCUMENTS = 40  # packages whose documentation stays
 _LEVEL = 3  # igzip's highest
 
 
+def share_slim(layout: Path, factory: pytest.TempPathFactory) -> Path:
+    """The slim image of an OCI layout, which all processes of a run of the tests have in common."""
+    return share(factory, f"slim-{layout.name}", lambda place: make_slim(layout, place))
+
+
 def make_slim(layout: Path, to: Path) -> Path:
-    """Make an image of one layer of the first layer's files of another.
+    """Make an image of another one's: the first layer has fewer files, those above it are the same.
 
     Args:
         layout: an OCI layout of one image.
-        to: does not exist yet; an OCI layout with the tag ``latest``.
+        to: does not exist yet; an OCI layout with the tag ``latest``. The same layer always gives the same bytes.
     """
     blobs = to / "blobs" / "sha256"
     blobs.mkdir(parents=True)
@@ -41,7 +51,7 @@ def make_slim(layout: Path, to: Path) -> Path:
     manifest = _read(_blob(layout, entry))
     config = _read(_blob(layout, manifest["config"]))
     part = to / "layer"
-    with igzip.IGzipFile(part, "wb", _LEVEL) as packed:  # type: ignore[no-untyped-call]
+    with igzip.IGzipFile(part, "wb", _LEVEL, mtime=0) as packed:  # type: ignore[no-untyped-call]
         plain = _Hashing(cast("IO[bytes]", packed))
         with (
             tarfile.open(_blob(layout, manifest["layers"][0])) as source,
@@ -52,10 +62,12 @@ def make_slim(layout: Path, to: Path) -> Path:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     layer = {**manifest["layers"][0], "digest": f"sha256:{digest}", "size": part.stat().st_size}
     part.rename(blobs / digest)
-    config["rootfs"]["diff_ids"] = [f"sha256:{plain.hash.hexdigest()}"]
-    config["history"] = config.get("history", [])[:1]
+    config["rootfs"]["diff_ids"][0] = f"sha256:{plain.hash.hexdigest()}"
+    above = manifest["layers"][1:]
+    for one in above:
+        shutil.copy(_blob(layout, one), blobs)
     described = _write(blobs, {**config}, manifest["config"]["mediaType"])
-    written = _write(blobs, {**manifest, "config": described, "layers": [layer]}, entry["mediaType"])
+    written = _write(blobs, {**manifest, "config": described, "layers": [layer, *above]}, entry["mediaType"])
     tagged = {**written, "annotations": {"org.opencontainers.image.ref.name": "latest"}}
     (to / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [tagged]}))
     (to / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')

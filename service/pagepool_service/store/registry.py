@@ -125,27 +125,40 @@ class Registry:
         """Note that a client relies on a blob of a repository, if that was last noted long ago.
 
         An effort: if nothing can be written, nothing is.
+
+        Raises:
+            BlobUnknownError: it was collected, or deleted, since it was looked for.
         """
-        self._renew(Table.LINKS, repository, digest)
+        if not self._renew(Table.LINKS, repository, digest):
+            raise BlobUnknownError(digest)
 
     def renew_manifest(self, repository: str, digest: Digest) -> None:
-        """As `renew_blob`, of a manifest."""
-        self._renew(Table.MANIFEST_LINKS, repository, digest)
+        """As `renew_blob`, of a manifest.
+
+        Raises:
+            ManifestUnknownError: it was collected, or deleted, since it was looked for.
+        """
+        if not self._renew(Table.MANIFEST_LINKS, repository, digest):
+            raise ManifestUnknownError(digest)
 
     def is_old(self, txn: Reader, table: Table, repository: str, digest: Digest) -> bool:
         """Whether a link is there whose time is long ago."""
         payload = txn.get(table, link_key(repository, digest))
         return payload is not None and link_time(payload) < time.time_ns() - self.renewed_after_ns
 
-    def _renew(self, table: Table, repository: str, digest: Digest) -> None:
+    def _renew(self, table: Table, repository: str, digest: Digest) -> bool:
+        """Returns False only if the link is known not to be there."""
         try:
             with self._env.write() as txn:
+                if not txn.has(table, link_key(repository, digest)):
+                    return False
                 if self.is_old(txn, table, repository, digest):
                     touch(txn, table, repository, digest)
                     if table is Table.MANIFEST_LINKS and is_collecting(txn):
                         renew_around(txn, repository, digest)
         except PagepoolError as error:
             log.debug("that %s is used in %s is not noted: %s", digest, repository, error)
+        return True
 
     # -- blobs -----------------------------------------------------------------------------------------------
 
