@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pagepool.container import Record, cleanup_stale, list_containers, list_ende
 from pagepool.container.records import DEAD
 from tests.support import images
 from tests.support.cli import environment
+from tests.support.forkserver import DRIVER, fork
 from tests.support.sharing import share
 from tests.support.tools import require, run
 
@@ -62,7 +64,7 @@ class Place:
         given: dict[str, Any] = {"root": str(self.root), "directory": str(self.directory)}
         given |= {"prefix": self.prefix, "config": self.config, "resizes": self.resizes}
         words = [str(word) for word in arguments]
-        return [sys.executable, "-m", "tests.container.driver", json.dumps(given), *words]
+        return [sys.executable, "-m", DRIVER, json.dumps(given), *words]
 
     def run(
         self, *arguments: str | Path, given: str | None = None, **variables: str
@@ -72,6 +74,9 @@ class Place:
 
     def call(self, *argv: str, given: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a program to its end."""
+        fresh = [sys.executable, "-m", DRIVER]
+        if list(argv[:3]) == fresh and not variables:
+            return _call_forked(argv, self.environment(), given)
         return subprocess.run(
             argv,
             env=self.environment() | variables,
@@ -117,6 +122,46 @@ class Place:
     def ended(self) -> list[Record]:
         """What is kept of those that have ended."""
         return list_ended(self.directory / "ended")
+
+
+def _call_forked(
+    argv: Sequence[str], environment: dict[str, str], given: str | None
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` does it, by a process that has imported the driver already."""
+    ours, theirs = zip(*(os.pipe() for _ in range(2)), strict=True)
+    feeding = os.pipe() if given is not None else ()
+    try:
+        process = fork(
+            argv[3:], environment, *theirs, program=DRIVER, given=feeding[0] if feeding else None, place=_ROOT
+        )
+    finally:
+        for descriptor in (*theirs, *feeding[:1]):
+            os.close(descriptor)
+    if feeding:
+        assert len(given or "") <= select.PIPE_BUF
+        os.write(feeding[1], (given or "").encode())
+        os.close(feeding[1])
+    said = dict.fromkeys(ours, b"")
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        waiting = set(ours)
+        while waiting:
+            ready, _, _ = select.select(list(waiting), [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise subprocess.TimeoutExpired(list(argv), TIMEOUT_S)
+            for descriptor in ready:
+                part = os.read(descriptor, 1 << 16)
+                said[descriptor] += part
+                if not part:
+                    waiting.remove(descriptor)
+        code = process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        process.kill()
+        for descriptor in ours:
+            os.close(descriptor)
+    texts = (said[descriptor].decode(errors="surrogateescape") for descriptor in ours)
+    out, err = (text.replace("\r\n", "\n").replace("\r", "\n") for text in texts)
+    return subprocess.CompletedProcess(list(argv), code, out, err)
 
 
 def begin(place: Place, *arguments: str) -> subprocess.Popen[str]:

@@ -38,6 +38,11 @@ _LOCK: Final = Lock()
 _PACKAGES: Final = ("pagepool.cli.commands", "pagepool_service.commands")
 
 
+PAGEPOOL: Final = "pagepool"
+DRIVER: Final = "tests.container.driver"
+"""That of the tests of containers, a module with a function `main` that looks at `sys.argv`."""
+
+
 class Forked:
     """A process that the server has forked, as `subprocess.Popen` shows its own.
 
@@ -85,7 +90,16 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def fork(argv: Sequence[str], environment: Mapping[str, str], output: int, errors: int) -> Forked:
+def fork(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    output: int,
+    errors: int,
+    *,
+    program: str = PAGEPOOL,
+    given: int | None = None,
+    place: Path | None = None,
+) -> Forked:
     """Have `pagepool` run in a process of its own.
 
     Args:
@@ -93,13 +107,17 @@ def fork(argv: Sequence[str], environment: Mapping[str, str], output: int, error
         environment: all of it.
         output: a descriptor for its standard output.
         errors: likewise, standard error.
+        program: which one: `PAGEPOOL` or `DRIVER`.
+        given: likewise, standard input; None: it has nothing in it.
+        place: its directory; None: that of this process.
     """
     status, theirs = os.pipe()
     try:
-        text = json.dumps([list(argv), dict(environment), str(Path.cwd())]).encode()
+        text = json.dumps([program, list(argv), dict(environment), str(place or Path.cwd())]).encode()
         with _LOCK:
             connection = _server(os.getpid())
-            socket.send_fds(connection, [len(text).to_bytes(4, "little")], [output, errors, theirs])
+            descriptors = [theirs, output, errors, *([] if given is None else [given])]
+            socket.send_fds(connection, [len(text).to_bytes(4, "little")], descriptors)
             connection.sendall(text)
             return Forked(int.from_bytes(connection.recv(4), "little"), status)
     finally:
@@ -134,7 +152,7 @@ def main(connection: socket.socket) -> None:
         path = importlib.import_module(package).__path__
         for module in pkgutil.iter_modules(path, f"{package}."):
             importlib.import_module(module.name)
-    for name in _MODULES:
+    for name in (*_MODULES, DRIVER):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
@@ -149,7 +167,7 @@ def main(connection: socket.socket) -> None:
             os.read(woken, 1 << 16)
             _reap(waiting)
         if connection.fileno() in ready:
-            head, rights, _, _ = socket.recv_fds(connection, 4, 3)
+            head, rights, _, _ = socket.recv_fds(connection, 4, 4)
             if not head:
                 return
             text = _receive(connection, int.from_bytes(head, "little"))
@@ -160,9 +178,10 @@ def main(connection: socket.socket) -> None:
                 connection.close()
                 _become(*json.loads(text), *rights)
                 return
-            waiting[pid] = rights[2]
-            os.close(rights[0])
-            os.close(rights[1])
+            told, *standard = rights
+            waiting[pid] = told
+            for descriptor in standard:
+                os.close(descriptor)
             connection.sendall(pid.to_bytes(4, "little"))
 
 
@@ -186,7 +205,7 @@ def _reap(waiting: dict[int, int]) -> None:
             os.close(told)
 
 
-def _become(argv: list[str], environment: dict[str, str], place: str, output: int, errors: int, told: int) -> None:
+def _become(program: str, argv: list[str], environment: dict[str, str], place: str, told: int, *standard: int) -> None:
     """Be the program, in the process that was forked."""
     from pagepool.cli.start import main as run_and_exit
     from pagepool.linux.processes import die_with_parent
@@ -195,16 +214,17 @@ def _become(argv: list[str], environment: dict[str, str], place: str, output: in
     for number in (signal.SIGCHLD, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.default_int_handler)
     os.close(told)
-    os.dup2(output, 1)
-    os.dup2(errors, 2)
-    os.close(output)
-    os.close(errors)
+    for descriptor, place_of in zip(standard, (1, 2, 0), strict=False):
+        os.dup2(descriptor, place_of)
+        os.close(descriptor)
     die_with_parent(os.getppid())
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
     os.chdir(place)
-    sys.argv = ["pagepool", *argv]
+    sys.argv = [program, *argv]
+    if program == DRIVER:
+        sys.exit(importlib.import_module(DRIVER).main())
     run_and_exit(argv)
 
 
