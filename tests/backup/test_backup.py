@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -362,6 +363,17 @@ def test_what_can_be_read_of_a_damaged_backup(made: Made, tmp_path: Path) -> Non
     assert blobs_of(tmp_path / "new", good) == good
 
 
+def test_a_file_of_a_backup_that_the_disk_does_not_read(made: Made, tmp_path: Path) -> None:
+    """It is named, and costs what was in it; the restore as a whole failed, also one of what can be read."""
+    name = back_up(made.data, tmp_path / "backup")
+    (file,) = (tmp_path / "backup" / "spool").iterdir()
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # nothing is at its beginning: EIO
+    done = restored(tmp_path / "backup", tmp_path / "new", name, partial=True)
+    assert [(damage.path, damage.reason) for damage in done.damage] == [(str(file), os.strerror(errno.EIO))]
+    assert list((tmp_path / "new" / "spool").iterdir()) == []
+
+
 def test_damage_in_the_store_is_left_out_and_told(data: Path, tmp_path: Path, run: Run) -> None:
     destination = tmp_path / "backup"
     first = back_up(data, destination)
@@ -455,6 +467,23 @@ def test_a_restore_that_was_cut_off_is_not_served_and_can_be_done_again(
     with pytest.raises(StoreFormatError, match="being restored"):
         Store.open(new)
     assert restored(destination, new, name).clean
+
+
+def test_one_restore_at_a_time(made: Made, tmp_path: Path) -> None:
+    """The second one took what the first had made for what one that was cut off had left, and removed it."""
+    destination, new = tmp_path / "backup", tmp_path / "new"
+    name = back_up(made.data, destination)
+    refused: list[int] = []
+
+    def again(size: int) -> None:
+        with pytest.raises(BusyError, match=f"in use by process {os.getpid()}"):
+            restored(destination, new, name)
+        refused.append(size)
+
+    with open_repository(destination, write=False) as repository:
+        assert restore(repository, repository.load(name), new, progress=again).clean
+    assert refused
+    assert content(new) == content(made.data)
 
 
 # -- the commands ----------------------------------------------------------------------------------------------
