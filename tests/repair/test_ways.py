@@ -42,7 +42,7 @@ from tests.faults import flip_file, flip_pages, flip_record, in_child, records, 
 from tests.ingest.sparse import sparse_tar
 from tests.repair.helpers import ROUNDS, file_frames, first, opaque_frames, repair, wreck, wreck_all
 from tests.store.checking import check
-from tests.store.helpers import gzipped, ingest_all, make_tar, push, text
+from tests.store.helpers import gzipped, ingest_all, make_tar, noise, push, text
 from tests.store.samples import APP, OPAQUE, SPOOLED
 from tests.support.certificates import TestAuthority
 from tests.support.cli import pagepool
@@ -108,6 +108,23 @@ def test_the_index_is_made_again_from_the_frames(data: Path, made: Made) -> None
     assert repair(data).clean
     assert check(data).problems == []
     assert blobs_of(data, made.sample.blobs) == made.sample.blobs
+
+
+def test_a_damaged_frame_gives_what_the_index_has_lost(tmp_path: Path) -> None:
+    """Both are damaged: what is sound in the frame was taken out with it."""
+    data, files = tmp_path / "data", {name: noise(60_000, name) for name in ("a", "b")}
+    with Store.open(data) as store:
+        push(store, make_tar(files))
+        ingest_all(store)
+    (frame,) = file_frames(data)
+    replace_record(data, Table.FRAMES, frame.key, frame.value[:-40] + bytes(16) + frame.value[-24:])
+    names = {name: blake3(content).digest() for name, content in files.items()}
+    with Store.open(data) as store, store.env.write() as txn:
+        txn.delete(Table.EXTENTS, names["a"])
+    repair(data)
+    with Store.open(data) as store, store.env.read() as txn:
+        assert store.extents.extent(txn, names["a"]) == files["a"]
+        assert not txn.has(Table.EXTENTS, names["b"])
 
 
 def test_the_holes_of_sparse_files_are_zeros(data: Path) -> None:
