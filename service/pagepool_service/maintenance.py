@@ -94,17 +94,24 @@ def run(
         Store.open(settings.data, quota_bytes=settings.quota_bytes) as store,
     ):
         store.env.on_panic = end_at_once
-        largest = settings.max_layer_bytes
+        limits, inflate_limits = limits_of(settings)
         Maintenance(
             store,
             slot=slot,
             verifier=verifier,
             rebuild_compressed=settings.rebuild_compressed,
-            limits=Limits(largest, largest, setting="PAGEPOOL_MAX_LAYER_SIZE"),
-            inflate_limits=InflateLimits(plain_size=largest, ratio=settings.max_layer_ratio),
+            limits=limits,
+            inflate_limits=inflate_limits,
             observe=_open_metrics(figures, slot),
             tracing=_open_tracing(settings, slot, pushes),
         ).run_forever(wake_fd, Prebuilder(store, settings.data) if slot == 0 else None)
+
+
+def limits_of(settings: Settings) -> tuple[Limits, InflateLimits]:
+    """What the settings say that a tar may claim, and what a compressed stream may grow to."""
+    largest = settings.max_layer_bytes
+    limits = Limits(largest, largest, setting="PAGEPOOL_MAX_LAYER_SIZE")
+    return limits, InflateLimits(plain_size=largest, ratio=settings.max_layer_ratio)
 
 
 def _open_metrics(figures: Path | None, slot: int) -> Callable[[str, float], None]:

@@ -35,7 +35,7 @@ from pagepool_service.repair.sources import BackupSource, LayoutSource, Registry
 from pagepool_service.store.catalogue import tag_key
 from pagepool_service.store.collect.collector import lock_collection
 from pagepool_service.store.environment import Table, checksum
-from pagepool_service.store.schema import ContentKind, u64
+from pagepool_service.store.schema import ContentKind, LayerState, u64
 from pagepool_service.store.store import Store
 from tests.backup.helpers import blobs_of, content
 from tests.faults import flip_file, flip_pages, flip_record, in_child, records, replace_record
@@ -108,6 +108,21 @@ def test_the_index_is_made_again_from_the_frames(data: Path, made: Made) -> None
     assert repair(data).clean
     assert check(data).problems == []
     assert blobs_of(data, made.sample.blobs) == made.sample.blobs
+
+
+def test_layers_are_read_again_as_the_settings_say(
+    data: Path, made: Made, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a service has taken that may take more than usual could not be mounted after a repair, and was told to be
+    repaired. Here that one may take less is easier to see."""
+    wreck_all(data, (record for record in records(data, Table.RECIPES)))
+    monkeypatch.setenv("PAGEPOOL_MAX_LAYER_SIZE", "1000")
+    run("fsck", "--repair", "--data", data)
+    with Store.open(data, readonly=True) as store:
+        record = store.blobs.stat(Digest.of(gzipped(APP)))
+    assert record.state is LayerState.UNMOUNTABLE
+    assert "1000" in record.reason
+    assert record.size == len(made.sample.blobs[Digest.of(gzipped(APP))])
 
 
 def test_a_damaged_frame_gives_what_the_index_has_lost(tmp_path: Path) -> None:
