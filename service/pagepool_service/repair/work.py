@@ -53,9 +53,7 @@ def do_work(
     left = _waiting(context.store, context.jobs)
     while left:
         tell(f"reading {len(left)} blobs again")
-        if not live:
-            maintenance.run_one()
-        else:
+        if live or not maintenance.run_one():
             time.sleep(_LOOK_S)
         before, left = left, _waiting(context.store, context.jobs)
         if left != before:
