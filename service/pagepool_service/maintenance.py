@@ -43,6 +43,7 @@ from pagepool_service.logfields import working_on
 from pagepool_service.panic import end_at_once
 from pagepool_service.prebuild import Prebuilder
 from pagepool_service.settling import find_encoder, move_into_frames
+from pagepool_service.store.blobs import SpoolFailedError
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import read_chunk
 from pagepool_service.store.schema import ContentKind, JobKind, LayerRecord, LayerState, recipe_key
@@ -94,17 +95,24 @@ def run(
         Store.open(settings.data, quota_bytes=settings.quota_bytes) as store,
     ):
         store.env.on_panic = end_at_once
-        largest = settings.max_layer_bytes
+        limits, inflate_limits = limits_of(settings)
         Maintenance(
             store,
             slot=slot,
             verifier=verifier,
             rebuild_compressed=settings.rebuild_compressed,
-            limits=Limits(largest, largest, setting="PAGEPOOL_MAX_LAYER_SIZE"),
-            inflate_limits=InflateLimits(plain_size=largest, ratio=settings.max_layer_ratio),
+            limits=limits,
+            inflate_limits=inflate_limits,
             observe=_open_metrics(figures, slot),
             tracing=_open_tracing(settings, slot, pushes),
         ).run_forever(wake_fd, Prebuilder(store, settings.data) if slot == 0 else None)
+
+
+def limits_of(settings: Settings) -> tuple[Limits, InflateLimits]:
+    """What the settings say that a tar may claim, and what a compressed stream may grow to."""
+    largest = settings.max_layer_bytes
+    limits = Limits(largest, largest, setting="PAGEPOOL_MAX_LAYER_SIZE")
+    return limits, InflateLimits(plain_size=largest, ratio=settings.max_layer_ratio)
 
 
 def _open_metrics(figures: Path | None, slot: int) -> Callable[[str, float], None]:
@@ -180,6 +188,7 @@ class Maintenance:
         self._limits = limits or Limits()
         self._inflate_limits = inflate_limits or InflateLimits()
         self._healed: Counter[Digest] = Counter()
+        self._later: dict[Digest, float] = {}  # blobs whose files the disk does not read: when to try again
         self._leases_due = 0.0
         self._observe = observe
         self._tracing = tracing
@@ -237,7 +246,9 @@ class Maintenance:
             StoreFullError, ReadOnlyError: the store cannot take the result now; the job stays in the queue.
             CorruptError: stored bytes are wrong, and trying again has not helped.
         """
-        job = self._store.jobs.begin_next(self._slot)
+        now = time.monotonic()
+        self._later = {blob: due for blob, due in self._later.items() if due > now}
+        job = self._store.jobs.begin_next(self._slot, self._later)
         if job is None:
             return False
         with working_on(job), self._tracing.job(job) if self._tracing is not None else contextlib.nullcontext():
@@ -264,6 +275,10 @@ class Maintenance:
                 self._settle(job, record)
         except BlobUnknownError:  # removed meanwhile
             self._drop(job)
+        except SpoolFailedError as error:  # of this one blob: those behind it need not wait
+            log.error("the job on %s is put off for %.0f s: %s", job.blob, _LONGEST_PAUSE_S, error)
+            self._later[job.blob] = time.monotonic() + _LONGEST_PAUSE_S
+            self._store.jobs.put_back(job, last=True)
         except (StoreFullError, ReadOnlyError, BusyError):
             # When even this cannot be written the job stays ours, and is taken up again all the same.
             with contextlib.suppress(StoreFullError, ReadOnlyError):

@@ -15,11 +15,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes
 
-from pagepool.errors import LayerInvalidError, LimitError, PendingError
+from pagepool.errors import CorruptError, LayerInvalidError, LimitError, PendingError
 from pagepool.image import Tree, TreeMerger, decode_chunk, iter_members
 from pagepool_service.images import PENDING, UNMOUNTABLE
 from pagepool_service.store.environment import Table
-from pagepool_service.store.schema import recipe_key
+from pagepool_service.store.schema import parse_recipe_key, recipe_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ class Trees:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._kept: OrderedDict[tuple[int, ...], Tree] = OrderedDict()
+        self._kept: OrderedDict[tuple[LayerRecord, ...], Tree] = OrderedDict()
         self._lock = threading.Lock()
         self._merging = threading.Lock()
 
@@ -57,7 +57,7 @@ class Trees:
         Raises:
             PendingError, LayerInvalidError, LimitError: see `tree`.
         """
-        return self._take(_recipes(view))
+        return self._take(_layers(view))
 
     def tree(self, view: ImageView, step: Callable[[int], object] = lambda _: None) -> Tree:
         """The tree of an image. Blocks while it is merged.
@@ -69,43 +69,45 @@ class Trees:
             PendingError: its layers are still being read.
             LayerInvalidError: it is unmountable.
             LimitError: it has more members than a listing is made for.
+            CorruptError: a recipe is damaged, or was collected meanwhile.
         """
-        return self._tree(_recipes(view), step)
+        return self._tree(_layers(view), step)
 
     def tree_of(self, layers: Sequence[LayerRecord]) -> Tree:
         """The tree of layers, lowest first. Blocks while it is merged.
 
         Raises:
             LimitError: they have more members than a listing is made for.
+            CorruptError: see `tree`.
         """
-        return self._tree(_recipes_of(layers), lambda _: None)
+        return self._tree(_bounded(layers), lambda _: None)
 
-    def _tree(self, recipes: tuple[int, ...], step: Callable[[int], object]) -> Tree:
+    def _tree(self, layers: tuple[LayerRecord, ...], step: Callable[[int], object]) -> Tree:
         with self._merging:  # also so that two requests do not merge the same tree one after the other
-            tree = self._take(recipes)
+            tree = self._take(layers)
             if tree is None:
-                tree = self._merge(recipes, step)
-                self._keep(recipes, tree)
+                tree = self._merge(layers, step)
+                self._keep(layers, tree)
         return tree
 
-    def _take(self, recipes: tuple[int, ...]) -> Tree | None:
+    def _take(self, layers: tuple[LayerRecord, ...]) -> Tree | None:
         with self._lock:
-            tree = self._kept.get(recipes)
+            tree = self._kept.get(layers)
             if tree is not None:
-                self._kept.move_to_end(recipes)
+                self._kept.move_to_end(layers)
         return tree
 
-    def _keep(self, recipes: tuple[int, ...], tree: Tree) -> None:
+    def _keep(self, layers: tuple[LayerRecord, ...], tree: Tree) -> None:
         with self._lock:
-            self._kept[recipes] = tree
+            self._kept[layers] = tree
             nodes = sum(kept.size for kept in self._kept.values())
             while len(self._kept) > 1 and (len(self._kept) > _TREES_KEPT or nodes > _NODES_KEPT):
                 nodes -= self._kept.popitem(last=False)[1].size
 
-    def _merge(self, recipes: Sequence[int], step: Callable[[int], object]) -> Tree:
+    def _merge(self, layers: Sequence[LayerRecord], step: Callable[[int], object]) -> Tree:
         merger = TreeMerger(2 * MAX_MEMBERS)
-        for recipe in recipes:
-            merger.apply_layer(iter_members(_counted(recipe_chunks(self._store, recipe), step)))
+        for layer in layers:
+            merger.apply_layer(iter_members(_counted(_whole(self._store, layer), step)))
         return merger.finish()
 
 
@@ -115,8 +117,28 @@ def _counted(chunks: Iterator[Sequence[Op]], step: Callable[[int], object]) -> I
         step(len(chunk))
 
 
+def _whole(store: Store, layer: LayerRecord) -> Iterator[Sequence[Op]]:
+    """The decoded chunks of a layer's recipe, and an error where one of them is not there any more.
+
+    Without the rest of a layer that is collected while it is read, a tree would be whole, and wrong.
+    """
+    position = 0
+    for start, ops in _read_chunks(store, layer.recipe):
+        if start != position:
+            break
+        position += sum(op.size for op in ops)
+        yield ops
+    if position != layer.plain_size:
+        raise CorruptError("recipe", str(layer.recipe), f"nothing covers byte {position}")
+
+
 def recipe_chunks(store: Store, recipe: int) -> Iterator[Sequence[Op]]:
-    """The decoded chunks of a recipe, each read in a transaction of its own."""
+    """The decoded chunks of a recipe, those that are there, each read in a transaction of its own."""
+    return (ops for _, ops in _read_chunks(store, recipe))
+
+
+def _read_chunks(store: Store, recipe: int) -> Iterator[tuple[int, Sequence[Op]]]:
+    """Chunks, and where in the tar each begins."""
     prefix = recipe_key(recipe, 0)[:8]
     start: bytes | None = prefix
     while start is not None:
@@ -126,23 +148,28 @@ def recipe_chunks(store: Store, recipe: int) -> Iterator[Sequence[Op]]:
                 return
             ops = decode_chunk(record[1])
         start = record[0] + b"\0"
-        yield ops
+        yield parse_recipe_key(record[0])[1], ops
 
 
-def _recipes(view: ImageView) -> tuple[int, ...]:
-    """The recipes of an image's layers, if it can be listed."""
+def _layers(view: ImageView) -> tuple[LayerRecord, ...]:
+    """An image's layers, if it can be listed."""
     if view.state == UNMOUNTABLE:
         raise LayerInvalidError(str(view.digest), view.reason)
     if view.state == PENDING:
         raise PendingError(view.digest, view.waiting)
-    return _recipes_of([layer.layer for layer in view.layers if layer.layer is not None])
+    found: list[LayerRecord] = []
+    for layer in view.layers:
+        if layer.layer is None:  # without it the tree would be another
+            raise CorruptError("layer", str(layer.descriptor.digest), "it was read, and is not there")
+        found.append(layer.layer)
+    return _bounded(found)
 
 
-def _recipes_of(layers: Sequence[LayerRecord]) -> tuple[int, ...]:
+def _bounded(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
     members = sum(layer.members for layer in layers)
     if members > MAX_MEMBERS:
         raise LimitError("number of members", members, MAX_MEMBERS)
-    return tuple(layer.recipe for layer in layers)
+    return tuple(layers)
 
 
 def list_files(tree: Tree, path: bytes, *, recursive: bool, limit: int, after: bytes | None) -> FilesPage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -16,10 +17,12 @@ import pytest
 from pagepool.digest import Digest
 from pagepool.errors import BusyError, CorruptError, PagepoolError, StoreFormatError, StoreFullError
 from pagepool.oci.mediatypes import OCI_LAYER_GZIP
+from pagepool_service.backup import repository as repository_module
 from pagepool_service.backup import restoring, segments, taking
 from pagepool_service.backup.repository import BackupInvalidError, Repository, check_apart, open_repository
 from pagepool_service.backup.restoring import check_snapshot, restore
 from pagepool_service.backup.taking import take_backup
+from pagepool_service.store.blobs import sync_directory
 from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
 from pagepool_service.store.store import Store
@@ -28,13 +31,14 @@ from tests.fault.pushing import Acknowledged, Pusher
 from tests.faults import file_size_limit, flip_file, flip_record, in_child, records
 from tests.repair.helpers import ROUNDS
 from tests.store.checking import check
-from tests.store.helpers import gzipped, ingest_all, make_tar, push, text
+from tests.store.helpers import REPOSITORY, gzipped, ingest_all, make_tar, push, text
 from tests.store.samples import BASE, SPOOLED, push_image
 from tests.support.server import running_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pagepool_service.store.environment import Reader
     from tests.backup.conftest import Made
     from tests.cli.conftest import Run
 
@@ -179,6 +183,43 @@ def test_what_changes_between_the_passes_is_taken_too(
     assert blobs_of(tmp_path / "new", made.sample.blobs) == made.sample.blobs
 
 
+def test_a_blob_that_is_settled_removed_and_pushed_again_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is not lost: it was another one that the snapshot's record was about."""
+    blob = random.Random(2).randbytes(300_000)
+    whole, spooled, is_still = taking._Taking._finish, taking._spooled, taking._Taking._is_still
+    asked: list[Digest] = []
+    begun: list[str] = []
+
+    def finish(self: taking._Taking) -> str:
+        if not begun:
+            push(store, blob)
+        begun.append("")
+        return whole(self)
+
+    def look(txn: Reader) -> dict[Digest, int]:
+        found = spooled(txn)
+        if begun and not asked:
+            ingest_all(store)
+        return found
+
+    def ask(self: taking._Taking, digest: Digest, *seen: bytes) -> bool:
+        asked.append(digest)
+        store.registry.delete_blob(REPOSITORY, digest)
+        push(store, blob)
+        return is_still(self, digest, *seen)
+
+    monkeypatch.setattr(taking._Taking, "_finish", finish)
+    monkeypatch.setattr(taking, "_spooled", look)
+    monkeypatch.setattr(taking._Taking, "_is_still", ask)
+    with Store.open(tmp_path / "data") as store, open_repository(tmp_path / "backup", write=True) as repository:
+        name = taking._Taking(store, repository, lambda _: None).run()
+    assert asked == [Digest.of(blob)]
+    assert restored(tmp_path / "backup", tmp_path / "new", name).clean
+    assert blobs_of(tmp_path / "new", asked) == {asked[0]: blob}
+
+
 def _settle_and_push(data: Path) -> None:
     with Store.open(data) as store:
         ingest_all(store)
@@ -226,6 +267,31 @@ def test_a_backup_that_is_killed_leaves_every_snapshot_whole(data: Path, tmp_pat
     assert list((destination / "tmp").iterdir()) == []
     assert restored(destination, tmp_path / "new", second).clean
     assert content(tmp_path / "new") == content(data)
+
+
+def test_what_a_backup_that_was_ended_has_left(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its segments are used, and their names durable before a snapshot is that has them; the rest goes."""
+    destination = tmp_path / "backup"
+    synced: set[Path] = set()
+
+    def ended(_taking: taking._Taking) -> str:
+        raise KeyboardInterrupt
+
+    def sync(path: Path) -> None:
+        synced.add(path)
+        sync_directory(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(taking._Taking, "_finish", ended)
+        with pytest.raises(KeyboardInterrupt):
+            back_up(made.data, destination)
+    (destination / "tmp" / "pagepool-check-1" / "data").mkdir(parents=True)  # of one that was killed while it verified
+    before = files_of(destination)
+    monkeypatch.setattr(repository_module, "sync_directory", sync)
+    back_up(made.data, destination)
+    assert before.items() <= files_of(destination).items()
+    assert {path.parent for path in before} <= synced
+    assert list((destination / "tmp").iterdir()) == []
 
 
 def test_a_full_disk_fails_the_backup_and_nothing_else(data: Path, tmp_path: Path) -> None:
@@ -295,6 +361,17 @@ def test_what_can_be_read_of_a_damaged_backup(made: Made, tmp_path: Path) -> Non
     assert {problem.kind for problem in done.report.problems} == {"blob"}
     good = {digest: blob for digest, blob in made.sample.blobs.items() if blob != SPOOLED}
     assert blobs_of(tmp_path / "new", good) == good
+
+
+def test_a_file_of_a_backup_that_the_disk_does_not_read(made: Made, tmp_path: Path) -> None:
+    """It is named, and costs what was in it; the restore as a whole failed, also one of what can be read."""
+    name = back_up(made.data, tmp_path / "backup")
+    (file,) = (tmp_path / "backup" / "spool").iterdir()
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # nothing is at its beginning: EIO
+    done = restored(tmp_path / "backup", tmp_path / "new", name, partial=True)
+    assert [(damage.path, damage.reason) for damage in done.damage] == [(str(file), os.strerror(errno.EIO))]
+    assert list((tmp_path / "new" / "spool").iterdir()) == []
 
 
 def test_damage_in_the_store_is_left_out_and_told(data: Path, tmp_path: Path, run: Run) -> None:
@@ -390,6 +467,23 @@ def test_a_restore_that_was_cut_off_is_not_served_and_can_be_done_again(
     with pytest.raises(StoreFormatError, match="being restored"):
         Store.open(new)
     assert restored(destination, new, name).clean
+
+
+def test_one_restore_at_a_time(made: Made, tmp_path: Path) -> None:
+    """The second one took what the first had made for what one that was cut off had left, and removed it."""
+    destination, new = tmp_path / "backup", tmp_path / "new"
+    name = back_up(made.data, destination)
+    refused: list[int] = []
+
+    def again(size: int) -> None:
+        with pytest.raises(BusyError, match=f"in use by process {os.getpid()}"):
+            restored(destination, new, name)
+        refused.append(size)
+
+    with open_repository(destination, write=False) as repository:
+        assert restore(repository, repository.load(name), new, progress=again).clean
+    assert refused
+    assert content(new) == content(made.data)
 
 
 # -- the commands ----------------------------------------------------------------------------------------------

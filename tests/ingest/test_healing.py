@@ -182,6 +182,23 @@ def _die_while_reading(data: Path) -> None:
         Maintenance(store).run_one()
 
 
+def test_a_file_that_the_disk_does_not_read_keeps_no_others_waiting(store: Store) -> None:
+    """Nothing was ever settled while it was there, nor any image made ahead: its job came first, time and again."""
+    digests = [push(store, gzipped(layer)) for layer in (FIRST, SECOND)]
+    path = store.blobs.spool_path(digests[0])
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # nothing is at its beginning: EIO
+    assert ingest_all(store) == 3
+    records = [store.blobs.stat(digest) for digest in digests]
+    assert [(record.state, record.content) for record in records] == [
+        (LayerState.PENDING, ContentKind.SPOOL),
+        (LayerState.READY, ContentKind.OBJECT),
+    ]
+    push(store, gzipped(FIRST))
+    ingest_all(store)
+    assert store.blobs.stat(digests[0]).state is LayerState.READY
+
+
 def test_a_layer_that_kills_its_process_is_given_up_after_three_times(data: Path) -> None:
     large = make_tar({"file": noise(2_000_000)})
     with Store.open(data) as store:

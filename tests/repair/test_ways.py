@@ -21,6 +21,7 @@ from blake3 import blake3
 
 from pagepool.digest import Digest
 from pagepool.errors import BlobUnknownError, BusyError
+from pagepool.extents import EXTENT_SIZE
 from pagepool.oci import parse_manifest
 from pagepool.oci.mediatypes import OCI_FOREIGN_LAYER_GZIP, OCI_MANIFEST
 from pagepool.pool import Pool
@@ -34,13 +35,14 @@ from pagepool_service.repair.sources import BackupSource, LayoutSource, Registry
 from pagepool_service.store.catalogue import tag_key
 from pagepool_service.store.collect.collector import lock_collection
 from pagepool_service.store.environment import Table, checksum
-from pagepool_service.store.schema import ContentKind
+from pagepool_service.store.schema import ContentKind, LayerState, u64
 from pagepool_service.store.store import Store
 from tests.backup.helpers import blobs_of, content
 from tests.faults import flip_file, flip_pages, flip_record, in_child, records, replace_record
+from tests.ingest.sparse import sparse_tar
 from tests.repair.helpers import ROUNDS, file_frames, first, opaque_frames, repair, wreck, wreck_all
 from tests.store.checking import check
-from tests.store.helpers import gzipped, text
+from tests.store.helpers import gzipped, ingest_all, make_tar, noise, push, text
 from tests.store.samples import APP, OPAQUE, SPOOLED
 from tests.support.certificates import TestAuthority
 from tests.support.cli import pagepool
@@ -106,6 +108,62 @@ def test_the_index_is_made_again_from_the_frames(data: Path, made: Made) -> None
     assert repair(data).clean
     assert check(data).problems == []
     assert blobs_of(data, made.sample.blobs) == made.sample.blobs
+
+
+def test_layers_are_read_again_as_the_settings_say(
+    data: Path, made: Made, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a service has taken that may take more than usual could not be mounted after a repair, and was told to be
+    repaired. Here that one may take less is easier to see."""
+    wreck_all(data, (record for record in records(data, Table.RECIPES)))
+    monkeypatch.setenv("PAGEPOOL_MAX_LAYER_SIZE", "1000")
+    run("fsck", "--repair", "--data", data)
+    with Store.open(data, readonly=True) as store:
+        record = store.blobs.stat(Digest.of(gzipped(APP)))
+    assert record.state is LayerState.UNMOUNTABLE
+    assert "1000" in record.reason
+    assert record.size == len(made.sample.blobs[Digest.of(gzipped(APP))])
+
+
+def test_a_damaged_frame_gives_what_the_index_has_lost(tmp_path: Path) -> None:
+    """Both are damaged: what is sound in the frame was taken out with it."""
+    data, files = tmp_path / "data", {name: noise(60_000, name) for name in ("a", "b")}
+    with Store.open(data) as store:
+        push(store, make_tar(files))
+        ingest_all(store)
+    (frame,) = file_frames(data)
+    replace_record(data, Table.FRAMES, frame.key, frame.value[:-40] + bytes(16) + frame.value[-24:])
+    names = {name: blake3(content).digest() for name, content in files.items()}
+    with Store.open(data) as store, store.env.write() as txn:
+        txn.delete(Table.EXTENTS, names["a"])
+    repair(data)
+    with Store.open(data) as store, store.env.read() as txn:
+        assert store.extents.extent(txn, names["a"]) == files["a"]
+        assert not txn.has(Table.EXTENTS, names["b"])
+
+
+def test_the_holes_of_sparse_files_are_zeros(data: Path) -> None:
+    """Nothing of a tar is made of their extents, so nothing but the files misses them. Here just these are lost."""
+    sizes = (EXTENT_SIZE, 100, 5000, 7)
+    with Store.open(data) as store:
+        for size in sizes:  # each has a frame of its own
+            push(store, make_tar({"zeros": bytes(size)}))
+            ingest_all(store)
+        blobs = [push(store, sparse_tar("file", 3 * EXTENT_SIZE + 100, [(0, b"data")]))]
+        blobs += [push(store, sparse_tar("hole", size, [])) for size in (5000, 2 * EXTENT_SIZE + 7)]
+        ingest_all(store)
+        names = {blake3(bytes(size)).digest() for size in sizes}
+        with store.env.write() as txn:
+            for name in names:
+                place = store.extents.find(txn, name)
+                assert place is not None
+                txn.delete(Table.EXTENTS, name)
+                txn.delete(Table.FRAMES, u64(place.frame))
+    assert len([problem for problem in check(data).problems if problem.kind == "layer"]) == 3 + len(sizes)
+    assert repair(data).clean
+    with Store.open(data) as store, store.env.read() as txn:
+        assert txn.present(Table.EXTENTS, sorted(names)) == names
+        assert all(store.blobs.record(txn, blob).content is ContentKind.RECIPE for blob in blobs)
 
 
 def test_the_pool_has_files_that_the_store_has_lost(alone: Path, tmp_path: Path) -> None:

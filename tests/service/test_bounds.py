@@ -34,11 +34,12 @@ from tests.store.helpers import gzipped, ingest_all, make_tar, noise, push
 from tests.store.samples import descriptor, put_index
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
 
     from pagepool.oci import Manifest
     from pagepool_service.store.catalogue import StoredManifest
+    from pagepool_service.store.schema import LayerRecord
 
 COMMON = {"common": noise(5000, "common")}
 BASE = make_tar({**COMMON, "base": noise(3000, "base")})
@@ -287,9 +288,9 @@ def test_merging_does_not_keep_pulls_waiting(store: Store, monkeypatch: pytest.M
     real = Trees._merge
     blob = Digest.of(BASE)
 
-    def slow(self: Trees, recipes: tuple[int, ...], step: Callable[[int], object]) -> object:
+    def slow(self: Trees, layers: Sequence[LayerRecord], step: Callable[[int], object]) -> object:
         go_on.wait(20)
-        return real(self, recipes, step)
+        return real(self, layers, step)
 
     async def talk(http: httpx.AsyncClient) -> None:
         assert (await http.get("/v1/b/images/alone/files")).status_code == 200

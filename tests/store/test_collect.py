@@ -29,6 +29,8 @@ from pagepool_service.store.schema import u64
 from pagepool_service.store.statistics import collect_totals
 from pagepool_service.store.store import Store
 from tests.faults import flip_record, records
+from tests.ingest.sparse import sparse_tar
+from tests.store.checking import check
 from tests.store.collecting import Layer, Pushed, assert_whole, contents, cut, keys, push_image, push_index
 from tests.store.helpers import ingest_all, make_tar, noise, push, read, text
 
@@ -550,6 +552,41 @@ def test_a_layer_whose_extents_were_swept_is_read_again(store: Store, monkeypatc
     assert swept[0] >= 30
     assert store.blobs.stat(second).state == 1
     assert read(store, second) == make_tar({**files, "more": b"more"})
+
+
+def test_holes_whose_extents_were_swept_are_stored_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a sparse file's holes is read when its layer is verified; at the end is a piece of zeros like another.
+
+    Where it is missing after all, as it could be, fsck says so.
+    """
+    hole = bytes(100)
+    name = blake3(hole).digest()
+    commit = Committer._commit
+    swept: list[int] = []
+
+    def after_a_sweep(self: Committer, batch: Batch) -> None:
+        if not swept:
+            store.registry.delete_blob(REPOSITORY, first)
+            swept.append(collect(store, Policy()).freed["layers"])
+        commit(self, batch)
+
+    with Store.open(data) as store:
+        first = push(store, make_tar({"zeros": hole}), repository=REPOSITORY)
+        ingest_all(store)
+        second = push(store, sparse_tar("file", EXTENT_SIZE + len(hole), [(0, b"data")]), repository=REPOSITORY)
+        monkeypatch.setattr(Committer, "_commit", after_a_sweep)
+        ingest_all(store)
+        assert swept == [1]
+        assert store.blobs.stat(second).state == 1
+        assert name in keys(store, Table.EXTENTS)
+    assert check(data).clean
+    with Store.open(data) as store, store.env.write() as txn:
+        place = store.extents.find(txn, name)
+        assert place is not None
+        txn.delete(Table.EXTENTS, name)
+        txn.delete(Table.FRAMES, u64(place.frame))
+    found = [problem.reason for problem in check(data).problems if problem.kind == "layer"]
+    assert found == [f"it cannot be rebuilt: corrupt extent {name.hex()}: it is referred to and not there"]
 
 
 def test_a_list_of_extents_that_was_swept_and_is_written_anew_keeps_what_it_names(store: Store) -> None:

@@ -20,6 +20,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -171,11 +172,17 @@ class Repository:
         return self.path / "spool" / digest.replace(":", "-", 1)
 
     def has(self, path: Path, size: int) -> bool:
-        """Whether a file is there, of the size that it must have: files get their names when they are whole."""
+        """Whether a file is there, of the size that it must have: files get their names when they are whole.
+
+        Its name is durable after `sync`: a run that was ended may have left it before it came to that.
+        """
         try:
-            return path.stat().st_size == size
+            found = path.stat().st_size == size
         except FileNotFoundError:
             return False
+        if found:
+            self._touched |= {path.parent, path.parent.parent}
+        return found
 
     def add(self, path: Path, pieces: Iterable[bytes]) -> int:
         """Write a file, synced, and give it its name. Returns its bytes. Its name is durable after `sync`.
@@ -279,7 +286,9 @@ class Repository:
     def sweep(self) -> None:
         """Remove what a run that was ended has left half written."""
         for path in (self.path / "tmp").iterdir():
-            if path.is_file():
+            if path.is_dir():  # a store that was made to verify a snapshot
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink()
 
 

@@ -10,20 +10,22 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from pagepool.digest import new_hasher
-from pagepool.errors import CorruptError, StoreFormatError
+from pagepool.errors import BusyError, CorruptError, StoreFormatError
 from pagepool.extents import FrameHead
 from pagepool_service.backup.repository import BackupInvalidError, parse_digest, writing
 from pagepool_service.backup.segments import decode_segment
 from pagepool_service.store.blobs import sync_directory
 from pagepool_service.store.checks.naming import name_record
+from pagepool_service.store.disk import why_gone
 from pagepool_service.store.environment import FORMAT_VERSION, Environment, Table
 from pagepool_service.store.fsck import Report, check_store
-from pagepool_service.store.locking import is_beside
+from pagepool_service.store.locking import is_beside, lock_data
 from pagepool_service.store.recount import recount_totals
 from pagepool_service.store.schema import Location
 from pagepool_service.store.totals import Totals
@@ -97,6 +99,7 @@ def restore(
 
     Raises:
         BackupInvalidError: the directory is not empty.
+        BusyError: another restore, or a service, has the directory.
         StoreFormatError: the snapshot is of another format of the store.
         StoreFullError, ReadOnlyError: the directory does not take it; nothing is left.
     """
@@ -104,20 +107,21 @@ def restore(
         raise StoreFormatError(
             f"the snapshot is of store format {snapshot.store_format}; this pagepool writes format {FORMAT_VERSION}"
         )
-    _prepare(data)
-    restoring = _Restoring(repository, snapshot, data, progress)
-    try:
-        restoring.run()
-        restoring.done.report = check_store(data)
-        if restoring.done.clean or partial:
-            with writing(data):
-                _stamp(data, f"pagepool store {FORMAT_VERSION}")
-            return restoring.done
-    except BaseException:
+    with _locked(data):
+        _prepare(data)
+        restoring = _Restoring(repository, snapshot, data, progress)
+        try:
+            restoring.run()
+            restoring.done.report = check_store(data)
+            if restoring.done.clean or partial:
+                with writing(data):
+                    _stamp(data, f"pagepool store {FORMAT_VERSION}")
+                return restoring.done
+        except BaseException:
+            _clear(data)
+            raise
         _clear(data)
-        raise
-    _clear(data)
-    return restoring.done
+        return restoring.done
 
 
 def check_snapshot(
@@ -143,16 +147,44 @@ def check_snapshot(
         shutil.rmtree(place, ignore_errors=True)
 
 
+@contextmanager
+def _locked(data: Path) -> Iterator[None]:
+    """Hold the lock of a data directory: what another restore has not finished would be taken for one that was cut off.
+
+    Its file goes if nothing was restored.
+    """
+    _refuse_full(data)
+    with writing(data):
+        descriptor = lock_data(data, read_only=False)
+    assert descriptor is not None, "it is not read-only"
+    if gone := why_gone(data, descriptor):  # whoever had it has just taken it away
+        os.close(descriptor)
+        raise BusyError(gone)
+    try:
+        yield
+    finally:
+        if not (data / "format").exists():
+            (data / "lock").unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _refuse_full(data: Path) -> bool:
+    """Refuse a directory that holds other things. Returns whether it holds what a restore has left unfinished."""
+    names = [path.name for path in data.iterdir()] if data.is_dir() else []
+    found = sorted(name for name in names if not is_beside(name) and name != "lock")
+    if not found:
+        return False
+    stamp = data / "format"
+    if not stamp.is_file() or stamp.read_text(errors="replace").strip() != UNFINISHED:
+        raise BackupInvalidError(str(data), f"it is not empty: it holds {found[0]!r}. Restore into an empty one")
+    return True
+
+
 def _prepare(data: Path) -> None:
     """Make the directories of a store, marked as unfinished."""
-    found = sorted(path.name for path in data.iterdir() if not is_beside(path.name)) if data.is_dir() else []
-    if found:
-        stamp = data / "format"
-        if not stamp.is_file() or stamp.read_text(errors="replace").strip() != UNFINISHED:
-            raise BackupInvalidError(str(data), f"it is not empty: it holds {found[0]!r}. Restore into an empty one")
+    if _refuse_full(data):
         _clear(data)
     with writing(data):
-        data.mkdir(parents=True, exist_ok=True)
         _stamp(data, UNFINISHED)
         for name in ("store", "uploads", "spool"):
             (data / name).mkdir(exist_ok=True)
@@ -166,6 +198,8 @@ def _stamp(data: Path, text: str) -> None:
         os.fsync(file.fileno())
     fresh.rename(data / "format")
     sync_directory(data)
+    with suppress(OSError):  # a parent that we may not read; it was there before us, mostly
+        sync_directory(data.parent)
 
 
 def _clear(data: Path) -> None:
@@ -229,15 +263,18 @@ class _Restoring:
         hasher = new_hasher(expected.algorithm)
         target = self._data / "spool" / path.name
         size = 0
-        with path.open("rb") as source, writing(self._data), target.open("wb") as file:
-            while piece := source.read(_PIECE):
-                hasher.update(piece)
-                size += file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        if hasher.digest() != expected.raw:
+        try:
+            with path.open("rb") as source, writing(self._data), target.open("wb") as file:
+                while piece := _read(source, digest):
+                    hasher.update(piece)
+                    size += file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            if hasher.digest() != expected.raw:
+                raise CorruptError("blob", digest, "its bytes have another digest")
+        except CorruptError:
             target.unlink()
-            raise CorruptError("blob", digest, "its bytes have another digest")
+            raise
         self._count(size)
 
     def _count(self, size: int) -> None:
@@ -248,6 +285,14 @@ class _Restoring:
     def _damaged(self, path: Path, error: OSError | CorruptError, held: str) -> None:
         reason = error.reason if isinstance(error, CorruptError) else error.strerror or str(error)
         self.done.damage.append(Damage(str(path), reason, held))
+
+
+def _read(source: BinaryIO, digest: str) -> bytes:
+    """The next bytes of a file of the backup. That its disk does not read them is no failure of the other disk's."""
+    try:
+        return source.read(_PIECE)
+    except OSError as error:
+        raise CorruptError("blob", digest, error.strerror or str(error)) from error
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:

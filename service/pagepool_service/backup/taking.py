@@ -180,7 +180,7 @@ class _Taking:
             try:
                 late[digest] = files.enter_context(path.open("rb"))
             except FileNotFoundError:
-                if self._is_still(digest):
+                if self._is_still(digest, bytes(txn.get(Table.BLOBS, digest.key) or b"")):
                     self._bad_files.add(digest)
                     continue
                 raise _LateError from None
@@ -188,11 +188,11 @@ class _Taking:
                 raise _LateError
         return spooled, late
 
-    def _is_still(self, digest: Digest) -> bool:
-        """Whether a blob is still said to be in the spool, in the newest transaction: then its file is lost."""
+    def _is_still(self, digest: Digest, seen: bytes) -> bool:
+        """Whether a blob has the same record in the newest transaction, and not that of another push: then its file,
+        which outlives the record that says it is in the spool, is lost."""
         with self._env.read() as txn:
-            payload = txn.get(Table.BLOBS, digest.key)
-            return payload is not None and BlobRecord.decode(payload, str(digest)).content is ContentKind.SPOOL
+            return bytes(txn.get(Table.BLOBS, digest.key) or b"") == seen
 
     def _copy_file(self, digest: Digest, file: BinaryIO) -> None:
         def pieces() -> Iterator[bytes]:

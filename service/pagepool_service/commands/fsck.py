@@ -112,13 +112,14 @@ def _repair(
     shown: bool,
 ) -> None:
     from pagepool_service.commands import repairing
+    from pagepool_service.maintenance import limits_of
     from pagepool_service.pools import cache_directory
     from pagepool_service.repair.run import Plan, repair_store
     from pagepool_service.store.checks import Message
 
     with watching(shown) as watch, repairing.open_sources(sources, trust) as opened:
         tell = (lambda text: watch(Message("stage", text))) if watch else (lambda _: None)
-        plan = Plan(opened, cache_directory(settings), quick=quick, dry_run=dry_run, watch=watch, tell=tell)
+        plan = Plan(opened, cache_directory(settings), limits_of(settings), quick, dry_run, watch, tell)
         done = repair_store(settings.data, plan)
     if output.current().json:
         click.echo(json.dumps(repairing.as_json(settings.data, done, dry_run=dry_run), indent=2))

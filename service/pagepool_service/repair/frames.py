@@ -185,6 +185,8 @@ def _replace_frame(context: Context, number: int, indexed: Placed, good: dict[by
     if value is None:
         return
     names = [digest for digest, _, _ in indexed]
+    # The index may have lost some, too: there is no other copy of them.
+    names += [digest for digest in good if digest not in names and context.value(Table.EXTENTS, digest) is None]
     known = good | {digest: data for digest, (data, _) in found.items()}
     kept = {digest: known[digest] for digest in names if digest in known}
     role = _role(value)

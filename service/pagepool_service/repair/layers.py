@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from pagepool.digest import Digest, new_hasher
+from pagepool.digest import Digest, blake3_raw, new_hasher
 from pagepool.errors import BlobUnknownError, CorruptError, InvalidError, PagepoolError
-from pagepool.extents import EXTENT_SIZE
-from pagepool.image import iter_members
+from pagepool.extents import EXTENT_SIZE, Role, encode_frame
+from pagepool.image import SLICE, iter_members
 from pagepool.pool.layout import OBJECTS, object_name
 from pagepool_service.committing import discard_recipe
 from pagepool_service.repair.context import Action, ChangedError, expect
@@ -27,9 +27,10 @@ from pagepool_service.store.schema import ContentKind, JobKind, LayerRecord, Lay
 from pagepool_service.store.sums import sum_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from pagepool.extents import EncodedFrame
     from pagepool.image import Op
     from pagepool_service.repair.context import Context, Outcome
     from pagepool_service.store.environment import Reader, Writer
@@ -120,8 +121,11 @@ def repair_layers(context: Context) -> None:
             keys.add(key)
 
     walk_values(context.env, Table.LAYERS, visit)
-    for key in sorted(keys):
-        _repair_layer(context, Digest.from_key(key))
+    layers = [Digest.from_key(key) for key in sorted(keys)]
+    for diff_id in layers:
+        _fill_holes(context, diff_id)
+    for diff_id in layers:
+        _repair_layer(context, diff_id)
 
 
 def _repair_layer(context: Context, diff_id: Digest) -> None:
@@ -186,6 +190,40 @@ def _drop(context: Context, txn: Writer, diff_id: Digest, fault: str) -> None:
         discard_recipe(txn, LayerRecord.decode(value[:_LAYER_SIZE]).recipe)
         context.recount = True
     txn.delete(Table.LAYERS, diff_id.key)
+
+
+def _fill_holes(context: Context, diff_id: Digest) -> None:
+    """Store the extents of sparse files again that are lost, and zeros: nothing of the tar is made of them."""
+    for digest, size in _sparse_files(context, diff_id).items():
+        try:
+            with context.env.read() as txn:
+                names = [name for _, name in context.store.extents.object_record(txn, digest, size).runs]
+                missing = set(names) - txn.present(Table.EXTENTS, names)
+        except CorruptError:
+            continue
+        last = size - (-(-size // EXTENT_SIZE) - 1) * EXTENT_SIZE
+        zeros = {blake3_raw(data): data for data in (bytes(EXTENT_SIZE), bytes(last))} if missing else {}
+        for name in sorted(missing & zeros.keys()):
+            frame = encode_frame([(name, zeros[name])], Role.FILES)
+            context.repaired("extent", name.hex(), "it is of a hole, and stored anew", _storing(context, frame))
+
+
+def _sparse_files(context: Context, diff_id: Digest) -> dict[bytes, int]:
+    """The objects of a layer's sparse files, and their sizes; none if its records are damaged."""
+    found: dict[bytes, int] = {}
+    try:
+        with context.env.read() as txn:
+            layer = context.store.blobs.find_layer(txn, diff_id)
+        for member, ops in () if layer is None else iter_members(_ops(context, layer)):
+            if ops and ops[0].kind == SLICE:
+                found[bytes(ops[0].data)] = member.size
+    except (CorruptError, InvalidError):
+        return {}
+    return found
+
+
+def _storing(context: Context, frame: EncodedFrame) -> Callable[[Writer], None]:
+    return lambda txn: context.store.extents.put_frames(txn, [frame])
 
 
 def find_fault(context: Context, diff_id: Digest) -> str | None:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pagepool.digest import Digest
+    from pagepool.image import Limits
+    from pagepool_service.inflate import InflateLimits
     from pagepool_service.repair.sources import Source
     from pagepool_service.store.checks import Message
 
@@ -78,6 +80,8 @@ class Plan:
     Args:
         sources: places that may have content.
         cache: directory of the service's pool.
+        limits: of layers that are read again while no service runs: what the service would not take, and what it has
+            taken. None for the usual ones.
         quick: look for damage without reading content.
         dry_run: change nothing.
         watch: sees the messages of the checks.
@@ -86,6 +90,7 @@ class Plan:
 
     sources: Sequence[Source] = ()
     cache: Path | None = None
+    limits: tuple[Limits, InflateLimits] | None = None
     quick: bool = False
     dry_run: bool = False
     watch: Callable[[Message], None] | None = None
@@ -128,7 +133,7 @@ def _bring_back(data: Path, plan: Plan, done: Repaired, quarantine: Quarantine, 
     with Store.open(data) as store:
         context = Context(store, (), quarantine, plan.sources, plan.cache, plan.dry_run)
         bring_back(context, blobs)
-        do_work(context, live=done.live, tell=plan.tell)
+        do_work(context, live=done.live, limits=plan.limits, tell=plan.tell)
     done.actions += context.actions
     if context.actions and not plan.dry_run:
         done.after = check_store(data, quick=plan.quick, watch=plan.watch)
@@ -174,7 +179,7 @@ def _mend(context: Context, plan: Plan, *, live: bool, last: bool) -> None:
     repair_tags(context)
     repair_referrers(context)
     repair_jobs(context)
-    do_work(context, live=live, tell=plan.tell)
+    do_work(context, live=live, limits=plan.limits, tell=plan.tell)
     repair_leases(context, missing=last or not context.actions)
     count_totals(context)
 

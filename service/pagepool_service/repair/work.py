@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pagepool.digest import Digest
+    from pagepool.image import Limits
+    from pagepool_service.inflate import InflateLimits
     from pagepool_service.repair.context import Context
     from pagepool_service.store.environment import Reader, Writer
     from pagepool_service.store.store import Store
@@ -26,11 +28,18 @@ _IDLE_S = 60.0  # without any job done: no service does them
 _TRIES = 5
 
 
-def do_work(context: Context, *, live: bool, tell: Callable[[str], None] = lambda _: None) -> None:
+def do_work(
+    context: Context,
+    *,
+    live: bool,
+    limits: tuple[Limits, InflateLimits] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> None:
     """Have the queued blobs read. Blocks until that is done.
 
     Args:
         live: a service runs, whose maintenance does it.
+        limits: of layers, where none does; None for the usual ones.
         tell: told what is waited for.
 
     Raises:
@@ -38,14 +47,13 @@ def do_work(context: Context, *, live: bool, tell: Callable[[str], None] = lambd
     """
     if not context.jobs or context.dry_run:
         return
-    maintenance = Maintenance(context.store)
+    claims, growth = limits or (None, None)
+    maintenance = Maintenance(context.store, limits=claims, inflate_limits=growth)
     deadline = time.monotonic() + _IDLE_S
     left = _waiting(context.store, context.jobs)
     while left:
         tell(f"reading {len(left)} blobs again")
-        if not live:
-            maintenance.run_one()
-        else:
+        if live or not maintenance.run_one():
             time.sleep(_LOOK_S)
         before, left = left, _waiting(context.store, context.jobs)
         if left != before:

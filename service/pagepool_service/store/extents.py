@@ -174,6 +174,17 @@ class ExtentStore:
         place = self.find(txn, digest)
         return None if place is None else ObjectRecord(place.length, ((1, digest),))
 
+    def check_stored(self, txn: Reader, record: ObjectRecord) -> None:
+        """See that all extents of an object are stored, also those that nobody reads to rebuild a tar: of its holes.
+
+        Raises:
+            CorruptError: one is not; names it.
+        """
+        names = {name for _, name in record.runs}
+        missing = names - txn.present(Table.EXTENTS, sorted(names))
+        if missing:
+            raise CorruptError("extent", min(missing).hex(), "it is referred to and not there")
+
     # -- writing ---------------------------------------------------------------------------------------------
 
     def put_frames(self, txn: Writer, frames: Sequence[EncodedFrame]) -> None:

@@ -14,7 +14,7 @@ from pagepool_service.store.schema import Job, JobKind
 from pagepool_service.store.totals import Totals, take_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     from pagepool.digest import Digest
     from pagepool_service.store.environment import Environment, Reader, Writer
@@ -34,26 +34,27 @@ class JobQueue:
         txn.put(Table.JOBS, job.key, job.encode())
         return job
 
-    def begin_next(self, slot: int = 0) -> Job | None:
+    def begin_next(self, slot: int = 0, without: Container[Digest] = ()) -> Job | None:
         """Take the first free job, noting owner and attempt durably: one that crashes its process is seen to do so.
 
         Args:
             slot: of the maintenance process that asks. One process at a time has a slot.
+            without: blobs whose jobs are left for later.
         """
-        if self.peek(slot) is None:
+        if self.peek(slot, without) is None:
             return None
         with self._env.write() as txn:
-            free = next(self._open(txn, slot), None)
+            free = next((job for job in self._open(txn, slot) if job.blob not in without), None)
             if free is None:
                 return None
             begun = replace(free, attempts=min(free.attempts + 1, 255), owner=slot + 1)
             txn.put(Table.JOBS, begun.key, begun.encode())
         return begun
 
-    def peek(self, slot: int = 0) -> Job | None:
+    def peek(self, slot: int = 0, without: Container[Digest] = ()) -> Job | None:
         """The job that `begin_next` would take, or None."""
         with self._env.read() as txn:
-            return next(self._open(txn, slot), None)
+            return next((job for job in self._open(txn, slot) if job.blob not in without), None)
 
     def begin_recipe(self, txn: Writer, job: Job) -> Job:
         """Note a new recipe id in a job that was begun, so that what a crash leaves of it can be found.

@@ -56,8 +56,17 @@ def rebuild_chunk(env: Environment, extents: ExtentStore, key: bytes) -> Iterato
     """The bytes that one chunk of a recipe stands for, for whoever only looks at them: large runs of them uncopied.
 
     Views are valid until the next step, or keep a decoded frame in memory.
+
+    Raises:
+        CorruptError: something is damaged or missing that they need, or the holes of the sparse files among them.
     """
-    for parts in _gather(env, extents, read_chunk(env, key)):
+    ops = read_chunk(env, key)
+    sliced = {bytes(op.data) for op in ops if op.kind == SLICE}
+    if sliced:
+        with env.read() as txn:
+            for digest in sliced:
+                extents.check_stored(txn, extents.object_by_name(txn, digest))
+    for parts in _gather(env, extents, ops):
         small: list[bytes | memoryview] = []
         for part in parts:
             if len(part) < _COPIED:

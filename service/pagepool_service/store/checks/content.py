@@ -94,6 +94,7 @@ class ContentReader:
         # The parts of a sparse file follow each other, and its list of extents can be long.
         if self._parted is None or self._parted[0] != digest:
             self._parted = digest, self._extents.object_by_name(self._snapshots.txn(), digest)
+            self._extents.check_stored(self._snapshots.txn(), self._parted[1])
         record = self._parted[1]
         for offset, extent in record.extents(start):
             if offset >= end:
@@ -186,7 +187,7 @@ def _hash_ops(context: Context, ops: Iterable[Op], update: Callable[[bytes | mem
             if kind == LITERAL:
                 update(data)
             elif kind == SLICE:
-                for view in content.part(bytes(data), offset, offset + size) if size else ():
+                for view in content.part(bytes(data), offset, offset + size):
                     update(view)
             elif size <= EXTENT_SIZE:
                 update(content.extent(bytes(data)))
