@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pagepool.cli import credentials
 from pagepool.cli.app import run as run_program
 from pagepool.node.client import NodeClient
 from tests.oci.samples import Sample, simple
@@ -48,6 +49,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(credentials, "_RUN", tmp_path / "run-containers")
 
 
 @pytest.fixture

@@ -407,9 +407,11 @@ def test_identity_token_and_docker_hub(tmp_path: Path) -> None:
 
 def test_podman_goes_before_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _docker_config(tmp_path / "home", {"auths": {"h": _auth("docker", "p")}})
-    podman = tmp_path / "run/containers/auth.json"
-    podman.parent.mkdir(parents=True)
-    podman.write_text(json.dumps({"auths": {"h": _auth("podman", "p")}}))
+    unset, podman = tmp_path / f"run-containers/{os.getuid()}/auth.json", tmp_path / "run/containers/auth.json"
+    for path, name in ((unset, "root"), (podman, "podman")):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"auths": {"h": _auth(name, "p")}}))
+    assert find_credentials("h", "a").username == "root"
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     assert find_credentials("h", "a").username == "podman"
     (tmp_path / "named.json").write_text(json.dumps({"auths": {"h": _auth("named", "p")}}))

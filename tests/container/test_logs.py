@@ -6,6 +6,8 @@ import fcntl
 import os
 import select
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -240,6 +242,28 @@ def test_it_waits_for_what_is_written_only(log: KeptLog, monkeypatch: pytest.Mon
     assert log.handle()
     assert poller.poll(0) == []
     assert not log.handle()
+
+
+_UNTOLD = """
+import os, sys
+from pathlib import Path
+Path("/proc/sys/user/max_inotify_instances").write_text("0")
+from pagepool.container.logs import MOST, KeptLog
+kept = KeptLog(Path(sys.argv[1], "logs"), "one", Path(sys.argv[1]))
+os.write(os.open(kept.path, os.O_WRONLY | os.O_APPEND), bytes(4 * MOST))
+assert kept.interests() == {} and kept.is_due(()) and kept.wait_s() == 0
+kept.handle()
+assert kept.path.stat().st_blocks * 512 <= MOST, kept.path.stat()
+assert not kept.is_due(()) and kept.wait_s() > 0
+"""
+
+
+@_ROOT
+def test_a_log_of_which_the_kernel_tells_nothing(tmp_path: Path) -> None:
+    """It allows a user 128 instances of inotify: logs of more containers are looked at all the same."""
+    words = ["unshare", "--user", "--map-root-user", sys.executable, "-c", _UNTOLD, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_all_that_is_in_the_pipe_when_the_program_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

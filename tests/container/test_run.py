@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,20 @@ def test_an_unknown_user(place: Place) -> None:
     done = place.run("--user", "ghost", "--", "id")
     assert done.returncode == 125
     assert done.stderr == "pagepool: error: invalid user 'ghost': /etc/passwd of the image has no 'ghost'\n"
+
+
+def test_a_pipe_with_a_name_stays_its_owners(place: Place, tmp_path: Path) -> None:
+    """A pipe of ours is given to the program's user, who opens it again by /dev/stdout; this is somebody's file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    ours = os.open(pipe, os.O_RDWR)
+    words = place.argv("-u", "nobody", "app:1", *_sh("echo written"))
+    try:
+        subprocess.run(words, env=place.environment(), stdin=subprocess.DEVNULL, stdout=ours, check=True, timeout=60)
+        assert os.read(ours, 100) == b"written\n"
+    finally:
+        os.close(ours)
+    assert pipe.stat().st_uid == os.geteuid()
 
 
 def test_a_user_has_no_capabilities_and_can_write_to_its_output(place: Place) -> None:

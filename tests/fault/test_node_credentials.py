@@ -33,6 +33,7 @@ class _Door(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Asking)
         self.behind = httpx.Client(base_url=behind, timeout=30)
         self.password = ""
+        self.is_down = False
 
     @property
     def url(self) -> str:
@@ -51,6 +52,11 @@ class _Asking(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.server.is_down:
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         wanted = "Basic " + base64.b64encode(f"user:{self.server.password}".encode()).decode()
         if self.headers.get("Authorization") != wanted:
             self.send_response(401)
@@ -96,9 +102,10 @@ def _outcome(path: Path) -> int:
 
 
 def test_credentials_that_have_expired(tmp_path: Path) -> None:
-    """An error for what is not here, which `pagepool mounts` tells; mounting with new ones repairs all mounts."""
+    """An error for what is not here, which `pagepool mounts` tells; mounting with new ones repairs all mounts. Whoever
+    mounts the image while its service cannot be asked, with whatever credentials, takes them from nobody."""
     files = contents(1)
-    at, again = point(tmp_path), point(tmp_path, "again")
+    at, again, meanwhile = point(tmp_path), point(tmp_path, "again"), point(tmp_path, "meanwhile")
     with (
         running_service(tmp_path / "data", "--workers", "1") as service,
         _door(service.url) as door,
@@ -118,5 +125,10 @@ def test_credentials_that_have_expired(tmp_path: Path) -> None:
                 node.mount(door.url, reference, again, LAZILY, credentials=old)
             with node.mount(door.url, reference, again, LAZILY, credentials=new):
                 assert (at / absent).read_bytes() == files[absent]
+                door.is_down = True
+                with node.mount(door.url, reference, meanwhile, LAZILY, credentials=old) as mounted:
+                    assert mounted.fields["offline"]
+                    door.is_down = False
+                    assert {name: (at / name).read_bytes() for name in files} == files
                 assert [mount["last_error"] for mount in node.mounts()] == [None, None]
             assert {name: (at / name).read_bytes() for name in files} == files

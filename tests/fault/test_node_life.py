@@ -22,7 +22,7 @@ from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mount_points
 from pagepool.node.client import KernelMountOptions, NodeClient
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
-from pagepool.node.start import ensure_node, own_cgroups
+from pagepool.node.start import ensure_node, own_cgroups, upgrade_node
 from tests.fault.conftest import QUICK
 from tests.fault.test_node import LAZILY, contents, point, push
 from tests.support.nodeserver import running_node
@@ -68,6 +68,18 @@ def test_what_the_kernel_can_is_known_before_anything_is_mounted(node: NodeClien
         time.sleep(0.05)
     assert found == kernel.probe(node.places.state).reason
     assert node.mounts() == []
+
+
+def test_ended_while_it_is_replaced(node: NodeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has it replaced is told, and does not wait for a worker that nobody starts."""
+
+    def stop_first(_post: Post, _number: int) -> None:
+        monkeypatch.undo()
+        node.stop()
+
+    monkeypatch.setattr(Post, "send", stop_first)
+    with pytest.raises(UnreachableError, match="ended meanwhile"):
+        upgrade_node(node.places)
 
 
 def is_empty(cgroup: Path) -> bool:

@@ -14,7 +14,10 @@ import pytest
 
 from pagepool.content import ObjectCache
 from pagepool.errors import PagepoolError, ResponseError, UnreachableError
+from pagepool.node.lazy import LARGE
+from pagepool.node.links import Links
 from pagepool.node.places import NodePlaces
+from pagepool.node.recording import Profiles
 from pagepool.node.records import MountRecord, SourceRecord, uptime_s
 from pagepool.node.sessions import Sessions
 from pagepool.node.source import ATTEMPTS, Patience, open_session
@@ -38,6 +41,16 @@ def _digest(sources: Sources, record: SourceRecord) -> bytes:
     source = sources.get(record.tree)
     assert source is not None
     return source.tree.object_key(0)[0]
+
+
+def test_a_start_that_cannot_be_recorded(sources: Sources, record: SourceRecord, tmp_path: Path) -> None:
+    """It is a start all the same; whatever the kernel says, as when too much is marked already."""
+    source, profiles = sources.add(record), Profiles(sources, LARGE, Links())
+    profiles._ahead[record.tree] = time.monotonic()
+    metadata = tmp_path / "metadata"
+    metadata.write_bytes(b"image")
+    profiles.begin("mount", -1, source, metadata)
+    profiles.end("mount")
 
 
 def test_mounted_again_with_the_same_credentials(sources: Sources, record: SourceRecord) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -60,6 +61,20 @@ def test_each_replaces_the_other(place: Path) -> None:
             assert not select.select([ours], [], [], 0)[0]  # it would be at its end
     assert os.read(ours, 1) == b""
     os.close(ours)
+
+
+def test_a_worker_that_may_open_nothing_for_a_while(place: Path) -> None:
+    """When its supervisor dies just then it starts another one later, and not never."""
+    with pair(place) as both:
+        worker, supervisor = both.wait_ready(), both.supervisor()
+        assert supervisor is not None
+        limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (0, limits[1]))
+        both.kill(supervisor)
+        while "the supervisor cannot be started" not in both.log():
+            os.sched_yield()
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, limits)
+        _wait_only(both, place, worker)
 
 
 def test_nobody_is_left_over(place: Path) -> None:

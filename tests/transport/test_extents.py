@@ -100,6 +100,16 @@ def test_everything_comes_from_a_real_service(tmp_path: Path, run: Run) -> None:
             run(service.url, TREE, wanted, "some/app")
 
 
+def test_a_stream_of_what_nobody_asked_for_has_an_end(run: Run) -> None:
+    """Each frame brings something that was asked for, or whoever waits for it might wait for ever."""
+    more = {blake3_raw(data): data for data in (text(100, number) for number in range(100))}
+
+    with scripted_server(lambda _: Reply(200, b"".join(records_of(list(more), more)))) as server:
+        with pytest.raises(CorruptError, match="more than was asked for"):
+            run(server.url, TREE, WANTED[:3], "app")
+        assert len(server.requests) > 1
+
+
 def test_a_stream_that_breaks_off_is_resumed_without_what_came(run: Run) -> None:
     def cut(request: Request) -> Reply:
         records = records_of(parse_wanted(request.body), CONTENTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import pytest
 import zstandard
@@ -11,7 +12,7 @@ from pagepool.digest import Digest
 from pagepool.errors import DigestMismatchError, LimitError, TreeUnknownError, UnreachableError
 from pagepool.transport.answers import Subject
 from pagepool.transport.http import Call
-from pagepool.transport.verified import download_verified
+from pagepool.transport.verified import UnmadeError, download_verified
 from tests.transport.scripted import Reply, Script, scripted_server, session
 
 DATA = bytes(range(256)) * 4000
@@ -84,3 +85,31 @@ def test_bombs_are_limited() -> None:
     """By plain bytes."""
     with pytest.raises(LimitError):
         download(lambda _: Reply(body=CODED, headers=CODED_HEADERS), limit=len(DATA) - 1)
+
+
+def test_bombs_take_no_memory_before_they_are_limited() -> None:
+    """4 bytes of zstd can stand for 128 KiB: what one piece of an answer becomes may be gigabytes."""
+    zeros = (131072 << 3 | 1 << 1).to_bytes(3, "little") + b"\0"  # RFC 8878: an RLE block, not the last
+    reply = Reply(body=b"\x28\xb5\x2f\xfd\0\x38" + zeros * 1024, headers=CODED_HEADERS)
+    tracemalloc.start()
+    try:
+        with pytest.raises(LimitError):
+            download(lambda _: reply, limit=1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 80 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_said_of_what_is_not_made_is_limited() -> None:
+    """A few numbers are expected."""
+    reply = Reply(202, body=bytes(32 << 20))
+    call = Call("GET", "/thing", Subject(TreeUnknownError, "it"), expect=(200, 202))
+    with scripted_server(lambda _: reply) as server, session(server.url) as connection:
+        tracemalloc.start()
+        try:
+            with pytest.raises(UnmadeError) as caught:
+                download_verified(connection, call, io.BytesIO())
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
+    assert len(caught.value.body) == 1 << 16

@@ -18,6 +18,7 @@ from pagepool.transport.credentials import Credentials
 if TYPE_CHECKING:
     from pagepool.oci.fields import Object
 
+_RUN = Path("/run/containers")
 _HELPER_TIMEOUT_S = 30
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 
@@ -52,8 +53,9 @@ def auth_files() -> Iterator[Path]:
     if named := os.environ.get("REGISTRY_AUTH_FILE"):
         yield Path(named)
         return
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        yield Path(runtime) / "containers" / "auth.json"
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    # podman's place for root where no session gave it one (sudo, cron, a unit of systemd).
+    yield (Path(runtime) / "containers" if runtime else _RUN / str(os.getuid())) / "auth.json"
     configured = os.environ.get("XDG_CONFIG_HOME")
     yield (Path(configured) if configured else home_directory() / ".config") / "containers" / "auth.json"
     docker = os.environ.get("DOCKER_CONFIG")

@@ -133,7 +133,7 @@ class Attendance:
         if self._log:
             wanted |= self._log.interests()
         ready = _poll(wanted, self._wait_s())
-        if self._log and ready & self._log.interests().keys():
+        if self._log and self._log.is_due(ready):
             self._log.handle()
         running.on_status()
         self._note()

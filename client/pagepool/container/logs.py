@@ -4,6 +4,9 @@ By runc, nothing of ours is between program and file: whoever of ours is killed,
 that runs the container is told by the kernel (inotify) when something was written. By our own runtime, with which the
 container ends when that process does, it copies from a pipe: a program that opens /dev/stdout anew would empty a file.
 
+Where it cannot be told (the kernel's `max_user_instances` is 128 for a user, and each container has one)
+it looks once a second.
+
 In both cases it takes away the beginning of what has become too long: a hole is made of it, so that what is appended
 meanwhile stays where it is. When it was killed, and runc goes on, the file grows until the next `cleanup_stale`; so it
 is not in memory, as the records are.
@@ -26,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 from pagepool.linux.calls import call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from pathlib import Path
 
 MOST: Final = 1 << 20
@@ -37,6 +40,10 @@ _BLOCK: Final = 65536
 _SUFFIX: Final = ".container-log"
 _EVERY_S: Final = 0.05
 """How often a program that writes without end has its log looked at."""
+_UNTOLD_S: Final = 1.0
+"""The same where nobody tells that something was written."""
+_UNTOLD: Final = (errno.EMFILE, errno.ENOSPC)
+"""What the kernel says when a user has too many instances, or watches, of inotify."""
 _LOOK_S: Final = 0.2
 _CHUNK: Final = 65536
 _MODIFIED: Final = 0x2
@@ -69,6 +76,7 @@ class KeptLog:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
             undo.callback(os.close, self._file)
             undo.callback(self._remove)
+            self._told: int | None = None
             self._told, self._output = self._make_pipe(undo) if piped else (self._watch(undo), self._file)
             self._undo = undo.pop_all()
 
@@ -79,10 +87,15 @@ class KeptLog:
         undo.callback(os.close, writing)
         return reading, writing
 
-    def _watch(self, undo: contextlib.ExitStack) -> int:
-        told = call("inotify_init1", ctypes.c_int(os.O_NONBLOCK | os.O_CLOEXEC))
-        undo.callback(os.close, told)
-        call("inotify_add_watch", told, os.fsencode(self.path), ctypes.c_uint32(_MODIFIED), path=self.path)
+    def _watch(self, undo: contextlib.ExitStack) -> int | None:
+        try:
+            told = call("inotify_init1", ctypes.c_int(os.O_NONBLOCK | os.O_CLOEXEC))
+            undo.callback(os.close, told)
+            call("inotify_add_watch", told, os.fsencode(self.path), ctypes.c_uint32(_MODIFIED), path=self.path)
+        except OSError as error:
+            if error.errno not in _UNTOLD:
+                raise
+            return None
         return told
 
     def take_output(self) -> None:
@@ -92,25 +105,34 @@ class KeptLog:
 
     def interests(self) -> dict[int, int]:
         """What to poll for: descriptor -> events."""
-        return {} if self.wait_s() else {self._told: select.POLLIN}
+        return {} if self._told is None or self.wait_s() else {self._told: select.POLLIN}
+
+    def is_due(self, ready: Container[int]) -> bool:
+        """Whether there may be something to do.
+
+        Args:
+            ready: descriptors of which something has come.
+        """
+        return not self.wait_s() if self._told is None else self._told in ready
 
     def wait_s(self) -> float | None:
-        """Seconds until there may be something to do again; None: until then nothing is to be waited for but events."""
+        """Seconds until there may be something to do again; None: nothing is to be waited for but events."""
         left = self._next - time.monotonic()
-        return left if left > 0 else None
+        return left if left > 0 else 0.0 if self._told is None else None
 
     def handle(self) -> bool:
         """Take what there is, and keep the bound. Does not block but for the disk. False: there was nothing."""
         data = b""
-        with contextlib.suppress(BlockingIOError):
-            data = os.read(self._told, _CHUNK)
+        if self._told is not None:
+            with contextlib.suppress(BlockingIOError):
+                data = os.read(self._told, _CHUNK)
         if self._piped:
             left = memoryview(data)
             with contextlib.suppress(OSError):  # the disk is full: the program is not to be held up by that
                 while left:
                     left = left[os.write(self._file, left) :]
         else:
-            self._next = time.monotonic() + _EVERY_S
+            self._next = time.monotonic() + (_UNTOLD_S if self._told is None else _EVERY_S)
         self._shorten()
         return bool(data)
 

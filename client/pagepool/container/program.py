@@ -150,10 +150,15 @@ def _take_terminal(console: int, uid: int) -> None:
 
 
 def _take_output(uid: int) -> None:
+    """So that a user can open /dev/stdout again, where that is a pipe: not one with a name, which is a file."""
+    pipe = os.pipe2(os.O_CLOEXEC)
+    pipes = os.fstat(pipe[0]).st_dev
+    for number in pipe:
+        os.close(number)
     for number in (0, 1, 2):
-        # So that a user can open /dev/stdout again, where that is a pipe of ours.
         with contextlib.suppress(OSError):
-            if stat.S_ISFIFO(os.fstat(number).st_mode):
+            found = os.fstat(number)
+            if stat.S_ISFIFO(found.st_mode) and found.st_dev == pipes:
                 os.fchown(number, uid, -1)
 
 

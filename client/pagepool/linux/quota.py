@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pagepool.errors import UnsupportedError
 from pagepool.linux.calls import call
+from pagepool.linux.walking import walk_directories
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +94,7 @@ def set_quota(directory: Path, limit: int, project: int) -> None:
         # The limit first: where there are no quotas nothing was changed.
         wanted = _Quota(block_hard=-(-limit // _KIB), valid=_BLOCK_LIMITS)
         _control(descriptor, _SET_QUOTA, project, wanted)
-        for _, _, files, at in os.fwalk(".", dir_fd=descriptor, follow_symlinks=False):
+        for at, files in walk_directories(descriptor):
             for name in files:
                 _assign_file(at, name, project)
             _assign(at, project, inherit=True)

@@ -15,11 +15,13 @@ What is handed over is in one variable of the environment. It is no setting: nob
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,6 +45,8 @@ MOST_LOG: Final = 16 << 20
 _KEPT_LOG: Final = 1 << 20
 _LONGEST_DELAY_S: Final = 30.0
 _FIRST_DELAY_S: Final = 0.1
+_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_AGAIN_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +131,14 @@ class Post:
         self._path = run / f"{name}.lock"
 
     def wait(self) -> int:
-        """Wait until nobody has it. Returns the locked descriptor."""
-        return self._lock(fcntl.LOCK_EX)
+        """Wait until nobody has it, and until this process may have another descriptor. Returns the locked one."""
+        while True:
+            try:
+                return self._lock(fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+            time.sleep(_AGAIN_S)
 
     def take(self) -> int | None:
         """The locked descriptor, unless somebody has it."""

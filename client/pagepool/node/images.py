@@ -3,6 +3,9 @@
 Owns STATE/trees and STATE/images. A tree file is named by its digest; a metadata image by its tree, and by its own
 digest, with which it is compared before each first mount: it may have been torn by a loss of power. What a name of an
 image meant when it was last resolved is noted, so that an image that is here can be mounted while its service is gone.
+
+Files have the time of their last use. Those that no known tree needs are kept within a bound: what was used longest ago
+goes.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import CorruptError, DigestMismatchError, ManifestInvalidError, ResponseError, UnreachableError
@@ -25,14 +29,18 @@ from pagepool.transport import RegistryClient
 from pagepool.transport.trees import TreeClient
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Collection, Iterator
 
     from pagepool.node.links import Links
     from pagepool.node.places import NodePlaces
     from pagepool.oci import Platform
     from pagepool.transport import Session
     from pagepool.transport.making import Patience
+
+MOST_UNUSED: Final = 1 << 30
+"""Bytes of files that no known tree needs."""
+_USED_S: Final = 3600.0
+"""What was used within that time stays: a mount may be under way."""
 
 log = logging.getLogger("pagepool.node")
 
@@ -115,6 +123,7 @@ class Images:
         path = self._trees / tree.hex
         with self._alone(path.name):
             if self._is_verified(path):
+                self._note_use(path)
                 return
             try:
                 TreeFile.open(path, tree.raw).close()
@@ -123,7 +132,7 @@ class Images:
             except (CorruptError, DigestMismatchError) as error:
                 log.warning("the tree file %s is fetched again: %s", path.name, error)
                 _replace(path, self._fetch(session, repository, tree))
-            self._verified[path] = _identity(path)
+            self._note_use(path)
 
     def _fetch(self, session: Session, repository: str, tree: Digest) -> bytes:
         begun = time.monotonic()
@@ -143,7 +152,7 @@ class Images:
         with self._alone(f"{tree.hex}.erofs"):
             for path in sorted(self._trees.glob(f"{tree.hex}.*.erofs")):
                 if self._is_verified(path) or blake3_raw(path.read_bytes()).hex() == path.name.split(".")[1]:
-                    self._verified[path] = _identity(path)
+                    self._note_use(path)
                     return path
                 log.warning("the metadata image %s is damaged, and fetched again", path.name)
                 path.unlink(missing_ok=True)
@@ -185,6 +194,43 @@ class Images:
             self._notes.mkdir(mode=0o700, exist_ok=True)
             _replace(path, data)
         return data.decode()
+
+    def forget_unused(self, needed: Collection[str], most: int = MOST_UNUSED) -> None:
+        """Remove the files of trees that were used longest ago, and what was being fetched when a worker was killed.
+
+        Args:
+            needed: trees (hex) whose files stay: those that are mounted, or were within a day.
+            most: bytes of all others, which may stay.
+        """
+        until = time.time() - _USED_S
+        found = []
+        for path in filter(Path.is_file, self._trees.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                if path.name.startswith("."):
+                    self._remove_old(path, until)
+                elif path.name.partition(".")[0] not in needed:
+                    found.append((status.st_mtime, status.st_size, path))
+        left = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if left > most and self._remove_old(path, until):
+                left -= size
+
+    def _remove_old(self, path: Path, until: float) -> bool:
+        """Remove a file unless it was used since. Whether it is gone."""
+        with self._alone(path.name if path.suffix != ".erofs" else f"{path.name.partition('.')[0]}.erofs"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime >= until:
+                    return False
+                path.unlink()
+            self._verified.pop(path, None)
+            return True
+
+    def _note_use(self, path: Path) -> None:
+        """A file was verified, and is about to be used."""
+        with contextlib.suppress(OSError):  # a disk that takes nothing
+            os.utime(path)
+        self._verified[path] = _identity(path)
 
     def _is_verified(self, path: Path) -> bool:
         """Whether a file is the one that was verified."""

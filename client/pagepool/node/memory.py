@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from pagepool.linux.walking import walk_directories
 from pagepool.pool.layout import cost, object_name
 from pagepool.pool.residency import resident
 
@@ -183,14 +184,20 @@ def measure_memory(inputs: MemoryInputs) -> MemoryReport:
 def resident_below(directory: Path) -> int:
     """Bytes in memory of all regular files below a directory, each inode once. What vanishes meanwhile is left out."""
     seen: dict[tuple[int, int], int] = {}
-    with suppress(FileNotFoundError):
-        for _, _, names, descriptor in os.fwalk(directory, follow_symlinks=False):
+    try:
+        top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        for descriptor, names in walk_directories(top):
             for name in names:
                 with suppress(OSError):
                     status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                     inode = (status.st_dev, status.st_ino)
                     if stat.S_ISREG(status.st_mode) and inode not in seen:
                         seen[inode] = _resident(name, descriptor)
+    finally:
+        os.close(top)
     return sum(seen.values())
 
 

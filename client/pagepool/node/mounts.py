@@ -32,6 +32,7 @@ from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at, resolve
 from pagepool.node.alive import mounts_alive
 from pagepool.node.records import MountRecord, read_records, uptime_s, write_record
+from pagepool.node.removing import remove_marked
 from pagepool.upper import UpperInfo, check_upper, find_upper, make_upper, make_work, read_upper_info
 from pagepool.upper.info import NAME, PART, UPPER
 
@@ -386,7 +387,7 @@ class NodeMounts:
             known = self._records.keys() | self._making | mounts_alive()  # those of a node with another RUN, too
         for directory in found:
             if directory.name not in known and (directory / _TEMPORARY).exists():
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_marked(directory, _TEMPORARY)
 
     def _forget(self, record: MountRecord) -> None:
         with self._lock:
@@ -396,7 +397,7 @@ class NodeMounts:
             self._remove_temporary(record.id)
 
     def _remove_temporary(self, identity: str) -> None:
-        shutil.rmtree(self._places.containers / identity, ignore_errors=True)
+        remove_marked(self._places.containers / identity, _TEMPORARY)
 
     def _drop_unused(self) -> None:
         """Unmount the metadata images of trees that are mounted no more, and tell."""

@@ -178,7 +178,7 @@ class Operations:
             lambda: files.metadata(session, record.repository, tree, patience),
         )
         record = replace(record, tree=tree.hex, manifest=resolved.manifest)
-        return worker.sources.add(record), metadata, resolved.offline
+        return worker.sources.add(record, asked=not resolved.offline), metadata, resolved.offline
 
     def _have_config(self, session: Session, record: SourceRecord, resolved: Resolved) -> None:
         with suppress(PagepoolError, OSError):

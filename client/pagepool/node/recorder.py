@@ -96,7 +96,12 @@ class Recorder:
             raise
         self._begun = self._ended = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            os.close(self._events)
+            os.close(self._stop)
+            raise
 
     def stop(self) -> Recording:
         """End, and let go of everything; what was opened before the call is in it. To be called once. Waits shortly."""

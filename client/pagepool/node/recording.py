@@ -83,17 +83,20 @@ class Profiles:
         recorder = None
         try:
             recorder = self._record(mount, source, metadata)
-        finally:
-            if recorder is None:
-                self._ending.put(tree)
+        except (OSError, RuntimeError) as error:  # what the kernel allows a user of marks or threads is used up
+            log.warning("nothing is recorded of a start of %s: %s", source.record.image, error)
         if recorder is None:
+            self._ending.put(tree)
             return
         with self._lock:
             self._recorders[identity] = recorder
             self._under_way[tree] += 1
-        threading.Thread(
-            target=self._finish, args=(identity, recorder, source, begun), name="node-record", daemon=True
-        ).start()
+        finish = partial(self._finish, identity, recorder, source, begun)
+        try:
+            threading.Thread(target=finish, name="node-record", daemon=True).start()
+        except RuntimeError:  # there are too many threads
+            recorder.stop()
+            self._ended(identity, tree)
 
     def ahead(self, source: Source) -> None:
         """Fetch what others opened first, unless that was done a moment ago. Does not wait for it."""
@@ -141,11 +144,7 @@ class Profiles:
         recorder.wait()
         recording = recorder.stop()
         parts = self._sources.parts.noted(begun)
-        self._sources.parts.end(source.record.tree)
-        with self._lock:
-            self._recorders.pop(identity, None)
-            self._under_way[source.record.tree] -= 1
-            self._under_way += Counter()  # leaves out what is 0
+        self._ended(identity, source.record.tree)
         opened = recording.objects
         if not opened or not recording.complete:
             return
@@ -154,6 +153,13 @@ class Profiles:
             ProfileClient(source.session).record(record.repository, _tree(record.tree), opened, parts)
         except PagepoolError as error:
             log.info("the start-up profile of %s is not sent: %s", record.image, error)
+
+    def _ended(self, identity: str, tree: str) -> None:
+        with self._lock:
+            self._recorders.pop(identity, None)
+            self._under_way[tree] -= 1
+            self._under_way += Counter()  # leaves out what is 0
+        self._sources.parts.end(tree)
 
 
 @dataclass(frozen=True, slots=True)

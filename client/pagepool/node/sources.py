@@ -109,15 +109,22 @@ class Sources:
             except (OSError, PagepoolError) as error:
                 log.error("tree %s of %s cannot be taken up again: %s", record.tree, record.image, error)
 
-    def add(self, record: SourceRecord) -> Source:
+    def add(self, record: SourceRecord, *, asked: bool = True) -> Source:
         """Know a tree from now on; written down first. One that is known gets the new credentials.
 
         What is being fetched with the old ones goes on: a container may wait for it.
+
+        Args:
+            asked: whether the service has taken these credentials. If it could not be asked, a tree that is mounted
+                keeps those that it has: its containers need them once the service is back.
 
         Raises:
             OSError, CorruptError: its tree file is not in its place.
         """
         with self._adding:
+            known = self._sources.get(record.tree)
+            if not asked and known is not None and not known.record.released:
+                record = replace(known.record, image=record.image, manifest=record.manifest)
             return self._take_up(record) or self._add(record)
 
     def _add(self, record: SourceRecord, *, noted: bool = False) -> Source:

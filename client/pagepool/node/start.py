@@ -258,7 +258,7 @@ def upgrade_node(places: NodePlaces) -> int:
         the number of the new worker.
 
     Raises:
-        UnreachableError: no node is running.
+        UnreachableError: no node is running, or it was ended meanwhile.
         BusyError: the new one does not answer.
     """
     before = ask(places.control, "status")["pid"]
@@ -272,6 +272,8 @@ def upgrade_node(places: NodePlaces) -> int:
             found = int(converse(places.control, {"op": "status"})["pid"])
             if found != before:
                 return found
+        if is_stopped(places.run):
+            raise UnreachableError(str(places.run), "the node was ended meanwhile")
         time.sleep(_LOOK_S)
     raise BusyError(f"process {before} was not replaced after {_START_TIMEOUT_S:.0f} s; see {places.log}")
 

@@ -269,6 +269,8 @@ class Worker:
                         if not source.record.released:
                             self.mounts.drop(source.record.tree)
                     self.sources.forget_released()
+                    known = {source.record.tree for source in self.sources.all()}
+                    self.images.forget_unused(known | self.mounts.trees_in_use())
                     self.sessions.close_idle()
                     look_at_authorities()
             except Exception:

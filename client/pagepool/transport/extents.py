@@ -35,6 +35,8 @@ from pagepool.transport.retry import RETRY_STATUSES, RetryPolicy
 
 Extent = tuple[bytes, memoryview]
 _MAX_ERROR_BODY = 64 << 10
+_RECORDS_EACH = 2
+"""For each extent that is asked for, at most: each record brings one of them, or says why not."""
 
 
 class ExtentClient:
@@ -205,6 +207,7 @@ class _Errand:
         self._failures = 0
         self._progress = False
         self._decoder = StreamDecoder()
+        self._records = self._most_records = 0
 
     @property
     def done(self) -> bool:
@@ -217,6 +220,8 @@ class _Errand:
 
     def begin(self) -> None:
         self._decoder = StreamDecoder()
+        self._records = 0
+        self._most_records = _RECORDS_EACH * len(self._left)
         self._progress = False
         self.wait_s = None
 
@@ -227,6 +232,9 @@ class _Errand:
             CorruptError: the answer cannot be read any further.
         """
         for record in self._decoder.feed(chunk):
+            self._records += 1
+            if self._records > self._most_records and not isinstance(record, EndRecord):
+                raise CorruptError("extents stream", "answer", f"{self.where} sends more than was asked for")
             if isinstance(record, Frame):
                 yield from self._verified(record)
             elif isinstance(record, FailureRecord) and record.digest in self._left:

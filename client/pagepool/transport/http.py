@@ -284,7 +284,7 @@ class Session:
         request.headers.setdefault("Accept-Encoding", "identity")
         response = self._client.send(request, stream=True)
         try:
-            body = _read_up_to(response, MAX_TOKEN_ANSWER)
+            body = read_up_to(response, MAX_TOKEN_ANSWER)
         finally:
             _close(response)
         return httpx.Response(response.status_code, content=body[:MAX_TOKEN_ANSWER], request=request)
@@ -315,7 +315,7 @@ class Session:
         if response.status_code in call.expect:
             return response
         try:
-            body = _read_up_to(response, _MAX_ERROR_BODY)
+            body = read_up_to(response, _MAX_ERROR_BODY)
         except httpx.HTTPError:
             body = b""  # the status alone says enough
         finally:
@@ -324,7 +324,7 @@ class Session:
 
     def _read_whole(self, response: httpx.Response, call: Call) -> httpx.Response:
         try:
-            body = _read_up_to(response, call.limit + 1)
+            body = read_up_to(response, call.limit + 1)
         finally:
             _close(response)
         if len(body) > call.limit:
@@ -367,7 +367,7 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
-def _read_up_to(response: httpx.Response, limit: int) -> bytes:
+def read_up_to(response: httpx.Response, limit: int) -> bytes:
     """The beginning of a body, at least `limit` bytes of it if there are so many."""
     body = bytearray()
     for chunk in response.iter_raw():

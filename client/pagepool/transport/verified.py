@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from pagepool.digest import Digest
 from pagepool.errors import DigestMismatchError, InvalidError, LimitError, UnreachableError
+from pagepool.transport.http import read_up_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 16 << 30
 _MOST_TOLD = 1 << 16
+# One call returns all that its input decompresses to, and 4 bytes can stand for a block of 128 KiB.
+_ZSTD_STEP = 2 << 10
 
 
 class UnmadeError(Exception):
@@ -74,7 +77,7 @@ def _download(session: Session, call: Call, out: BinaryIO, limit: int) -> Digest
     found = blake3()
     with session.stream(call) as response:
         if response.status_code == 202:
-            raise UnmadeError(b"".join(response.iter_raw())[:_MOST_TOLD])
+            raise UnmadeError(read_up_to(response, _MOST_TOLD)[:_MOST_TOLD])
         expected = _expected(session, response)
         try:
             for piece in _plain(response):
@@ -97,7 +100,8 @@ def _plain(response: httpx.Response) -> Iterator[bytes]:
         return
     decoder = zstandard.ZstdDecompressor().decompressobj()
     for piece in response.iter_raw():
-        yield decoder.decompress(piece)
+        for at in range(0, len(piece), _ZSTD_STEP):
+            yield decoder.decompress(piece[at : at + _ZSTD_STEP])
     if not decoder.eof:
         raise zstandard.ZstdError("it ends early")
 
