@@ -93,6 +93,7 @@ class Settings:
         challenge: ``bearer`` or ``basic``: how clients are asked for credentials. Both are always taken.
         trusted_proxies: addresses and networks of proxies: what these say of their clients counts.
         external_url: where clients reach the service, without a slash at the end; None for what they say.
+        absolute_locations: whether `Location` headers have the address before the path.
         token_service: what this service is called in tokens.
         token_realm: address of another server that makes the tokens; None to make them here.
         token_keys: file of its public keys.
@@ -149,6 +150,7 @@ class Settings:
     challenge: str = "bearer"
     trusted_proxies: tuple[str, ...] = ()
     external_url: str | None = None
+    absolute_locations: bool = False
     token_service: str = "pagepool"
     token_realm: str | None = None
     token_keys: Path | None = None
@@ -465,6 +467,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_CHALLENGE": ("challenge", str),
     "PAGEPOOL_TRUSTED_PROXIES": ("trusted_proxies", parse_proxies),
     "PAGEPOOL_EXTERNAL_URL": ("external_url", parse_url),
+    "PAGEPOOL_ABSOLUTE_LOCATIONS": ("absolute_locations", parse_flag),
     "PAGEPOOL_TOKEN_SERVICE": ("token_service", str),
     "PAGEPOOL_TOKEN_REALM": ("token_realm", parse_url),
     "PAGEPOOL_TOKEN_KEYS": ("token_keys", Path),

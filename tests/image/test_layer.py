@@ -93,7 +93,7 @@ def test_data_comes_as_it_is_fed() -> None:
     ]
 
 
-@pytest.mark.parametrize("tar", [b"", bytes(512), bytes(1024), bytes(10240), bytes(512 * 3 + 7)])
+@pytest.mark.parametrize("tar", [b"", bytes(512), bytes(1024), bytes(10240), bytes(512 * 3 + 7), bytes(200_000)])
 def test_empty_layers(tar: bytes) -> None:
     assert ingest(tar).problem == ""
 
@@ -162,6 +162,9 @@ PROBLEMS: list[tuple[str, bytes, str]] = [
     ("text", b"hello, world\n" * 80, "not a tar"),
     ("short text", b"hello", "not a tar"),
     ("cut header", make_header()[:300], "not a tar"),
+    ("EROFS", bytes(1024) + b"\xe2\xe1\xf5\xe0" + bytes(8188), "not a tar: it begins with zeros"),
+    ("ISO 9660", bytes(32 << 10) + b"\1CD001" + bytes(64 << 10), "not a tar: it begins with zeros"),
+    ("btrfs", bytes(64 << 10) + b"\1" * 65 + bytes(64 << 10), "not a tar: it begins with zeros"),
     ("later garbage", make_file(b"a", b"1") + b"\1" * 512, "a bad header follows member 'a'"),
     ("cut after a member", make_file(b"a", b"1") + b"\1" * 5, "the stream ends within a block (truncated)"),
     ("lone zero block", bytes(512) + make_file(b"a", b"1"), "a lone zero block is followed by more"),

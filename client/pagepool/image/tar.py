@@ -19,6 +19,9 @@ archive/tar has them, because the container runtimes read layers with it:
 - One zero block at the end is enough; data after one lone zero block is an error; anything after two is not
 read.
 
+Unlike Go: zeros that nothing comes before, and that something else follows soon, are no empty tar. EROFS, ext4,
+ISO 9660 and btrfs leave the first bytes of a disk free.
+
 Beyond Go, as POSIX and GNU tar: type ``7`` and unknown types are regular files, ``X`` (Solaris) is ``x``,
 ``D`` is a directory with data, ``V`` (volume label) and ``N`` are passed over.
 """
@@ -53,6 +56,9 @@ _WITH_DATA = b"D"
 _EXTENSIONS = b"xXLK"
 _PASSED_OVER = b"gVN"
 _NOT_A_TAR = "not a tar: it does not begin with a header"
+_A_DISK = "not a tar: it begins with zeros, as images of disks do, and goes on with something else"
+# What is looked at behind the zeros at the start: the magic of btrfs is at 64 KiB.
+_LOOKED_AT = 65 << 10
 
 
 class TarMachine:
@@ -94,6 +100,9 @@ class TarMachine:
             skip: bytes to pass over that are missing.
         """
         if self.step == self._end:
+            return
+        if self.step == self._read_start:
+            self._read_start(partial)
             return
         if data or skip > self.pad or self.step in (self._read_gnu_map, self._read_data_map):
             self._report(f"member {_show(self._last)} says it holds more bytes than the stream has (truncated)")
@@ -159,6 +168,18 @@ class TarMachine:
     def _read_second_zero(self, block: bytes) -> Member | None:
         if block != ZERO_BLOCK:
             return self._lose("a lone zero block is followed by more")
+        if not self._last:
+            self.need = _LOOKED_AT
+            self.step = self._read_start
+            return None
+        self.step = self._end
+        self.skip = ENDLESS
+        return None
+
+    def _read_start(self, rest: bytes) -> Member | None:
+        """What follows an end that nothing came before."""
+        if any(rest):
+            return self._lose(_A_DISK)
         self.step = self._end
         self.skip = ENDLESS
         return None

@@ -59,6 +59,11 @@ _OPTIONS = (
         help="Where clients reach the service, behind a proxy. [what they say]",
     ),
     click.option(
+        "--absolute-locations/--no-absolute-locations",
+        default=None,
+        help="Tell clients where to upload by that whole address, not by a path alone. [no]",
+    ),
+    click.option(
         "--max-uploads-per-user", type=click.IntRange(0), help="Most uploads a user may have open; 0: any number. [0]"
     ),
     click.option(

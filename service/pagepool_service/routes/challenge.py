@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pagepool_service.routes.addresses import base_url
+
 if TYPE_CHECKING:
     from fastapi import Request
 
     from pagepool_service.routes.context import Context
 
 TOKEN_PATH = "/auth/token"
-_HOST = re.compile(r"(?:\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
 
 
 def challenge(request: Request, service: Context, scope: str, error: str) -> dict[str, str]:
@@ -33,16 +34,10 @@ def challenge(request: Request, service: Context, scope: str, error: str) -> dic
 
 
 def realm(request: Request, service: Context) -> str:
-    """Where tokens are to be had: as the client sees it, which behind a proxy only the settings know."""
-    settings = service.settings
-    if settings.token_realm is not None:
-        return settings.token_realm
-    if settings.external_url is not None:
-        return settings.external_url + TOKEN_PATH
-    host = request.headers.get("host", "")
-    if not _HOST.fullmatch(host):  # it goes back to the same client, but into a header
-        host = f"{settings.host}:{settings.port}"
-    return f"{request.url.scheme}://{host}{TOKEN_PATH}"
+    """Where tokens are to be had."""
+    if service.settings.token_realm is not None:
+        return service.settings.token_realm
+    return base_url(request, service) + TOKEN_PATH
 
 
 def _quotable(text: str) -> str:

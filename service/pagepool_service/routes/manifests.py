@@ -15,6 +15,7 @@ from pagepool.digest import Digest
 from pagepool.errors import DigestMismatchError, InvalidError, LimitError
 from pagepool.oci import Manifest, parse_manifest, validate_tag
 from pagepool.oci.mediatypes import DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST
+from pagepool_service.routes.addresses import location
 from pagepool_service.routes.blobs import is_known
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import (
@@ -123,7 +124,8 @@ async def put_manifest(
         await service.writers.run(service.registry.put_manifest, name, digest, document, tags, limit)
     if isinstance(document, Manifest):
         await service.threads.run(service.wanted.add, name, digest)
-    return Response(status_code=201, headers=_put_headers(name, reference, digest, document, tag))
+    where = location(request, service, f"/v2/{name}/manifests/{quote(str(reference), safe=':')}")
+    return Response(status_code=201, headers={"Location": where, **_put_headers(digest, document, tag)})
 
 
 @router.delete(
@@ -191,13 +193,8 @@ def _headers(service: Context, stored: StoredManifest, reference: Digest | str) 
     }
 
 
-def _put_headers(
-    name: str, reference: Digest | str, digest: Digest, document: Manifest | Index, tags: list[str]
-) -> dict[str, str]:
-    headers = {
-        "Location": f"/v2/{name}/manifests/{quote(str(reference), safe=':')}",
-        "Docker-Content-Digest": str(digest),
-    }
+def _put_headers(digest: Digest, document: Manifest | Index, tags: list[str]) -> dict[str, str]:
+    headers = {"Docker-Content-Digest": str(digest)}
     if document.subject is not None:
         headers["OCI-Subject"] = str(document.subject.digest)
     if tags:

@@ -17,6 +17,7 @@ from pagepool.digest import Digest, new_hasher
 from pagepool.errors import NameInvalidError, PagepoolError, RangeInvalidError, SizeInvalidError, UploadBusyError
 from pagepool.oci import validate_repository
 from pagepool_service.routes.access import Caller, authorize_source
+from pagepool_service.routes.addresses import location
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import (
     DIGEST,
@@ -94,14 +95,14 @@ async def begin_upload(
 ) -> Response:
     """Begin an upload, push a blob in one request (`digest`), or mount one from another repository (`mount`)."""
     if mount is not None and await _mount(request, service, caller, name, Digest.parse(mount), source):
-        return _created(name, Digest.parse(mount))
+        return _created(request, service, name, Digest.parse(mount))
     claimed = None if digest is None else Digest.parse(digest)
     if algorithm is not None:
         new_hasher(algorithm)
     wanted = claimed.algorithm if claimed else algorithm or "sha256"
     session = await service.threads.run(_begin, service, caller, name, wanted)
     if claimed is None:
-        return _accepted(service, name, session.id, 0)
+        return _accepted(request, service, name, session.id, 0)
     upload = await service.threads.run(service.uploads.open, name, session.id)
     try:
         await _take_body(request, service, upload)
@@ -112,7 +113,7 @@ async def begin_upload(
     finally:
         service.sessions.give_back(session.id)
         upload.close()
-    return _created(name, claimed)
+    return _created(request, service, name, claimed)
 
 
 @router.get(
@@ -121,10 +122,10 @@ async def begin_upload(
     response_class=Response,
     responses={204: success("How far the upload is.", _SESSION_HEADERS), **failures()},
 )
-async def get_upload(service: Service, name: Repository, session: Session) -> Response:
+async def get_upload(request: Request, service: Service, name: Repository, session: Session) -> Response:
     """Ask how many bytes of an upload have come in."""
     size = await service.threads.run(service.uploads.size, name, session)
-    return _accepted(service, name, session, size, status=204)
+    return _accepted(request, service, name, session, size, status=204)
 
 
 @router.patch(
@@ -143,10 +144,10 @@ async def write_upload(request: Request, service: Service, name: Repository, ses
         await _give_up(service, upload)
         raise
     except RangeInvalidError as error:
-        return render(error, **_session_headers(name, session, upload.size))
+        return render(error, **_session_headers(request, service, name, session, upload.size))
     finally:
         upload.close()
-    return _accepted(service, name, session, upload.size)
+    return _accepted(request, service, name, session, upload.size)
 
 
 @router.put(
@@ -175,14 +176,14 @@ async def finish_upload(
         await _give_up(service, upload)
         raise
     except RangeInvalidError as error:
-        return render(error, **_session_headers(name, session, before))
+        return render(error, **_session_headers(request, service, name, session, before))
     except PagepoolError:
         # The same request may come again, with the same last bytes.
         await service.threads.run(upload.truncate, before)
         raise
     finally:
         upload.close()
-    return _created(name, claimed)
+    return _created(request, service, name, claimed)
 
 
 @router.delete(
@@ -308,21 +309,21 @@ async def _pump(request: Request, service: Context, upload: OpenUpload, room: Ro
             await service.threads.run(upload.write, parts)
 
 
-def _session_headers(name: str, session: str, size: int) -> dict[str, str]:
+def _session_headers(request: Request, service: Context, name: str, session: str, size: int) -> dict[str, str]:
     return {
-        "Location": f"/v2/{name}/blobs/uploads/{session}",
+        "Location": location(request, service, f"/v2/{name}/blobs/uploads/{session}"),
         "Range": f"0-{max(0, size - 1)}",
         "Docker-Upload-UUID": session,
     }
 
 
-def _accepted(service: Context, name: str, session: str, size: int, *, status: int = 202) -> Response:
-    headers = _session_headers(name, session, size)
+def _accepted(request: Request, service: Context, name: str, session: str, size: int, *, status: int = 202) -> Response:
+    headers = _session_headers(request, service, name, session, size)
     if service.settings.chunk_min_bytes:
         headers["OCI-Chunk-Min-Length"] = str(service.settings.chunk_min_bytes)
     return Response(status_code=status, headers=headers)
 
 
-def _created(name: str, digest: Digest) -> Response:
-    headers = {"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": str(digest)}
-    return Response(status_code=201, headers=headers)
+def _created(request: Request, service: Context, name: str, digest: Digest) -> Response:
+    where = location(request, service, f"/v2/{name}/blobs/{digest}")
+    return Response(status_code=201, headers={"Location": where, "Docker-Content-Digest": str(digest)})
