@@ -305,7 +305,7 @@ RULES = (
     Rule(
         "the memory of containers is looked at from outside",
         "it opens what is there and fetches nothing; what is mounted is handed in",
-        _only("pagepool.node.memory", "pagepool.pool", "pagepool.image", "pagepool.errors"),
+        _only("pagepool.node.memory", "pagepool.pool", "pagepool.linux", "pagepool.image", "pagepool.errors"),
         ("pagepool.node.memory", "from pagepool.node import mounts\n"),
     ),
     Rule(

@@ -17,7 +17,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from pagepool.digest import Digest
 from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedError
 from pagepool.linux import quota
+from pagepool.linux.directories import remove_tree
 from pagepool.linux.mounts import clone_mount
 from pagepool.linux.superblocks import is_gone
 from pagepool.mount import kernel
@@ -386,7 +386,7 @@ class NodeMounts:
             known = self._records.keys() | self._making | mounts_alive()  # those of a node with another RUN, too
         for directory in found:
             if directory.name not in known and (directory / _TEMPORARY).exists():
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_tree(directory)
 
     def _forget(self, record: MountRecord) -> None:
         with self._lock:
@@ -396,7 +396,7 @@ class NodeMounts:
             self._remove_temporary(record.id)
 
     def _remove_temporary(self, identity: str) -> None:
-        shutil.rmtree(self._places.containers / identity, ignore_errors=True)
+        remove_tree(self._places.containers / identity)
 
     def _drop_unused(self) -> None:
         """Unmount the metadata images of trees that are mounted no more, and tell."""
@@ -443,6 +443,6 @@ def _is_gone(record: MountRecord) -> bool:
 def _empty(directory: Path) -> None:
     for path in list(directory.iterdir()):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         else:
             path.unlink(missing_ok=True)
