@@ -222,10 +222,10 @@ def test_a_failure_is_told_as_ever(node: NodeClient, image: str) -> None:
     assert program("run", "--name", "!", image).returncode == 125
 
 
-def test_annotations_of_classes_load_nothing() -> None:
-    """`dataclasses` asks for them in Python 3.12 and 3.13, of every class; of functions all is as ever."""
+def test_what_dataclasses_ask_loads_nothing() -> None:
+    """For annotations of every class in Python 3.12 and 3.13, for what a function wraps from 3.14 on."""
     code = """
-import sys
+import functools, sys
 from pagepool.cli import quick
 quick._load_little()
 import inspect
@@ -234,9 +234,13 @@ class Base:
 class Derived(Base):
     pass
 def function(argument: str) -> None: pass
-found = [inspect.get_annotations(one) for one in (Base, Derived)]
-assert found == [{"first": int}, {}], found
+wrapper = functools.wraps(functools.wraps(function)(lambda: None))(lambda: None)
+assert [inspect.unwrap(one) for one in (wrapper, function, Base)] == [function, function, Base]
+if sys.version_info < (3, 14):
+    inspect.get_annotations(Base)
 assert not {"dis", "tokenize"} & set(sys.modules)
+assert inspect.unwrap(wrapper, stop=lambda one: one is not wrapper) is wrapper.__wrapped__
+assert [inspect.get_annotations(one) for one in (Base, Derived)] == [{"first": int}, {}]
 assert inspect.get_annotations(function) == {"argument": str, "return": None}
 assert inspect.get_annotations(Base, eval_str=True) == {"first": int}
 """
