@@ -134,7 +134,7 @@ def test_skopeo(service: Service, authority: TestAuthority, layout: Path, tmp_pa
     assert "Succeeded" in login("bob", password("bob"))
     push("team/app:1")
     _refused(lambda: push("carol/app:1"), "403")
-    _refused(lambda: skopeo("list-tags", trust, f"docker://{service.host}/carol/app"), "403")
+    _refused(lambda: skopeo("list-tags", trust, f"docker://{service.host}/carol/app"), "403", "denied")
     _refused(lambda: skopeo("delete", trust, f"docker://{service.host}/team/app:1"), "bob may not delete in team/app")
     said = _refused(lambda: push("team/small:1"), "quota")
     assert re.search(r"the quota of repository team/small is 100 bytes: \d+ are used, and \d+ more are coming", said)

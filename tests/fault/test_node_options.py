@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pagepool.cli.commands.memory import NodeMemory
 from pagepool.errors import BusyError, InvalidError, PagepoolError, UnsupportedError
 from pagepool.library import Client
 from pagepool.linux import mounts
 from pagepool.mount.mountinfo import mount_points
 from pagepool.node.client import KernelMountOptions, NodeClient
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
+from pagepool.node.memory import measure_memory
 from tests.fault.conftest import QUICK
 from tests.fault.test_node import LAZILY, contents, point, push
 from tests.fault.test_node_life import none_left
 from tests.support.cli import environment
+from tests.support.deep import make_deep
 from tests.support.nodeserver import running_node
 from tests.support.server import Service, running_service
 
@@ -175,6 +178,22 @@ def test_a_mount_that_another_namespace_has_keeps_what_was_written(
         other.stdin.write("go on\n")
         other.stdin.close()
         assert other.stdout.read() == "by the container"
+    assert none_left(node)
+    assert not any(node.places.containers.iterdir())
+
+
+def test_directories_that_are_deeper_than_the_stack(
+    service: Service, reference: Reference, node: NodeClient, tmp_path: Path
+) -> None:
+    """A container can make them: its memory is told, and they are removed with the mount."""
+    at = point(tmp_path)
+    node.mount(service.url, reference, at, KernelMountOptions(temporary=True, fill=False))
+    try:
+        make_deep(at, 1500)
+        (shown,) = measure_memory(NodeMemory(node).inputs()).containers
+        assert shown.private == os.sysconf("SC_PAGE_SIZE")
+    finally:
+        node.unmount(at)
     assert none_left(node)
     assert not any(node.places.containers.iterdir())
 

@@ -182,10 +182,11 @@ CONFIGS = {
 }
 
 
-def test_more_problems_than_are_listed(data: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fsck stops listing; repair looks by itself, or comes back for the rest."""
-    monkeypatch.setattr(findings, "LISTED", 3)
-    monkeypatch.setattr(frames, "LISTED", 3)
+@pytest.mark.parametrize("listed", [1, 2])
+def test_more_problems_than_are_listed(data: Path, made: Made, monkeypatch: pytest.MonkeyPatch, listed: int) -> None:
+    """fsck stops listing; repair looks by itself, or comes back for the rest. Which come first depends on digests."""
+    monkeypatch.setattr(findings, "LISTED", listed)
+    monkeypatch.setattr(frames, "LISTED", listed)
     for record in records(data, Table.EXTENTS):
         replace_record(data, Table.EXTENTS, record.key, None)
     for table in (Table.LINKS, Table.MANIFEST_LINKS):

@@ -265,14 +265,22 @@ class _Later(ModuleType):
 
 
 class _Inspect(_Later):
-    """Stands for `inspect`, and knows what `dataclasses` asks it of every class in Python 3.12 and 3.13."""
+    """Stands for `inspect`, and knows what `dataclasses` asks it of every class in Python 3.12 and newer."""
 
     def get_annotations(self, of: object, **options: object) -> dict[str, Any]:
-        """See `inspect.get_annotations`."""
-        if isinstance(of, type) and not options:
+        """See `inspect.get_annotations`. From 3.14 on a class may have them only when it is asked."""
+        if isinstance(of, type) and not options and sys.version_info < (3, 14):
             return dict(vars(of).get("__annotations__", {}))
         found: dict[str, Any] = self.__getattr__("get_annotations")(of, **options)
         return found
+
+    def unwrap(self, of: Any, **options: object) -> Any:
+        """See `inspect.unwrap`. No function of ours wraps itself."""
+        if options:
+            return self.__getattr__("unwrap")(of, **options)
+        while not isinstance(of, type) and hasattr(of, "__wrapped__"):
+            of = of.__wrapped__
+        return of
 
 
 def _load_little() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pagepool.errors import UnsupportedError
 from pagepool.linux.calls import call
-from pagepool.linux.walking import walk_directories
+from pagepool.linux.directories import walk_from_below
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,10 +94,10 @@ def set_quota(directory: Path, limit: int, project: int) -> None:
         # The limit first: where there are no quotas nothing was changed.
         wanted = _Quota(block_hard=-(-limit // _KIB), valid=_BLOCK_LIMITS)
         _control(descriptor, _SET_QUOTA, project, wanted)
-        for at, files in walk_directories(descriptor):
-            for name in files:
-                _assign_file(at, name, project)
-            _assign(at, project, inherit=True)
+        for found in walk_from_below(directory):
+            for name in found.others:
+                _assign_file(found.descriptor, name, project)
+            _assign(found.descriptor, project, inherit=True)
     except OSError as error:
         raise _explain(error, directory) from error
     finally:

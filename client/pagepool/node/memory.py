@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from pagepool.linux.walking import walk_directories
+from pagepool.linux.directories import walk_from_below
 from pagepool.pool.layout import cost, object_name
 from pagepool.pool.residency import resident
 
@@ -184,20 +184,14 @@ def measure_memory(inputs: MemoryInputs) -> MemoryReport:
 def resident_below(directory: Path) -> int:
     """Bytes in memory of all regular files below a directory, each inode once. What vanishes meanwhile is left out."""
     seen: dict[tuple[int, int], int] = {}
-    try:
-        top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        for descriptor, names in walk_directories(top):
-            for name in names:
+    with suppress(FileNotFoundError):
+        for found in walk_from_below(directory):
+            for name in found.others:
                 with suppress(OSError):
-                    status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    status = os.stat(name, dir_fd=found.descriptor, follow_symlinks=False)
                     inode = (status.st_dev, status.st_ino)
                     if stat.S_ISREG(status.st_mode) and inode not in seen:
-                        seen[inode] = _resident(name, descriptor)
-    finally:
-        os.close(top)
+                        seen[inode] = _resident(name, found.descriptor)
     return sum(seen.values())
 
 

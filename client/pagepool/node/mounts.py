@@ -17,7 +17,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +25,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from pagepool.digest import Digest
 from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedError
 from pagepool.linux import quota
+from pagepool.linux.directories import remove_tree
 from pagepool.linux.mounts import clone_mount
 from pagepool.linux.superblocks import is_gone
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at, resolve
 from pagepool.node.alive import mounts_alive
 from pagepool.node.records import MountRecord, read_records, uptime_s, write_record
-from pagepool.node.removing import remove_marked
 from pagepool.upper import UpperInfo, check_upper, find_upper, make_upper, make_work, read_upper_info
 from pagepool.upper.info import NAME, PART, UPPER
 
@@ -387,7 +386,7 @@ class NodeMounts:
             known = self._records.keys() | self._making | mounts_alive()  # those of a node with another RUN, too
         for directory in found:
             if directory.name not in known and (directory / _TEMPORARY).exists():
-                remove_marked(directory, _TEMPORARY)
+                remove_tree(directory, last=_TEMPORARY)
 
     def _forget(self, record: MountRecord) -> None:
         with self._lock:
@@ -397,7 +396,7 @@ class NodeMounts:
             self._remove_temporary(record.id)
 
     def _remove_temporary(self, identity: str) -> None:
-        remove_marked(self._places.containers / identity, _TEMPORARY)
+        remove_tree(self._places.containers / identity, last=_TEMPORARY)
 
     def _drop_unused(self) -> None:
         """Unmount the metadata images of trees that are mounted no more, and tell."""
@@ -444,6 +443,6 @@ def _is_gone(record: MountRecord) -> bool:
 def _empty(directory: Path) -> None:
     for path in list(directory.iterdir()):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         else:
             path.unlink(missing_ok=True)

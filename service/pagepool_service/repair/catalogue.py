@@ -239,7 +239,7 @@ def repair_referrers(context: Context) -> None:
             _remove_named(context, "referrer", name, "its key cannot be read")
             continue
         stored = read_manifest(context, referrer)
-        linked = context.value(Table.MANIFEST_LINKS, link_key(repository, referrer)) is not None
+        linked = stored is not None and _is_linked(context, repository, referrer)
         document = parse_manifest(stored.raw, stored.media_type) if stored and linked else None
         if document is not None and document.subject is not None and document.subject.digest == subject:
             payload = describe_referrer(referrer, document)
@@ -248,6 +248,16 @@ def repair_referrers(context: Context) -> None:
             context.repaired("referrer", name, how, _putting(Table.REFERRERS, right, payload))
         else:
             _remove_named(context, "referrer", name, "the repository has no such manifest about this subject")
+
+
+def _is_linked(context: Context, repository: str, manifest: Digest) -> bool:
+    """Whether a repository has a manifest. A link without this direction, whose turn has not come, is made right."""
+    forward, reverse = link_key(repository, manifest), holder_key(repository, manifest)
+    if context.value(Table.MANIFEST_LINKS, forward) is None and context.is_sound(Table.MANIFEST_LINKS, reverse):
+        named = ("manifest link", f"{repository}@{manifest}")
+        _repair_link(context, Table.MANIFEST_LINKS, named, repository, manifest)
+        return True
+    return context.value(Table.MANIFEST_LINKS, forward) is not None
 
 
 # -- the rest --------------------------------------------------------------------------------------------------
