@@ -30,12 +30,14 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from pagepool.errors import CorruptError, LayerInvalidError
-from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, encode_frame
+from pagepool.extents import EXTENT_SIZE, FRAME_SIZE, Role, check_extent, encode_frame
 from pagepool.image import LayerSplitter, RecipeWriter
 from pagepool_service.committing import Batch, Committer, discard_recipe, drain
 from pagepool_service.cutting import ObjectBuilder
+from pagepool_service.store.checks.recipes import references
 from pagepool_service.store.environment import Table
-from pagepool_service.store.schema import LayerRecord, ObjectRecord
+from pagepool_service.store.rebuild import read_chunk
+from pagepool_service.store.schema import LayerRecord, ObjectRecord, recipe_key
 from pagepool_service.streamtag import StreamTag, make_key
 
 if TYPE_CHECKING:
@@ -122,6 +124,7 @@ class LayerIngest:
                 drain(chunks)
                 raise
         if rebuilt.tag != came_in:
+            self._check_extents(committer.plain_size)
             raise CorruptError(
                 "layer", str(rebuilt.diff_id), "what was stored rebuilds to this, and something else came in"
             )
@@ -132,6 +135,28 @@ class LayerIngest:
         """Remove the recipe's chunks, after a failed attempt."""
         with self._store.env.write() as txn:
             discard_recipe(txn, self.recipe)
+
+    def _check_extents(self, plain_size: int) -> None:
+        """Look for what was rebuilt wrong among the extents that are stored, each of which is in a sound record.
+
+        One with other bytes than its name says, as a bit of memory makes it while it is written, would be found stored
+        by every layer that brings it, and none could ever be read.
+
+        Raises:
+            CorruptError: an extent is wrong; names it, so that it can be stored anew.
+        """
+        env, extents, position = self._store.env, self._store.extents, 0
+        while position < plain_size:
+            ops = read_chunk(env, recipe_key(self.recipe, position))
+            position += sum(op.size for op in ops)
+            names, large = references(ops)
+            with env.read() as txn:
+                for digest in large:
+                    names |= {name for _, name in extents.object_by_name(txn, digest).runs}
+                for name in names:
+                    frame = extents.frame_of(txn, name)
+                    start, size = frame.index[name]
+                    check_extent(name, frame.view[start : start + size], f"frame {frame.number}")
 
     def _inflate(self, plain: Iterator[bytes], tag: StreamTag, chunks: queue.Queue[bytes | None]) -> bytes:
         """Thread: inflate. Always ends the queue with None. Returns the tag of the tar."""

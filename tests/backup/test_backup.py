@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from blake3 import blake3
 
 from pagepool.digest import Digest
 from pagepool.errors import BusyError, CorruptError, PagepoolError, StoreFormatError, StoreFullError
+from pagepool.extents import Role, encode_frame
 from pagepool.oci.mediatypes import OCI_LAYER_GZIP
 from pagepool_service.backup import repository as repository_module
 from pagepool_service.backup import restoring, segments, taking
@@ -31,7 +33,7 @@ from tests.fault.pushing import Acknowledged, Pusher
 from tests.faults import file_size_limit, flip_file, flip_record, in_child, records
 from tests.repair.helpers import ROUNDS
 from tests.store.checking import check
-from tests.store.helpers import REPOSITORY, gzipped, ingest_all, make_tar, push, text
+from tests.store.helpers import REPOSITORY, gzipped, ingest_all, make_tar, push, read, text
 from tests.store.samples import BASE, SPOOLED, push_image
 from tests.support.server import running_service
 
@@ -372,6 +374,23 @@ def test_a_file_of_a_backup_that_the_disk_does_not_read(made: Made, tmp_path: Pa
     done = restored(tmp_path / "backup", tmp_path / "new", name, partial=True)
     assert [(damage.path, damage.reason) for damage in done.damage] == [(str(file), os.strerror(errno.EIO))]
     assert list((tmp_path / "new" / "spool").iterdir()) == []
+
+
+def test_of_an_extent_that_was_stored_again_the_last_copy_counts(tmp_path: Path) -> None:
+    """As after wrong bytes were written, and a push mended them: the store can be read, and so can the restored one."""
+    content = b"content"
+    name = blake3(content).digest()
+    with Store.open(tmp_path / "data") as store:
+        with store.env.write() as txn:
+            store.extents.put_frames(txn, [encode_frame([(name, b"CONTENT")], Role.FILES)])
+            assert store.extents.forget_unsound(txn, [name]) == 1
+        blob = push(store, make_tar({"file": content}))
+        ingest_all(store)
+        assert read(store, blob) == make_tar({"file": content})
+    snapshot = back_up(tmp_path / "data", tmp_path / "backup")
+    done = restored(tmp_path / "backup", tmp_path / "new", snapshot, partial=True)
+    assert [problem.reason for problem in done.report.problems] == ["frame 1 holds other bytes under its name"]
+    assert blobs_of(tmp_path / "new", [blob]) == {blob: make_tar({"file": content})}
 
 
 def test_damage_in_the_store_is_left_out_and_told(data: Path, tmp_path: Path, run: Run) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pagepool.digest import Digest
+from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import CorruptError, StoreFullError
+from pagepool.extents import EXTENT_SIZE, Role, encode_frame
 from pagepool_service import inflate as inflating
 from pagepool_service import maintenance
 from pagepool_service.maintenance import Maintenance
@@ -78,6 +79,18 @@ def test_a_layer_that_shares_damaged_data_mends_it(data: Path, find: object, gon
         # Taking a record out by hand leaves the totals as they were.
         problems = check_store(data).problems
         assert [problem.kind for problem in problems] == (["totals"] if gone and find is _shared_extent else [])
+
+
+def test_wrong_bytes_in_a_sound_record_are_stored_anew(store: Store) -> None:
+    """As a bit of memory makes them, while they are written. No layer that has them could be read any more."""
+    content = SHARED["shared/large"][:EXTENT_SIZE]
+    wrong = bytes([content[0] ^ 1]) + content[1:]
+    with store.env.write() as txn:
+        store.extents.put_frames(txn, [encode_frame([(blake3_raw(content), wrong)], Role.FILES)])
+    digest = push(store, FIRST)
+    ingest_all(store)
+    assert store.blobs.stat(digest).state is LayerState.READY
+    assert read(store, digest) == FIRST
 
 
 def test_the_first_image_is_readable_again(data: Path) -> None:

@@ -318,12 +318,15 @@ def _put(txn: Writer, table: Table, batch: Iterable[Record]) -> None:
 
 
 def _index(txn: Writer, key: bytes, payload: memoryview) -> None:
-    """Put a frame's extents into the index, those that are not there yet."""
+    """Put a frame's extents into the index: of one that is in several, the place where it was stored last.
+
+    It was stored again because the copy before was found wrong, or lost from the index.
+    """
     number = int.from_bytes(key, "big")
     head, _ = FrameHead.decode(payload, str(number))
     offset = 0
     for digest, size in head.extents:
-        txn.put_new(Table.EXTENTS, digest, Location(number, offset, size).encode())
+        txn.put(Table.EXTENTS, digest, Location(number, offset, size).encode())
         offset += size
 
 
