@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.support.trees import TreeBuilder
 
 _FILES = {f"lib/{name}": name.encode() * 50_000 for name in ("one", "two", "three", "gate")}
 _INLINED = {"etc/small": b"small"}
+TIMEOUT_S = 20
 _ONE, _TWO, _THREE, _GATE = (blake3_raw(data) for data in _FILES.values())
 
 
@@ -112,6 +114,31 @@ def test_ends_by_itself(stack: Stack) -> None:
     assert recording.stop() == found
     subprocess.run(["umount", stack.root], check=True)  # nothing holds it
     subprocess.run(["mount", "-t", "tmpfs", "none", stack.root], check=True)  # for the fixture to unmount
+
+
+_OPENS = """
+import os, sys
+while True:
+    for number in range(1000):
+        os.close(os.open(f"{sys.argv[1]}/{number}", os.O_RDONLY))
+"""
+
+
+def test_ends_though_files_are_opened_without_end(stack: Stack) -> None:
+    """Faster than can be looked at. It took the worker's time for as long as a program did that."""
+    for number in range(1000):
+        (stack.root / str(number)).touch()
+    recording = Recorder(stack.root, _resolver(stack), seconds=1.0)
+    words = [sys.executable, "-S", "-c", _OPENS, str(stack.root)]
+    programs = [subprocess.Popen(words) for _ in range(8)]
+    try:
+        recording._thread.join(TIMEOUT_S)
+        assert not recording._thread.is_alive()
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+        recording.stop()
 
 
 def test_a_mount_is_held_no_more_once_it_has_finished(stack: Stack) -> None:
