@@ -341,7 +341,7 @@ Path({str(point)!r}, "file").write_bytes(b"x")
 
 
 _WAITING = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from pagepool.mount import mount_fuse
 from tests.mount.memoryfs import MemoryFileSystem
@@ -351,7 +351,8 @@ with mount_fuse(MemoryFileSystem(), sys.argv[1], directory=Path(sys.argv[2])):
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    signal.pause()
+    while True:  # what comes before a `pause` that it was meant to end would be heeded after the next one
+        time.sleep(0.05)
 """
 
 
