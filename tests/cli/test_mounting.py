@@ -139,7 +139,10 @@ def test_a_mount_that_fails_leaves_no_overlay_that_it_has_made(run: Run, image: 
 
 
 def test_mounting(run: Run, node: NodeClient, image: str, tmp_path: Path) -> None:
-    point, upper = tmp_path / "mnt", tmp_path / "w"
+    point, upper, no_text = tmp_path / "mnt", tmp_path / "w", tmp_path / os.fsdecode(b"caf\xe9")
+    no_text.mkdir()
+    assert spawn("mount", image, no_text, errors="surrogateescape").stdout == f"{no_text}\n"
+    assert run("umount", no_text).code == 0
     point.mkdir()
     mounted = run("mount", image, point, "--upper", upper)
     assert (mounted.code, mounted.out) == (0, f"{point}\n")

@@ -103,7 +103,7 @@ def _report(record: MountRecord) -> None:
         output.print_json(_row(record))
         return
     kind = "read-only" if record.read_only else f"changes are kept in {record.upper}"
-    output.print_line(record.path)
+    output.print_path(record.path)
     output.note(f"mounted {record.source} ({record.backend}, {kind})")
 
 

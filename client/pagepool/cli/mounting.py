@@ -109,7 +109,7 @@ def _report(mounted: KernelMount, reason: str) -> None:
     if current().json:
         output.print_json(kernel_row(fields))
         return
-    output.print_line(str(mounted.path))
+    output.print_path(mounted.path)
     kind = "read-only" if fields["read_only"] else f"changes are kept in {fields['upper']}"
     if fields["temporary"]:
         kind = "changes go when it is unmounted"

@@ -37,6 +37,7 @@ __all__ = [
     "printable",
     "as_text",
     "pick",
+    "print_path",
     "write_bytes",
     "flush",
     "hush",
@@ -48,6 +49,11 @@ _UNDECODED = re.compile("[\udc80-\udcff]")
 def print_line(text: str = "") -> None:
     """Print a line of data."""
     _write(f"{text}\n")
+
+
+def print_path(path: str | os.PathLike[str]) -> None:
+    """Print a line that is a path, for whoever goes on with it: bytes that are no text stay what they are."""
+    write_bytes(os.fsencode(path) + b"\n")
 
 
 def print_lines(lines: Iterable[str]) -> None:
