@@ -54,7 +54,8 @@ def attack_descriptors_inherited(_known: dict[str, str]) -> str:
     found = []
     for name in os.listdir("/proc/self/fd"):
         path = f"/proc/self/fd/{name}"
-        if int(name) > 2 and os.path.lexists(path):  # not that of the listing itself
+        # Not that of the listing itself, nor that which newer versions of libffi have of their own library.
+        if int(name) > 2 and os.path.lexists(path) and "/libffi." not in os.readlink(path):
             found.append(os.readlink(path))
             os.pwrite(os.open(path, os.O_RDWR), b"evil", 0)
     return f"inherited {found}"

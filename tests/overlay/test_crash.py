@@ -268,6 +268,7 @@ def test_an_ext4_that_loses_power(seed: int, tmp_path: Path) -> None:
             found.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_an_ext4_that_loses_power_after_a_compaction_that_was_killed(tmp_path: Path, base: FileSystem) -> None:
     """The name of the new journal is not on the disk when the process dies. Who opens it next uses slots that only the
     old journal refers to."""

@@ -142,6 +142,7 @@ def test_a_closed_overlay_refuses(opened: Callable[..., OverlayFileSystem]) -> N
             attempt()
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_lets_go(opened: Callable[..., OverlayFileSystem]) -> None:
     """What it does by mistake is refused and hurts nothing; its parent's overlay can be opened again while it lives."""
     overlay = opened()
