@@ -118,3 +118,28 @@ def test_worker_that_is_being_replaced(tmp_path: Path, *, ends_well: bool) -> No
         go_on.set()
         assert under_way.result(10) == ("the first" if ends_well else "the second")
         second.retire()
+
+
+def test_workers_that_die_one_after_the_other(tmp_path: Path) -> None:
+    """What can be asked again is, a few times; a node whose workers all die is gone."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, ThreadPoolExecutor() as threads:
+        listener.bind(str(path))
+        listener.listen()
+
+        def die(times: int) -> None:
+            for _ in range(times):
+                connection = listener.accept()[0]
+                connection.recv(1)
+                connection.close()
+
+        asked = threads.submit(ask, path, "say")
+        die(3)
+        server = ControlServer(listener, {"say": lambda *_: "the fourth"})
+        server.start()
+        assert asked.result(10) == "the fourth"
+        server.retire()
+        asked = threads.submit(ask, path, "say")
+        die(5)
+        with pytest.raises(NodeGoneError):
+            asked.result(10)

@@ -19,7 +19,7 @@ from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableE
 from pagepool.linux.superblocks import mounted_device
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at
-from pagepool.node.control import NodeGoneError, ask, converse
+from pagepool.node.control import ask, converse, have_again
 from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class NodeClient:
                 channel.send({"attached": True})
 
         try:
-            fields = self._converse_twice(request, on_bytes, take)
+            fields = self._converse_again(request, on_bytes, take)
         except BaseException:
             if attached:
                 with suppress(OSError, PagepoolError):
@@ -231,20 +231,17 @@ class NodeClient:
             raise
         return KernelMount(self, target, str(fields["id"]), fields)
 
-    def _converse_twice(
+    def _converse_again(
         self,
         request: dict[str, Any],
         on_bytes: Callable[[int], object],
         take: Callable[[Channel, dict[str, Any]], None],
     ) -> dict[str, Any]:
-        """Have a conversation; once more with the next worker, if the one that it was begun with has died."""
-        try:
-            return dict(converse(self.places.control, request, on_bytes, take))
-        except NodeGoneError:
-            if not self.is_running():
-                raise
-            # If it was put into its place already, that is all there is to say.
-            return dict(converse(self.places.control, request, on_bytes, take))
+        """Have a conversation; again with the next worker, if the one that it was begun with has died.
+
+        If it was put into its place already, `take` has noted that in the request: that is all there is to say then.
+        """
+        return dict(have_again(lambda: converse(self.places.control, request, on_bytes, take), self.is_running))
 
     def _request(
         self,

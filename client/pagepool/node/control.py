@@ -13,7 +13,7 @@ import json
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pagepool import errors
 from pagepool.errors import PagepoolError, UnreachableError
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _LIMIT: Final = 16 << 20
 _CHUNK: Final = 64 << 10
 _MOST_DESCRIPTORS: Final = 8
+_MOST_DEATHS: Final = 4
+"""Of workers during one conversation, which is then had with the next one."""
+
+_Told = TypeVar("_Told")
 
 
 class NodeGoneError(UnreachableError):
@@ -163,7 +167,7 @@ def converse(
 
 
 def ask(path: os.PathLike[str], operation: str, **fields: object) -> Any:
-    """Have a conversation that can be had twice: once more, if the worker dies just then, with the next one.
+    """Have a conversation that can be had again: if the worker dies just then, with the next one, a few times.
 
     Args:
         path: of the node's socket.
@@ -177,8 +181,23 @@ def ask(path: os.PathLike[str], operation: str, **fields: object) -> Any:
         NodeGoneError: nobody answers there.
         PagepoolError, OSError: what it says went wrong.
     """
-    request = {"op": operation, **fields}
-    try:
-        return converse(path, request)
-    except NodeGoneError:
-        return converse(path, request)
+    return have_again(lambda: converse(path, {"op": operation, **fields}))
+
+
+def have_again(converse: Callable[[], _Told], is_there: Callable[[], bool] = lambda: True) -> _Told:
+    """Have a conversation, again with the next worker each time that the one dies with which it was begun.
+
+    Args:
+        converse: has it.
+        is_there: whether there is a node to have it with again.
+
+    Raises:
+        NodeGoneError: there is none, or its workers die one after the other.
+    """
+    for _ in range(_MOST_DEATHS):
+        try:
+            return converse()
+        except NodeGoneError:
+            if not is_there():
+                raise
+    return converse()
