@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -133,26 +132,6 @@ def test_parse_maps() -> None:
 
 def test_upper_that_is_not_there(tmp_path: Path) -> None:
     assert resident_below(tmp_path / "gone") == 0
-
-
-def test_upper_that_is_deeper_than_a_stack(tmp_path: Path) -> None:
-    """What one container makes keeps nobody from the figures of all."""
-    here = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(700):
-        os.mkdir("d", dir_fd=here)
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    file = os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here)
-    os.write(file, bytes(3 * PAGE))
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(600)
-    try:
-        assert resident_below(tmp_path) == 3 * PAGE
-    finally:
-        sys.setrecursionlimit(limit)
-        os.close(file)
-        os.close(here)
 
 
 def test_the_command(inputs: MemoryInputs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pagepool.linux import mounts
 from pagepool.node.mounts import NodeMounts
+from tests.support.deep import make_deep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,13 +29,7 @@ def _left_over(places: NodePlaces) -> Path:
 def test_directories_that_are_deeper_than_a_stack(places: NodePlaces) -> None:
     """A container that made them could not be taken away, and nor could anything else at the start of a node."""
     directory = _left_over(places)
-    here = os.open(directory / "upper", os.O_RDONLY)
-    for _ in range(sys.getrecursionlimit()):
-        os.mkdir("d", dir_fd=here)
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(here)
+    make_deep(directory / "upper", sys.getrecursionlimit())
     NodeMounts(places, lambda _: None).remove_orphans()
     assert not directory.exists()
 

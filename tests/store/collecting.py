@@ -6,10 +6,13 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import pytest
 from blake3 import blake3
 
 from pagepool.digest import Digest
+from pagepool.errors import ManifestUnknownError, NameUnknownError
 from pagepool.oci import parse_manifest
+from pagepool_service.store.collect import Collector, Policy, Report
 from pagepool_service.store.environment import Table
 from tests.store.helpers import gzipped, make_tar, noise, push, read, text
 
@@ -130,3 +133,25 @@ def assert_whole(store: Store, repository: str, image: Pushed) -> None:
         assert read(store, digest) == data
     for child in image.children:
         assert_whole(store, repository, child)
+
+
+REPOSITORY = "lib/app"
+AT_ONCE = Policy(grace_s=0, untagged_s=0)
+FILES = contents(21)
+
+
+def layer(*numbers: int, packed: bool = False) -> Layer:
+    """A layer of some of the files."""
+    return Layer({f"f{number}": FILES[number] for number in numbers}, packed)
+
+
+def collect(store: Store, policy: Policy = AT_ONCE) -> Report:
+    """Run a whole cycle."""
+    return Collector(store, policy).run()
+
+
+def gone(store: Store, image: Pushed, repository: str = REPOSITORY) -> bool:
+    """Whether a manifest is gone, and all blobs that only it had."""
+    with pytest.raises((ManifestUnknownError, NameUnknownError)):
+        store.registry.manifest(repository, image.digest)
+    return not any(store.blobs.exists(digest) for digest in image.blobs)

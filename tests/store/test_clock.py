@@ -14,8 +14,7 @@ from pagepool_service.store.collect import Collector, Policy
 from pagepool_service.store.collect.policy import TagRule
 from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
-from tests.store.collecting import assert_whole, push_image
-from tests.store.test_collect import REPOSITORY, gone, layer
+from tests.store.collecting import REPOSITORY, assert_whole, gone, layer, push_image
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,16 +11,13 @@ import pytest
 from blake3 import blake3
 
 from pagepool.digest import Digest
-from pagepool.errors import BlobUnknownError, BusyError, CorruptError, ManifestUnknownError, NameUnknownError
-from pagepool.extents import EXTENT_SIZE, Role, encode_frame
-from pagepool_service.committing import Batch, Committer
-from pagepool_service.store import cycle, links
-from pagepool_service.store.catalogue import link_key, link_time, referrer_key
+from pagepool.errors import BlobUnknownError, BusyError, CorruptError, ManifestUnknownError
+from pagepool.extents import Role, encode_frame
+from pagepool_service.store import cycle
 from pagepool_service.store.clock import Moment
 from pagepool_service.store.collect import Collector, Policy, Report, TagRule, estimate_garbage
 from pagepool_service.store.collect.collector import drop_cut_off, lock_collection
 from pagepool_service.store.collect.frames import plan_threshold
-from pagepool_service.store.collect.marking import Marker
 from pagepool_service.store.collect.marks import Marks
 from pagepool_service.store.collect.policy import plan_manifests, plan_tags
 from pagepool_service.store.environment import Table
@@ -29,32 +26,22 @@ from pagepool_service.store.schema import u64
 from pagepool_service.store.statistics import collect_totals
 from pagepool_service.store.store import Store
 from tests.faults import flip_record, records
-from tests.ingest.sparse import sparse_tar
-from tests.store.checking import check
-from tests.store.collecting import Layer, Pushed, assert_whole, contents, cut, keys, push_image, push_index
-from tests.store.helpers import ingest_all, make_tar, noise, push, read, text
+from tests.store.collecting import (
+    AT_ONCE,
+    FILES,
+    REPOSITORY,
+    assert_whole,
+    collect,
+    gone,
+    keys,
+    layer,
+    push_image,
+    push_index,
+)
+from tests.store.helpers import ingest_all, noise, push
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-REPOSITORY = "lib/app"
-AT_ONCE = Policy(grace_s=0, untagged_s=0)
-FILES = contents(21)
-
-
-def layer(*numbers: int, packed: bool = False) -> Layer:
-    return Layer({f"f{number}": FILES[number] for number in numbers}, packed)
-
-
-def collect(store: Store, policy: Policy = AT_ONCE) -> Report:
-    return Collector(store, policy).run()
-
-
-def gone(store: Store, image: Pushed, repository: str = REPOSITORY) -> bool:
-    """Whether a manifest is gone, and all blobs that only it had."""
-    with pytest.raises((ManifestUnknownError, NameUnknownError)):
-        store.registry.manifest(repository, image.digest)
-    return not any(store.blobs.exists(digest) for digest in image.blobs)
 
 
 def test_what_was_deleted_goes_and_the_rest_stays(data: Path) -> None:
@@ -455,186 +442,6 @@ def test_one_collector_at_a_time(store: Store, data: Path) -> None:
     with lock_collection(data), pytest.raises(BusyError, match="collects"):
         collect(store)
     collect(store)
-
-
-# -- what is written while it runs ---------------------------------------------------------------------------
-
-
-class Interrupting(Collector):
-    """Does something at a step of the cycle."""
-
-    def __init__(self, store: Store, step: str, act: object) -> None:
-        super().__init__(store, AT_ONCE, watch=self._see)
-        self._at, self._act = step, act
-
-    def _see(self, step: str, _done: int, _all: int) -> None:
-        if step == self._at and self._act is not None:
-            act, self._act = self._act, None
-            act()  # type: ignore[operator]
-
-
-@pytest.mark.parametrize(
-    ("step", "packed"),
-    [("repositories", True), ("marking", True), ("records", False), ("frames", True), ("giving space back", False)],
-)
-def test_what_is_pushed_again_while_it_goes_is_whole(store: Store, data: Path, step: str, packed: bool) -> None:
-    """The same layers as an image that is being collected: their extents were found, or are stored anew."""
-    parts = [layer(*range(0, 10), packed=packed), layer(6, 13, 20)]
-    lost = push_image(store, REPOSITORY, parts, tags=["1"])
-    push_image(store, REPOSITORY, [layer(3, 4)], tags=["2"], note="stays")
-    ingest_all(store)
-    store.registry.delete_manifest(REPOSITORY, lost.digest)
-    again: list[Pushed] = []
-
-    def push_again() -> None:
-        again.append(push_image(store, REPOSITORY, parts, tags=["3"]))
-        ingest_all(store)
-
-    Interrupting(store, step, push_again).run()
-    assert_whole(store, REPOSITORY, again[0])
-    assert all(store.blobs.stat(part.digest).state == 1 for part in parts)
-    assert check_store(data).problems == []
-    collect(store)
-    assert_whole(store, REPOSITORY, again[0])
-    assert keys(store, Table.EXTENTS) == again[0].extents | push_image(store, "x", [layer(3, 4)], note="stays").extents
-
-
-@pytest.mark.parametrize("step", ["repositories", "marking", "records"])
-def test_a_lease_that_is_taken_while_it_goes(store: Store, data: Path, step: str) -> None:
-    """Either there is none, because a layer is gone; or all its layers stay."""
-    digest = push(store, layer(4, 6, 13).blob, repository=REPOSITORY)
-    ingest_all(store)
-    diff_id = store.blobs.stat(digest).diff_id
-    assert diff_id is not None
-    store.registry.delete_blob(REPOSITORY, digest)
-    Interrupting(store, step, lambda: store.leases.take(REPOSITORY, bytes(32), "node", 60, (digest, [diff_id]))).run()
-    assert diff_id.key in keys(store, Table.LAYERS)
-    assert check_store(data).problems == []
-
-
-def test_extents_of_a_layer_that_is_half_read_stay(store: Store) -> None:
-    """What a job has stored is left alone until it has named it, over any number of cycles."""
-    digest = push(store, layer(*range(21)).blob, repository=REPOSITORY)
-    job = store.jobs.begin_next()
-    assert job is not None
-    with store.env.write() as txn:
-        begun = store.jobs.begin_recipe(txn, job)
-    stray = push(store, noise(100_000), repository=REPOSITORY)  # stands for what the job stores
-    store.registry.delete_blob(REPOSITORY, stray)
-    for _ in range(2):
-        collect(store, Policy())
-    assert begun.floor
-    assert u64(begun.floor) in keys(store, Table.FRAMES)
-    store.jobs.put_back(begun)
-    ingest_all(store)
-    assert read(store, digest) == layer(*range(21)).blob
-    collect(store, Policy())
-    assert u64(begun.floor) not in keys(store, Table.FRAMES)
-
-
-def test_a_layer_whose_extents_were_swept_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They were there when they were looked up, and are not when the layer that shares them is verified."""
-    files = {f"n/{number}": text(50_000, number) for number in range(30)}
-    first = push(store, make_tar(files), repository=REPOSITORY)
-    ingest_all(store)
-    store.registry.delete_blob(REPOSITORY, first)
-    second = push(store, make_tar({**files, "more": b"more"}), repository=REPOSITORY)
-    commit = Committer._commit
-    swept: list[int] = []
-
-    def after_a_sweep(self: Committer, batch: Batch) -> None:
-        if not swept:
-            swept.append(collect(store, Policy()).freed["extents"])
-        commit(self, batch)
-
-    monkeypatch.setattr(Committer, "_commit", after_a_sweep)
-    ingest_all(store)
-    assert swept[0] >= 30
-    assert store.blobs.stat(second).state == 1
-    assert read(store, second) == make_tar({**files, "more": b"more"})
-
-
-def test_holes_whose_extents_were_swept_are_stored_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of a sparse file's holes is read when its layer is verified; at the end is a piece of zeros like another.
-
-    Where it is missing after all, as it could be, fsck says so.
-    """
-    hole = bytes(100)
-    name = blake3(hole).digest()
-    commit = Committer._commit
-    swept: list[int] = []
-
-    def after_a_sweep(self: Committer, batch: Batch) -> None:
-        if not swept:
-            store.registry.delete_blob(REPOSITORY, first)
-            swept.append(collect(store, Policy()).freed["layers"])
-        commit(self, batch)
-
-    with Store.open(data) as store:
-        first = push(store, make_tar({"zeros": hole}), repository=REPOSITORY)
-        ingest_all(store)
-        second = push(store, sparse_tar("file", EXTENT_SIZE + len(hole), [(0, b"data")]), repository=REPOSITORY)
-        monkeypatch.setattr(Committer, "_commit", after_a_sweep)
-        ingest_all(store)
-        assert swept == [1]
-        assert store.blobs.stat(second).state == 1
-        assert name in keys(store, Table.EXTENTS)
-    assert check(data).clean
-    with Store.open(data) as store, store.env.write() as txn:
-        place = store.extents.find(txn, name)
-        assert place is not None
-        txn.delete(Table.EXTENTS, name)
-        txn.delete(Table.FRAMES, u64(place.frame))
-    found = [problem.reason for problem in check(data).problems if problem.kind == "layer"]
-    assert found == [f"it cannot be rebuilt: corrupt extent {name.hex()}: it is referred to and not there"]
-
-
-def test_a_list_of_extents_that_was_swept_and_is_written_anew_keeps_what_it_names(store: Store) -> None:
-    """A file is named that was swept after it was looked up; the layer is read again, and finds its extents."""
-    digest = push(store, layer(13).blob, repository=REPOSITORY)
-    ingest_all(store)
-    content = FILES[13]
-    name, extents = blake3(content).digest(), cut(content)
-    names = [blake3(content[start : start + EXTENT_SIZE]).digest() for start in range(0, len(content), EXTENT_SIZE)]
-    store.registry.delete_blob(REPOSITORY, digest)
-    with store.env.write() as txn:
-        cycle.Cycle.begin(txn, 1)
-        txn.delete(Table.OBJECTS, name)
-    marker = Marker(store.env, store.leases)
-    marker.mark_all()
-    with store.env.write() as txn:
-        cycle.note(txn, cycle.NoteKind.OBJECT, [name])
-    marker.catch_up()
-    assert not any(extent in marker.live for extent in extents)
-    with store.env.write() as txn:
-        store.extents.put_object(txn, name, len(content), names)
-        cycle.note(txn, cycle.NoteKind.OBJECT, [name])
-    marker.catch_up()
-    assert all(extent in marker.live for extent in extents)
-
-
-def test_a_push_beside_many_referrers_and_damage_keeps_its_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own parts come before all that is about its subject; and who is damaged keeps nobody from pushing."""
-    monkeypatch.setattr(links, "_MOST_RENEWED", 3)
-    subject = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
-    about = [push_image(store, REPOSITORY, [layer(5)], subject=subject.digest, note=str(number)) for number in range(8)]
-    damaged = about[0].digest
-    near = [push_image(store, REPOSITORY, [layer(6)], subject=one, note="new") for one in (subject.digest, damaged)]
-    long_name = Digest.of(b"{}", "sha512")
-    with store.env.write() as txn:
-        cycle.Cycle.begin(txn, 1)
-        raw = bytes(txn.get(Table.MANIFESTS, damaged.key) or b"")
-        txn.put_as_is(Table.MANIFESTS, damaged.key, raw)
-        txn.put(Table.REFERRERS, referrer_key(REPOSITORY, subject.digest, long_name), b"{}")
-    for image in near:
-        with store.env.write() as txn:
-            for digest in image.blobs:
-                txn.put(Table.LINKS, link_key(REPOSITORY, digest), bytes(8))
-            links.renew_around(txn, REPOSITORY, image.digest)
-            for digest in image.blobs:
-                assert link_time(store.registry.link_record(txn, Table.LINKS, REPOSITORY, digest) or b"")
-        with store.env.write() as txn:
-            links.renew_around(txn, REPOSITORY, subject.digest)
 
 
 def test_a_deleted_blob_is_unknown(store: Store) -> None:
