@@ -3,6 +3,9 @@
 An overlay that has found an object keeps that file for as long as it remembers its own inode, open or not. Nothing
 tells of it but the file itself: open_by_handle_at(2) finds a file without names while anybody has it, and is answered
 ESTALE when the last one has let go. Tried with ext4, XFS and tmpfs. Needs CAP_DAC_READ_SEARCH.
+
+While somebody makes a file whose inode has the number of one that is gone, ext4 answers ENOMEM (iget_locked of an inode
+in I_CREATING), a moment later ESTALE: it is asked again.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 MOST_BYTES: Final = 128  # MAX_HANDLE_SZ
 _AT_EMPTY_PATH: Final = 0x1000
 _O_PATH: Final = os.O_PATH | os.O_CLOEXEC
+_ATTEMPTS: Final = 50
+_PAUSE_S: Final = 0.001
 
 
 class _FileHandle(ctypes.Structure):
@@ -75,10 +81,8 @@ class HandleDoor:
         Raises:
             OSError: it cannot be found out.
         """
-        wanted = _FileHandle(len(handle.raw), handle.type)
-        ctypes.memmove(wanted.bytes, handle.raw, len(handle.raw))
         try:
-            descriptor = call("open_by_handle_at", self._mount, ctypes.byref(wanted), _O_PATH)
+            descriptor = self._open(handle)
         except OSError as error:
             if error.errno in (errno.ESTALE, errno.ENOENT):
                 return None
@@ -87,6 +91,18 @@ class HandleDoor:
             return os.fstat(descriptor).st_nlink
         finally:
             os.close(descriptor)
+
+    def _open(self, handle: Handle) -> int:
+        wanted = _FileHandle(len(handle.raw), handle.type)
+        ctypes.memmove(wanted.bytes, handle.raw, len(handle.raw))
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return call("open_by_handle_at", self._mount, ctypes.byref(wanted), _O_PATH)
+            except OSError as error:
+                if error.errno != errno.ENOMEM:
+                    raise
+                time.sleep(_PAUSE_S)
+        return call("open_by_handle_at", self._mount, ctypes.byref(wanted), _O_PATH)
 
     def close(self) -> None:
         """Close the directory."""
