@@ -23,6 +23,7 @@ from pagepool.errors import TreeUnknownError, UnreachableError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Pool, PoolFile
 from tests.content.scripted import Source, extent_names, info_of, make_tree, noise
+from tests.support.descriptors import count_open
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,20 +155,15 @@ def test_objects_that_are_being_filled_count_for_the_descriptors_that_they_take(
     """Four each: a program that begins many, as a fill does whose pieces come slowly, keeps descriptors of its own."""
     contents = [noise(2 * EXTENT_SIZE, seed) for seed in range(60)]
     source = Source.of(*contents)
-    before = count_descriptors()
+    before = count_open()
     cache = ObjectCache(pool, BUDGET, most_open=60)
     for data in contents:
         assert b"".join(cache.pieces(info(data), 0, 1, source)) == data[:1]
-    assert count_descriptors() - before <= 60
+    assert count_open() - before <= 60
     for data in contents:
         assert read(cache, data, source) == data
-    assert count_descriptors() - before <= 60
+    assert count_open() - before <= 60
     cache.close()
-
-
-def count_descriptors() -> int:
-    """Those of this process that are open."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def test_what_this_process_holds_makes_room(tmp_path: Path) -> None:
@@ -238,10 +234,10 @@ def test_a_process_without_descriptors_closes_some(cache: ObjectCache, pool: Poo
 def test_a_filled_object_takes_one_descriptor(cache: ObjectCache) -> None:
     """As many as small ones, though filling it took three."""
     contents = [noise(2 * EXTENT_SIZE, seed) for seed in range(20)]
-    source, before = Source.of(*contents), len(list(Path("/proc/self/fd").iterdir()))
+    source, before = Source.of(*contents), count_open()
     for data in contents:
         assert read(cache, data, source) == data
-    assert len(list(Path("/proc/self/fd").iterdir())) == before + 20
+    assert count_open() == before + 20
 
 
 def test_half_of_the_descriptors_are_left_to_the_program(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from pagepool.pool import Scrubber
 from pagepool.transport.trees import PoolPlace
 from pagepool.units import human_size
 from tests.service.pushes import push_image
+from tests.support.descriptors import count_open
 from tests.support.server import Service, running_service
 from tests.support.trees import TreeBuilder
 
@@ -39,11 +40,6 @@ def service(tmp_path: Path) -> Iterator[Service]:
         with httpx.Client(base_url=running.url, timeout=60) as http:
             push_image(http, "app", "1", FILES)
         yield running
-
-
-def open_files() -> int:
-    """How many descriptors this process has."""
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_a_pool_that_is_too_small_is_said_to_be(service: Service, tmp_path: Path) -> None:
@@ -102,11 +98,11 @@ def test_a_client_that_is_closed_opens_nothing(service: Service, tmp_path: Path)
         root = image.open()
         client.close()
         assert root.read_bytes("empty") == b""
-        before = open_files()
+        before = count_open()
         for attempt in (image.open, partial(client.image, "app:1"), client.images):
             with pytest.raises(ValueError, match="closed"):
                 attempt()
-        assert open_files() == before
+        assert count_open() == before
         root.close()
 
 

@@ -10,6 +10,7 @@ import pytest
 from pagepool.linux.directories import remove_tree, walk_from_below
 from pagepool.node.memory import resident_below
 from tests.support.deep import make_deep
+from tests.support.descriptors import count_open
 
 _LEVELS = 1500
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -25,19 +26,6 @@ def top(tmp_path: Path) -> Path:
     (tmp_path / "outside").touch()
     make_deep(path, _LEVELS)
     return path
-
-
-def count_open(top: Path) -> int:
-    """How many descriptors this process has of a directory and what is or was below it."""
-    with os.scandir("/proc/self/fd") as entries:
-        return sum(_link(entry.path).startswith(f"{top}") for entry in entries)
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)  # noqa: PTH115 - what a descriptor is of, and not a path
-    except OSError:  # the one that lists them, or one that has just been closed
-        return ""
 
 
 def test_a_deep_tree(top: Path) -> None:

@@ -16,6 +16,7 @@ from pagepool.errors import CorruptError, DigestInvalidError, InvalidError, Obje
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Pool, ReadOnlyPool, layout
 from tests.pool.helpers import PAGE, Thing, check_account, files_below, object_path, thing
+from tests.support.descriptors import count_open
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,15 +125,15 @@ def test_an_open_object_takes_one_descriptor(pool: Pool) -> None:
     one = thing(1)
     with pool.put(one.digest, one.data) or pytest.fail("not kept"):
         pass
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  (a Path's own descriptor would be counted)
+    before = count_open()
     files = [pool.get(one.digest) or pytest.fail("not there") for _ in range(10)]
-    assert len(os.listdir("/proc/self/fd")) == before + 10  # noqa: PTH208
+    assert count_open() == before + 10
     assert all(bytes(file.view) == one.data for file in files)
-    assert len(os.listdir("/proc/self/fd")) == before + 10  # noqa: PTH208
+    assert count_open() == before + 10
     for file in files:
         file.close()
     files.clear()
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert count_open() == before
 
 
 def test_processes_share_pages(pool: Pool) -> None:
