@@ -266,12 +266,22 @@ def test_an_error_of_a_call_on_a_descriptor_is_one_line(capsys: pytest.CaptureFi
     assert (code, capsys.readouterr().err) == (1, "pagepool: error: Not a directory\n")
 
 
-def test_pull_does_not_take_a_dash_for_a_name(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["-", "oci-archive:-"])
+def test_pull_does_not_take_a_dash_for_a_name(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     """Whoever writes that means standard output."""
     monkeypatch.chdir(tmp_path)
-    result = run("pull", "127.0.0.1:1/a:1", "-")
+    result = run("pull", "127.0.0.1:1/a:1", path)
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert not list(tmp_path.glob("-*"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["home"]
+
+
+def test_two_formats(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("pull", "--format", "oci", "127.0.0.1:1/a:1", "docker-archive:a.tar")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "docker-archive:a.tar" in result.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

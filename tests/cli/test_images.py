@@ -61,6 +61,22 @@ def test_push_and_pull(run: Run, server: str, layout: tuple[Path, Sample], tmp_p
     assert again.code == 0, again.err
 
 
+@pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
+def test_formats_as_skopeo_has_them(
+    run: Run, server: str, layout: tuple[Path, Sample], tmp_path: Path, form: str
+) -> None:
+    name = f"{server}/{_name()}:1"
+    pushed = run("push", f"oci:{layout[0]}", name)
+    assert pushed.code == 0, pushed.err
+    pulled = run("pull", "--json", name, f"{form}:{tmp_path / 'out'}:example.org/a:2")
+    assert pulled.code == 0, pulled.err
+    assert (pulled.json["format"], pulled.json["name"]) == (form, "example.org/a:2")
+    assert pulled.json["path"] == str(tmp_path / "out")
+    assert (tmp_path / "out").is_dir() == (form == "oci")
+    again = run("push", f"{form}:{tmp_path / 'out'}:example.org/a:2", f"{server}/{_name()}")
+    assert again.code == 0, again.err
+
+
 def test_second_push_sends_nothing(run: Run, server: str, layout: tuple[Path, Sample]) -> None:
     name = f"{server}/{_name()}:1"
     assert run("push", "--json", layout[0], name).json["blobs"]["copied"] == 3

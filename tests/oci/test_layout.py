@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Sequence
@@ -17,11 +18,12 @@ from pagepool.errors import (
     BlobUnknownError,
     DigestMismatchError,
     ImageInvalidError,
+    InvalidError,
     LimitError,
     ManifestUnknownError,
     PagepoolError,
 )
-from pagepool.layout import Format, choose_format, open_sink, open_source, plan_copy, run_copy, split_path
+from pagepool.layout import Format, Location, choose_format, open_sink, open_source, parse_location, plan_copy, run_copy
 from pagepool.layout.sink import plan_entries
 from pagepool.oci import (
     Descriptor,
@@ -358,27 +360,52 @@ def test_a_signal_that_wakes_nobody_ends_a_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "existing", "path", "name"),
+    ("text", "existing", "path", "name", "form"),
     [
-        ("out", [], "out", None),
-        ("out:1", [], "out", "1"),
-        ("out:", [], "out", None),
-        ("out:example.org/a:1", [], "out", "example.org/a:1"),
-        ("a:b", ["a:b"], "a:b", None),
-        ("a:b:c", ["a:b"], "a:b", "c"),
-        ("a:b:c", ["a", "a:b"], "a:b", "c"),
-        ("a:b:c", ["a"], "a", "b:c"),
-        ("-", [], "-", None),
-        (":x", [], ":x", None),
+        ("out", [], "out", None, None),
+        ("out:1", [], "out", "1", None),
+        ("out:", [], "out", None, None),
+        ("out:example.org/a:1", [], "out", "example.org/a:1", None),
+        ("a:b", ["a:b"], "a:b", None, None),
+        ("a:b:c", ["a:b"], "a:b", "c", None),
+        ("a:b:c", ["a", "a:b"], "a:b", "c", None),
+        ("a:b:c", ["a"], "a", "b:c", None),
+        ("-", [], "-", None, None),
+        (":x", [], ":x", None, None),
+        ("oci", [], "oci", None, None),
+        ("oci:out", [], "out", None, "oci"),
+        ("oci:out:1", [], "out", "1", "oci"),
+        ("oci:a:b:c", ["a:b"], "a:b", "c", "oci"),
+        ("oci:out", ["oci"], "oci", "out", None),
+        ("oci:out", ["oci:out"], "oci:out", None, None),
+        ("oci-archive:./a.tar", [], "a.tar", None, "oci-archive"),
+        ("docker-archive:a.tar:example.org/a:1", [], "a.tar", "example.org/a:1", "docker-archive"),
+        ("docker-archive:-", [], "-", None, "docker-archive"),
+        ("dir:x", ["dir"], "dir", "x", None),
+        ("./dir:x", [], "dir", "x", None),
     ],
 )
 def test_path_and_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, existing: list[str], path: str, name: str | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    existing: list[str],
+    path: str,
+    name: str | None,
+    form: Format | None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for entry in existing:
         Path(entry).mkdir()
-    assert split_path(text) == (Path(path), name)
+    assert parse_location(text) == Location(Path(path), name, form)
+
+
+@pytest.mark.parametrize("text", ["dir:x", "docker-daemon:app:1", "docker://example.org/a", "oci:", "oci-archive:"])
+def test_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Another program's kind of place, and a format without a path, are said to be that, and make no file."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidError, match=re.escape(text)):
+        parse_location(text)
 
 
 def test_format_by_path(tmp_path: Path) -> None:

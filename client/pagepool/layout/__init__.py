@@ -1,7 +1,15 @@
 """Images in files: OCI layouts, OCI archives, docker archives; and copying between them and registries."""
 
 from pagepool.layout.copy import Plan, Watcher, plan_copy, run_copy
-from pagepool.layout.formats import FORMATS, Format, choose_format, open_sink, open_source, split_path
+from pagepool.layout.formats import (
+    FORMATS,
+    Format,
+    Location,
+    choose_format,
+    open_sink,
+    open_source,
+    parse_location,
+)
 from pagepool.layout.interface import ImageSink, ImageSource, Progress
 
 __all__ = [
@@ -10,7 +18,8 @@ __all__ = [
     "Progress",
     "open_source",
     "open_sink",
-    "split_path",
+    "Location",
+    "parse_location",
     "choose_format",
     "Format",
     "FORMATS",

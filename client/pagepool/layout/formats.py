@@ -1,17 +1,19 @@
 """Which format a path has, or is to have; the only module that decides it.
 
 A path may carry the name of an image in the file after a colon: ``PATH:NAME``. A path that exists as it
-stands has no name in it, whatever colons it holds.
+stands has no name in it, whatever colons it holds. A format may be said before it, as skopeo and podman have it:
+``oci-archive:PATH:NAME``.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from pagepool.errors import ImageInvalidError
+from pagepool.errors import ImageInvalidError, InvalidError
 from pagepool.layout.dockersink import DockerArchiveSink
 from pagepool.layout.files import DirectoryFiles, TarFiles
 from pagepool.layout.inflate import inflate
@@ -25,22 +27,59 @@ Format = Literal["oci", "oci-archive", "docker-archive"]
 FORMATS: tuple[Format, ...] = ("oci", "oci-archive", "docker-archive")
 
 STANDARD_INPUT = "-"
+# What else these programs have before a colon. No file has it.
+_FOREIGN = ("docker", "docker-daemon", "containers-storage", "dir", "ostree", "sif", "tarball")
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 
 
-def split_path(text: str) -> tuple[Path, str | None]:
-    """Split ``PATH[:NAME]``.
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where an image is, or is to be.
 
-    The longest path that exists wins; if none does, the first colon separates, as in skopeo.
+    Args:
+        path: a file or directory; `STANDARD_INPUT`.
+        name: what it is called there; None if that was not said.
+        form: the format that was said; None if none was.
     """
+
+    path: Path
+    name: str | None = None
+    form: Format | None = None
+
+
+def parse_location(text: str) -> Location:
+    """Read ``[FORMAT:]PATH[:NAME]``.
+
+    A path that exists, as it stands or up to a colon, is meant before any format. Of several that exist, the longest
+    is; if none does, the first colon separates path and name, as in skopeo.
+
+    Raises:
+        InvalidError: it says another program's kind of place, or no path.
+    """
+    before, _, rest = text.partition(":")
+    if _split(text).path.exists() or text == STANDARD_INPUT:
+        return _split(text)
+    if before in _FOREIGN:
+        kinds = ", ".join(f"{form}:PATH" for form in FORMATS)
+        raise InvalidError(text, f"{before}: is not known here; name a file or a directory (PATH, {kinds})")
+    for form in FORMATS:
+        if before == form and text != form:
+            if not rest:
+                raise InvalidError(text, "no path is named")
+            found = _split(rest)
+            return Location(found.path, found.name, form)
+    return _split(text)
+
+
+def _split(text: str) -> Location:
     if Path(text).exists() or text == STANDARD_INPUT:
-        return Path(text), None
+        return Location(Path(text))
     colons = [position for position, character in enumerate(text) if character == ":" and position]
     existing = [position for position in reversed(colons) if Path(text[:position]).exists()]
     if not colons:
-        return Path(text), None
+        return Location(Path(text))
     at = (existing or colons)[0]
-    return Path(text[:at]), text[at + 1 :] or None
+    return Location(Path(text[:at]), text[at + 1 :] or None)
 
 
 def choose_format(path: Path) -> Format:

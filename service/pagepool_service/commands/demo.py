@@ -18,7 +18,7 @@ from pagepool.cli import output
 from pagepool.cli.exits import CORRUPT
 from pagepool.cli.options import complete_path, output_options
 from pagepool.errors import DiskFullError, InvalidError
-from pagepool.layout import split_path
+from pagepool.layout import parse_location
 from pagepool.oci import Reference, validate_repository, validate_tag
 from pagepool.samples import FIRST, SECOND, Made, collect, make_images, packed_size
 from pagepool.samples.layers import GZIP_LEVEL, GZIP_WINDOW, Compressor
@@ -148,7 +148,8 @@ def _name_subjects(layouts: Sequence[str]) -> list[Subject]:
     """The images given, each with a reference of its own."""
     subjects: list[Subject] = []
     for text in layouts:
-        path, name = split_path(text)
+        location = parse_location(text)
+        path, name = location.path, location.name
         if not path.exists():
             raise InvalidError(text, "there is no such layout or archive")
         reference = Reference(f"demo/{_repository(path)}", _tag(name))

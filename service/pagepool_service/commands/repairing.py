@@ -13,7 +13,7 @@ from pagepool.cli import output
 from pagepool.cli.connect import credentials_for, verify_of
 from pagepool.cli.usage import refuse
 from pagepool.errors import ImageInvalidError, NotFoundError
-from pagepool.layout import split_path
+from pagepool.layout import parse_location
 from pagepool.transport import Session
 from pagepool.transport.http import parse_base
 from pagepool_service.backup.repository import open_repository
@@ -61,7 +61,8 @@ def _open(text: str, stack: ExitStack, options: TrustOptions) -> Source:
         stack.callback(registry.close)
         registry.ping()
         return registry
-    path, name = split_path(text)
+    location = parse_location(text)
+    path, name = location.path, location.name
     if not path.exists():
         raise ImageInvalidError(text, "there is no such file or directory, and it is no http:// or https:// address")
     if (path / "format").is_file() and (path / "snapshots").is_dir():

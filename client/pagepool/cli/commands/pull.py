@@ -21,7 +21,7 @@ from pagepool.cli.options import (
 )
 from pagepool.cli.platforms import warn_of_platform
 from pagepool.cli.progress import Counter, transfer
-from pagepool.layout import FORMATS, Format, Plan, choose_format, open_sink, plan_copy, run_copy, split_path
+from pagepool.layout import FORMATS, Format, Plan, choose_format, open_sink, parse_location, plan_copy, run_copy
 from pagepool.layout.formats import STANDARD_INPUT
 from pagepool.oci import Platform, Reference
 from pagepool.transport import RegistrySource
@@ -59,6 +59,7 @@ def command(
     A layout that is there already gets the image added to those it has; blobs it has are not fetched again.
     An archive that is there is replaced. The image is called NAME there: if not given, the tag of REF, or in
     a docker archive the whole REF. All content is verified, and nothing appears at PATH before it is whole.
+    The format may be written before PATH, as for skopeo: docker-archive:app.tar.
 
     \b
     Examples:
@@ -70,10 +71,13 @@ def command(
     if path is None:
         where = "where to write the image; run and mount fetch what they need by themselves"
         raise click.UsageError(f"Missing argument 'PATH[:NAME]': {where}.")
-    if path == STANDARD_INPUT:
+    location = parse_location(path)
+    if path in (STANDARD_INPUT, f"{location.form}:{STANDARD_INPUT}"):
         raise click.UsageError("pull does not write to standard output: PATH - can be pushed only.")
-    place, name = split_path(path)
-    form = form or choose_format(place)
+    place, name = location.path, location.name
+    if form and location.form and form != location.form:
+        raise click.UsageError(f"{path} is {location.form}, and --format says {form}.")
+    form = form or location.form or choose_format(place)
     asked = platform
     if platform is None and form == "docker-archive":
         platform = Platform.local()

@@ -20,7 +20,7 @@ from pagepool.cli.options import (
 from pagepool.cli.platforms import warn_of_platform
 from pagepool.cli.progress import Counter, transfer
 from pagepool.cli.waiting import check_wait, wait_until_read
-from pagepool.layout import Plan, open_source, plan_copy, run_copy, split_path
+from pagepool.layout import Location, Plan, open_source, parse_location, plan_copy, run_copy
 from pagepool.layout.formats import STANDARD_INPUT
 from pagepool.oci import Platform, Reference
 from pagepool.transport import ImageState, RegistrySink
@@ -52,7 +52,8 @@ def command(
 
     PATH is an OCI layout directory, an OCI archive, or what "docker save" wrote, compressed or not; "-" is
     standard input. Which of these it is, is found out. If it holds several images, NAME says which: its tag
-    there, its digest, or, in a docker archive, @0, @1 and so on.
+    there, its digest, or, in a docker archive, @0, @1 and so on. oci:, oci-archive: or docker-archive: may be
+    written before PATH, as for skopeo.
 
     An index is pushed whole, with the images of all its platforms, unless --platform names one. Manifests and
     blobs go as they are, so digests do not change. What the registry has already is not sent again. The
@@ -68,28 +69,29 @@ def command(
       docker save app:1 | pagepool push - app:1
       pagepool push --platform linux/arm64 multi.tar app:arm
     """
-    if path == STANDARD_INPUT and server["password_stdin"]:
+    place = parse_location(path)
+    if str(place.path) == STANDARD_INPUT and server["password_stdin"]:
         raise click.UsageError("PATH - and --password-stdin both want standard input.")
     reference = on_server(reference)
     with connect(server, reference) as connection:
         wait = check_wait(connection, wait)
-        plan, counter = _copy(connection, path, reference, platform, jobs, mount_from)
+        plan, counter = _copy(connection, place, reference, platform, jobs, mount_from)
         image = wait_until_read(connection, reference.repository, str(plan.root[0].digest), timeout) if wait else None
     _report(reference, plan, counter, image)
 
 
 def _copy(
     connection: Connection,
-    path: str,
+    place: Location,
     reference: Reference,
     platform: Platform | None,
     jobs: int,
     mount_from: str | None,
 ) -> tuple[Plan, Counter]:
-    source = open_source(*split_path(path))
+    source = open_source(place.path, place.name)
     try:
         plan = plan_copy(source, platform)
-        warn_of_platform(plan, source, platform, path)
+        warn_of_platform(plan, source, platform, str(place.path))
         with transfer("pushing") as watcher:
             sink = RegistrySink(connection.registry, reference, mount_from)
             run_copy(plan, source, sink, jobs=jobs, watcher=watcher)
