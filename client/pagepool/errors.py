@@ -260,7 +260,7 @@ class ReadOnlyError(PagepoolError):
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
-        super().__init__(f"the store is read-only: {reason}")
+        super().__init__(f"the store cannot be written to: {reason}")
 
 
 class StoreFormatError(PagepoolError):

@@ -104,7 +104,7 @@ def _store_failed(_: str, words: str) -> PagepoolError:
 
 
 def _read_only(_: str, words: str) -> PagepoolError:
-    return ReadOnlyError(words.removeprefix("the store is read-only: "))
+    return ReadOnlyError(words.removeprefix("the store cannot be written to: "))
 
 
 _BY_CODE: dict[str, _Maker] = {
