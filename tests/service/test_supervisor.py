@@ -47,10 +47,14 @@ def test_ready_line_says_where(tmp_path: Path) -> None:
     """Address with the real port, data directory, workers; the directory is made."""
     data = tmp_path / "new" / "data"
     data.parent.mkdir()
-    with running_service(data, "--workers", "3") as service:
+    service = Service(data, ("--workers", "3"), host="127.0.0.1:0")
+    service.start()
+    try:
         assert service.log().splitlines()[-1] == f"pagepool serving on {service.url} data {data} workers 3"
         assert not service.url.endswith(":0")
         assert httpx.get(f"{service.url}/readyz").status_code == 200
+    finally:
+        service.stop()
 
 
 @pytest.mark.skipif(not _CAN_BE_STRANGER, reason="needs user namespaces, and unshare (util-linux 2.36)")
