@@ -35,7 +35,7 @@ _STRANGER = ("unshare", "--user", "--map-user=54321", "--map-group=54321")
 _CAN_BE_STRANGER = subprocess.run([*_STRANGER, "true"], capture_output=True, check=False).returncode == 0
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     """Wait for something to become true."""
     deadline = time.monotonic() + timeout_s
     while not condition():

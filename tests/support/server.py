@@ -115,7 +115,7 @@ class Service:
         _, found, rest = self.log().partition("Traceback")
         return found + rest[:4000]
 
-    def stop(self, timeout_s: float = 30.0) -> int:
+    def stop(self, timeout_s: float = 60.0) -> int:
         """Ask it to end, and wait. Returns its exit status."""
         assert self.process is not None
         if self.process.poll() is None:
