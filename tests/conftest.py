@@ -15,6 +15,7 @@ from collections.abc import Generator
 from typing import TypeVar
 
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from hypothesis import settings
 
 _Report = TypeVar("_Report", pytest.TestReport, pytest.CollectReport)
@@ -53,6 +54,10 @@ LONGEST_FIRST = (
 # A machine that is busy with something else is no failure: an example may take as long as a test may.
 settings.register_profile("pagepool", settings.default, deadline=None)
 settings.load_profile("pagepool")
+
+
+# Nor is a service whose disk is busy: httpx waits for 5 s, where nothing else is said, and no test means that.
+DEFAULT_TIMEOUT_CONFIG.connect = DEFAULT_TIMEOUT_CONFIG.read = DEFAULT_TIMEOUT_CONFIG.write = 60.0
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -309,7 +309,7 @@ def test_files_are_read_again(tmp_path: Path) -> None:
             return http.get("/v2/a/tags/list", auth=auth).status_code
 
         def comes(wanted: int, auth: httpx.Auth | tuple[str, str]) -> None:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while status(auth) != wanted:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)

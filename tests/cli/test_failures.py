@@ -314,7 +314,7 @@ def test_interrupt_is_clean_and_prompt(
         try:
             assert reached.wait(30)
             process.send_signal(number)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=60)
         finally:
             process.kill()
             process.wait()

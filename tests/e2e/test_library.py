@@ -58,7 +58,7 @@ def test_a_client_goes_on_without_the_service(images: dict[str, Path], own_servi
     """What is in the pool can be read, what is not is a clear error, and all is well once the service is back."""
     service = own_service
     program("push", "--quiet", images["python-new"], "python:1", server=service.url)
-    with pagepool.Client(service.url, directory=tmp_path / "client", shared=False, timeout_s=3) as client:
+    with pagepool.Client(service.url, directory=tmp_path / "client", shared=False) as client:
         image = client.image("python:1")
         with image.open() as root:
             release = root.read_bytes("/etc/os-release")

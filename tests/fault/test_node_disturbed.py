@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pagepool.container.cgroup import remove_groups
 from pagepool.errors import BusyError, UnreachableError
 from pagepool.linux import mounts
 from pagepool.node.client import KernelMountOptions, NodeClient
@@ -177,7 +178,7 @@ def counted() -> Iterator[Path]:
         for process in group.joinpath("cgroup.procs").read_text().split():
             with contextlib.suppress(OSError):
                 group.parent.joinpath("cgroup.procs").write_text(process)
-        group.rmdir()
+        remove_groups([group])  # waits for those that end just now
 
 
 def test_a_node_that_may_have_no_more_threads(

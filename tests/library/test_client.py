@@ -75,7 +75,7 @@ def test_a_service_that_was_started_again(service: Service, tmp_path: Path, argu
 
 def test_the_owner_of_a_pool_may_take_its_time(service: Service, tmp_path: Path) -> None:
     """A request for its pool ends before this client's patience does, whatever there is to fill."""
-    with pagepool.Client(service.url, directory=tmp_path / "client", timeout_s=0.9) as client:
+    with pagepool.Client(service.url, directory=tmp_path / "client", timeout_s=27) as client:
         image = client.image("app:1")
         asked: list[float | None] = []
         original = client.trees.fill
@@ -88,7 +88,7 @@ def test_the_owner_of_a_pool_may_take_its_time(service: Service, tmp_path: Path)
         with image.open() as root:
             assert root.read_bytes("large") == LARGE
     assert asked
-    assert all(one is not None and one < 0.3 for one in asked)
+    assert all(one is not None and one < 9 for one in asked)
 
 
 def test_a_client_that_is_closed_opens_nothing(service: Service, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_requests_that_make_no_sense_are_answered_with_an_error(path: str, body:
     coordinator = Coordinator(_plan(1), 10.0)
     coordinator.join(JOIN)
     with serving(coordinator, "127.0.0.1", 0, {}) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("POST", path, body)
         answer = connection.getresponse()
         fields = json.loads(answer.read())

@@ -76,6 +76,6 @@ def kill(record: MountRecord) -> None:
     descriptor = os.pidfd_open(record.pid)
     try:
         os.kill(record.pid, signal.SIGKILL)
-        assert select.select([descriptor], [], [], 20.0)[0]
+        assert select.select([descriptor], [], [], 60.0)[0]
     finally:
         os.close(descriptor)

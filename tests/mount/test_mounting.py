@@ -38,7 +38,7 @@ from tests.mount.memoryfs import MemoryFileSystem, open_memory
 from tests.mount.overlays import open_overlay
 from tests.support.trees import TreeBuilder
 
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 60.0
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from pagepool.vfs import ROOT, FileSystem, TreeFileSystem
 from tests.mount.conftest import Mounting
 from tests.support.trees import MemoryContent, TreeBuilder
 
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 60.0
 
 
 def _image() -> TreeBuilder:

@@ -26,7 +26,7 @@ from pagepool.mount.fuse.protocol import (
 from pagepool.vfs import ROOT
 from tests.mount.memoryfs import MemoryFileSystem
 
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 60.0
 _ALL = (1 << 31) - 1
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_PATIENCE_S = 60.0
+
 
 class _Listener(socket.socket):
     """That cannot accept at first."""
@@ -97,7 +99,7 @@ def test_worker_that_is_being_replaced(tmp_path: Path, *, ends_well: bool) -> No
 
     def say(*_: object) -> str:
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(_PATIENCE_S)
         if not ends_well:
             raise ValueError("the pool is closed")
         return "the first"
@@ -108,15 +110,15 @@ def test_worker_that_is_being_replaced(tmp_path: Path, *, ends_well: bool) -> No
         first = ControlServer(listener, {"say": say})
         first.start()
         under_way = threads.submit(ask, path, "say")
-        assert begun.wait(10)
+        assert begun.wait(_PATIENCE_S)
         first.retire()
         first.retire()
         later = threads.submit(ask, path, "say")
         second = ControlServer(listener, {"say": lambda *_: "the second"})
         second.start()
-        assert later.result(10) == "the second"
+        assert later.result(_PATIENCE_S) == "the second"
         go_on.set()
-        assert under_way.result(10) == ("the first" if ends_well else "the second")
+        assert under_way.result(_PATIENCE_S) == ("the first" if ends_well else "the second")
         second.retire()
 
 
@@ -137,9 +139,9 @@ def test_workers_that_die_one_after_the_other(tmp_path: Path) -> None:
         die(3)
         server = ControlServer(listener, {"say": lambda *_: "the fourth"})
         server.start()
-        assert asked.result(10) == "the fourth"
+        assert asked.result(_PATIENCE_S) == "the fourth"
         server.retire()
         asked = threads.submit(ask, path, "say")
         die(5)
         with pytest.raises(NodeGoneError):
-            asked.result(10)
+            asked.result(_PATIENCE_S)

@@ -21,7 +21,7 @@ from tests.support.trees import TreeBuilder
 
 _FILES = {f"lib/{name}": name.encode() * 50_000 for name in ("one", "two", "three", "gate")}
 _INLINED = {"etc/small": b"small"}
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 _ONE, _TWO, _THREE, _GATE = (blake3_raw(data) for data in _FILES.values())
 
 

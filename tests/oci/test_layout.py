@@ -339,7 +339,7 @@ def test_a_signal_that_wakes_nobody_ends_a_copy(tmp_path: Path) -> None:
             if not self.opened:
                 signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
             found = super().open_blob(blob)
-            told.append(left.wait(10))
+            told.append(left.wait(60))
             return found
 
     def interrupt(_number: int, _frame: object) -> None:

@@ -289,7 +289,7 @@ def test_merging_does_not_keep_pulls_waiting(store: Store, monkeypatch: pytest.M
     blob = Digest.of(BASE)
 
     def slow(self: Trees, layers: Sequence[LayerRecord], step: Callable[[int], object]) -> object:
-        go_on.wait(20)
+        go_on.wait(60)
         return real(self, layers, step)
 
     async def talk(http: httpx.AsyncClient) -> None:
@@ -319,11 +319,11 @@ def test_writers_do_not_keep_readers_waiting(store: Store) -> None:
     def hold() -> None:
         with store.env.write():
             held.set()
-            go_on.wait(20)
+            go_on.wait(60)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    held.wait(20)
+    held.wait(60)
 
     async def talk(http: httpx.AsyncClient) -> None:
         begun = [await http.post("/v2/a/blobs/uploads/") for _ in range(10)]

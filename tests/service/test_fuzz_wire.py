@@ -153,7 +153,7 @@ def test_the_service_has_not_failed(service: Service) -> None:
 def send(service: Service, request: bytes) -> None:
     """Send bytes; check the status of the answer, if there is one."""
     host, port = service.host.split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         try:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pagepool.container.cgroup import remove_groups
 from pagepool.pool import Pool
 from pagepool.pool.door import door_path
 from pagepool_service import pools
@@ -135,7 +136,7 @@ def limited() -> Iterator[Path]:
     try:
         yield group
     finally:
-        group.rmdir()
+        remove_groups([group])
 
 
 def test_files_in_memory_leave_a_limited_service_its_own(limited: Path) -> None:

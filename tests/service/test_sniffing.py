@@ -23,7 +23,7 @@ _FIELD = b"\r\nx-content-type-options: nosniff\r\n"
 def raw(service: Service, data: bytes) -> bytes:
     """The head of the answer to some bytes."""
     host, _, port = service.host.partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(data)
         found = b""
         while b"\r\n\r\n" not in found:

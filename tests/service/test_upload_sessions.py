@@ -220,18 +220,18 @@ def test_closing_waits_for_a_write(uploads: Uploads, monkeypatch: pytest.MonkeyP
 
     def slow(fd: int, pieces: list[bytes], offset: int) -> int:
         writing.set()
-        go_on.wait(10)
+        go_on.wait(60)
         return real(fd, pieces, offset)
 
     monkeypatch.setattr(os, "pwritev", slow)
     writer = threading.Thread(target=upload.write, args=([b"0123456789"],))
     writer.start()
-    writing.wait(10)
+    writing.wait(60)
     closer = threading.Thread(target=upload.close, args=(0,))
     closer.start()
     go_on.set()
-    writer.join(10)
-    closer.join(10)
+    writer.join(60)
+    closer.join(60)
     assert uploads.size("a", session.id) == 0
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +35,7 @@ class ServiceError(Exception):
     """A service that did not start; says what it printed."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Service:
     """A service that was started.
 
@@ -68,7 +70,7 @@ class Service:
             prefix="service-", suffix=".log", dir=self.log_directory or self.data.parent
         )
         self.log_path = Path(name)
-        listen = self.host or "127.0.0.1:0"
+        listen = self.host or f"127.0.0.1:{self._hold_port()}"
         words = ["serve", "--data", str(self.data), "--listen", listen, "--cache-dir", str(self.cache), *self.arguments]
         environment = _environment(self.environment)
         with os.fdopen(descriptor, "wb") as log:
@@ -87,6 +89,18 @@ class Service:
             time.sleep(0.02)
         self.url, self.host = found[1], found[2]
 
+    def _hold_port(self) -> int:
+        """A free port, which nobody else who asks for any is given, also while the service is not there.
+
+        One that is started again has the same, and a socket that does not listen keeps nobody from it who names it.
+        """
+        with socket.socket() as held:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("127.0.0.1", 0))
+            port = int(held.getsockname()[1])
+            weakref.finalize(self, os.close, held.detach())
+        return port
+
     @property
     def cache(self) -> Path:
         """Where its pool is: beside the data directory, which goes with the test."""
@@ -101,7 +115,7 @@ class Service:
         _, found, rest = self.log().partition("Traceback")
         return found + rest[:4000]
 
-    def stop(self, timeout_s: float = 30.0) -> int:
+    def stop(self, timeout_s: float = 60.0) -> int:
         """Ask it to end, and wait. Returns its exit status."""
         assert self.process is not None
         if self.process.poll() is None:
@@ -118,8 +132,9 @@ class Service:
         pids = self.children()
         self.process.kill()
         self.process.wait()
-        deadline = time.monotonic() + 10
-        while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while any(_alive(pid) for pid in pids):
+            assert time.monotonic() < deadline, f"{pids} do not end"
             time.sleep(0.01)
 
     def children(self) -> dict[int, str]:

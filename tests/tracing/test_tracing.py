@@ -155,8 +155,8 @@ def test_what_is_left_is_sent_at_the_end(tmp_path: Path, collector: Collector) -
         while http.get("/v1/activity").json()["jobs"]:
             pass
     assert f"request_id=the-last trace_id={TRACE}\n" in service.log()
-    of_request = collector.wait(lambda span: span.attributes.get("pagepool.request_id") == "the-last", timeout_s=5)
-    of_job = collector.wait(lambda span: span.attributes.get("pagepool.blob") == blob, timeout_s=5)
+    of_request = collector.wait(lambda span: span.attributes.get("pagepool.request_id") == "the-last")
+    of_job = collector.wait(lambda span: span.attributes.get("pagepool.blob") == blob)
     assert {span.resource["service.name"] for span in [*of_request, *of_job]} == {"mine"}
 
 

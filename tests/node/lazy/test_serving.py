@@ -27,7 +27,7 @@ def _serve(mounted: _Mounted, source: ScriptedSource | None = None) -> LazyServe
     stack, descriptor = mounted
     server = LazyServer(descriptor, source or ScriptedSource(stack.root), state=stack.state, large=LARGE)
     server.start()
-    assert server.wait_ready(20)
+    assert server.wait_ready(60)
     settle(stack.root / "lazy")
     assert server.requests[Opcode.FLUSH] == 1
     stack.mount()
