@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,38 @@ def test_what_would_let_a_container_look_at_our_init_needs_runc(place: Place) ->
     else:
         assert (done.returncode, done.stderr) == (125, "pagepool: error: CAP_SYS_PTRACE needs runc\n")
     assert place.run("--cap-add", "SYS_ADMIN", "--", "true").returncode == 125
+
+
+_TRY = 'for way in "<" "<>"; do test -c $0 && eval "(exec 3$way$0)" 2>/dev/null && echo "yes" || echo "no"; done'
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "expected"),
+    [
+        ((), "/dev/fuse", ["no", "no"]),
+        (("--device", "/dev/fuse"), "/dev/fuse", ["yes", "yes"]),
+        (("--device", "/dev/fuse:/dev/of/mine:rw"), "/dev/of/mine", ["yes", "yes"]),
+        (("--device", "/dev/fuse:r"), "/dev/fuse", ["yes", "no"]),
+    ],
+)
+def test_devices(place: Place, options: tuple[str, ...], path: str, expected: list[str]) -> None:
+    """One of the machine's can be opened as it is said, and no other, whoever makes a node of it."""
+    script = f"test -e {path} || mknod {path} c 10 229 2>/dev/null; {_TRY}"
+    done = place.run(*options, "--", "sh", "-c", script, path)
+    if place.runtime == "own" and options[-1:] == ("/dev/fuse:r",):
+        assert (done.returncode, "needs runc" in done.stderr) == (125, True)
+        return
+    assert (done.returncode, done.stdout.split()) == (0, expected), done.stderr
+
+
+def test_whose_a_device_is(place: Place, tmp_path: Path) -> None:
+    """It has the owner and the permissions that it has here; the last of a name counts."""
+    os.mknod(tmp_path / "one", 0o604 | stat.S_IFCHR, os.makedev(10, 229))
+    os.chmod(tmp_path / "one", 0o604)  # noqa: PTH101
+    os.chown(tmp_path / "one", 7, 8)
+    options = ("--device", "/dev/fuse:/dev/one", "--device", f"{tmp_path}/one:/dev/one")
+    done = place.run(*options, *_sh("stat -c '%a %u %g %t:%T' /dev/one"))
+    assert (done.returncode, done.stdout) == (0, "604 7 8 a:e5\n"), done.stderr
 
 
 def test_no_new_privileges(place: Place) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pagepool.container import OptionInvalidError, Volume
-from pagepool.container.options import Tmpfs, Ulimit
+from pagepool.container.options import Device, Tmpfs, Ulimit
 from pagepool.container.written import (
     parse_add_host,
     parse_capability,
     parse_cpus,
+    parse_device,
     parse_label,
     parse_mount,
     parse_security,
@@ -45,6 +49,30 @@ def test_what_is_written() -> None:
     assert parse_security(("no-new-privileges=false", "label:disable")) == (False, None)
 
 
+def test_devices(tmp_path: Path) -> None:
+    null = Device("/dev/null", "c", 1, 3, 0o666)
+    assert parse_device("/dev/null") == parse_device("/dev/null:rwm") == (null,)
+    assert parse_device("/dev/null:/dev/b/:r") == (replace(null, path="/dev/b", access="r"),)
+    (tmp_path / "link").symlink_to("/dev/null")
+    assert parse_device(f"{tmp_path}/link:/dev/linked") == (replace(null, path="/dev/linked"),)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_devices_below_a_directory(tmp_path: Path) -> None:
+    """Links and files are left out, and what each container has of its own."""
+    (tmp_path / "above" / "below").mkdir(parents=True)
+    (tmp_path / "pts").mkdir()
+    nodes = (("above/one", stat.S_IFCHR, 7), ("above/below/two", stat.S_IFBLK, 0), ("pts/3", stat.S_IFCHR, 0))
+    for name, kind, minor in nodes:
+        os.mknod(tmp_path / name, 0o640 | kind, os.makedev(7, minor))
+    (tmp_path / "above" / "file").touch()
+    (tmp_path / "above" / "link").symlink_to("one")
+    assert parse_device(f"{tmp_path}:/dev/d:rw") == (
+        Device("/dev/d/above/one", "c", 7, 7, 0o640, access="rw"),
+        Device("/dev/d/above/below/two", "b", 7, 0, 0o640, access="rw"),
+    )
+
+
 def test_mounts() -> None:
     assert parse_tmpfs("/run") == Tmpfs("/run", ("nosuid", "nodev", "noexec", "mode=1777"))
     assert parse_tmpfs("/run/:size=1m,mode=700,uid=5,exec,ro,rw,ro") == Tmpfs(
@@ -67,6 +95,14 @@ def test_mounts() -> None:
         (parse_add_host, ("", "db", "db:host-gateway", "db:1.2.3", "a b:1.2.3.4", ":1.2.3.4", "db:1.2.3.4\n::1 x")),
         (parse_cpus, ("", "x", "0", "-1", "0.001", "1e3", "nan")),
         (parse_ulimit, ("", "nofile", "nofile=", "nofile=2:1", "nofile=-1:5", "ps=1", f"nofile={1 << 63}")),
+        (
+            parse_device,
+            (
+                *("", "dev/null", "/dev/null:dev/x", "/dev/null:/x", "/dev/null:/dev/../x", "/dev/null:/dev/"),
+                *("/dev/null:rwx", "/dev/null:rr", "/dev/null:", "/dev/null:/dev/x:r:w", "/dev/nothing-of-the-kind"),
+                *("/etc/passwd:/dev/x", "/etc:/dev/x"),
+            ),
+        ),
         (parse_tmpfs, ("", "run", "/", "/run:dev", "/run:size=x", "/run:mode=9", "/a/../b", "/run:uid=x")),
         (
             parse_mount,

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 _NO_PORTS: Final = "it is -p HOST:CONTAINER, for each port"
 _NAMESPACES: Final = "each container has namespaces of its own, but for the network (--network)"
-_NO_DEVICES: Final = "a container has the usual devices of /dev, and none of this machine's"
 _NO_MORE: Final = "there is no more than --cap-add gives"
 _LOGS: Final = "pagepool logs shows the last of it, and --log FILE keeps all"
 _GONE: Final = "a container that has ended is not started again; pagepool run makes a new one"
@@ -25,7 +24,7 @@ OPTIONS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("-P", "--publish-all", "--expose"), _NO_PORTS),
     "--link": "containers of one network reach each other by their addresses",
     **dict.fromkeys(("--pid", "--ipc", "--uts", "--userns", "--cgroupns"), _NAMESPACES),
-    **dict.fromkeys(("--device", "--gpus"), _NO_DEVICES),
+    "--gpus": "it is --device /dev/..., for each device, and -v for the libraries of the driver",
     "--privileged": _NO_MORE,
     **dict.fromkeys(("--log-driver", "--log-opt"), _LOGS),
     **dict.fromkeys(

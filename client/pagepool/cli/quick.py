@@ -140,6 +140,7 @@ RUN: Final = Syntax(
         "mounts": (),
         "tmpfs": (),
         "shm_size": None,
+        "devices": (),
         "cpus": None,
         "ulimits": (),
         "cap_add": (),

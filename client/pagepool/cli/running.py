@@ -71,6 +71,7 @@ class RunGiven(PoolOptions):
     mounts: tuple[str, ...]
     tmpfs: tuple[str, ...]
     shm_size: str | None
+    devices: tuple[str, ...]
     cpus: str | None
     ulimits: tuple[str, ...]
     cap_add: tuple[str, ...]
@@ -85,7 +86,7 @@ class RunGiven(PoolOptions):
 
 _SELDOM: Final = (
     *("labels", "add_hosts", "mounts", "tmpfs", "shm_size", "cpus", "ulimits", "cap_add", "cap_drop", "security_opt"),
-    "publish",
+    *("publish", "devices"),
     *("group_add", "stop_signal", "stop_timeout"),
 )
 

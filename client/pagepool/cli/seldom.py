@@ -31,6 +31,7 @@ def add_seldom(options: RunOptions, given: RunGiven) -> RunOptions:
         labels=tuple(written.parse_label(text) for text in given["labels"]),
         add_hosts=tuple(written.parse_add_host(text) for text in given["add_hosts"]),
         shm_size=options.shm_size if given["shm_size"] is None else parse_size(given["shm_size"]),
+        devices=tuple(device for text in given["devices"] for device in written.parse_device(text)),
         cpus=None if given["cpus"] is None else written.parse_cpus(given["cpus"]),
         ulimits=tuple(written.parse_ulimit(text) for text in given["ulimits"]),
         cap_add=tuple(written.parse_capability(text, add=True) for text in given["cap_add"]),

@@ -91,7 +91,7 @@ def make_root(config: Mapping[str, Any]) -> int | None:
     for mount in config["mounts"]:
         _mount(root, mount)
     if not any(mount["type"] == "bind" and mount["destination"].rstrip("/") == "/dev" for mount in config["mounts"]):
-        _make_devices(root)  # not in a directory of the host's
+        _make_devices(root, config["linux"]["devices"])  # not in a directory of the host's
     master = _make_terminal(root, config["process"]) if config["process"]["terminal"] else None
     os.close(make_directory(root, config["process"]["cwd"]))
     for path in config["linux"]["readonlyPaths"]:
@@ -162,9 +162,11 @@ def _bind(root: int, source: str, destination: str, options: Sequence[str]) -> N
     os.close(mounted)
 
 
-def _make_devices(root: int) -> None:
+def _make_devices(root: int, more: Sequence[Mapping[str, Any]]) -> None:
     devices = make_directory(root, "/dev")
     before = os.umask(0)
+    for device in more:
+        _make_device(root, device)
     for name, (major, minor) in _NODES.items():
         with contextlib.suppress(FileExistsError):
             os.mknod(name, 0o666 | stat.S_IFCHR, os.makedev(major, minor), dir_fd=devices)
@@ -173,6 +175,19 @@ def _make_devices(root: int) -> None:
         with contextlib.suppress(FileExistsError):
             os.symlink(target, name, dir_fd=devices)
     os.close(devices)
+
+
+def _make_device(root: int, device: Mapping[str, Any]) -> None:
+    above, _, name = device["path"].rpartition("/")
+    directory = make_directory(root, above)
+    kind = stat.S_IFCHR if device["type"] == "c" else stat.S_IFBLK
+    try:
+        os.mknod(name, device["fileMode"] | kind, os.makedev(device["major"], device["minor"]), dir_fd=directory)
+        os.chown(name, device["uid"], device["gid"], dir_fd=directory, follow_symlinks=False)
+    except OSError as error:
+        raise OSError(error.errno, f"making the device: {error.strerror}", device["path"]) from error
+    finally:
+        os.close(directory)
 
 
 def _make_terminal(root: int, process: Mapping[str, Any]) -> int:

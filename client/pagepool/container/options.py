@@ -96,6 +96,29 @@ class Ulimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """A device of the host that a container gets.
+
+    Args:
+        path: in the container, below /dev.
+        kind: ``c`` or ``b``, of characters or of blocks.
+        major, minor: its numbers.
+        mode: its permissions.
+        uid, gid: who has it.
+        access: of ``r``, ``w``, and ``m`` (nodes of it may be made).
+    """
+
+    path: str
+    kind: str
+    major: int
+    minor: int
+    mode: int = 0o660
+    uid: int = 0
+    gid: int = 0
+    access: str = "rwm"
+
+
+@dataclass(frozen=True, slots=True)
 class RunOptions:
     """How to run a container. What is not said is as the image says.
 
@@ -119,6 +142,7 @@ class RunOptions:
         add_hosts: names and addresses for its /etc/hosts.
         tmpfs: what is mounted beside volumes.
         shm_size: of /dev/shm.
+        devices: of the host's, beside those that every container has.
         cpus: the most processors that it may use at once; None: no limit of its own.
         ulimits: of its processes.
         cap_add, cap_drop: capabilities by name; ``ALL`` of them can be dropped.
@@ -150,6 +174,7 @@ class RunOptions:
     add_hosts: tuple[tuple[str, str], ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     shm_size: int = SHM_SIZE
+    devices: tuple[Device, ...] = ()
     cpus: float | None = None
     ulimits: tuple[Ulimit, ...] = ()
     cap_add: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ from pagepool.container.users import User, find_group, find_user
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pagepool.container.options import Container, RunOptions, Volume
+    from pagepool.container.options import Container, Device, RunOptions, Volume
     from pagepool.oci.config import RunConfig
 
 SPEC_VERSION: Final = "1.0.2"
@@ -98,6 +98,7 @@ def plan_runtime(container: Container, facts: Facts) -> dict[str, Any]:
         },
         "linux": {
             "cgroupsPath": f"/pagepool-{container.id}",
+            "devices": [_device(one) for one in {one.path: one for one in options.devices}.values()],
             "resources": _resources(options),
             "namespaces": list(_namespaces(options, facts)),
             "maskedPaths": list(defaults.MASKED_PATHS),
@@ -189,7 +190,11 @@ def _namespaces(options: RunOptions, facts: Facts) -> Iterable[dict[str, str]]:
 
 
 def _resources(options: RunOptions) -> dict[str, Any]:
-    found: dict[str, Any] = {"devices": defaults.device_rules()}
+    own = [
+        {"allow": True, "type": one.kind, "major": one.major, "minor": one.minor, "access": one.access}
+        for one in options.devices
+    ]
+    found: dict[str, Any] = {"devices": [*defaults.device_rules(), *own]}
     if options.memory is not None:
         found["memory"] = {"limit": options.memory, "swap": options.memory}
     if options.pids_limit is not None:
@@ -197,6 +202,11 @@ def _resources(options: RunOptions) -> dict[str, Any]:
     if options.cpus is not None:
         found["cpu"] = {"quota": round(options.cpus * _PERIOD_US), "period": _PERIOD_US}
     return found
+
+
+def _device(one: Device) -> dict[str, Any]:
+    numbers = {"type": one.kind, "major": one.major, "minor": one.minor}
+    return {"path": one.path, **numbers, "fileMode": one.mode, "uid": one.uid, "gid": one.gid}
 
 
 def _mounts(options: RunOptions, facts: Facts) -> list[dict[str, Any]]:

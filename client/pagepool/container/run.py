@@ -104,6 +104,9 @@ def run_container(
     if program is None and "CAP_SYS_PTRACE" in options.cap_add:
         # Whoever has it could look into our own init, and open what it executes.
         raise UnsupportedError("CAP_SYS_PTRACE needs runc")
+    if program is None and (partly := [one.path for one in options.devices if not {"r", "w"} <= set(one.access)]):
+        # There is no device controller.
+        raise UnsupportedError(f"a device that may be read only, or written only, needs runc: {partly[0]}")
     direct = has_input_terminal(tty=options.tty, interactive=options.interactive)
     with contextlib.ExitStack() as undo:
         held = hold(directory, container.id, options.name)

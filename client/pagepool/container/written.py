@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
+import posixpath
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container.defaults import CAPABILITIES, CAPABILITY_NUMBERS
-from pagepool.container.options import OptionInvalidError, Port, Tmpfs, Ulimit, parse_size, parse_volume
+from pagepool.container.options import Device, OptionInvalidError, Port, Tmpfs, Ulimit, parse_size, parse_volume
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pagepool.container.options import Volume
 
 ULIMITS: Final = (
@@ -28,6 +33,8 @@ _FLAGS: Final = {"rw": "", "ro": "ro", "noexec": "noexec", "exec": "", "nosuid":
 _BIND: Final = {"type", "source", "target", "readonly", "bind-propagation"}
 _TMPFS: Final = {"type", "target", "tmpfs-size", "tmpfs-mode"}
 _SAME: Final = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+_EACH_HAS: Final = {"fd", "mqueue", "pts", "shm"}
+"""In /dev: every container has its own."""
 _AS_IT_IS: Final = ("apparmor=unconfined", "label=disable")
 """Of ``--security-opt``: there is nothing of the kind to be switched off."""
 
@@ -68,6 +75,44 @@ def parse_cpus(text: str) -> float:
     if not re.fullmatch(r"\d{1,5}(\.\d+)?|\.\d+", text) or float(text) < _LEAST_CPUS:
         raise OptionInvalidError(text, f"is no number of processors: at least {_LEAST_CPUS}")
     return float(text)
+
+
+def parse_device(text: str) -> tuple[Device, ...]:
+    """Parse docker's ``--device``: ``SRC[:DST][:ACCESS]``. Of a directory it is each device below.
+
+    Raises:
+        OptionInvalidError: it is something else, or there is no such device.
+    """
+    source, *rest = text.split(":")
+    access = rest.pop() if rest and not rest[-1].startswith("/") else "rwm"
+    if not re.fullmatch(r"(?!.*(.).*\1)[rwm]{1,3}", access):
+        raise OptionInvalidError(text, f"{access!r} is no access: of r, w, and m")
+    place = rest.pop() if rest else source
+    path = posixpath.normpath(place)
+    if rest or not source.startswith("/") or not path.startswith("/dev/") or ".." in place.split("/"):
+        raise OptionInvalidError(text, "is no SRC[:DST][:rwm] with SRC a path and DST one below /dev")
+    try:
+        found = list(_devices(source, path, access))
+    except OSError as error:
+        raise OptionInvalidError(text, f"{error.filename}: {error.strerror}") from error
+    if not found:
+        raise OptionInvalidError(text, "is no device, and there is none below it")
+    return tuple(found)
+
+
+def _devices(source: str, path: str, access: str) -> Iterator[Device]:
+    status = os.stat(source)  # noqa: PTH116 - of what a link leads to, as docker has it
+    if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+        kind = "c" if stat.S_ISCHR(status.st_mode) else "b"
+        numbers = os.major(status.st_rdev), os.minor(status.st_rdev)
+        yield Device(path, kind, *numbers, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, access)
+    elif stat.S_ISDIR(status.st_mode):
+        for above, directories, names in os.walk(source):
+            directories[:] = sorted(set(directories) - _EACH_HAS)
+            for name in sorted(names):
+                inner = f"{above}/{name}"
+                if stat.S_IFMT(os.lstat(inner).st_mode) in (stat.S_IFCHR, stat.S_IFBLK):
+                    yield from _devices(inner, posixpath.join(path, posixpath.relpath(inner, source)), access)
 
 
 def parse_publish(text: str) -> tuple[Port, ...]:

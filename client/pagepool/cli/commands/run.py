@@ -86,6 +86,13 @@ class _RunCommand(ProgramCommand):
     metavar="SRC:DST[:ro]",
     help="Show SRC of this machine at DST; with :ro it cannot be written.",
 )
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="SRC[:DST][:rwm]",
+    help="A device of this machine: /dev/kvm, /dev/fuse, or all below a directory.",
+)
 @click.option("-m", "--memory", metavar="SIZE", help="The most memory, swap included: 512m, 2g.")
 @click.option("--pids-limit", type=click.IntRange(1), metavar="N", help="The most processes and threads.")
 @click.option("--cpus", metavar="N", help="The most processors, with a fraction: 1.5.")
