@@ -298,7 +298,7 @@ def test_interrupt_is_clean_and_prompt(
             return Reply(200, sample.content[sample.root().digest], {"Content-Type": sample.root().media_type})
         if "/blobs/" in request.path:
             reached.set()
-            leave.wait(60)
+            leave.wait(120)
         return Reply(404)
 
     with scripted_server(script) as server:

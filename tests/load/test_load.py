@@ -122,7 +122,7 @@ def test_a_wrong_byte_fails_the_test(service: Service, start: Start, tmp_path: P
 
 def test_clients_that_others_start(service: Service, start: Start, tmp_path: Path) -> None:
     """Of three one is too many, and refused; one is killed, and missing; one is done."""
-    arguments = (*IMAGES, *ALL, "--clients", "2", "--seconds", "2", "--json", "--listen", "127.0.0.1:0")
+    arguments = (*IMAGES, *ALL, "--clients", "2", "--seconds", "6", "--json", "--listen", "127.0.0.1:0")
     coordinator = start(service.url, *arguments, "--lost-after", "3")
     url = coordinator.wait_line("pagepool: waiting for 2 clients at ").split()[-1]
     clients = []
@@ -167,7 +167,7 @@ def _wait_working(url: str) -> None:
 
 def test_a_service_that_dies_is_errors_and_no_hang(service: Service, start: Start) -> None:
     mix = ("--mix", "start=1,read=50,write=20")
-    arguments = (*IMAGES, *mix, "--clients", "1", "--seconds", "1.5", "--json", "--listen", "127.0.0.1:0")
+    arguments = (*IMAGES, *mix, "--clients", "1", "--seconds", "5", "--json", "--listen", "127.0.0.1:0")
     coordinator = start(service.url, *arguments)
     url = coordinator.wait_line("pagepool: waiting").split()[-1]
     client = start("client", "--coordinator", url)

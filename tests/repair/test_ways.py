@@ -451,6 +451,8 @@ def test_it_waits_for_a_collection_and_keeps_others_from_beginning(data: Path) -
     with ThreadPoolExecutor(1) as pool:
         with lock_collection(data):
             repairing = pool.submit(repair, data, tell=hear)
+            while not said and not repairing.done():
+                time.sleep(0.01)
             time.sleep(0.3)
             assert said == ["waiting until no collection runs"]
             assert not repairing.done()
