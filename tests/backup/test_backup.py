@@ -365,6 +365,19 @@ def test_what_can_be_read_of_a_damaged_backup(made: Made, tmp_path: Path) -> Non
     assert blobs_of(tmp_path / "new", good) == good
 
 
+def test_a_file_of_a_store_that_the_disk_does_not_read(data: Path, tmp_path: Path) -> None:
+    """It is named and left out; there was no backup at all as long as it was there."""
+    (file,) = (data / "spool").iterdir()
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # nothing is at its beginning: EIO
+    name = back_up(data, tmp_path / "backup")
+    with open_repository(tmp_path / "backup", write=False) as repository:
+        assert repository.load(name).damaged == [("blob", str(Digest.of(SPOOLED)))]
+    assert list((tmp_path / "backup" / "spool").iterdir()) == []
+    done = restored(tmp_path / "backup", tmp_path / "new", name, partial=True)
+    assert {problem.name for problem in done.report.problems} == {str(Digest.of(SPOOLED))}
+
+
 def test_a_file_of_a_backup_that_the_disk_does_not_read(made: Made, tmp_path: Path) -> None:
     """It is named, and costs what was in it; the restore as a whole failed, also one of what can be read."""
     name = back_up(made.data, tmp_path / "backup")

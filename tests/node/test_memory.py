@@ -132,6 +132,8 @@ def test_parse_maps() -> None:
 
 def test_upper_that_is_not_there(tmp_path: Path) -> None:
     assert resident_below(tmp_path / "gone") == 0
+    (tmp_path / "link").symlink_to(tmp_path)  # it was moved, and is linked to from where it was
+    assert resident_below(tmp_path / "link") == 0
 
 
 def test_the_command(inputs: MemoryInputs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,7 +184,7 @@ def measure_memory(inputs: MemoryInputs) -> MemoryReport:
 def resident_below(directory: Path) -> int:
     """Bytes in memory of all regular files below a directory, each inode once. What vanishes meanwhile is left out."""
     seen: dict[tuple[int, int], int] = {}
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):  # moved away, and perhaps linked to from where it was
         for found in walk_from_below(directory):
             for name in found.others:
                 with suppress(OSError):

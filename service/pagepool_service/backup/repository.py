@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from blake3 import blake3
 
@@ -48,6 +48,7 @@ VERSION = 1
 _STAMP = f"pagepool backup {VERSION}"
 _DIRECTORIES = ("segments", "spool", "snapshots", "tmp")
 _ID_DIGITS = 16
+_PIECE = 1 << 20
 
 
 class SnapshotUnknownError(NotFoundError):
@@ -367,6 +368,18 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreFullError(f"no space left on the disk under {path}") from error
         raise ReadOnlyError(f"{error.filename or path}: {error.strerror}") from error
+
+
+def read_piece(source: BinaryIO, digest: str) -> bytes:
+    """The next bytes of a blob's file. That its disk does not read them is no failure of the disk that is written to.
+
+    Raises:
+        CorruptError: they cannot be read.
+    """
+    try:
+        return source.read(_PIECE)
+    except OSError as error:
+        raise CorruptError("blob", digest, error.strerror or str(error)) from error
 
 
 def check_apart(data: Path, path: Path) -> None:

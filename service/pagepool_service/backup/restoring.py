@@ -13,12 +13,12 @@ import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from pagepool.digest import new_hasher
 from pagepool.errors import BusyError, CorruptError, StoreFormatError
 from pagepool.extents import FrameHead
-from pagepool_service.backup.repository import BackupInvalidError, parse_digest, writing
+from pagepool_service.backup.repository import BackupInvalidError, parse_digest, read_piece, writing
 from pagepool_service.backup.segments import decode_segment
 from pagepool_service.store.blobs import sync_directory
 from pagepool_service.store.checks.naming import name_record
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 UNFINISHED = "pagepool store, being restored"
 _BATCH = 16 << 20  # bytes of records in one transaction
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +264,7 @@ class _Restoring:
         size = 0
         try:
             with path.open("rb") as source, writing(self._data), target.open("wb") as file:
-                while piece := _read(source, digest):
+                while piece := read_piece(source, digest):
                     hasher.update(piece)
                     size += file.write(piece)
                 file.flush()
@@ -285,14 +284,6 @@ class _Restoring:
     def _damaged(self, path: Path, error: OSError | CorruptError, held: str) -> None:
         reason = error.reason if isinstance(error, CorruptError) else error.strerror or str(error)
         self.done.damage.append(Damage(str(path), reason, held))
-
-
-def _read(source: BinaryIO, digest: str) -> bytes:
-    """The next bytes of a file of the backup. That its disk does not read them is no failure of the other disk's."""
-    try:
-        return source.read(_PIECE)
-    except OSError as error:
-        raise CorruptError("blob", digest, error.strerror or str(error)) from error
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from pagepool.digest import Digest, new_hasher
 from pagepool.errors import BusyError, CorruptError, InvalidError
 from pagepool.version import __version__
-from pagepool_service.backup.repository import Repository, SegmentEntry, Snapshot, SpoolEntry
+from pagepool_service.backup.repository import Repository, SegmentEntry, Snapshot, SpoolEntry, read_piece
 from pagepool_service.backup.segments import KEPT, cut_segment, encode_segment, file_size, name_segment
 from pagepool_service.store.checks.naming import name_record
 from pagepool_service.store.environment import CHECKSUM_SIZE, FORMAT_VERSION, Table
@@ -41,7 +41,6 @@ _MOST_PASSES = 4
 _ENOUGH = 64 << 20  # bytes of new segments that one snapshot may be held for
 _MOST_OPEN = 256  # files of the spool that are open at a time
 _TRIES = 8
-_PIECE = 1 << 20
 
 
 class _LateError(Exception):
@@ -197,7 +196,7 @@ class _Taking:
     def _copy_file(self, digest: Digest, file: BinaryIO) -> None:
         def pieces() -> Iterator[bytes]:
             hasher = new_hasher(digest.algorithm)
-            while piece := file.read(_PIECE):
+            while piece := read_piece(file, str(digest)):
                 hasher.update(piece)
                 yield piece
             if hasher.digest() != digest.raw:
