@@ -350,6 +350,9 @@ class ResponseError(PagepoolError):
 class ContainerError(PagepoolError):
     """A container that could not be run, or not be started."""
 
+    told = False
+    """Whether the runtime has said why on our standard error already."""
+
 
 class CommandRefusedError(ContainerError):
     """A container's program is there, and cannot be executed."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pagepool.container import ContainerUnknownError, ExecOptions, exec_in_container
+from pagepool.container import ContainerUnknownError, ExecOptions, Record, exec_in_container, executing
 from pagepool.container.own import OwnExec
 from pagepool.container.process import Task
+from pagepool.container.records import stale
 from pagepool.errors import ContainerError
 from tests.container.conftest import READY, TIMEOUT_S, begin, end, in_terminal, wait_until_gone
 
@@ -363,6 +364,20 @@ def test_a_container_that_ends_meanwhile(place: Place, tmp_path: Path) -> None:
     finally:
         os.close(first)
         os.close(root)
+
+
+def test_what_is_left_beside_a_container_that_has_ended_goes(tmp_path: Path) -> None:
+    """Its owner cannot remove what a program beside it uses; whoever runs that may be killed at any moment."""
+    for name in ("0" * 32, "killed/exec-1/terminal", "used", "runc/state", "logs"):
+        (tmp_path / name).mkdir(parents=True)
+    used = Record("used", "", "", (), "", 0.0, 0)
+    with executing._work(used, tmp_path) as work:
+        assert list(stale(tmp_path)) == []
+        assert work.is_dir()
+        assert {path.name for path in tmp_path.glob("[!.]*")} == {"runc", "logs", "used"}
+    (tmp_path / "used/exec-2").mkdir(parents=True, exist_ok=True)
+    assert list(stale(tmp_path)) == []
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"runc", "logs"}
 
 
 @pytest.mark.parametrize("place", ["own"], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -68,6 +69,18 @@ def test_a_command_that_cannot_be_run(place: Place, command: str, code: int) -> 
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert done.stderr.startswith(f"pagepool: error: {command}: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["runc"], indirect=True)
+def test_what_runc_has_said_is_not_said_again(place: Place) -> None:
+    """It says so itself on the same standard error; in JSON it is said all the same."""
+    done = place.run("--", "/proc/nope")
+    assert (done.returncode, done.stdout) == (127, "")
+    assert 'exec: "/proc/nope": ' in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = place.run("--json", "--", "/dev/null")
+    assert done.returncode == 126
+    assert json.loads(done.stderr.splitlines()[-1])["error"]["exit_code"] == 126
 
 
 def test_an_option_behind_the_image_is_named(place: Place) -> None:

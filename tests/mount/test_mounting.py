@@ -19,6 +19,7 @@ from typing import NoReturn
 import pytest
 
 from pagepool.errors import BusyError, CorruptError, UnreachableError
+from pagepool.linux import mounts as kernel
 from pagepool.mount import (
     MountRecord,
     MountState,
@@ -30,13 +31,14 @@ from pagepool.mount import (
     unmount,
 )
 from pagepool.mount import records as record_files
-from pagepool.mount.device import MountOptions, mount_device
+from pagepool.mount.device import MountOptions, mount_device, unmount_device
 from pagepool.mount.mountinfo import FUSE_TYPE, MountPoint, mounted_at, parse_mountinfo
 from pagepool.vfs import TreeFileSystem
 from tests.mount.conftest import kill
 from tests.mount.memoryfs import MemoryFileSystem, open_memory
 from tests.mount.overlays import open_overlay
 from tests.support.trees import TreeBuilder
+from tests.support.unmounters import unmount_at_once
 
 _TIMEOUT_S = 60.0
 
@@ -105,6 +107,32 @@ def test_in_this_process(point: Path, records: Path) -> None:
     assert mounted_at(point) is None
     assert _states(records, point) == []
     assert list(records.iterdir()) == []
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_two_who_unmount(point: Path, records: Path, monkeypatch: pytest.MonkeyPatch, *, served: bool) -> None:
+    """The second one does not take what is below, which is somebody else's."""
+    kernel.mount("below", point, "tmpfs")
+    with contextlib.ExitStack() as stack:
+        if served:
+            stack.enter_context(mount_fuse(stack.enter_context(open_image(b"")), point, directory=records))
+        else:
+            os.close(mount_device(point, MountOptions()))
+        (failed,) = unmount_at_once(monkeypatch, lambda: unmount(point, directory=records))
+    assert isinstance(failed, MountUnknownError)
+    below = mounted_at(point)
+    assert below is not None
+    assert below.source == "below"
+
+
+def test_unmounting_what_nobody_uses_by_force(point: Path) -> None:
+    """That its requests are ended unmounts it: what is below is not taken."""
+    kernel.mount("below", point, "tmpfs")
+    os.close(mount_device(point, MountOptions()))
+    unmount_device(point, abort=True)
+    below = mounted_at(point)
+    assert below is not None
+    assert below.source == "below"
 
 
 def test_in_use(point: Path, records: Path) -> None:

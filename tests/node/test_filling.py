@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import socket
 import threading
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pagepool.content import ObjectCache, TreeContent
+from pagepool.errors import PagepoolError
 from pagepool.node.filling import Filler, missing, steps
 from pagepool.node.places import NodePlaces
 from pagepool.node.records import SourceRecord
@@ -19,7 +24,7 @@ from tests.content.scripted import make_tree, noise
 from tests.node.conftest import CONTENT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pagepool.node.source import Source
 
@@ -143,3 +148,34 @@ def test_what_broke_off_is_left_alone_for_a_while(places: NodePlaces, source: So
     assert not filler.is_filling(source.record.tree)
     filler.close()
     assert source.failure == failure
+
+
+def test_a_service_where_packets_vanish_holds_up_no_other(places: NodePlaces, record: SourceRecord) -> None:
+    """Neither what is filled of its images, nor who waits for one of their files once that was in vain."""
+    with socket.create_server(("127.0.0.1", 0)) as hanging, Pool.open(places.pool, budget=1 << 20) as pool:
+        cache, synced = ObjectCache(pool, 1 << 20), threading.Event()
+        sources = Sources(places, cache, 3600.0, lambda _digest: False)
+        lost = sources.add(replace(record, url=f"http://127.0.0.1:{hanging.getsockname()[1]}"))
+        tree = make_tree({"file": b"other" * 100})
+        (places.tree_files / tree.digest.hex()).write_bytes(tree.raw)
+        other = sources.add(replace(record, tree=tree.digest.hex()))
+        other.content = TreeContent(cache, other.tree, Service.of(b"other" * 100))
+        sources._patience._down[lost.record.url] = -math.inf
+        reader = threading.Thread(target=lambda: suppressed(sources.bring, lost.tree.object_key(0)[0]))
+        reader.start()
+        filler = Filler(places.objects, sources.busy, synced.set, begin_s=0.0)
+        filler.complete(lost)
+        with hanging.accept()[0], hanging.accept()[0], hanging:  # both wait for an answer
+            filler.complete(other)
+            assert synced.wait(60)
+        reader.join()
+        _wait_idle(filler, lost.record.tree)
+        filler.close()
+        sources.close()
+        cache.close()
+
+
+def suppressed(call: Callable[[bytes], object], digest: bytes) -> None:
+    """Make a call that fails."""
+    with suppress(PagepoolError):
+        call(digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import TYPE_CHECKING
@@ -43,6 +44,28 @@ def test_what_no_tree_needs_is_kept_within_a_bound(places: NodePlaces) -> None:
     assert coming.exists()
     images.forget_unused({needed}, 0)
     assert {path.name[:64] for path in places.tree_files.iterdir() if path.name[0] != "."} == {needed, young}
+
+
+def test_what_is_noted_of_images_is_kept_within_a_bound(places: NodePlaces) -> None:
+    """Each name that was ever mounted left a small file, and each image its configuration, for good."""
+    directory, hours_ago = places.state / "images", iter(range(20, 0, -1))
+    directory.mkdir()
+    needed = "a" * 64
+
+    def make(name: str, tree: str) -> None:
+        path, then = directory / name, time.time() - 3600 * next(hours_ago)
+        path.write_text(json.dumps({"tree": f"blake3:{tree}", "manifest": "sha256:" + "b" * 64}))
+        os.utime(path, (then, then))
+
+    for name in ("needed.json", "old.json", f"{needed}.config", f"{'c' * 64}.config", "young.json", ".cut-off"):
+        make(name, needed if name == "needed.json" else "d" * 64)
+    (directory / "now.json").write_text("not JSON")
+    each = (directory / "old.json").stat().st_blocks * 512
+    images = Images(places, Links())
+    images.forget_notes({needed}, 4 * each)
+    assert {path.name for path in directory.iterdir()} == {"needed.json", f"{needed}.config", "young.json", "now.json"}
+    images.forget_notes((), 0)
+    assert {path.name for path in directory.iterdir()} == {"now.json"}
 
 
 def test_what_is_used_is_not_the_oldest(places: NodePlaces, record: SourceRecord) -> None:

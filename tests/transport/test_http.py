@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
+from contextlib import suppress
 
+import httpx
 import pytest
 
 from pagepool import errors
@@ -13,6 +17,7 @@ from pagepool.transport import RegistryClient, is_loopback
 from pagepool.transport.answers import Subject
 from pagepool.transport.auth import add_params
 from pagepool.transport.http import Call, Session, parse_base
+from pagepool.transport.pace import PacedStream
 from pagepool.transport.retry import RetryPolicy, parse_retry_after
 from pagepool.transport.trust import _system
 from tests.transport.scripted import Reply, Request, scripted_server, session
@@ -40,6 +45,60 @@ def test_connection_that_breaks_is_tried_again_a_few_times() -> None:
             link.request(_call())
         assert len(server.requests) == 4
     assert waits == [0.25, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("at_once", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n"], ids=["head", "body"])
+def test_an_answer_that_trickles_is_given_up(at_once: bytes) -> None:
+    """However small the pieces are, and whatever they are pieces of."""
+    answer = (b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n" + bytes(40)).removeprefix(at_once)
+    gone = threading.Event()
+
+    def serve() -> None:
+        with listener.accept()[0] as connection, suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(at_once)
+            for number in range(len(answer)):
+                connection.sendall(answer[number : number + 1])
+                if gone.wait(0.02):
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        retry = RetryPolicy(attempts=1)
+        with Session(url, timeout=httpx.Timeout(0.2), retry=retry) as opened:
+            try:
+                with pytest.raises(UnreachableError, match="timed out"):
+                    opened.request(Call("GET", "/", Subject(errors.NotFoundError, "x")))
+            finally:
+                gone.set()
+                thread.join()
+
+
+def test_what_comes_makes_up_for_waiting() -> None:
+    """An answer that is slow, and not too slow, takes longer than a read may; each begins anew."""
+    now = 0.0
+
+    class Slow:
+        def read(self, size: int, timeout: float) -> bytes:
+            nonlocal now
+            now += min(8.0, timeout)
+            return bytes(size)
+
+        def write(self, _data: bytes, _timeout: float | None) -> None:
+            pass
+
+    stream = PacedStream(Slow(), lambda: now)
+    for _ in range(4):
+        assert stream.read(8 * 256, 10.0)
+    stream.read(0, 10.0)
+    stream.write(b"the next request")
+    stream.read(0, 10.0)
+    stream.read(0, 10.0)
+    assert now == 5 * 8 + 10
+    with pytest.raises(httpx.ReadTimeout):
+        stream.read(0, 10.0)
 
 
 def test_what_is_not_repeatable_is_sent_once() -> None:

@@ -145,6 +145,10 @@ def guard(state: output.State, work: Callable[[], object]) -> int:
             click.echo(error.format_message(), err=True)
             return exits.USAGE
         return _fail(state, type(error).__name__, _usage(error), state.failure or exits.USAGE)
+    except ContainerError as error:
+        if error.told and not state.json:
+            return _code(state, error)
+        return _fail(state, type(error).__name__, str(error), _code(state, error))
     except PagepoolError as error:
         return _fail(state, type(error).__name__, _words(error), _code(state, error))
     except OSError as error:

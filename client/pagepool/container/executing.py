@@ -1,13 +1,15 @@
 """Runs a program in a container that runs already: `exec_in_container`.
 
 What it needs on the host is in a directory within the container's own (`records`), and is gone when `exec_in_container`
-returns or raises; whatever is left by a process that was killed goes with the container. The container's end is its
-end. When the process that called `exec_in_container` is killed, the program goes on with runc, and is killed without.
+returns or raises; whatever is left by a process that was killed goes with the container, or after it. The container's
+end is its end. When the process that called `exec_in_container` is killed, the program goes on with runc, and is killed
+without.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from pagepool.container.lookup import check_program
 from pagepool.container.options import OptionInvalidError
 from pagepool.container.plan import HOME
 from pagepool.container.process import Task
-from pagepool.container.records import DEFAULT_DIRECTORY, Record, remove_directory
+from pagepool.container.records import DEFAULT_DIRECTORY, EXEC, Record, remove_directory
 from pagepool.container.rootfiles import read_file
 from pagepool.container.users import find_user
 from pagepool.errors import UnsupportedError
@@ -154,17 +156,21 @@ def _read(record: Record, directory: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def _work(record: Record, directory: Path) -> Iterator[Path]:
     """A directory for what a program needs, within its container's."""
-    work = directory / record.id / f"exec-{os.urandom(8).hex()}"
+    work = directory / record.id / f"{EXEC}{os.urandom(8).hex()}"
+    lock = -1
     try:
         work.mkdir(mode=0o700)
-    except FileNotFoundError as error:
+        lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:  # the container has ended
         raise ContainerUnknownError(record.name or record.id) from error
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield work
     finally:
         remove_directory(work)
         with contextlib.suppress(OSError):
             work.parent.rmdir()  # the container has ended, and its owner could not remove what we still used
+        os.close(lock)
 
 
 def _start(record: Record, task: Task, directory: Path, first: int, root: int) -> Running:

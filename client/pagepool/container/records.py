@@ -6,6 +6,7 @@
     DIRECTORY/ID/record     JSON, replaced by rename
     DIRECTORY/ID/bundle/    config.json, and the files mounted over those of the container
     DIRECTORY/ID/netns      and ID/network: see `network`
+    DIRECTORY/ID/exec-*/    locked by whoever runs a further program in it (`executing`)
 
 The lock decides: who can take it has found a container whose owner is dead, whatever the cause and whatever pids have
 become. Everything here is root's alone (0700): configurations have secrets in their environment.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 BUNDLE: Final = "bundle"
 NETWORK: Final = "network"
+EXEC: Final = "exec-"
 DEFAULT_DIRECTORY: Final = Path("/run/pagepool/containers")
 LOG_DIRECTORY: Final = Path("/var/lib/pagepool/logs")
 """Of what containers in the background write: on a disk, as it may be much."""
@@ -214,16 +216,27 @@ def stale(directory: Path) -> Iterator[tuple[Record, Held]]:
 
 
 def _remove_halves(directory: Path) -> None:
-    """Remove what has no lock: it was being removed, or made, by somebody who was killed."""
+    """Remove what has no lock: it was being removed, or made, by somebody who was killed; or its container has ended
+    before a program beside it, which has its directory in it as long as it needs that."""
 
     def halves() -> list[Path]:
-        found = (path.parent for path in directory.glob(f"*/{BUNDLE}"))
-        return [path for path in found if not (path / "lock").exists()]
+        found = (path for path in directory.glob("[!.]*") if path.name != "runc" and path.is_dir())
+        return [path for path in found if not (path / "lock").exists() and _is_half(path)]
 
     if halves():
         with _locked(directory / ".names"):  # now nobody makes one
             for half in halves():
                 remove_directory(half)
+
+
+def _is_half(directory: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        paths = list(directory.iterdir())
+        execs = [path for path in paths if path.name.startswith(EXEC)]
+        # Whoever makes other directories here does not name them as commands name containers.
+        is_ours = (execs == paths and (execs or len(directory.name) == 32)) or (directory / BUNDLE).exists()
+        return bool(is_ours) and not any(_is_locked(path) for path in execs)
+    return False
 
 
 def _read(path: Path) -> Record:
@@ -257,11 +270,13 @@ def parse_record(data: bytes) -> Record:
 
 def _is_locked(path: Path) -> bool:
     """Whether somebody has the lock. A lock that we have through another descriptor counts."""
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
     return False
 
 

@@ -5,7 +5,7 @@ runc has it directly, and does everything: raw mode, window size. With a termina
 (``-t`` alone) runc gets one of ours, and we carry what is shown.
 
 runc says why a container could not be started in a log of ours, and on the container's standard error as well
-(`lookup` spares most of that).
+(`lookup` spares most of that). Where that is ours, too, our error says so.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ class _Runc:
         if '": ' in reason and "exec: " in reason:
             code = 127 if any(words in reason for words in _NOT_FOUND) else code
             code = 126 if any(words in reason for words in _NOT_EXECUTABLE) else code
-        raise container_error(reason, code)
+        error = container_error(reason, code)
+        error.told = self.master is None
+        raise error
 
     def close(self) -> None:
         """End runc, if it has not."""

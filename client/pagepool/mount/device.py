@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Final
 from pagepool.errors import BusyError, UnsupportedError
 from pagepool.linux import mounts, syncfs
 from pagepool.mount.fuse.protocol import MAX_IO
-from pagepool.mount.mountinfo import FUSE_TYPE
+from pagepool.mount.holders import MountUnknownError
+from pagepool.mount.mountinfo import FUSE_TYPE, mounted_at
+from pagepool.mount.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,25 +77,39 @@ def mount_device(path: Path, options: MountOptions) -> int:
     return _mount_as_root(path, options) if is_root() else _mount_by_helper(path, options)
 
 
-def unmount_device(path: Path, *, detach: bool = False, abort: bool = False) -> None:
-    """Unmount.
+def unmount_device(
+    path: Path, *, detach: bool = False, abort: bool = False, device: tuple[int, int] | None = None
+) -> None:
+    """Unmount, once whoever else of ours unmounts at this path is done.
 
     Args:
         path: resolved.
         detach: also when it is in use; those who use it keep it for as long as it is served.
         abort: first end all requests, now and in future, with an error. Only as root.
+        device: only if this mount of ours is what is seen there; None: whatever is.
 
     Raises:
+        MountUnknownError: something else is there, or nothing.
         BusyError: it is in use.
         OSError: it is not mounted, or may not be unmounted.
     """
+    with turn(path):
+        if device is not None:
+            point = mounted_at(path)
+            if point is None or (point.type, point.device) != (FUSE_TYPE, device):
+                raise MountUnknownError(path)
+        _unmount_seen(path, detach=detach, abort=abort)
+
+
+def _unmount_seen(path: Path, *, detach: bool, abort: bool) -> None:
     if not is_root():
         _unmount_by_helper(path, detach=detach)
         return
     if abort:
-        # Being in use does not keep it from being aborted.
+        # Being in use does not keep it from being aborted. If it is not in use it is gone by that alone.
         with suppress(OSError):
             mounts.unmount(path, mounts.MNT_FORCE)
+            return
     try:
         mounts.unmount(path, mounts.MNT_DETACH if detach or abort else 0)
     except OSError as error:

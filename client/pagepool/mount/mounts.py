@@ -82,7 +82,8 @@ class Mount:
         """
         with self._lock:
             if self._is_mounted():
-                _unmount(self.path)
+                with suppress(MountUnknownError):  # somebody else was faster
+                    _unmount(self.path, self._device)
             self._end(_END_TIMEOUT_S)
 
     def close(self) -> None:
@@ -96,7 +97,9 @@ class Mount:
             timeout_s = _END_TIMEOUT_S
             if self._is_mounted():
                 try:
-                    unmount_device(self.path, detach=self.server.ended)
+                    unmount_device(self.path, detach=self.server.ended, device=self._device)
+                except MountUnknownError:
+                    pass  # somebody else was faster
                 except BusyError:
                     _log.warning("%s is in use, and taken away nevertheless", self.path)
                     timeout_s = self._take_away()
@@ -112,8 +115,8 @@ class Mount:
         # The kernel begins to hand over what was written through mappings, and does not say when it has.
         flush_device(self.path)
         self.server.wait_quiet(_QUIET_TIMEOUT_S)
-        with suppress(OSError):
-            unmount_device(self.path, detach=True, abort=True)
+        with suppress(OSError, MountUnknownError):
+            unmount_device(self.path, detach=True, abort=True, device=self._device)
         # A user cannot end what is under way: that ends when the last one lets go, or with this process.
         return _END_TIMEOUT_S if is_root() else _DETACHED_TIMEOUT_S
 
@@ -234,7 +237,8 @@ def prepare_target(path: Path) -> Path:
     while (point := mounted_at(path)) is not None and point.type == FUSE_TYPE:
         if not is_dead(path):
             raise BusyError(f"{path} is mounted already: {point.source}")
-        unmount_device(path, detach=True)
+        with suppress(MountUnknownError):  # then what is seen now is looked at
+            unmount_device(path, detach=True, device=point.device)
     os.scandir(path).close()
     return path
 
@@ -260,11 +264,11 @@ def unmount(path: str | os.PathLike[str], *, force: bool = False, directory: Pat
         raise MountUnknownError(target)
     dead = is_dead(target)
     if dead:
-        unmount_device(target, detach=True)
+        unmount_device(target, detach=True, device=point.device)
     elif force:
-        _unmount_by_force(target, record)
+        _unmount_by_force(target, record, point.device)
     else:
-        _unmount(target)
+        _unmount(target, point.device)
     if record is None:
         return
     if record.is_served and record.pid != os.getpid() and not _wait_end(record.pid, _END_TIMEOUT_S):
@@ -272,7 +276,7 @@ def unmount(path: str | os.PathLike[str], *, force: bool = False, directory: Pat
     records.remove_record(directory, target, record.pid)
 
 
-def _unmount_by_force(path: Path, record: MountRecord | None) -> None:
+def _unmount_by_force(path: Path, record: MountRecord | None, device: tuple[int, int]) -> None:
     """Have whoever serves a mount take it away; if nobody is known who does, or it does not, do it from here."""
     if record is not None and record.pid == os.getpid() and path in _mounts:
         _mounts[path].close()
@@ -281,14 +285,15 @@ def _unmount_by_force(path: Path, record: MountRecord | None) -> None:
             os.kill(record.pid, signal.SIGTERM)
         _wait_end(record.pid, _END_TIMEOUT_S)
     point = mounted_at(path)
-    if point is not None and point.type == FUSE_TYPE:
+    if point is not None and (point.type, point.device) == (FUSE_TYPE, device):
         flush_device(path)
-        unmount_device(path, detach=True, abort=True)
+        with suppress(MountUnknownError):  # somebody else was faster
+            unmount_device(path, detach=True, abort=True, device=device)
 
 
-def _unmount(path: Path) -> None:
+def _unmount(path: Path, device: tuple[int, int] | None) -> None:
     try:
-        unmount_device(path)
+        unmount_device(path, device=device)
     except BusyError:
         holders = find_holders(path)
         raise BusyError(f"{path} is in use" + (f" by {', '.join(holders)}" if holders else "")) from None

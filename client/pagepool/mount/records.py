@@ -94,7 +94,7 @@ def write_record(directory: Path, record: MountRecord) -> None:
     Raises:
         DeniedError: the directory belongs to somebody else.
     """
-    _make(directory)
+    ready_directory(directory)
     target = _file(directory, record.path)
     part = target.with_suffix(f".{record.pid}.part")
     part.write_text(json.dumps(asdict(record)))
@@ -107,7 +107,7 @@ def log_file(directory: Path, path: Path) -> Path:
     Raises:
         DeniedError: the directory belongs to somebody else.
     """
-    _make(directory)
+    ready_directory(directory)
     return _file(directory, str(path)).with_suffix(".log")
 
 
@@ -159,12 +159,18 @@ def process_born(pid: int) -> int | None:
     return None
 
 
-def _make(directory: Path) -> None:
+def ready_directory(directory: Path) -> Path:
+    """Make a directory of records, if it is not there.
+
+    Raises:
+        DeniedError: it belongs to somebody else.
+    """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for place in (directory, directory.parent):
         status = place.lstat()
         if status.st_uid not in (os.geteuid(), 0) or not stat.S_ISDIR(status.st_mode):
             raise DeniedError(f"{place} belongs to somebody else")
+    return directory
 
 
 def _read_all(directory: Path) -> list[MountRecord]:

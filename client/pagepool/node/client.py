@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableError
-from pagepool.linux.superblocks import mounted_device
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at
 from pagepool.node.control import ask, converse, have_again
 from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from pagepool.node.control import Channel
     from pagepool.node.ending import Ended
@@ -296,9 +295,9 @@ class NodeClient:
         devices: dict[str, str] = {}
         with suppress(UnreachableError):
             devices = self._ask("closing", name=str(target)).get("devices", {})  # none from an older node
-        identity = _seen_mount(target, devices)
-        kernel.unmount_kernel(target, force=force, known=identity is not None)
-        self.prune(identity)
+        known = {_device(shown): identity for identity, shown in devices.items()}
+        device = kernel.unmount_kernel(target, force=force, known=known)
+        self.prune(None if device is None else known.get(device))
 
     def prune(self, identity: str | None = None) -> None:
         """Have the node clean up after mounts that are gone. Does nothing if it is not running: it does so later.
@@ -355,17 +354,9 @@ def seen_place(path: Path) -> list[Any]:
     raise InvalidError(str(path), "is nowhere")
 
 
-def _seen_mount(target: Path, devices: Mapping[str, str]) -> str | None:
-    """The id of the mount that is seen at a path.
-
-    Args:
-        devices: of the mounts that it may be.
-    """
-    with suppress(OSError):
-        device = mounted_device(target)
-        shown = None if device is None else "{}:{}".format(*device)
-        return next((identity for identity, one in devices.items() if one == shown), None)
-    return None
+def _device(shown: str) -> tuple[int, int]:
+    major, _, minor = shown.partition(":")
+    return int(major), int(minor)
 
 
 def _check_target(target: Path) -> None:

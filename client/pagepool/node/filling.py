@@ -1,7 +1,8 @@
 """Brings objects into the pool behind the scenes: a start-up profile at once, the rest of an image when there is time.
 
-Two threads: one for what somebody waits for or will in a moment, one for the rest, which goes on in small steps and
-stands back while a container waits for something. What goes wrong is logged. The rest of an image is taken up again
+Two threads for each service: one for what somebody waits for or will in a moment, one for the rest, which goes on in
+small steps and stands back while a container waits for something. No service holds up what comes from another one, as
+where packets vanish. What goes wrong is logged. The rest of an image is taken up again
 after a while, and with the next mount.
 """
 
@@ -14,7 +15,7 @@ import os
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pagepool.errors import CorruptError, PagepoolError
 from pagepool.pool.layout import object_name
@@ -39,6 +40,11 @@ _LONGEST_AGAIN_S: Final = 600.0
 _CLOSE_S: Final = 3.0
 
 log = logging.getLogger("pagepool.node")
+
+
+class _Lane(NamedTuple):
+    tasks: queue.SimpleQueue[Callable[[], None] | None]
+    thread: threading.Thread
 
 
 class Filler:
@@ -70,17 +76,10 @@ class Filler:
         self._busy = busy
         self._sync = sync
         self._stopped = threading.Event()
-        self._urgent: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._rest: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lanes: dict[tuple[str, str], _Lane] = {}
         self._lock = threading.Lock()
         self._filling: set[str] = set()
         self._broken_off: dict[str, tuple[float, float]] = {}  # tree -> when to go on, and how long that is waited for
-        self._threads = [
-            threading.Thread(target=self._work, args=(tasks,), name=f"node-fill-{name}", daemon=True)
-            for name, tasks in (("urgent", self._urgent), ("rest", self._rest))
-        ]
-        for thread in self._threads:
-            thread.start()
 
     def complete(self, source: Source) -> None:
         """Bring in all of a tree, when there is time. Does nothing if that is under way."""
@@ -89,7 +88,10 @@ class Filler:
                 return
             self._filling.add(source.record.tree)
         due = time.monotonic() + self._begin_s
-        self._rest.put(lambda: self._complete(source, due))
+        if not self._put("rest", source, lambda: self._complete(source, due)):
+            with self._lock:
+                self._filling.discard(source.record.tree)
+                self._broken_off[source.record.tree] = due + self._again_s, self._again_s
 
     def take_up(self, source: Source) -> None:
         """Go on with a tree whose filling broke off a while ago. Does nothing otherwise."""
@@ -101,7 +103,7 @@ class Filler:
     def bring_object(self, source: Source, index: int) -> None:
         """Bring in one object soon: who reads a little of it first does not have to share the link with the rest."""
         due = time.monotonic() + _OBJECT_S
-        self._urgent.put(lambda: self._bring_object(source, index, due))
+        self._put("urgent", source, lambda: self._bring_object(source, index, due))
 
     def is_filling(self, tree: str) -> bool:
         """Whether the rest of a tree is being brought in, or will be."""
@@ -109,12 +111,31 @@ class Filler:
 
     def close(self) -> None:
         """Stop after the present step, and wait for that, a few seconds at most: it may wait for the network."""
-        self._stopped.set()
-        self._urgent.put(None)
-        self._rest.put(None)
+        with self._lock:
+            self._stopped.set()
+            lanes = list(self._lanes.values())
+        for lane in lanes:
+            lane.tasks.put(None)
         deadline = time.monotonic() + _CLOSE_S
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        for lane in lanes:
+            lane.thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _put(self, name: str, source: Source, task: Callable[[], None]) -> bool:
+        """Have something done for a service, after what was put there before. False if there are too many threads."""
+        key = name, source.record.url
+        with self._lock:
+            lane = self._lanes.get(key)
+            if lane is None and not self._stopped.is_set():
+                tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+                thread = threading.Thread(target=self._work, args=(tasks,), name=f"node-fill-{name}", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return False
+                lane = self._lanes[key] = _Lane(tasks, thread)
+        if lane is not None:
+            lane.tasks.put(task)
+        return True
 
     def _work(self, tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
         while (task := tasks.get()) is not None and not self._stopped.is_set():

@@ -4,8 +4,8 @@ Owns STATE/trees and STATE/images. A tree file is named by its digest; a metadat
 digest, with which it is compared before each first mount: it may have been torn by a loss of power. What a name of an
 image meant when it was last resolved is noted, so that an image that is here can be mounted while its service is gone.
 
-Files have the time of their last use. Those that no known tree needs are kept within a bound: what was used longest ago
-goes.
+Files have the time of their last use. Those that no known tree needs are kept within a bound, and so are notes: what
+was used longest ago goes.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 MOST_UNUSED: Final = 1 << 30
 """Bytes of files that no known tree needs."""
+MOST_NOTES: Final = 64 << 20
+"""Bytes on the disk of what is noted of images, their configurations among it."""
 _USED_S: Final = 3600.0
 """What was used within that time stays: a mount may be under way."""
 
@@ -103,15 +105,17 @@ class Images:
                 raise
             with contextlib.suppress(OSError, ValueError, KeyError):
                 found = json.loads(note.read_text())
+                _touch(note)
                 return Resolved(Digest.parse(found["tree"]), str(found["manifest"]), offline=True)
             raise
         resolved = Resolved(state.tree, str(state.image))
         data = json.dumps({"tree": str(state.tree), "manifest": str(state.image)}).encode()
-        if self._noted.get(note) != data:
-            with contextlib.suppress(OSError):
-                self._notes.mkdir(mode=0o700, exist_ok=True)
-                _replace(note, data)
-                self._noted[note] = data
+        with self._alone(note.name):
+            if self._noted.get(note) != data or not _touch(note):
+                with contextlib.suppress(OSError):
+                    self._notes.mkdir(mode=0o700, exist_ok=True)
+                    _replace(note, data)
+                    self._noted[note] = data
         return resolved
 
     def tree(self, session: Session, repository: str, tree: Digest) -> None:
@@ -183,6 +187,7 @@ class Images:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             found = path.read_text()
             parse_config(found.encode())
+            _touch(path)
             return found
         registry = RegistryClient(session)
         image = registry.get_manifest(repository, manifest).manifest
@@ -216,6 +221,28 @@ class Images:
             if left > most and self._remove_old(path, until):
                 left -= size
 
+    def forget_notes(self, needed: Collection[str], most: int = MOST_NOTES) -> None:
+        """Remove what is noted of images, as `forget_unused` does.
+
+        Args:
+            needed: trees, and digests of manifests (hex), whose notes stay in any case.
+            most: bytes on the disk of all, with these.
+        """
+        until = time.time() - _USED_S
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._notes.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    if path.name.startswith("."):
+                        self._remove_old(path, until)
+                    else:
+                        found.append((status.st_mtime, status.st_blocks * 512, path))
+        left = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if left > most and not _is_noted(path, needed) and self._remove_old(path, until):
+                left -= size
+
     def _remove_old(self, path: Path, until: float) -> bool:
         """Remove a file unless it was used since. Whether it is gone."""
         with self._alone(path.name if path.suffix != ".erofs" else f"{path.name.partition('.')[0]}.erofs"):
@@ -224,6 +251,7 @@ class Images:
                     return False
                 path.unlink()
             self._verified.pop(path, None)
+            self._noted.pop(path, None)
             return True
 
     def _note_use(self, path: Path) -> None:
@@ -250,6 +278,26 @@ class Images:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
             yield
+
+
+def _touch(path: Path) -> bool:
+    """Note that a file is used. Whether it is there."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass  # a disk that takes nothing
+    return True
+
+
+def _is_noted(path: Path, needed: Collection[str]) -> bool:
+    """Whether a file is about one of these trees or manifests."""
+    if path.suffix == ".config":
+        return path.stem in needed
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return Digest.parse(json.loads(path.read_bytes())["tree"]).hex in needed
+    return False
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -93,6 +93,10 @@ class Patience:
         self._timeout_s = timeout_s
         self._down: dict[str, float] = {}  # since when a service cannot be reached, on the monotonic clock
 
+    def is_down(self, url: str) -> bool:
+        """Whether the last answer that a service was asked for could not be had."""
+        return url in self._down
+
     def ask(self, url: str, question: Callable[[], _Answer], session: Session | None = None) -> _Answer:
         """Ask until there is an answer, or no time left. Raises what the last try has raised.
 

@@ -19,7 +19,7 @@ import math
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -93,7 +93,7 @@ class Sources:
         self._in_use = ObjectsInUse()
         self._lazy: dict[bytes, float] = {}
         self._streams = Streams()
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()  # by service
         self._patience = Patience(timeout_s)
         self.on_opened: Callable[[Source, int], None] = lambda _source, _index: None
         """Told of an object that may be a program, and was opened by a container that starts."""
@@ -214,8 +214,9 @@ class Sources:
             source.close()
 
     def busy(self) -> bool:
-        """Whether somebody waits for an object just now."""
-        return self._waiting > 0
+        """Whether somebody waits for an object just now, of a service that can be reached as far as is known."""
+        with self._lock:
+            return any(count and not self._patience.is_down(url) for url, count in self._waiting.items())
 
     def prefetch(
         self,
@@ -260,7 +261,7 @@ class Sources:
             PagepoolError, OSError: it cannot be had.
         """
         error: Exception | None = None
-        with self._waits(), self._figures.waiting(LOOKUP):
+        with self._figures.waiting(LOOKUP):
             for source, index in self._find(digest):
                 try:
                     return self._ask(source, partial(self._bring, source, index, digest))
@@ -271,7 +272,7 @@ class Sources:
             return False
 
     def _ask(self, source: Source, question: Callable[[], _Answer]) -> _Answer:
-        with source.noting():
+        with self._waits(source.record.url), source.noting():
             return self._patience.ask(source.record.url, question, source.session)
 
     def _bring(self, source: Source, index: int, digest: bytes) -> bool:
@@ -353,14 +354,14 @@ class Sources:
         return self._read_part(source, index, source.tree.object_key(index)[0], start, end)
 
     @contextlib.contextmanager
-    def _waits(self) -> Iterator[None]:
+    def _waits(self, url: str) -> Iterator[None]:
         with self._lock:
-            self._waiting += 1
+            self._waiting[url] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._waiting -= 1
+                self._waiting[url] -= 1
 
     def view(self, digest: bytes, start: int, end: int) -> memoryview:
         """Bytes of an object; blocks while they are fetched.
@@ -380,8 +381,7 @@ class Sources:
         error: Exception = ObjectUnknownError(digest.hex())
         for source, index in self._find(digest):
             try:
-                with self._waits():
-                    return self._ask(source, partial(self._read_part, source, index, digest, start, end))
+                return self._ask(source, partial(self._read_part, source, index, digest, start, end))
             except (PagepoolError, OSError) as caught:
                 error = caught
         raise error

@@ -269,8 +269,10 @@ class Worker:
                         if not source.record.released:
                             self.mounts.drop(source.record.tree)
                     self.sources.forget_released()
-                    known = {source.record.tree for source in self.sources.all()}
-                    self.images.forget_unused(known | self.mounts.trees_in_use())
+                    records = [source.record for source in self.sources.all()]
+                    known = {record.tree for record in records} | self.mounts.trees_in_use()
+                    self.images.forget_unused(known)
+                    self.images.forget_notes(known | {record.manifest.rpartition(":")[2] for record in records})
                     self.sessions.close_idle()
                     look_at_authorities()
             except Exception:

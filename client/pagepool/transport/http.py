@@ -30,6 +30,7 @@ from pagepool.transport.addresses import is_loopback
 from pagepool.transport.answers import Subject, error_of
 from pagepool.transport.auth import MAX_TOKEN_ANSWER, Authorizer, add_params
 from pagepool.transport.credentials import Credentials
+from pagepool.transport.pace import pace
 from pagepool.transport.retry import RETRY_STATUSES, RetryPolicy
 from pagepool.transport.tracecontext import trace_headers
 from pagepool.transport.trust import Verify, context_of, explain
@@ -82,7 +83,8 @@ class Session:
         url: ``http://host[:port]`` or ``https://…``, a path prefix included if there is one.
         credentials: who we are.
         verify: whether, and by whom, the server's certificate is vouched for: see `trust`.
-        timeout: of connecting, and of each read and write.
+        timeout: of connecting, and of each read and write; an answer that comes in small pieces is given up, too: see
+            `pace`.
         retry: bounds of trying again.
         on_warning: called with the text of each new ``Warning`` header.
         transport: replaces the network, in tests.
@@ -107,7 +109,7 @@ class Session:
         """How long an answer may let us wait."""
         # A proxy from the environment cannot reach this machine's own loopback.
         trust_env = not is_loopback(self.base.host)
-        self._connect = partial(
+        connect = partial(
             httpx.Client,
             verify=context_of(verify),
             timeout=timeout,
@@ -116,6 +118,7 @@ class Session:
             limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
             headers={"User-Agent": "pagepool", "Accept-Encoding": "identity"},
         )
+        self._connect: Callable[[], httpx.Client] = lambda: pace(connect())
         self._opened: httpx.Client | None = self._connect()
         self._parents: list[httpx.Client] = []
         self._authorizer = Authorizer(

@@ -33,6 +33,7 @@ from pagepool.mount.mountinfo import mounted_at
 from tests.mount.kernel.conftest import BIG
 from tests.support.kernelmounts import KernelImage
 from tests.support.trees import TreeBuilder
+from tests.support.unmounters import unmount_at_once
 
 _WAYS = list(Way)
 
@@ -304,6 +305,20 @@ def test_listing_and_unmounting(image: KernelImage) -> None:
     with pytest.raises(MountUnknownError):
         unmount_kernel(foreign, force=True)
     mounts.unmount(foreign)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_two_who_unmount(image: KernelImage, monkeypatch: pytest.MonkeyPatch, *, force: bool) -> None:
+    """The second one does not take what is below, which is somebody else's."""
+    container = image.container()
+    mounts.mount("below", container.at, "tmpfs")
+    mount_overlay(container.layers(), container.at, source="app:1")
+    (failed,) = unmount_at_once(monkeypatch, lambda: unmount_kernel(container.at, force=force))
+    assert isinstance(failed, MountUnknownError)
+    point = mounted_at(container.at)
+    assert point is not None
+    assert point.source == "below"
+    mounts.unmount(container.at)
 
 
 def test_probe(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

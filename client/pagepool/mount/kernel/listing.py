@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError
 from pagepool.linux import mounts
+from pagepool.linux.superblocks import mounted_device
 from pagepool.mount.holders import MountUnknownError, find_holders
 from pagepool.mount.kernel import erofs, stack
 from pagepool.mount.mountinfo import MountPoint, mount_points, mounted_at, resolve
+from pagepool.mount.turns import turn
 
 if TYPE_CHECKING:
+    from collections.abc import Container
     from pathlib import Path
 
 
@@ -45,14 +48,17 @@ def list_kernel_mounts(run: Path | None = None) -> list[KernelMount]:
     return [found for point in mount_points() if (found := _ours(point, below)) is not None]
 
 
-def unmount_kernel(at: Path, *, force: bool = False, known: bool = False) -> None:
-    """Unmount an overlay of ours, or an EROFS.
+def unmount_kernel(at: Path, *, force: bool = False, known: Container[tuple[int, int]] = ()) -> tuple[int, int] | None:
+    """Unmount an overlay of ours, or an EROFS, once whoever else of ours unmounts at this path is done.
 
     Args:
         at: where.
         force: also if it is in use: whoever uses it keeps it, and nobody else gets at it.
-        known: it is known to be one; else that is looked up in the list of mounts, which takes the longer the more
-            there are.
+        known: devices that are known to be ours; else that is looked up in the list of mounts, which takes the longer
+            the more there are.
+
+    Returns:
+        the device of what was unmounted, if the kernel says which that was.
 
     Raises:
         MountUnknownError: nothing of that kind is mounted there.
@@ -60,17 +66,27 @@ def unmount_kernel(at: Path, *, force: bool = False, known: bool = False) -> Non
         OSError: it may not be unmounted.
     """
     target = resolve(at)
-    if not known:
-        point = mounted_at(target)
-        if point is None or _ours(point, target) is None:
-            raise MountUnknownError(target)
     try:
-        mounts.unmount(target, mounts.MNT_DETACH if force else 0)
+        with turn(target):
+            device = _seen_device(target)
+            if device not in known:
+                point = mounted_at(target)
+                if point is None or _ours(point, target) is None:
+                    raise MountUnknownError(target)
+            mounts.unmount(target, mounts.MNT_DETACH if force else 0)
+            return device
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise OSError(error.errno, error.strerror, str(target)) from None
         holders = find_holders(target)
         raise BusyError(f"{target} is in use" + (f" by {', '.join(holders)}" if holders else "")) from None
+
+
+def _seen_device(path: Path) -> tuple[int, int] | None:
+    try:
+        return mounted_device(path)
+    except OSError:
+        return None
 
 
 def _ours(point: MountPoint, below: Path | None) -> KernelMount | None:
