@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pagepool.digest import Digest
+    from pagepool.errors import CorruptError
     from pagepool.oci import Descriptor
     from pagepool_service.store.environment import Reader
     from pagepool_service.store.registry import TaggedImage
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from pagepool_service.store.store import Store
 
 PENDING, READY, UNMOUNTABLE = "pending", "ready", "unmountable"
+DAMAGED = "damaged"
+"""In the list of images only: what asks for such an image gets the error."""
 MAX_CONFIG_SIZE = 8 << 20
 # What is looked at of one image at most: an index may list any number of others, and these as many again.
 MAX_DOCUMENTS = 1000
@@ -235,6 +238,7 @@ def describe_tag(store: Store, image: TaggedImage) -> dict[str, Any]:
 
     Raises:
         ManifestUnknownError, NameUnknownError: it was deleted meanwhile.
+        CorruptError: something of it cannot be read.
     """
     documents = walk_documents(store, image.repository, image.digest)
     _, document = next(documents)
@@ -258,6 +262,22 @@ def describe_tag(store: Store, image: TaggedImage) -> dict[str, Any]:
         "created": _created(view),
         "state": view.state,
         "reason": view.reason,
+    }
+
+
+def describe_damage(repository: str, tag: str, error: CorruptError, image: TaggedImage | None = None) -> dict[str, Any]:
+    """The entry of an image of which something cannot be read, or of a tag that cannot."""
+    return {
+        "name": repository,
+        "tag": tag,
+        "digest": "" if image is None else str(image.digest),
+        "media_type": "",
+        "updated_ns": None if image is None else image.updated_ns,
+        "size": None,
+        "platform": None,
+        "created": "",
+        "state": DAMAGED,
+        "reason": str(error),
     }
 
 

@@ -13,13 +13,14 @@ Concurrency: `Statistics` computes one answer at a time, and those who asked mea
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pagepool.errors import NotFoundError
+from pagepool.errors import CorruptError, NotFoundError
 from pagepool.image import LITERAL
 from pagepool.oci import Manifest
 from pagepool_service.images import listed_blobs, walk_documents
@@ -29,15 +30,18 @@ from pagepool_service.store.statistics import collect_totals
 from pagepool_service.trees import recipe_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from pagepool.digest import Digest
-    from pagepool_service.store.registry import TaggedImage
+    from pagepool_service.store.registry import DamagedTag, TaggedImage
     from pagepool_service.store.schema import LayerRecord
     from pagepool_service.store.store import Store
 
+log = logging.getLogger("pagepool.statistics")
+
 MOST_FILES = 1_000_000
 MOST_STEPS = 20_000_000
+MOST_DAMAGED = 100  # things that are named
 _MOST_IMAGES = 1000  # more are not described one by one
 _FRESH_S = 2.0
 _SHARED_BY_SEVERAL = -1
@@ -75,20 +79,50 @@ def collect(store: Store) -> dict[str, Any]:
         `total`, see `collect_totals`, with the logical size of all images added; `images`, each with its bytes:
         `compressed_bytes` as pulled; `logical_bytes` of its layers' tars; `unique_bytes` of distinct file content
         in it; and of those `shared_bytes` that some other image has too. With `sharing_left_off`, no image has the
-        last two: it would have taken too much to find them.
+        last two: it would have taken too much to find them. `damaged`, if there is any: what could not be read. It is
+        not counted, images of which something cannot be read are not among `images`, and one whose files cannot be read
+        has none of the last two.
     """
-    tagged, more = store.registry.list_images(_MOST_IMAGES)
-    contents = _Contents(store)
-    images = [image for image in map(contents.describe, tagged) if image is not None]
+    damage = Damage()
+    contents = _Contents(store, damage)
+    images, more = contents.describe_all()
     sharing = find_sharing(store, [image.recipes for image in images]) if contents.room >= 0 else None
     described = [image.entry for image in images]
     for entry, figures in zip(described, sharing or (), strict=False):
-        entry["unique_bytes"], entry["shared_bytes"] = figures
-    total = {**collect_totals(store), "images": len(described)}
+        if isinstance(figures, CorruptError):
+            damage.add_image(entry["name"], entry["tag"], figures)
+            entry["unique_bytes"] = entry["shared_bytes"] = None
+        else:
+            entry["unique_bytes"], entry["shared_bytes"] = figures
+    total = {**collect_totals(store, damage.add), "images": len(described)}
     total["logical_bytes"] = sum(entry["logical_bytes"] for entry in described)
     total["images_compressed_bytes"] = sum(entry["compressed_bytes"] for entry in described)
     left_off = {"images_left_off": more, "sharing_left_off": sharing is None}
-    return {"total": total, "images": described, **{name: True for name, said in left_off.items() if said}}
+    said = {name: True for name, said in left_off.items() if said}
+    return {"total": total, "images": described, **said, **({"damaged": damage.found} if damage.found else {})}
+
+
+class Damage:
+    """What could not be read while figures were added up."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, str]] = []
+        """As JSON, at most `MOST_DAMAGED`."""
+        self.count = 0
+
+    def add(self, error: CorruptError) -> None:
+        """Note a damaged record."""
+        self._add({"kind": error.kind, "name": error.name, "reason": str(error)})
+
+    def add_image(self, repository: str, tag: str, error: CorruptError) -> None:
+        """Note an image of which something cannot be read, or a tag that cannot."""
+        self._add({"kind": "image", "name": f"{repository}:{tag}", "reason": str(error)})
+
+    def _add(self, entry: dict[str, str]) -> None:
+        log.error("not counted: the %s %s: %s", entry["kind"], entry["name"], entry["reason"])
+        self.count += 1
+        if len(self.found) < MOST_DAMAGED:
+            self.found.append(entry)
 
 
 class Summary(NamedTuple):
@@ -107,11 +141,10 @@ class Summary(NamedTuple):
     compressed_bytes: int
 
 
-def summarise(store: Store) -> Summary:
+def summarise(store: Store, damage: Damage) -> Summary:
     """Add the images up. Reads manifests and records of layers, no recipes: a fraction of a second."""
-    tagged, more = store.registry.list_images(_MOST_IMAGES)
-    contents = _Contents(store)
-    entries = [image.entry for image in map(contents.describe, tagged) if image is not None]
+    images, more = _Contents(store, damage).describe_all()
+    entries = [image.entry for image in images]
     sums = (sum(entry[name] for entry in entries) for name in ("logical_bytes", "compressed_bytes"))
     return Summary(len(entries), more, *sums)
 
@@ -127,18 +160,31 @@ class _Described:
 class _Contents:
     """What the records say of images. Tags of the same manifest share what was found."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, damage: Damage) -> None:
         self._store = store
+        self._damage = damage
         self.room = MOST_FILES
         """How many more layers of images are remembered; below 0 their recipes have been left out."""
         self._known: dict[tuple[str, Digest], _Described] = {}
 
-    def describe(self, image: TaggedImage) -> _Described | None:
-        """An image, or None if it was deleted meanwhile."""
+    def describe_all(self) -> tuple[list[_Described], bool]:
+        """All tagged images, at most 1000, that can be read; and whether there are others."""
+
+        def note(tag: DamagedTag) -> None:
+            self._damage.add_image(tag.repository, tag.tag, tag.error)
+
+        tagged, more = self._store.registry.list_images(_MOST_IMAGES, on_damage=note)
+        return [image for image in map(self._describe, tagged) if image is not None], more
+
+    def _describe(self, image: TaggedImage) -> _Described | None:
+        """An image, or None if it was deleted meanwhile, or cannot be read."""
         key = image.repository, image.digest
         try:
             found = self._known[key] if key in self._known else self._known.setdefault(key, self._read(*key))
         except NotFoundError:
+            return None
+        except CorruptError as error:
+            self._damage.add_image(image.repository, image.tag, error)
             return None
         named = {"name": image.repository, "tag": image.tag, "digest": str(image.digest)}
         return _Described({**named, **found.entry}, found.recipes)
@@ -184,14 +230,15 @@ class _Files:
     values: array[int]
 
 
-def find_sharing(store: Store, images: Sequence[Sequence[int]]) -> list[tuple[int, int]] | None:
+def find_sharing(store: Store, images: Sequence[Sequence[int]]) -> list[tuple[int, int] | CorruptError] | None:
     """The bytes of distinct file content of each image, and how many of them some other image has too.
 
     Args:
         images: the recipes of each.
 
     Returns:
-        for each image; or None if there are more files than are compared.
+        for each image, an error if its recipes cannot be read; or None if there are more files than are compared.
+        What an image has in common with such a one does not count as shared.
     """
     owners: dict[int, int] = {}
     for place, recipes in enumerate(images):
@@ -200,15 +247,26 @@ def find_sharing(store: Store, images: Sequence[Sequence[int]]) -> list[tuple[in
         if len(owners) > MOST_FILES:
             return None
     layers: dict[int, _Files] = {}
+    damaged: dict[int, CorruptError] = {}
     left = MOST_FILES
     for recipe in owners:
-        files = _read_files(store, recipe, left)
+        try:
+            files = _read_files(store, recipe, left)
+        except CorruptError as error:
+            damaged[recipe] = error
+            continue
         if files is None:
             return None
         layers[recipe] = files
         left -= len(files.keys)
-    _mark_shared(owners, layers)
-    return _add_up(images, layers)
+    _mark_shared({recipe: owner for recipe, owner in owners.items() if recipe in layers}, layers)
+    problems = [next((damaged[recipe] for recipe in recipes if recipe in damaged), None) for recipes in images]
+    sound = (recipes for recipes, problem in zip(images, problems, strict=True) if problem is None)
+    figures = _add_up(sound, layers)
+    if figures is None:
+        return None
+    left_over = iter(figures)
+    return [next(left_over) if problem is None else problem for problem in problems]
 
 
 def _read_files(store: Store, recipe: int, most: int) -> _Files | None:
@@ -237,7 +295,7 @@ def _mark_shared(owners: dict[int, int], layers: dict[int, _Files]) -> None:
                 files.values[place] |= 1
 
 
-def _add_up(images: Sequence[Sequence[int]], layers: dict[int, _Files]) -> list[tuple[int, int]] | None:
+def _add_up(images: Iterable[Sequence[int]], layers: dict[int, _Files]) -> list[tuple[int, int]] | None:
     known: dict[tuple[int, ...], tuple[int, int]] = {}
     figures: list[tuple[int, int]] = []
     steps = 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime
 import threading
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ import pytest
 from pagepool.errors import PagepoolError
 from pagepool_service.auth import CredentialsError, TooManyLoginsError, open_authority
 from pagepool_service.auth.htpasswd import Htpasswd
+from pagepool_service.auth.principals import ACCESS_S, Scope
+from pagepool_service.auth.tokens import hash_token, new_token
 from pagepool_service.routes.errors import render
 from pagepool_service.settings import Settings
 from tests.auth.conftest import password, write_users
@@ -111,6 +115,31 @@ def test_strangers_keep_nobody_waiting_who_was_in_before(authority: Authority, m
         authority.close()
 
     asyncio.run(talk())
+
+
+def test_a_token_for_requests_ends_with_the_static_token_it_was_given_for(tmp_path: Path) -> None:
+    """With its end, though what was verified is remembered; and with its removal."""
+    secret, path = new_token(), tmp_path / "tokens.toml"
+    ends = datetime.datetime.now(datetime.UTC).replace(microsecond=0) + datetime.timedelta(seconds=100)
+    path.write_text(f'[ci]\nsha256 = "{hash_token(secret)}"\nexpires = {ends.isoformat()}\n')
+    authority = open_authority(Settings.load({}, data=tmp_path / "data", tokens=path))
+    assert authority is not None
+
+    async def talk() -> None:
+        principal = (await authority.login("x", secret)).principal
+        token = authority.sign_access(principal, Scope(), authority.stamp_of(principal.name, secret), ACCESS_S)
+        header = [(b"authorization", f"Bearer {token}".encode())]
+        access = await authority.authenticate(header)
+        assert access is authority.known(header)
+        assert access.until <= time.monotonic() + 100
+        path.write_text("")
+        assert authority.refresh()
+        authority.renew()
+        with pytest.raises(CredentialsError):
+            await authority.authenticate(header)
+
+    asyncio.run(talk())
+    authority.close()
 
 
 def test_secrets_are_not_shown(authority: Authority) -> None:

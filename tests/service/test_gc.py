@@ -98,6 +98,23 @@ def test_by_default_what_was_deleted_has_its_time(full: Path) -> None:
     assert said["kept"]["blobs: of no manifest, in their time"] == 2
 
 
+def test_times_that_are_shorter_than_a_service_notes_are_warned_of(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link is renewed by HEAD only where it is old: a blob that was found just now may look older than it is."""
+
+    def warnings(*arguments: str) -> list[str]:
+        found = CliRunner().invoke(gc, ["--data", str(full), "--dry-run", *arguments], catch_exceptions=False)
+        assert found.exit_code == 0
+        return [line for line in found.stderr.splitlines() if "warning" in line]
+
+    assert warnings() == warnings("--grace", "2h") == warnings("--grace", "0", "--untagged-older-than", "0") == []
+    (warning,) = warnings("--grace", "10m")
+    assert "--grace is 600 s, and a service notes only every 3600 s" in warning
+    (warning,) = warnings("--untagged-older-than", "90m", "--json")
+    assert "--untagged-older-than is 5400 s" in warning
+    monkeypatch.setenv("PAGEPOOL_GC_GRACE", "10m")  # the service's, too: it notes what it has to
+    assert warnings() == []
+
+
 def test_tags_beyond_the_newest_go(full: Path) -> None:
     with Store.open(full) as store:
         push_image(store, NAME, [Layer({"c": b"c"})], tags=["new"], note="new")

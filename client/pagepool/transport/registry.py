@@ -6,9 +6,10 @@ Thread-safe: threads share one `RegistryClient`. Everything blocks. Errors are p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import httpx
 
@@ -26,7 +27,7 @@ from pagepool.errors import (
     UploadUnknownError,
 )
 from pagepool.oci import Descriptor, Index, Manifest, Readable, VerifyingReader, mediatypes, parse_manifest
-from pagepool.oci.fields import load_object
+from pagepool.oci.fields import Object, load_object
 from pagepool.transport import paging, referrers
 from pagepool.transport.answers import Subject
 from pagepool.transport.auth import CATALOG_SCOPE, repository_scope
@@ -82,8 +83,11 @@ class RegistryClient:
         for page in paging.pages(self.session, call):
             yield from self._strings(page, "repositories")
 
-    def tags(self, repository: str) -> Iterator[str]:
+    def tags(self, repository: str, on_damage: Callable[[Mapping[str, Any]], object] = lambda _: None) -> Iterator[str]:
         """All tags of a repository, in the registry's order.
+
+        Args:
+            on_damage: told of each tag that is not listed, since its record is damaged: its `name`, and the `reason`.
 
         Raises:
             NameUnknownError: no such repository.
@@ -92,6 +96,8 @@ class RegistryClient:
         call = Call("GET", f"/v2/{repository}/tags/list", about, scope=repository_scope(repository))
         for page in paging.pages(self.session, call):
             yield from self._strings(page, "tags")
+            for entry in self._damaged(page):
+                on_damage(entry)
 
     # -- manifests -------------------------------------------------------------------------------------------
 
@@ -308,10 +314,19 @@ class RegistryClient:
             return None
 
     def _strings(self, page: httpx.Response, name: str) -> tuple[str, ...]:
-        def complain(path: str, reason: str) -> PagepoolError:
-            return ResponseError(page.status_code, "", f"its list cannot be used: {path} {reason}")
+        return _list_of(page).strings(name)
 
-        return load_object(page.content, "answer", complain).strings(name)
+    def _damaged(self, page: httpx.Response) -> list[Mapping[str, Any]]:
+        """What pagepool's service could not list. Others have no such field, or one of their own."""
+        found = _list_of(page).fields.get("damaged")
+        return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
+def _list_of(page: httpx.Response) -> Object:
+    def complain(path: str, reason: str) -> PagepoolError:
+        return ResponseError(page.status_code, "", f"its list cannot be used: {path} {reason}")
+
+    return load_object(page.content, "answer", complain)
 
 
 def _named(repository: str, reference: str) -> str:

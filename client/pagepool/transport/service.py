@@ -181,7 +181,10 @@ class ServiceClient:
             pause = min(pause * 1.5, _LAST_POLL_S)
 
     def images(self) -> Iterator[Mapping[str, Any]]:
-        """All tagged images: name, tag, digest, media_type, size, platform, created, state."""
+        """All tagged images: name, tag, digest, media_type, size, platform, created, state.
+
+        The state ``damaged`` is that of an image which the service cannot read, with the ``reason``.
+        """
         yield from self._list("/v1/images", Subject(NameUnknownError, "images"), (), "images", _after_image)
 
     def files(self, name: str, reference: str, path: str, recursive: bool = False) -> Iterator[FileEntry]:

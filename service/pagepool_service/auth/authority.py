@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from pagepool_service.auth.tokens import StaticToken
     from pagepool_service.settings import Settings
 
 log = logging.getLogger("pagepool.auth")
@@ -46,6 +47,7 @@ _MOST_WAITING = 64
 _VERIFIERS = 2  # of strangers, and of those who are known: the rest of the machine is for serving
 _FIELD = b"authorization"
 _STAMP_SIZE = 16
+_STATIC: Final = "t:"  # what the stamp of a static token begins with
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,7 @@ class Authority:
         if not name:
             return ""
         if password is not None and is_token(password):
-            return f"t:{hash_token(password)}"
+            return f"{_STATIC}{hash_token(password)}"
         return self._stamp_user(name)
 
     # -- files -----------------------------------------------------------------------------------------------
@@ -337,16 +339,23 @@ class Authority:
         if claims is None or claims.use != "access" or not self._is_current(claims.subject, claims.stamp):
             raise CredentialsError("the token is not valid, or has expired")
         principal = self.rights.principal(claims.subject) if claims.subject else ANONYMOUS
-        return Access(principal, self.rights, claims.scope, until=_until(claims.expires_s))
+        expires_s = claims.expires_s
+        if (static := self._static_of(claims.stamp)) is not None and static.expires_s is not None:
+            expires_s = min(expires_s, static.expires_s)  # what is remembered is not looked at again before
+        return Access(principal, self.rights, claims.scope, until=_until(expires_s))
 
     def _is_current(self, name: str, stamp: str) -> bool:
         """Whether the credential that a token was given for is still one."""
         if not name:
             return stamp == ""
-        if stamp.startswith("t:"):
-            token = self._files.tokens.stamp(stamp[2:])
+        if stamp.startswith(_STATIC):
+            token = self._static_of(stamp)
             return token is not None and token.user == name
         return bool(self._files.htpasswd.hash_of(name)) and secrets.compare_digest(stamp, self._stamp_user(name))
+
+    def _static_of(self, stamp: str) -> StaticToken | None:
+        """The static token of a stamp, if it is one's and that has not ended."""
+        return self._files.tokens.stamp(stamp.removeprefix(_STATIC)) if stamp.startswith(_STATIC) else None
 
     def _stamp_user(self, name: str) -> str:
         # Not keyed by what rotates: a hash of a hash that nobody but us has says nothing.

@@ -100,6 +100,7 @@ def gc(
     chosen = {"tags": keep_tags, "untagged_s": untagged_older_than, "grace_s": grace}
     policy = replace(policy, **{name: value[0] for name, value in chosen.items() if value is not None})
     quiet = output.current().quiet
+    _warn_of_short_times(policy, settings.renewed_after_ns // 10**9)
     with _progress(sys.stderr.isatty() and not as_json and not quiet) as watch:
         report = _collect(settings.data, policy, dry_run, wait, watch)
     if as_json:
@@ -110,6 +111,24 @@ def gc(
         _print_problems(report)
     if report.damaged:
         ctx.exit(exits.CORRUPT)
+
+
+def _warn_of_short_times(policy: Policy, noted_after_s: int) -> None:
+    """Say whom times hurt that are shorter than what a service knows of its clients.
+
+    Not of 0, which asks for everything.
+
+    Args:
+        noted_after_s: how old a link is before a service by these settings notes that somebody relies on it.
+    """
+    times = {"--grace": policy.grace_s, "--untagged-older-than": policy.untagged_s}
+    short = {name: age for name, age in times.items() if age and age < 2 * noted_after_s}
+    for name, age in short.items():
+        output.warn(
+            f"{name} is {age:.0f} s, and a service notes only every {noted_after_s} s that a client has looked for "
+            "what is there: a push or pull that is under way may lose what it has found, and has to be repeated. "
+            "A service with PAGEPOOL_GC_GRACE and PAGEPOOL_GC_UNTAGGED of such a time notes it in time"
+        )
 
 
 def _collect(

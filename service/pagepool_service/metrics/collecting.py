@@ -1,7 +1,7 @@
 """The figures that are looked up when somebody asks: the store, its queue, the pool, and the service's processes.
 
-What cannot be read is left out, and `pagepool_collect_success` says so: the rest of the figures are wanted most when
-something is wrong.
+What cannot be read is left out, also of a sum, and `pagepool_collect_success` says so: the rest of the figures are
+wanted most when something is wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from pagepool.errors import PagepoolError
+from pagepool.errors import CorruptError, PagepoolError
 from pagepool.version import __version__
 from pagepool_service.seeing.processes import look
 from pagepool_service.store.collect.report import FREED
@@ -83,6 +83,7 @@ class ServiceCollector(Collector):
         self._roster = roster
         self._lock = threading.Lock()
         self._totals: dict[str, Any] = {}
+        self._damaged: list[CorruptError] = []
         self._version = -1
         self._looked_s = 0.0
 
@@ -106,23 +107,32 @@ class ServiceCollector(Collector):
                 except (PagepoolError, OSError) as error:
                     log.error("the figures of the %s cannot be read: %s", part, error)
                     found = []
-                success.add_metric([part], float(bool(found)))
+                success.add_metric([part], float(bool(found) and not (part == "store" and self._damaged)))
                 yield from found
         yield success
 
     def _read_store(self) -> list[Metric]:
         version, now = self._store.env.version(), time.monotonic()
         if version != self._version or now - self._looked_s > _FRESH_S:
-            self._totals = collect_totals(self._store)
+            damaged: list[CorruptError] = []
+            self._totals = collect_totals(self._store, damaged.append)
+            for error in damaged:
+                log.error("not in the figures of the store: %s", error)
+            self._damaged = damaged
             self._version, self._looked_s = version, now
         files = {"spool": self._store.data / "spool", "uploads": self._store.uploads}  # no transaction tells of them
         kinds = self._totals["stored"] | {kind: directory_bytes(path) for kind, path in files.items()}
         stored = GaugeMetricFamily("pagepool_store_bytes", "Bytes stored, by kind.", labels=["kind"])
         for kind, size in kinds.items():
-            stored.add_metric([kind], size)
+            if size is not None:
+                stored.add_metric([kind], size)
         return [
             stored,
-            *(GaugeMetricFamily(f"pagepool_store_{name}", text, self._totals[name]) for name, text in _STORE.items()),
+            *(
+                GaugeMetricFamily(f"pagepool_store_{name}", text, self._totals[name])
+                for name, text in _STORE.items()
+                if self._totals[name] is not None
+            ),
             GaugeMetricFamily(
                 "pagepool_store_quota_bytes", "Most bytes that may be stored; 0: no limit.", self._settings.quota_bytes
             ),

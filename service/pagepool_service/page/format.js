@@ -13,10 +13,10 @@ export function bytes(count) {
 export const number = (value) => (value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en").replaceAll(",", "\u202f"));
 export const rate = (value) => (value === null ? "–" : value >= 100 ? number(value) : value.toFixed(value < 10 ? 2 : 1));
 export function percent(ratio) {
-  if (ratio === null || ratio === undefined) return "–";
+  if (ratio === null || !Number.isFinite(ratio)) return "–";
   return ratio > 0 && ratio < 0.001 ? "< 0.1 %" : `${(100 * ratio).toFixed(ratio > 0 && ratio < 0.1 ? 1 : 0)} %`;
 }
-export const times = (factor) => `${factor.toFixed(factor < 10 ? 2 : 1)}×`;
+export const times = (factor) => (factor === null ? "–" : `${factor.toFixed(factor < 10 ? 2 : 1)}×`);
 
 export function age(seconds) {
   for (const [size, name] of [[86400, "d"], [3600, "h"], [60, "min"]]) if (seconds >= 2 * size) return `${Math.floor(seconds / size)} ${name}`;

@@ -27,7 +27,7 @@ export function drawImages(ask) {
     el("td", {}, badge(image.state), image.reason && el("span", { class: "reason" }, image.reason)),
     el("td", { class: "n", "data-title": "" }, bytes(image.size)),
     el("td", { class: "keep" }, image.platforms ? image.platforms.join(", ") : image.platform ? [image.platform.os, image.platform.architecture, image.platform.variant].filter(Boolean).join("/") : "–"),
-    el("td", { class: "keep" }, `${age(now - image.updated_ns / 1e9)} ago`)));
+    el("td", { class: "keep" }, image.updated_ns === null ? "–" : `${age(now - image.updated_ns / 1e9)} ago`)));
   const body = byId("imagelist").tBodies[0];
   const focused = document.activeElement?.dataset?.image;
   body.replaceChildren(...(rows.length ? rows : [el("tr", {}, el("td", { colspan: 5, class: "faint" }, wanted ? "No image of that name among those shown." : "No images yet: push one."))]));

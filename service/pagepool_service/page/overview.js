@@ -38,7 +38,7 @@ function meter(title, part, whole) {
 function drawKinds(store) {
   const kinds = Object.entries(store.stored).filter(([, size]) => size).sort((one, other) => other[1] - one[1]);
   const rows = kinds.map(([kind, size]) => el("tr", {}, el("th", { scope: "row" }, KINDS[kind] ?? kind), el("td", { class: "n" }, bytes(size)), el("td", { class: "n faint" }, percent(size / store.stored_bytes)), el("td", { class: "wide" }, meter(percent(size / store.stored_bytes), size, store.stored_bytes))));
-  const opaque = store.stored.opaque / Math.max(1, store.stored_bytes);
+  const opaque = store.stored_bytes === null ? null : store.stored.opaque / Math.max(1, store.stored_bytes);
   const quota = store.quota_bytes ? ` The quota is ${bytes(store.quota_bytes)}.` : "";
   return [el("table", { class: "kinds" }, el("caption", { class: "out" }, "Bytes stored by kind"), el("tbody", {}, rows)),
     el("p", { class: "about" }, `${percent(opaque)} are opaque: compressed layers, kept so that they come back bit for bit. ${bytes(store.free_pages_bytes)} of the database are free to be used again.${quota}`)];

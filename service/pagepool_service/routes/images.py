@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote_to_bytes
@@ -11,20 +12,31 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from pagepool.digest import Digest
-from pagepool.errors import InvalidError, NotFoundError, PendingError
+from pagepool.errors import CorruptError, InvalidError, NotFoundError, PendingError
 from pagepool.oci import Platform, validate_repository, validate_tag
-from pagepool_service.images import PENDING, describe_image, describe_tag, read_config, resolve_image
+from pagepool_service.images import (
+    PENDING,
+    describe_damage,
+    describe_image,
+    describe_tag,
+    read_config,
+    resolve_image,
+)
 from pagepool_service.routes.access import Caller
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import LINK, Responses, failures, header, json_object, success
 from pagepool_service.routes.making import MAKING, PREFER, Unfinished, preferred_wait_s
 from pagepool_service.routes.parameters import Last, Limit, Reference, Repository, next_link
+from pagepool_service.store.registry import DamagedTag
 from pagepool_service.trees import list_files
 
 if TYPE_CHECKING:
     from pagepool.image import Tree, TreeFile
     from pagepool_service.auth import Access
     from pagepool_service.images import ImageView
+    from pagepool_service.store.registry import TaggedImage
+
+log = logging.getLogger("pagepool.images")
 
 router = APIRouter()
 
@@ -82,7 +94,16 @@ _TREE_ANSWERS: Responses = {
         json_object(("waiting",), waiting={"type": "array", "items": _TEXT}, making=MAKING),
     ),
 }
-_STATS_ANSWERS: Responses = {200: success("Sizes.", content=json_object(total={"type": "object"})), **failures()}
+_STATS = json_object(
+    ("total",),
+    total={"type": "object"},
+    damaged={
+        "type": "array",
+        "items": {"type": "object"},
+        "description": "What could not be read, and is missing from the figures; absent if that is nothing.",
+    },
+)
+_STATS_ANSWERS: Responses = {200: success("Sizes.", content=_STATS), **failures()}
 
 PlatformQuery = Annotated[
     str | None,
@@ -236,14 +257,17 @@ def _describe_tree(service: Context, view: ImageView, tree: TreeFile) -> dict[st
 
 def _list_images(service: Context, limit: int, last: tuple[str, str] | None, caller: Access) -> tuple[bytes, str]:
     """A page as JSON, and behind which image the next one begins; "" at the end."""
-    found, more = service.registry.list_images(limit, last, caller.lists_name)
+    damaged: list[DamagedTag] = []
+    tagged, more = service.registry.list_images(limit, last, caller.lists_name, damaged.append)
+    found: list[TaggedImage | DamagedTag] = [*tagged, *damaged]
+    found.sort(key=lambda one: (one.repository, one.tag))
     deadline = time.monotonic() + _LONGEST_PAGE_S
     entries: list[str] = []
     size = 0
     following = ""
     for place, image in enumerate(found):
         try:
-            entries.append(json.dumps(describe_tag(service.store, image)))
+            entries.append(json.dumps(_describe(service, image)))
         except NotFoundError:  # deleted meanwhile
             continue
         size += len(entries[-1])
@@ -256,6 +280,17 @@ def _list_images(service: Context, limit: int, last: tuple[str, str] | None, cal
             following = f"{found[-1].repository}:{found[-1].tag}"
     rest = f', "next": {json.dumps(following)}' if following else ""
     return f'{{"images": [{", ".join(entries)}]{rest}}}'.encode(), following
+
+
+def _describe(service: Context, image: TaggedImage | DamagedTag) -> dict[str, Any]:
+    """An entry: what is damaged is named as such, and keeps nobody from the others."""
+    if isinstance(image, DamagedTag):
+        return describe_damage(image.repository, image.tag, image.error)
+    try:
+        return describe_tag(service.store, image)
+    except CorruptError as error:
+        log.error("the image %s:%s is damaged: %s", image.repository, image.tag, error)
+        return describe_damage(image.repository, image.tag, error, image)
 
 
 def _after(last: str) -> tuple[str, str] | None:

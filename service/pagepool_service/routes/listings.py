@@ -5,7 +5,7 @@ Long lists come in pages: `n` bounds a page, `last` says behind what it begins, 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
@@ -17,19 +17,39 @@ from pagepool_service.routes.context import Service
 from pagepool_service.routes.described import LINK, Responses, failures, header, json_object, success
 from pagepool_service.routes.parameters import DIGEST_PATTERN, BlobDigest, Last, Limit, Repository, next_link
 
+if TYPE_CHECKING:
+    from pagepool_service.store.registry import Page
+
 router = APIRouter()
 
 _NAMES: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+_DAMAGED = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "reason": {"type": "string"}},
+        "required": ["name", "reason"],
+    },
+    "description": "Names whose record cannot be read, not listed elsewhere; absent if there are none.",
+}
 _INDEX = json_object(
     schemaVersion={"type": "integer"}, mediaType={"type": "string"}, manifests={"type": "array", "items": {}}
 )["application/json"]
 _SUPPORT: Responses = {200: success("It is spoken here.", content=json_object())}
 _REPOSITORIES: Responses = {
-    200: success("Repositories, in byte order.", {"Link": LINK}, json_object(repositories=_NAMES)),
+    200: success(
+        "Repositories, in byte order.",
+        {"Link": LINK},
+        json_object(("repositories",), repositories=_NAMES, damaged=_DAMAGED),
+    ),
     **failures(),
 }
 _TAGS: Responses = {
-    200: success("Tags, in byte order.", {"Link": LINK}, json_object(name={"type": "string"}, tags=_NAMES)),
+    200: success(
+        "Tags, in byte order.",
+        {"Link": LINK},
+        json_object(("name", "tags"), name={"type": "string"}, tags=_NAMES, damaged=_DAMAGED),
+    ),
     **failures(),
 }
 _REFERRERS: Responses = {
@@ -52,16 +72,22 @@ async def get_support() -> JSONResponse:
 async def list_repositories(service: Service, caller: Caller, n: Limit, last: Last) -> JSONResponse:
     """List the repositories that have a manifest, as far as the caller may know of them."""
     page = await service.threads.run(service.registry.list_repositories, n, last, caller.lists_name)
-    link = next_link("/v2/_catalog", n=n, last=page.names[-1]) if page.more and page.names else {}
-    return JSONResponse({"repositories": page.names}, headers=link)
+    link = next_link("/v2/_catalog", n=n, last=page.last) if page.more and page.last else {}
+    return JSONResponse({"repositories": page.names, **_damaged(page)}, headers=link)
 
 
 @router.get("/v2/{name:repository}/tags/list", responses=_TAGS)
 async def list_tags(service: Service, name: Repository, n: Limit, last: Last) -> JSONResponse:
     """List the tags of a repository."""
     page = await service.threads.run(service.registry.list_tags, name, n, last)
-    link = next_link(f"/v2/{name}/tags/list", n=n, last=page.names[-1]) if page.more and page.names else {}
-    return JSONResponse({"name": name, "tags": page.names}, headers=link)
+    link = next_link(f"/v2/{name}/tags/list", n=n, last=page.last) if page.more and page.last else {}
+    return JSONResponse({"name": name, "tags": page.names, **_damaged(page)}, headers=link)
+
+
+def _damaged(page: Page) -> dict[str, Any]:
+    """What a page could not list, if there is anything: no client but ours looks for it."""
+    found = [{"name": name, "reason": str(error)} for name, error in page.damaged.items()]
+    return {"damaged": found} if found else {}
 
 
 @router.get("/v2/{name:repository}/referrers/{digest}", responses=_REFERRERS)

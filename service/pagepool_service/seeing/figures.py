@@ -15,7 +15,7 @@ from pagepool.version import __version__
 from pagepool_service.seeing.contents import key_of
 from pagepool_service.seeing.processes import look
 from pagepool_service.seeing.sharing import measure_saved
-from pagepool_service.statistics import summarise
+from pagepool_service.statistics import Damage, summarise
 from pagepool_service.store.statistics import collect_totals, directory_bytes
 from pagepool_service.uploadfiles import count_sessions
 
@@ -137,17 +137,20 @@ class Figures:
         spool, uploads = directory_bytes(self._store.data / "spool"), directory_bytes(self._store.uploads)
         disk = self._store.env.file_bytes() + spool + uploads
         stored = totals["stored"] | {"spool": spool, "uploads": uploads}
-        return totals | {"disk_bytes": disk, "stored": stored, "stored_bytes": sum(stored.values())}
+        stored_bytes = None if None in stored.values() else sum(stored.values())
+        return totals | {"disk_bytes": disk, "stored": stored, "stored_bytes": stored_bytes}
 
     def _count_store(self) -> dict[str, Any]:
-        totals = collect_totals(self._store)
-        images = summarise(self._store)
+        damage = Damage()
+        totals = collect_totals(self._store, damage.add)
+        images = summarise(self._store, damage)
         return {name: totals[name] for name in _TOTALS} | {
             "quota_bytes": self._settings.quota_bytes,
             "images": images.images,
             "images_left_off": images.more,
             "logical_bytes": images.logical_bytes,
             "images_compressed_bytes": images.compressed_bytes,
+            "damaged": damage.count,
         }
 
     def _described_pool(self) -> dict[str, Any] | None:

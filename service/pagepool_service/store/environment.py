@@ -157,6 +157,16 @@ class Reader:
                 yield key, self._checked(table, key, value) if check else value
                 found = cursor.next()
 
+    def scan_all(
+        self, table: Table, prefix: bytes = b"", *, start: bytes | None = None
+    ) -> Iterator[tuple[bytes, memoryview | CorruptError]]:
+        """As `scan`, behind damaged records too: for listings. Of such a record, what is wrong with it."""
+        for key, value in self.scan(table, prefix, start=start, check=False):
+            try:
+                yield key, self._checked(table, key, value)
+            except CorruptError as error:
+                yield key, error
+
     def last(self, table: Table, prefix: bytes, at_most: bytes) -> tuple[bytes, memoryview] | None:
         """The record with the greatest key that begins with `prefix` and is <= `at_most`, or None."""
         with self._txn.cursor(self._tables[table]) as cursor:

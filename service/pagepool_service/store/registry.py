@@ -4,6 +4,9 @@ Owns the tables `links`, `manifests`, `manifest_links`, `tags` and `referrers`, 
 kept once and is readable only through a repository that links to it. Names and digests are validated by the
 caller: nothing here takes text that a client sent, but the `last` of a listing.
 
+A damaged record keeps no listing from naming all others: it is named beside them. A damaged referrer is listed as its
+manifest has it.
+
 A repository is there while it has a blob or a manifest; nothing is made or removed for it. Each change is one
 transaction: a manifest's check that its parts are there, its record, links, tags and referrer become visible
 and durable together, and a concurrent delete is seen either before or after.
@@ -20,8 +23,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pagepool.digest import Digest
@@ -31,12 +33,14 @@ from pagepool.errors import (
     ManifestBlobUnknownError,
     ManifestInvalidError,
     ManifestUnknownError,
+    NameInvalidError,
     NameUnknownError,
     NotFoundError,
     PagepoolError,
     SizeInvalidError,
+    TagInvalidError,
 )
-from pagepool.oci import Descriptor, Index
+from pagepool.oci import Descriptor, Index, parse_manifest, validate_repository, validate_tag
 from pagepool.oci.mediatypes import is_foreign_layer
 from pagepool_service.store.catalogue import (
     FORWARD,
@@ -49,9 +53,7 @@ from pagepool_service.store.catalogue import (
     link_time,
     referrer_key,
     referrers_prefix,
-    repository_of,
     repository_prefix,
-    split_tag_key,
     tag_key,
 )
 from pagepool_service.store.cycle import is_collecting
@@ -77,10 +79,20 @@ REFERRERS_BYTES = 3 << 20
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some names of a listing, in order; `more` says whether there are others behind them."""
+    """Some names of a listing, in order; `more` says whether there are others behind them.
+
+    Args:
+        damaged: names whose record cannot be read, which are not among `names`, and what is wrong with each.
+    """
 
     names: list[str]
     more: bool
+    damaged: dict[str, CorruptError] = field(default_factory=dict)
+
+    @property
+    def last(self) -> str:
+        """Behind which name the next page begins; "" if this one is empty."""
+        return max((*self.names[-1:], *self.damaged), default="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,15 @@ class TaggedImage:
     tag: str
     updated_ns: int
     digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedTag:
+    """A tag whose record cannot be read: nobody knows where it points."""
+
+    repository: str
+    tag: str
+    error: CorruptError
 
 
 class Registry:
@@ -384,17 +405,22 @@ class Registry:
     def list_repositories(self, limit: int, last: str = "", visible: Callable[[str], bool] = lambda _: True) -> Page:
         """Repositories that have a manifest, in byte order, those after `last`; of these, those that are visible."""
         names: list[str] = []
+        damaged: dict[str, CorruptError] = {}
         with self._env.read() as txn:
             start = after_repository(last)
-            while len(names) <= limit:
-                record = next(txn.scan(Table.MANIFEST_LINKS, start=start), None)
-                if record is None:
-                    break
-                name = repository_of(record[0])
-                if visible(name):
-                    names.append(name)
-                start = after_repository(name)
-        return Page(names[:limit], len(names) > limit)
+            while (record := next(txn.scan(Table.MANIFEST_LINKS, start=start, check=False), None)) is not None:
+                name, _, _ = record[0].partition(b"\0")
+                start = name + b"\x01"
+                repository, error = name.decode(errors="replace"), _damage_of(txn, record[0])
+                if (error is not None and not _can_be_named(repository, error)) or not visible(repository):
+                    continue
+                if len(names) + len(damaged) == limit:
+                    return Page(names, True, damaged)
+                if error is None:
+                    names.append(repository)
+                else:
+                    damaged[repository] = error
+        return Page(names, False, damaged)
 
     def list_tags(self, repository: str, limit: int, last: str = "") -> Page:
         """Tags of a repository, in byte order, those after `last`.
@@ -402,36 +428,58 @@ class Registry:
         Raises:
             NameUnknownError: no such repository.
         """
+        names: list[str] = []
+        damaged: dict[str, CorruptError] = {}
         prefix = repository_prefix(repository)
         with self._env.read() as txn:
-            records = txn.scan(Table.TAGS, prefix, start=after_tag(repository, last))
-            names = [split_tag_key(key)[1] for key, _ in islice(records, limit + 1)]
-            if not names and not _exists(txn, repository):
+            for key, payload in txn.scan_all(Table.TAGS, prefix, start=after_tag(repository, last)):
+                tag = key[len(prefix) :].decode(errors="replace")
+                error = payload if isinstance(payload, CorruptError) else None
+                if error is not None and not _can_be_named(repository, error, tag):
+                    continue
+                if len(names) + len(damaged) == limit:
+                    return Page(names, True, damaged)
+                if error is None:
+                    names.append(tag)
+                else:
+                    damaged[tag] = error
+            if not names and not damaged and not _exists(txn, repository):
                 raise NameUnknownError(repository)
-        return Page(names[:limit], len(names) > limit)
+        return Page(names, False, damaged)
 
     def list_images(
         self,
         limit: int,
         last: tuple[str, str] | None = None,
         visible: Callable[[str], bool] = lambda _: True,
+        on_damage: Callable[[DamagedTag], object] = lambda _: None,
     ) -> tuple[list[TaggedImage], bool]:
         """Tags of all visible repositories, in byte order, those after `last`; and whether more follow.
 
         Only where they point: manifests have megabytes, and are for the caller to read one at a time.
+
+        Args:
+            on_damage: told of visible tags whose record cannot be read, which count as the others do.
         """
         images: list[TaggedImage] = []
+        count = 0
         start: bytes | None = FORWARD if last is None else after_tag(*last)
         with self._env.read() as txn:
             while start is not None:
-                records, start = txn.scan(Table.TAGS, start=start), None
+                records, start = txn.scan_all(Table.TAGS, start=start), None
                 for key, payload in records:
-                    repository, tag = split_tag_key(key)
+                    repository, tag = (part.decode(errors="replace") for part in _halves(key))
+                    if isinstance(payload, CorruptError) and not _can_be_named(repository, payload, tag):
+                        continue
                     if not visible(repository):
                         start = after_repository(repository)
                         break
-                    if len(images) == limit:
+                    if count == limit:
                         return images, True
+                    count += 1
+                    if isinstance(payload, CorruptError):
+                        on_damage(DamagedTag(repository, tag, payload))
+                        continue
                     found = Tag.decode(key, payload)
                     images.append(TaggedImage(repository, tag, found.updated_ns, found.digest))
         return images, False
@@ -448,17 +496,26 @@ class Registry:
         """Descriptors of the manifests whose subject is `subject`, by digest, those after `last`.
 
         At least one is returned if there are any, however large; an unknown repository has none.
+
+        Raises:
+            CorruptError: the record of one is damaged, and its manifest as well. Who asks for signatures must not take
+                it that there are no others.
         """
         found: list[dict[str, Any]] = []
         size = 0
         prefix = referrers_prefix(repository, subject)
         start = prefix if last is None else referrer_key(repository, subject, last) + b"\0"
         with self._env.read() as txn:
-            for _, payload in txn.scan(Table.REFERRERS, prefix, start=start):
-                descriptor = json.loads(bytes(payload))
+            for key, payload in txn.scan_all(Table.REFERRERS, prefix, start=start):
+                raw = (
+                    _describe_anew(txn, repository, subject, key[len(prefix) :], payload)
+                    if isinstance(payload, CorruptError)
+                    else bytes(payload)
+                )
+                descriptor = json.loads(raw)
                 if artifact_type is not None and descriptor.get("artifactType", "") != artifact_type:
                     continue
-                size += len(payload)
+                size += len(raw)
                 if found and (len(found) == limit or size > REFERRERS_BYTES):
                     return ReferrersPage(found, Digest.parse(found[-1]["digest"]))
                 found.append(descriptor)
@@ -475,7 +532,64 @@ class Registry:
 def _exists(txn: Reader, repository: str) -> bool:
     prefix = repository_prefix(repository)
     tables = (Table.MANIFEST_LINKS, Table.LINKS)
-    return any(next(txn.scan(table, prefix), None) is not None for table in tables)
+    return any(next(txn.scan(table, prefix, check=False), None) is not None for table in tables)
+
+
+def _halves(key: bytes) -> tuple[bytes, bytes]:
+    """A forward key before and behind its NUL."""
+    name, _, rest = key.partition(b"\0")
+    return name, rest
+
+
+def _damage_of(txn: Reader, first: bytes) -> CorruptError | None:
+    """What is wrong with the links of a repository to its manifests, if none of them can be read.
+
+    Args:
+        first: the key of the first one.
+    """
+    error = None
+    prefix, _, _ = first.partition(b"\0")
+    for key, payload in txn.scan_all(Table.MANIFEST_LINKS, prefix, start=first):
+        if _halves(key)[0] != prefix:
+            break
+        if not isinstance(payload, CorruptError):
+            return None
+        error = error or payload
+    return error
+
+
+def _can_be_named(repository: str, error: CorruptError, tag: str = "latest") -> bool:
+    """Whether what a damaged record is called can be told; its key may be what is damaged. The log has both."""
+    log.error("of the repository %s: %s", repository, error)
+    try:
+        validate_repository(repository)
+        validate_tag(tag)
+    except (NameInvalidError, TagInvalidError):
+        return False
+    return True
+
+
+def _describe_anew(txn: Reader, repository: str, subject: Digest, key: bytes, error: CorruptError) -> bytes:
+    """What a damaged record of a referrer had, out of the referrer's manifest.
+
+    Args:
+        key: of the referrer.
+
+    Raises:
+        CorruptError: that cannot be read either, or is none of a manifest about the subject that the repository has.
+    """
+    try:
+        digest = Digest.from_key(key)
+        payload = txn.get(Table.MANIFESTS, key) if txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)) else None
+        if payload is None:
+            raise error
+        stored = StoredManifest.decode(digest, payload)
+        document = parse_manifest(stored.raw, stored.media_type)
+    except PagepoolError:
+        raise error from None
+    if document.subject is None or document.subject.digest != subject:
+        raise error
+    return describe_referrer(digest, document)
 
 
 def _can_be_read(txn: Reader, digest: Digest) -> bool:

@@ -6,9 +6,11 @@ layers' recipes are read.
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pagepool.errors import CorruptError
 from pagepool_service.store.cycle import is_collecting, last_summary
 from pagepool_service.store.environment import Table
 from pagepool_service.store.recompress import count_waiting
@@ -16,17 +18,33 @@ from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord, 
 from pagepool_service.store.totals import Totals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from pagepool_service.store.environment import Reader
     from pagepool_service.store.store import Store
 
+log = logging.getLogger("pagepool.statistics")
+
 _METADATA = (Table.BLOBS, Table.LAYERS, Table.MANIFESTS, Table.MANIFEST_LINKS, Table.LINKS, Table.TAGS)
 _REST = (Table.REFERRERS, Table.JOBS, Table.TREES, Table.LEASES, Table.CORRECTIONS, Table.META)
+# What nobody knows without the running totals.
+_FROM_TOTALS = (
+    *("frames", "extents", "frames_waiting", "unique_bytes", "stored_bytes", "dead_bytes"),
+    *("dedup_ratio", "compression_ratio"),
+)
+_STORED_FROM_TOTALS = ("files", "opaque", "recipes", "page_rounding")
 
 
-def collect_totals(store: Store) -> dict[str, Any]:
+def _log_damage(error: CorruptError) -> None:
+    log.error("not counted: %s", error)
+
+
+def collect_totals(store: Store, on_damage: Callable[[CorruptError], object] = _log_damage) -> dict[str, Any]:
     """The figures of the whole store, bytes unless the name says otherwise.
+
+    Args:
+        on_damage: told of each record that cannot be read. It is not counted; what only such a record has is None.
 
     Returns:
         `plain_bytes`: of all layers, each counted once per distinct tar; `unique_bytes`: distinct file
@@ -36,10 +54,9 @@ def collect_totals(store: Store) -> dict[str, Any]:
         compressed blobs kept beside the layers they hold.
     """
     with store.env.read() as txn:
-        totals = Totals.load(txn)
-        blobs = _count_blobs(txn)
-        plain = sum(LayerRecord.decode(payload).plain_size for _, payload in txn.scan(Table.LAYERS))
-        files = sum(LayerRecord.decode(payload).file_bytes for _, payload in txn.scan(Table.LAYERS))
+        totals, known = _load_totals(txn, on_damage)
+        blobs = _count_blobs(txn, on_damage)
+        plain, files = _count_layers(txn, on_damage)
         stored = {
             "files": totals.files_stored,
             "opaque": totals.opaque_stored,
@@ -56,11 +73,11 @@ def collect_totals(store: Store) -> dict[str, Any]:
             "tags": txn.count(Table.TAGS),
         }
         waiting = store.jobs.count(txn)
-        frames_waiting = count_waiting(txn)
+        frames_waiting = count_waiting(txn) if known else 0
         collecting, collected = is_collecting(txn), last_summary(txn)
     stored["page_rounding"] = max(0, pages - sum(stored.values()) + stored["spool"] + stored["uploads"])
     file_bytes = store.env.file_bytes()
-    return {
+    figures: dict[str, Any] = {
         **counts,
         **blobs,
         "frames": totals.frames,
@@ -80,6 +97,18 @@ def collect_totals(store: Store) -> dict[str, Any]:
         "compression_ratio": _ratio(totals.files_plain, totals.files_stored),
         "last_collection": _describe_collection(collected),
     }
+    if not known:
+        figures |= {**dict.fromkeys(_FROM_TOTALS), "stored": {**stored, **dict.fromkeys(_STORED_FROM_TOTALS)}}
+    return figures
+
+
+def _load_totals(txn: Reader, on_damage: Callable[[CorruptError], object]) -> tuple[Totals, bool]:
+    """The running totals, and whether they could be read."""
+    try:
+        return Totals.load(txn), True
+    except CorruptError as error:
+        on_damage(error)
+        return Totals(), False
 
 
 def _describe_collection(summary: dict[str, Any] | None) -> dict[str, Any]:
@@ -95,10 +124,26 @@ def _describe_collection(summary: dict[str, Any] | None) -> dict[str, Any]:
     return {"ended": ended, **freed, **{name: summary[name] for name in names if name in summary}}
 
 
-def _count_blobs(txn: Reader) -> dict[str, int]:
+def _count_layers(txn: Reader, on_damage: Callable[[CorruptError], object]) -> tuple[int, int]:
+    """Bytes of all layers as tars, and of the files in them."""
+    plain = files = 0
+    for _, payload in txn.scan_all(Table.LAYERS):
+        if isinstance(payload, CorruptError):
+            on_damage(payload)
+            continue
+        layer = LayerRecord.decode(payload)
+        plain += layer.plain_size
+        files += layer.file_bytes
+    return plain, files
+
+
+def _count_blobs(txn: Reader, on_damage: Callable[[CorruptError], object]) -> dict[str, int]:
     """Blobs by what is known of them."""
     counted = dict.fromkeys(("blobs", "blob_bytes", "pending_blobs", "unmountable_blobs", "opaque_copies_bytes"), 0)
-    for key, payload in txn.scan(Table.BLOBS):
+    for key, payload in txn.scan_all(Table.BLOBS):
+        if isinstance(payload, CorruptError):
+            on_damage(payload)
+            continue
         record = BlobRecord.decode(payload, key.hex())
         counted["blobs"] += 1
         counted["blob_bytes"] += record.size

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Unpack
 
 import click
 
 from pagepool.cli import output
 from pagepool.cli.connect import Connection, ServerOptions, connect
+from pagepool.cli.damage import DAMAGED, warn_of_damage
 from pagepool.cli.options import output_options, server_options
 from pagepool.errors import NotFoundError, UnauthorizedError
 from pagepool.transport.service import platform_text
@@ -23,6 +24,9 @@ def command(**server: Unpack[ServerOptions]) -> None:
     A registry that is not a pagepool service says less: names and digests, if it lists its repositories at
     all.
 
+    An image of which something is damaged in the service's store is in the state "damaged", and named with
+    the reason on standard error; with --quiet only there. The exit code is then 5.
+
     \b
     Examples:
       pagepool images
@@ -31,18 +35,37 @@ def command(**server: Unpack[ServerOptions]) -> None:
     """
     with connect(server) as connection:
         rows = connection.service.images() if connection.service.available() else _of_registry(connection)
+        damaged: list[Mapping[str, Any]] = []
         if output.current().quiet and not output.current().json:
-            output.print_lines(output.printable(f"{row['name']}:{row['tag']}") for row in rows)
+            output.print_lines(output.printable(_name(row)) for row in _sound(rows, damaged))
+            warn_of_damage(damaged)
             return
         found = list(rows)
         if not found and not output.current().json:
             _tell_of_login(connection)
     if output.current().json:
         output.print_json({"images": found})
-        return
-    output.print_table(
-        ("NAME", "TAG", "DIGEST", "PLATFORM", "SIZE", "CREATED", "STATE"), [_cells(row) for row in found], right=(4,)
-    )
+    else:
+        output.print_table(
+            ("NAME", "TAG", "DIGEST", "PLATFORM", "SIZE", "CREATED", "STATE"),
+            [_cells(row) for row in found],
+            right=(4,),
+        )
+    list(_sound(found, damaged))
+    warn_of_damage(damaged)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['name']}:{row['tag']}"
+
+
+def _sound(rows: Iterable[Mapping[str, Any]], damaged: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Those that are not damaged; the others are put aside."""
+    for row in rows:
+        if row.get("state") == DAMAGED:
+            damaged.append({"name": _name(row), "reason": row.get("reason")})
+        else:
+            yield row
 
 
 def _tell_of_login(connection: Connection) -> None:

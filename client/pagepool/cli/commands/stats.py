@@ -9,6 +9,7 @@ import click
 
 from pagepool.cli import output
 from pagepool.cli.connect import ServerOptions, connect
+from pagepool.cli.damage import damaged_in, warn_of_damage
 from pagepool.cli.options import output_options, server_options
 from pagepool.errors import NotFoundError
 
@@ -20,6 +21,9 @@ def command(**server: Unpack[ServerOptions]) -> None:
     """Show how much a pagepool service stores, in all and for each image.
 
     With --quiet, only the totals. In JSON all sizes are bytes.
+
+    What is damaged in the service's store is not counted. It is named on standard error, and in JSON as
+    "damaged"; the exit code is then 5.
 
     \b
     Examples:
@@ -33,7 +37,14 @@ def command(**server: Unpack[ServerOptions]) -> None:
             raise connection.explain(error) from None
     if output.current().json:
         output.print_json(found)
-        return
+    else:
+        _print(found)
+    warn_of_damage(
+        {**entry, "name": f"{output.pick(entry, 'kind')} {output.pick(entry, 'name')}"} for entry in damaged_in(found)
+    )
+
+
+def _print(found: Mapping[str, Any]) -> None:
     total = found.get("total")
     if isinstance(total, dict):
         _print_total(total)
@@ -69,7 +80,7 @@ def _label(name: str) -> str:
 def _print_images(images: list[dict[str, Any]]) -> None:
     fields = [name for name, value in images[0].items() if not isinstance(value, dict | list)]
     rows = [[_show(field, image.get(field)) for field in fields] for image in images]
-    right = [at for at, field in enumerate(fields) if isinstance(images[0][field], int | float)]
+    right = [at for at, field in enumerate(fields) if not isinstance(images[0][field], str)]
     output.print_table([_label(field).upper() for field in fields], rows, right)
 
 

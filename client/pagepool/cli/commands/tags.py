@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import click
 
 from pagepool.cli import output
 from pagepool.cli.connect import ServerOptions, connect, on_server
+from pagepool.cli.damage import DAMAGED, warn_of_damage
 from pagepool.cli.options import ReferenceType, output_options, server_options
 from pagepool.oci import Reference
 
@@ -19,6 +21,9 @@ from pagepool.oci import Reference
 def command(repository: Reference, **server: Unpack[ServerOptions]) -> None:
     """List the tags of REPOSITORY, one a line, in the registry's order.
 
+    A tag whose record is damaged in the service's store is named on standard error instead, and in JSON as
+    "damaged"; the exit code is then 5.
+
     \b
     Examples:
       pagepool tags app
@@ -28,8 +33,11 @@ def command(repository: Reference, **server: Unpack[ServerOptions]) -> None:
         raise click.UsageError("REPOSITORY is a name without tag or digest.")
     repository = on_server(repository)
     with connect(server, repository) as connection:
-        found = list(connection.registry.tags(repository.repository))
+        damaged: list[Mapping[str, Any]] = []
+        found = list(connection.registry.tags(repository.repository, damaged.append))
     if output.current().json:
-        output.print_json({"name": repository.repository, "tags": found})
+        named = {DAMAGED: damaged} if damaged else {}
+        output.print_json({"name": repository.repository, "tags": found, **named})
     else:
         output.print_lines(output.printable(tag) for tag in found)
+    warn_of_damage({**entry, "name": f"{repository.repository}:{output.pick(entry, 'name')}"} for entry in damaged)
