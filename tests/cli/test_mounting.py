@@ -22,6 +22,7 @@ from pagepool.node.client import KernelMount, KernelMountOptions, NodeClient
 from pagepool.node.places import NodePlaces
 from pagepool.oci import Reference
 from tests.cli.conftest import program_command, program_environment, spawn
+from tests.fault.test_node_life import none_left
 from tests.oci.samples import Sample
 from tests.support.nodeserver import running_node
 from tests.support.pythonroot import PYTHON, python_root
@@ -143,6 +144,7 @@ def test_mounting(run: Run, node: NodeClient, image: str, tmp_path: Path) -> Non
     no_text.mkdir()
     assert spawn("mount", image, no_text, errors="surrogateescape").stdout == f"{no_text}\n"
     assert run("umount", no_text).code == 0
+    assert none_left(node)
     point.mkdir()
     mounted = run("mount", image, point, "--upper", upper)
     assert (mounted.code, mounted.out) == (0, f"{point}\n")
@@ -166,6 +168,7 @@ def test_mounting(run: Run, node: NodeClient, image: str, tmp_path: Path) -> Non
     finally:
         assert run("umount", other).code == 0
     assert run("umount", point).code == 0
+    assert none_left(node)
     nothing = run("umount", point)
     assert (nothing.code, nothing.err) == (3, f"pagepool: error: nothing of pagepool's is mounted at {point}\n")
     wrong = run("mount", image, point, "--upper", upper, "--backend", "fuse")
@@ -177,7 +180,7 @@ def test_mounting(run: Run, node: NodeClient, image: str, tmp_path: Path) -> Non
     assert strange.code == 4
     assert "neither empty nor what a kernel mount has written" in strange.err
     assert "fuse" not in strange.err
-    assert node.mounts() == []
+    assert none_left(node)
 
 
 @pytest.mark.parametrize("offline", [True, False])
@@ -326,7 +329,7 @@ def test_what_the_kernel_cannot_hold_is_mounted_by_fuse(
         (point / "new").write_text("x")
     finally:
         run("umount", point)
-    assert node.mounts() == []
+    assert none_left(node)
 
 
 @pytest.mark.usefixtures("node")

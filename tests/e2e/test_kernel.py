@@ -101,6 +101,7 @@ def test_what_is_written_is_the_containers_own(slim: Path, service: Service, nod
         (second / "gone").write_bytes(b"y")
         assert (second / "etc/passwd").read_bytes() == before
         assert not (second / "new").exists()
+    assert left_over(node) == []
     with node.mount(service.url, reference("slim"), first, keep):
         assert (first / "etc/passwd").read_bytes() == b"changed"
         assert (first / "new").read_bytes() == b"x" * 10000

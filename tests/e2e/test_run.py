@@ -76,11 +76,15 @@ def test_a_shell_and_python_with_numpy(images: dict[str, Path], service: Service
     assert left_over(node) == []
 
 
-def test_what_is_written_is_kept_and_committed(slim: Path, service: Service, start: Run, tmp_path: Path) -> None:
+def test_what_is_written_is_kept_and_committed(
+    slim: Path, service: Service, start: Run, node: NodeClient, tmp_path: Path
+) -> None:
     push(service, slim, "debian")
     keeping = ("--upper", str(tmp_path / "work"))
     start("debian", "sh", "-c", "echo one >/srv/kept; rm /etc/motd", options=keeping)
+    assert left_over(node) == []
     assert start("debian", "sh", "-c", "cat /srv/kept; echo two >>/srv/kept", options=keeping) == "one\n"
+    assert left_over(node) == []
     program("commit", "--quiet", tmp_path / "work", "changed:1", server=service.url)
     assert start("changed", "sh", "-c", "cat /srv/kept; test -e /etc/motd || echo gone") == "one\ntwo\ngone\n"
 

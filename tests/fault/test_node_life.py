@@ -25,6 +25,7 @@ from pagepool.node.handover import SUPERVISOR, WORKER, Post
 from pagepool.node.start import ensure_node, own_cgroups, upgrade_node
 from tests.fault.conftest import QUICK
 from tests.fault.test_node import LAZILY, contents, point, push
+from tests.support.kernelmounts import wait_detached
 from tests.support.nodeserver import running_node
 from tests.support.server import Service
 
@@ -280,6 +281,7 @@ def test_a_pool_image(service: Service, tmp_path: Path) -> None:
         assert none_left(node)
         assert node.stop().mounts == 0
         assert mounted_below(places.state) == []
+        wait_detached(places.pool_image)
         assert list(places.state.iterdir()) == []
         with pytest.raises(InvalidError, match="does not change its size"):
             ensure_node(places, replace(QUICK, pool_image=2 * _IMAGE_SIZE))

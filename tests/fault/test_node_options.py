@@ -120,17 +120,20 @@ def test_a_mount_costs_the_same_however_many_there_are(
         for at in standing:
             node.mount(service.url, reference, at, options)
         least = len(counted) * len(Path("/proc/self/mountinfo").read_bytes())
-        mounted = read_bytes_of("thread-self"), read_bytes_of(worker)
-        for at in counted:
-            node.mount(service.url, reference, at, options)
-        unmounted = read_bytes_of("thread-self"), read_bytes_of(worker)
-        for at in counted:
-            node.unmount(at)
-        done = read_bytes_of("thread-self"), read_bytes_of(worker)
-        for now, before in ((unmounted, mounted), (done, unmounted)):
-            assert now[0] - before[0] < least // 2
-            assert now[1] - before[1] < least // 2
-        assert {one["path"] for one in node.mounts()} == {str(at) for at in standing}
+        deadline, costs = time.monotonic() + 60, [least]
+        while max(costs) >= least // 2:  # a mount namespace that another test made just then had copies: it had to look
+            assert time.monotonic() < deadline, (costs, least)
+            before = read_bytes_of("thread-self"), read_bytes_of(worker)
+            for at in counted:
+                node.mount(service.url, reference, at, options)
+            mounted = read_bytes_of("thread-self"), read_bytes_of(worker)
+            for at in counted:
+                node.unmount(at)
+            done = read_bytes_of("thread-self"), read_bytes_of(worker)
+            costs = [now[who] - then[who] for now, then in ((mounted, before), (done, mounted)) for who in (0, 1)]
+            while {one["path"] for one in node.mounts()} != {str(at) for at in standing}:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
         assert len(list(node.places.containers.iterdir())) == len(standing)
     finally:
         for at in points:
@@ -204,11 +207,13 @@ def test_flags(service: Service, reference: Reference, node: NodeClient, tmp_pat
     with node.mount(service.url, reference, at, KernelMountOptions(upper=upper)):
         assert {"rw", "nodev"} <= flags_of(at)
         (at / "new").touch()
+    assert none_left(node)
     with node.mount(service.url, reference, at, KernelMountOptions(upper=upper, read_only=True, nosuid=True)):
         assert {"ro", "nodev", "nosuid"} <= flags_of(at)
         assert (at / "new").exists()
         with pytest.raises(OSError, match="Read-only"):
             (at / "other").touch()
+    assert none_left(node)
     with node.mount(service.url, reference, at, KernelMountOptions(upper=upper, dev=True)):
         assert not {"ro", "nodev", "nosuid"} & flags_of(at)
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pytest
 from pagepool.image import Kind
 from pagepool.linux import mounts
 from pagepool.mount.kernel import Layers, Way, mount_erofs, mount_overlay, probe
+from pagepool.mount.kernel.loop import loop_files
 from pagepool.mount.mountinfo import mount_points
 from pagepool.vfs import ROOT, TreeFileSystem
 from tests.support.trees import TreeBuilder
@@ -183,3 +185,11 @@ def _make(fs: TreeFileSystem, found: Attributes, path: Path, metadata_only: bool
         os.setxattr(path, _REDIRECT, f"/{name[:2]}/{name[2:]}".encode())
     else:
         path.write_bytes(fs.read(found.ino, 0, found.size))
+
+
+def wait_detached(file: Path) -> None:
+    """Wait until no loop device has a file. Another test's mount namespace, with copies of all mounts, may."""
+    deadline = time.monotonic() + 60
+    while file in loop_files().values():
+        assert time.monotonic() < deadline, f"{file} is still mounted somewhere"
+        time.sleep(0.05)

@@ -17,7 +17,7 @@ from pagepool.linux.quota import project_of, quota_usage, set_quota
 from pagepool.mount.kernel import PoolImage, poolimage, probe
 from pagepool.mount.kernel.loop import loop_files
 from pagepool.mount.mountinfo import mounted_at
-from tests.support.kernelmounts import KernelImage
+from tests.support.kernelmounts import KernelImage, wait_detached
 from tests.support.trees import TreeBuilder
 
 SIZE = 1 << 30
@@ -59,7 +59,7 @@ def test_a_pool_image(place: Path, pool: Path) -> None:
     (pool / "file").write_bytes(b"kept")
     image.unmount(pool)
     assert not image.is_mounted(pool)
-    assert image.file not in loop_files().values()
+    wait_detached(image.file)
     image.mount(pool)
     assert (pool / "file").read_bytes() == b"kept"
 
