@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,7 +20,9 @@ from pagepool.errors import InvalidError, UnreachableError
 from pagepool.linux import mounts
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mount_points
+from pagepool.node import ending
 from pagepool.node.client import KernelMountOptions, NodeClient
+from pagepool.node.control import NodeGoneError, converse
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
 from pagepool.node.start import ensure_node, own_cgroups, upgrade_node
 from tests.fault.conftest import QUICK
@@ -108,6 +110,23 @@ def test_stopped_with_nothing_mounted(service: Service, node: NodeClient, tmp_pa
     with pytest.raises(UnreachableError):
         node.status()
     assert ensure_node(node.places, QUICK)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_stopped_while_its_worker_dies(node: NodeClient, monkeypatch: pytest.MonkeyPatch, *, told: bool) -> None:
+    """Before it is told, or has done anything about it: there was another one, whose end was waited for in vain."""
+
+    def die(*arguments: Any) -> Any:
+        answer = converse(*arguments) if told else None
+        os.kill(Post(node.places.run, WORKER).holder() or 0, signal.SIGKILL)
+        if not told:
+            raise NodeGoneError(str(node.places.control), "the node ended in the middle")
+        return answer
+
+    monkeypatch.setattr(ending, "converse", die)
+    monkeypatch.setattr(ending, "_END_S", 20.0)
+    ended = node.stop()
+    assert (ended.was_running, ended.mounts, ended.cleared) == (True, 0, True)
 
 
 def test_stopped_with_something_mounted(service: Service, node: NodeClient, tmp_path: Path) -> None:

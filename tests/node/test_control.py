@@ -12,11 +12,14 @@ import pytest
 
 from pagepool.errors import BusyError, UnreachableError
 from pagepool.node.answering import ControlServer
+from pagepool.node.client import NodeClient
 from pagepool.node.control import Channel, NodeGoneError, ask, converse, decode_error, encode_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from pagepool.node.places import NodePlaces
 
 _PATIENCE_S = 60.0
 
@@ -145,3 +148,16 @@ def test_workers_that_die_one_after_the_other(tmp_path: Path) -> None:
         die(5)
         with pytest.raises(NodeGoneError):
             asked.result(_PATIENCE_S)
+
+
+def test_a_scrub_whose_worker_dies(places: NodePlaces) -> None:
+    """It is begun again; it failed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, ThreadPoolExecutor() as threads:
+        listener.bind(str(places.control))
+        listener.listen()
+        asked = threads.submit(NodeClient(places).scrub)
+        listener.accept()[0].close()
+        server = ControlServer(listener, {"scrub": lambda *_: {"objects": 3}})
+        server.start()
+        assert asked.result(_PATIENCE_S) == {"objects": 3}
+        server.retire()

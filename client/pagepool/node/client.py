@@ -332,7 +332,7 @@ class NodeClient:
 
     def scrub(self) -> dict[str, Any]:
         """Compare every object of the pool with its name. Blocks for as long as reading them takes."""
-        return dict(converse(self.places.control, {"op": "scrub"}))
+        return dict(self._ask("scrub"))
 
     def stop(self) -> Ended:
         """End the node; mounts stay. If there are none, nothing of the node stays mounted. Blocks until it has ended.

@@ -62,8 +62,8 @@ def stop_node(places: NodePlaces) -> Ended:
     if is_ready(places.run):
         try:
             converse(places.control, {"op": "stop"})
-        except UnreachableError:
-            was_running = False
+        except UnreachableError:  # it died meanwhile, and the next one need not have been told
+            end_processes(places.run)
     elif was_running:
         end_processes(places.run)  # a worker that never serves never answers
     with locked(places.start_lock):

@@ -298,6 +298,7 @@ class Operations:
         """End the node. What is mounted stays, and reads what is here."""
         self._worker.mounts.prune()
         mounted = len(self._worker.mounts.all())
+        self._worker.announce_end()
         threading.Timer(0.05, self._worker.stop).start()
         return {"mounts": mounted}
 

@@ -219,10 +219,14 @@ class Worker:
         log.error("the lazy mount is gone: its connection was aborted, or all of it was unmounted; the node ends")
         self._guard.stop()
 
+    def announce_end(self) -> None:
+        """Have nobody started in place of this worker, also if it does not live until `stop`."""
+        self._guard.stop()
+
     def stop(self) -> None:
         """End the node, not only this worker: have `run` return, and nobody started in its place."""
         try:
-            self._guard.stop()
+            self.announce_end()
         finally:
             self._signals.wake()
 
