@@ -63,14 +63,22 @@ def flip_record(data: Path, record: Record, at: int) -> None:
     Args:
         at: which byte of the value; negative from its end.
     """
+    _flip_bytes(data, record, record.value, at % len(record.value), 1)
+
+
+def flip_key(data: Path, record: Record, at: int, bits: int) -> None:
+    """The same with bits of a record's key. It lies before the value, if that is small."""
+    _flip_bytes(data, record, record.key + record.value, at, bits)
+
+
+def _flip_bytes(data: Path, record: Record, found: bytes, offset: int, bits: int) -> None:
     path = data / "store" / "data.mdb"
-    offset = at % len(record.value)
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
-        place = content.find(record.value)
+        place = content.find(found)
         assert place >= 0, f"the value of {record.table.label} {record.key.hex()} does not lie in one piece"
         while place >= 0:
-            content[place + offset] ^= 1
-            place = content.find(record.value, place + 1)
+            content[place + offset] ^= bits
+            place = content.find(found, place + 1)
 
 
 def replace_record(data: Path, table: Table, key: bytes, value: bytes | None) -> None:

@@ -31,7 +31,7 @@ from pagepool.errors import (
 )
 from pagepool_service.store.environment import Table
 from pagepool_service.store.store import Store
-from tests.faults import Record, flip_file, flip_pages, flip_record, in_child, records
+from tests.faults import Record, flip_file, flip_key, flip_pages, flip_record, in_child, records
 from tests.store.helpers import gzipped
 from tests.store.samples import APP, OPAQUE, SPOOLED, Sample, make_sample
 from tests.support.server import Service, ServiceError, running_service
@@ -116,6 +116,18 @@ def test_a_flipped_byte_of_a_record_gives_no_wrong_bytes(copy: Path, made: tuple
     # Of the other tables no read of a blob or manifest depends on the bytes, only on the keys.
     if table not in (Table.MANIFEST_LINKS, Table.LINKS, Table.REFERRERS, Table.JOBS):
         assert broken, "none of the damage was met"
+
+
+@pytest.mark.parametrize("bits", [0x01, 0x80], ids=["a name behind others", "no name"])
+def test_a_flipped_byte_of_a_key_hides_no_other_name(copy: Path, bits: int) -> None:
+    for table, key in ((Table.MANIFEST_LINKS, b"lib/three"), (Table.TAGS, b"lib/three\x001")):
+        record = next(record for record in records(copy, table) if record.key.startswith(key))
+        flip_key(copy, record, len("lib/"), bits)  # lib/uhree lies before lib/two, where nobody looks for it
+    with Store.open(copy) as store:
+        assert store.registry.list_repositories(100).names == ["lib/one", "lib/two", "multi"]
+        tagged, more = store.registry.list_images(100)
+        assert ([image.repository for image in tagged], more) == (["lib/one", "lib/two", "multi"], False)
+        assert store.registry.list_tags("lib/two", 100).names == ["1"]
 
 
 def test_a_flipped_byte_of_a_spool_file(copy: Path, made: tuple[Path, Sample]) -> None:

@@ -261,6 +261,8 @@ def _list_images(service: Context, limit: int, last: tuple[str, str] | None, cal
     tagged, more = service.registry.list_images(limit, last, caller.lists_name, damaged.append)
     found: list[TaggedImage | DamagedTag] = [*tagged, *damaged]
     found.sort(key=lambda one: (one.repository, one.tag))
+    if more and tagged:  # a page ends at a sound tag: one whose key is damaged may be out of its place
+        del found[found.index(tagged[-1]) + 1 :]
     deadline = time.monotonic() + _LONGEST_PAGE_S
     entries: list[str] = []
     size = 0

@@ -160,12 +160,28 @@ class Reader:
     def scan_all(
         self, table: Table, prefix: bytes = b"", *, start: bytes | None = None
     ) -> Iterator[tuple[bytes, memoryview | CorruptError]]:
-        """As `scan`, behind damaged records too: for listings. Of such a record, what is wrong with it."""
-        for key, value in self.scan(table, prefix, start=start, check=False):
-            try:
-                yield key, self._checked(table, key, value)
-            except CorruptError as error:
-                yield key, error
+        """As `scan`, behind damaged records too: for listings. Of such a record, what is wrong with it.
+
+        Its key may be what is damaged: then it is not in its place, and does not end the records of the prefix either.
+        None is before `start`, all the same: who goes on from where he was gets on.
+        """
+        begun = prefix if start is None else start
+        with self._txn.cursor(self._tables[table]) as cursor:
+            found = cursor.set_range(begun)
+            while found:
+                key = bytes(cursor.key())
+                payload: memoryview | CorruptError
+                try:
+                    payload = self._checked(table, key, cursor.value())
+                except CorruptError as error:
+                    payload = error
+                if key < begun:
+                    pass
+                elif key.startswith(prefix):
+                    yield key, payload
+                elif not isinstance(payload, CorruptError):
+                    return
+                found = cursor.next()
 
     def last(self, table: Table, prefix: bytes, at_most: bytes) -> tuple[bytes, memoryview] | None:
         """The record with the greatest key that begins with `prefix` and is <= `at_most`, or None."""

@@ -92,7 +92,7 @@ class Page:
     @property
     def last(self) -> str:
         """Behind which name the next page begins; "" if this one is empty."""
-        return max((*self.names[-1:], *self.damaged), default="")
+        return self.names[-1] if self.names else max(self.damaged, default="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,20 +406,26 @@ class Registry:
         """Repositories that have a manifest, in byte order, those after `last`; of these, those that are visible."""
         names: list[str] = []
         damaged: dict[str, CorruptError] = {}
+        start: bytes | None = after_repository(last)
         with self._env.read() as txn:
-            start = after_repository(last)
-            while (record := next(txn.scan(Table.MANIFEST_LINKS, start=start, check=False), None)) is not None:
-                name, _, _ = record[0].partition(b"\0")
-                start = name + b"\x01"
-                repository, error = name.decode(errors="replace"), _damage_of(txn, record[0])
-                if (error is not None and not _can_be_named(repository, error)) or not visible(repository):
-                    continue
-                if len(names) + len(damaged) == limit:
-                    return Page(names, True, damaged)
-                if error is None:
-                    names.append(repository)
-                else:
-                    damaged[repository] = error
+            while start is not None:
+                records, start = txn.scan_all(Table.MANIFEST_LINKS, start=start), None
+                for key, payload in records:
+                    repository = _halves(key)[0].decode(errors="replace")
+                    error = payload if isinstance(payload, CorruptError) else None
+                    if error is not None and not _can_be_named(repository, error):
+                        continue
+                    if visible(repository):
+                        if repository not in damaged and len(names) + len(damaged) == limit:
+                            return _end_page(names, damaged)
+                        if error is None:
+                            damaged.pop(repository, None)
+                            names.append(repository)
+                        else:
+                            damaged.setdefault(repository, error)
+                    if error is None:  # nor where a damaged key says: others may be missed
+                        start = after_repository(repository)
+                        break
         return Page(names, False, damaged)
 
     def list_tags(self, repository: str, limit: int, last: str = "") -> Page:
@@ -438,7 +444,7 @@ class Registry:
                 if error is not None and not _can_be_named(repository, error, tag):
                     continue
                 if len(names) + len(damaged) == limit:
-                    return Page(names, True, damaged)
+                    return _end_page(names, damaged)
                 if error is None:
                     names.append(tag)
                 else:
@@ -472,6 +478,8 @@ class Registry:
                     if isinstance(payload, CorruptError) and not _can_be_named(repository, payload, tag):
                         continue
                     if not visible(repository):
+                        if isinstance(payload, CorruptError):
+                            continue
                         start = after_repository(repository)
                         break
                     if count == limit:
@@ -541,21 +549,9 @@ def _halves(key: bytes) -> tuple[bytes, bytes]:
     return name, rest
 
 
-def _damage_of(txn: Reader, first: bytes) -> CorruptError | None:
-    """What is wrong with the links of a repository to its manifests, if none of them can be read.
-
-    Args:
-        first: the key of the first one.
-    """
-    error = None
-    prefix, _, _ = first.partition(b"\0")
-    for key, payload in txn.scan_all(Table.MANIFEST_LINKS, prefix, start=first):
-        if _halves(key)[0] != prefix:
-            break
-        if not isinstance(payload, CorruptError):
-            return None
-        error = error or payload
-    return error
+def _end_page(names: list[str], damaged: dict[str, CorruptError]) -> Page:
+    """A page behind which there are others. It ends at a sound name, if it has any: of others the key may be wrong."""
+    return Page(names, True, {name: error for name, error in damaged.items() if not names or name < names[-1]})
 
 
 def _can_be_named(repository: str, error: CorruptError, tag: str = "latest") -> bool:
