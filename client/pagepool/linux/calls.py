@@ -13,6 +13,7 @@ from pathlib import Path
 
 # File systems by their number in statfs(2).
 TMPFS = 0x01021994
+OVERLAY = 0x794C7630
 RAMFS = 0x858458F6
 BTRFS = 0x9123683E
 BCACHEFS = 0xCA451A4E

@@ -297,7 +297,8 @@ class NodeClient:
             devices = self._ask("closing", name=str(target)).get("devices", {})  # none from an older node
         known = {_device(shown): identity for identity, shown in devices.items()}
         device = kernel.unmount_kernel(target, force=force, known=known)
-        self.prune(None if device is None else known.get(device))
+        # One that is noted and gone may have had the same number.
+        self.prune(known.get(device) if device is not None and len(known) == len(devices) else None)
 
     def prune(self, identity: str | None = None) -> None:
         """Have the node clean up after mounts that are gone. Does nothing if it is not running: it does so later.

@@ -14,6 +14,7 @@ import pytest
 
 from pagepool.errors import BusyError, LimitError, UnsupportedError
 from pagepool.linux import TMPFS, file_system, mounts
+from pagepool.linux.superblocks import mounted_device
 from pagepool.mount import MountUnknownError
 from pagepool.mount.kernel import (
     ErofsWay,
@@ -319,6 +320,18 @@ def test_two_who_unmount(image: KernelImage, monkeypatch: pytest.MonkeyPatch, *,
     assert point is not None
     assert point.source == "below"
     mounts.unmount(container.at)
+
+
+def test_another_mount_with_the_number_of_one_of_ours(image: KernelImage) -> None:
+    """The kernel gives numbers again: one that is noted of a mount may be that of somebody else's by now."""
+    at = image.root / "foreign"
+    at.mkdir()
+    mounts.mount("foreign", at, "tmpfs")
+    device = mounted_device(at)
+    assert device is not None
+    with pytest.raises(MountUnknownError):
+        unmount_kernel(at, known={device})
+    mounts.unmount(at)
 
 
 def test_probe(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

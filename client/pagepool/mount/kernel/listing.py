@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError
-from pagepool.linux import mounts
+from pagepool.linux import OVERLAY, file_system, mounts
 from pagepool.linux.superblocks import mounted_device
 from pagepool.mount.holders import MountUnknownError, find_holders
 from pagepool.mount.kernel import erofs, stack
@@ -54,8 +54,8 @@ def unmount_kernel(at: Path, *, force: bool = False, known: Container[tuple[int,
     Args:
         at: where.
         force: also if it is in use: whoever uses it keeps it, and nobody else gets at it.
-        known: devices that are known to be ours; else that is looked up in the list of mounts, which takes the longer
-            the more there are.
+        known: devices that overlays of ours are noted to have; else that is looked up in the list of mounts, which
+            takes the longer the more there are.
 
     Returns:
         the device of what was unmounted, if the kernel says which that was.
@@ -69,7 +69,8 @@ def unmount_kernel(at: Path, *, force: bool = False, known: Container[tuple[int,
     try:
         with turn(target):
             device = _seen_device(target)
-            if device not in known:
+            # Numbers are given again: what is noted of a mount that is gone may be somebody else's by now.
+            if device not in known or file_system(target) != OVERLAY:
                 point = mounted_at(target)
                 if point is None or _ours(point, target) is None:
                     raise MountUnknownError(target)
