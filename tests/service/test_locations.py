@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from fastapi import Request
 
 from pagepool.digest import Digest
+from pagepool_service.routes.addresses import base_url
+from pagepool_service.settings import Settings
 from tests.support.server import running_service
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _BLOB = b"{}"
 _DIGEST = str(Digest.of(_BLOB))
@@ -56,3 +57,10 @@ def test_locations(tmp_path: Path, options: tuple[str, ...], base: str) -> None:
         # One that is no host goes into no header.
         odd = http.post("/v2/app/blobs/uploads/", headers={"Host": "a/b"}).headers["Location"]
         assert "a/b" not in odd
+
+
+def test_a_client_that_names_no_host() -> None:
+    """Where it listens is told, as an address is written."""
+    request = Request({"type": "http", "scheme": "http", "path": "/v2/", "headers": [], "server": ("::1", 5001)})
+    service = SimpleNamespace(settings=Settings(Path("data"), host="::1", port=5001))
+    assert base_url(request, service) == "http://[::1]:5001"  # type: ignore[arg-type]

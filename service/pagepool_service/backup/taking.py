@@ -163,6 +163,8 @@ class _Taking:
                     self._copy_file(digest, file)
             except FileNotFoundError:
                 continue  # settled, or removed
+            except OSError:  # of that file, or its disk: what is written has errors of its own
+                self._bad_files.add(digest)
 
     def _open_spool(self, txn: Reader, files: ExitStack) -> tuple[dict[Digest, int], dict[Digest, BinaryIO]]:
         """The blobs in the spool, by their sizes, and the files of those that are not in the backup yet.

@@ -20,7 +20,8 @@ def base_url(request: Request, service: Context) -> str:
         return settings.external_url
     host = request.headers.get("host", "")
     if not _HOST.fullmatch(host):  # it goes back to the same client, but into a header
-        host = f"{settings.host}:{settings.port}"
+        name = f"[{settings.host}]" if ":" in settings.host else settings.host
+        host = f"{name}:{settings.port}"
     return f"{request.url.scheme}://{host}"
 
 

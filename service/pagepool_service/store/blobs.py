@@ -236,6 +236,8 @@ class BlobStore:
                     raise CorruptError("blob", str(digest), "its spool file is missing") from None
                 yield from self._pieces(digest, newer, start, end)
                 return
+            except OSError as error:
+                raise _failed(error) from error
             with file:
                 yield from _spool_pieces(file.fileno(), extents, start, end)
             return
@@ -328,11 +330,15 @@ def _spool_pieces(fd: int, record: ObjectRecord, start: int, end: int) -> Iterat
         try:
             data = os.pread(fd, min(EXTENT_SIZE, record.size - offset), offset)
         except OSError as error:  # of the disk, not of the blob: it may be read another time
-            raise SpoolFailedError(f"reading the spool failed: {error.strerror}") from error
+            raise _failed(error) from error
         check_extent(digest, data, f"the spool file at {offset}")
         yield data[max(0, start - offset) : end - offset]
         if offset + len(data) >= end:
             return
+
+
+def _failed(error: OSError) -> SpoolFailedError:
+    return SpoolFailedError(f"reading the spool failed: {error.strerror}")
 
 
 def cut(pieces: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:

@@ -89,6 +89,8 @@ def _check_spool_file(context: Context, digest: Digest, record: BlobRecord) -> N
         if _newest(context, digest) == record:
             raise CorruptError("blob", str(digest), "its file in the spool is not there") from None
         return
+    except OSError as error:
+        raise CorruptError("blob", str(digest), f"its file in the spool: {error.strerror}") from error
     if size != record.size:
         raise CorruptError("blob", str(digest), f"its file in the spool has {size} bytes, not {record.size}")
 
