@@ -6,9 +6,8 @@ A `BoundedProtocol` is a connection; the worker's `ConnectionGuard` knows all of
   closed, and the new one taken; one that has sent a part of a head counts as idle, too. Only if every place has a
   request is a new one told 503.
 - A head that does not end in time is answered 408.
-- A client whose turn it is, to send the body, answered already or not, or to take the answer, has to move a least
-  number of bytes in each span of time, by the kernel's own count (TCP_INFO). While the service works, nothing is asked
-  of it.
+- A client whose turn it is, to send the body or to take the answer, has to move a least number of bytes in each span
+  of time, by the kernel's own count (TCP_INFO). While the service works, nothing is asked of it.
 
 So an attacker has to pay for each place with a request that moves. One address has a share of the places; loopback,
 where a proxy or a node would be, has all. All is in the event loop's thread.
@@ -180,8 +179,6 @@ class BoundedProtocol(HttpToolsProtocol):
         """A request has ended."""
         if not self.parser.should_upgrade():
             HttpToolsProtocol.on_message_complete(self)
-            if (cycle := self.cycle) is not None and cycle.more_body:
-                cycle.more_body = False  # uvicorn leaves that to be, where the answer came first
 
     def refuse(self, status: int, message: str, *, retry_s: int = 0) -> None:
         """Answer instead of the application, and close once the client has had time to read it."""
@@ -240,13 +237,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.flow.write_paused or self._is_left:
             return True
         cycle = self.cycle
-        return self.is_answered_early or (cycle.more_body and not cycle.body and not cycle.response_started)
-
-    @property
-    def is_answered_early(self) -> bool:
-        """Whether the answer to the last request has been sent, and its body is still on its way: for nothing."""
-        cycle = self.cycle
-        return cycle is not None and cycle.response_complete and cycle.more_body
+        return cycle.more_body and not cycle.body and not cycle.response_started
 
     @property
     def sends_stream(self) -> bool:
@@ -365,10 +356,7 @@ class ConnectionGuard:
                 connection.idle_sweeps, connection.head_since = 0, None
                 self._watch(connection, now_s)
             else:
-                if connection.is_answered_early:  # each byte of the body would put off uvicorn's time-out for ever
-                    self._watch(connection, now_s)
-                else:
-                    connection.watch = None
+                connection.watch = None
                 if connection.transport.is_closing():
                     continue
                 connection.idle_sweeps += 1

@@ -57,7 +57,6 @@ class _Answered:
     """Stands for a request that was answered at once, where uvicorn asks for the last one."""
 
     response_complete = True
-    more_body = False
     message_event = _Nobody()
 
 

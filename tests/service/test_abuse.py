@@ -193,35 +193,25 @@ def test_what_is_no_request(small: Service) -> None:
 
 
 def test_bodies_that_trickle(small: Service) -> None:
-    """Fewer bytes than a second should bring: the connection ends, and what came of an upload is kept.
-
-    Also where the answer is there already.
-    """
+    """Fewer bytes than a second should bring: the connection ends, and what came of an upload is kept."""
     with httpx.Client(base_url=small.url) as http:
         where = http.post("/v2/a/blobs/uploads/").headers["location"]
         head = f"PATCH {where} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n".encode()
-        with connect(small, head) as slow, connect(small, put_head("/nowhere", 1_000_000)) as answered:
-            assert answered.recv(1 << 16).startswith(b"HTTP/1.1 404")
+        with connect(small, head) as slow:
+            slow.settimeout(0.2)
             deadline = time.monotonic() + 40
-            for one in (slow, answered):
-                one.settimeout(0.1)
-            left = [slow, answered]
-            while left:
+            while True:
                 assert time.monotonic() < deadline
-                left = [one for one in left if not has_ended_after_a_byte(one)]
+                try:
+                    slow.sendall(b"x")
+                    if not slow.recv(1):
+                        break
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
         assert http.get(where).status_code == 204
         is_answered(small)
-
-
-def has_ended_after_a_byte(one: socket.socket) -> bool:
-    """Send a byte more, and see whether the other end has let go of the connection."""
-    try:
-        one.sendall(b"x")
-        return not one.recv(1 << 16)
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
 
 
 def test_readers_that_take_nothing(small: Service) -> None:
