@@ -267,7 +267,7 @@ class Profiles:
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         if self._readonly:
-            raise ReadOnlyError("no start-up profile is kept")
+            raise ReadOnlyError("it was opened read-only, and keeps no start-up profile")
         directory = self._repository(name)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("pagepool.worker")
 
 _OBJECTS = b"/objects/"
+_AS_IT_IS = (b"connection", b"keep-alive")
+"""What httpx and requests send with each request, and HTTP/1.1 is without."""
 _PLAIN_URL = re.compile(rb"/v1/[a-z0-9:/._-]+")
 _SMALL = 64 << 10  # bytes that are worth copying, so that head and body are one call of the system
 
@@ -88,7 +90,7 @@ class PageProtocol(BoundedProtocol):
             or parser.get_http_version() != "1.1"
             or not parser.should_keep_alive()
             or not _PLAIN_URL.fullmatch(self.url)
-            or any(name in front.not_plain for name, _ in self.headers)
+            or any(name in front.not_plain for name, value in self.headers if (name, value) != _AS_IT_IS)
         ):
             return False
         found = front.page(self.url.decode("ascii"), self.headers)

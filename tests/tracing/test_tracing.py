@@ -108,6 +108,9 @@ def test_absurd_parents(service: Service, collector: Collector, given: str) -> N
     assert span.trace != TRACE
 
 
+_READS = 50
+
+
 def test_probes_leave_none_and_page_reads_if_asked(service: Service, collector: Collector) -> None:
     """A page read that is answered at once has a span only if it brings a trace."""
     with httpx.Client(base_url=service.url) as http:
@@ -116,16 +119,17 @@ def test_probes_leave_none_and_page_reads_if_asked(service: Service, collector: 
         tree = http.get("/v1/pages/images/1/tree").json()["tree"]
         (entry,) = http.get("/v1/pages/images/1/files?path=/file").json()["entries"]
         url = f"/v1/pages/trees/{tree}/objects/{entry['object']}"
-        for _ in range(3):
+        for _ in range(_READS):
             assert http.get(url).status_code == 200
         assert http.get("/readyz").status_code == 200
         assert http.get("/healthz").status_code == 200
-        before = len([span for span in collector.spans if "objects" in span.name])
         traced = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
         assert http.get(url, headers=traced).content == b"page" * 1024
     (span,) = collector.wait(lambda span: span.parent == "00f067aa0ba902b7")
     assert span.name == "GET /v1/{name}/trees/{tree}/objects/{object}"
-    assert before <= 2  # the first read of each worker fetches the object
+    # The first read fetches the object, and on a busy machine others may not be answered at once, either. What is left
+    # of them was sent before: one connection has one worker.
+    assert sum("objects" in span.name for span in collector.spans) < _READS / 2
     assert not any("healthz" in span.name or "readyz" in span.name for span in collector.spans)
 
 
