@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pagepool.errors import CorruptError
     from pagepool.oci import Descriptor
     from pagepool_service.store.environment import Reader
-    from pagepool_service.store.registry import TaggedImage
+    from pagepool_service.store.listings import TaggedImage
     from pagepool_service.store.schema import BlobRecord, LayerRecord
     from pagepool_service.store.store import Store
 

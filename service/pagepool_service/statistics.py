@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pagepool.digest import Digest
-    from pagepool_service.store.registry import DamagedTag, TaggedImage
+    from pagepool_service.store.listings import DamagedTag, TaggedImage
     from pagepool_service.store.schema import LayerRecord
     from pagepool_service.store.store import Store
 
@@ -173,7 +173,7 @@ class _Contents:
         def note(tag: DamagedTag) -> None:
             self._damage.add_image(tag.repository, tag.tag, tag.error)
 
-        tagged, more = self._store.registry.list_images(_MOST_IMAGES, on_damage=note)
+        tagged, more = self._store.registry.listings.images(_MOST_IMAGES, on_damage=note)
         return [image for image in map(self._describe, tagged) if image is not None], more
 
     def _describe(self, image: TaggedImage) -> _Described | None:

@@ -124,10 +124,10 @@ def test_a_flipped_byte_of_a_key_hides_no_other_name(copy: Path, bits: int) -> N
         record = next(record for record in records(copy, table) if record.key.startswith(key))
         flip_key(copy, record, len("lib/"), bits)  # lib/uhree lies before lib/two, where nobody looks for it
     with Store.open(copy) as store:
-        assert store.registry.list_repositories(100).names == ["lib/one", "lib/two", "multi"]
-        tagged, more = store.registry.list_images(100)
+        assert store.registry.listings.repositories(100).names == ["lib/one", "lib/two", "multi"]
+        tagged, more = store.registry.listings.images(100)
         assert ([image.repository for image in tagged], more) == (["lib/one", "lib/two", "multi"], False)
-        assert store.registry.list_tags("lib/two", 100).names == ["1"]
+        assert store.registry.listings.tags("lib/two", 100).names == ["1"]
 
 
 def test_a_flipped_byte_of_a_spool_file(copy: Path, made: tuple[Path, Sample]) -> None:

@@ -100,7 +100,7 @@ class Whole:
             for key, _ in txn.scan(Table.MANIFEST_LINKS, start=FORWARD):
                 repository, digest = key.partition(b"\0")[0].decode(), Digest.from_key(key.partition(b"\0")[2])
                 found[repository, digest] = store.registry.find_manifest(txn, repository, digest).raw
-            tags = {(image.repository, image.tag): image.digest for image in store.registry.list_images(100)[0]}
+            tags = {(image.repository, image.tag): image.digest for image in store.registry.listings.images(100)[0]}
             blobs = {Digest.from_key(key) for key, _ in txn.scan(Table.BLOBS)}
             return cls(
                 found, tags, {digest: store.registry.holders(txn, digest) for digest in blobs | set(sample.blobs)}

@@ -483,7 +483,7 @@ def test_it_waits_for_a_collection_and_keeps_others_from_beginning(data: Path) -
 @pytest.mark.parametrize("table", [Table.MANIFESTS, Table.TAGS])
 def test_what_is_pushed_while_it_is_taken_out_stays(data: Path, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.open(data) as store:
-        image = store.registry.list_images(1)[0][0]
+        image = store.registry.listings.images(1)[0][0]
         raw = store.registry.manifest(image.repository, image.tag)
     key = tag_key(image.repository, image.tag) if table is Table.TAGS else image.digest.key
     wreck_all(data, [first(data, table, lambda record: record.key == key)])

@@ -25,6 +25,7 @@ from pagepool_service.images import describe_tag, resolve_image, walk_documents
 from pagepool_service.routes import images as routes
 from pagepool_service.settings import Settings
 from pagepool_service.statistics import Statistics, collect
+from pagepool_service.store.listings import Listings
 from pagepool_service.store.registry import Registry
 from pagepool_service.store.store import Store
 from pagepool_service.trees import Trees
@@ -108,7 +109,7 @@ def test_each_document_is_read_once(store: Store, reads: Counter[str]) -> None:
     top = nested(store, manifest, MAX_INDEX_DEPTH)
     ingest_all(store)
     reads.clear()
-    tagged = {image.tag: image for image in store.registry.list_images(10)[0]}
+    tagged = {image.tag: image for image in store.registry.listings.images(10)[0]}
     entry = describe_tag(store, tagged["deep"])
     assert (entry["digest"], entry["state"]) == (str(Digest.of(top.raw)), "ready")
     assert entry["size"] == describe_tag(store, tagged["1"])["size"]
@@ -129,7 +130,7 @@ def test_indexes_in_indexes_have_a_limit(store: Store, reads: Counter[str]) -> N
         resolve_image(store, "a", "deep")
     assert caught.value.value == str(Digest.of(top.raw))
     assert reads.total() == MAX_INDEX_DEPTH + 1
-    tagged = {image.tag: image for image in store.registry.list_images(10)[0]}
+    tagged = {image.tag: image for image in store.registry.listings.images(10)[0]}
     assert describe_tag(store, tagged["deep"])["state"] == "unmountable"
 
 
@@ -173,14 +174,14 @@ def test_pages_of_images_end_early(store: Store, monkeypatch: pytest.MonkeyPatch
 def test_tag_that_is_deleted_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is not on the page."""
     kept = [push_image(store, "a", tag, [(ONE, OCI_LAYER)]) for tag in "xyz"]
-    real = Registry.list_images
+    real = Listings.images
 
-    def list_and_delete(self: Registry, *arguments: Any) -> object:
+    def list_and_delete(self: Listings, *arguments: Any) -> object:
         found = real(self, *arguments)
-        self.delete_manifest("a", Digest.of(kept[1].raw))
+        store.registry.delete_manifest("a", Digest.of(kept[1].raw))
         return found
 
-    monkeypatch.setattr(Registry, "list_images", list_and_delete)
+    monkeypatch.setattr(Listings, "images", list_and_delete)
 
     async def talk(http: httpx.AsyncClient) -> None:
         assert [image["tag"] for image in (await http.get("/v1/images")).json()["images"]] == ["x", "z"]

@@ -193,16 +193,16 @@ class CatalogueMachine(RuleBasedStateMachine):
         """Whole and in pages of one."""
         registry = self.store.registry
         with_manifests = sorted(name for name, model in self.model.items() if model.manifests)
-        assert registry.list_repositories(10).names == with_manifests
-        page = registry.list_repositories(1)
+        assert registry.listings.repositories(10).names == with_manifests
+        page = registry.listings.repositories(1)
         assert (page.names, page.more) == (with_manifests[:1], len(with_manifests) > 1)
         for name, model in self.model.items():
             if not model.exists:
                 with pytest.raises(NameUnknownError):
-                    registry.list_tags(name, 10)
+                    registry.listings.tags(name, 10)
                 continue
             found, last = [], ""
-            while names := registry.list_tags(name, 1, last).names:
+            while names := registry.listings.tags(name, 1, last).names:
                 found += names
                 last = names[0]
             assert found == sorted(model.tags)
@@ -218,7 +218,7 @@ class CatalogueMachine(RuleBasedStateMachine):
                     for digest, raw in sorted(model.manifests.items())
                     if json.loads(raw).get("subject", {}).get("digest") == str(subject)
                 ]
-                page = self.store.registry.list_referrers(name, subject)
+                page = self.store.registry.listings.referrers(name, subject)
                 assert [entry["digest"] for entry in page.descriptors] == expected
                 assert page.last is None
 

@@ -87,7 +87,7 @@ def test_a_dry_run_names_the_tags_that_would_go(tmp_path: Path) -> None:
     done = json.loads(run(data, "--json", "--keep-tags", f"{NAME}=1")[1])
     assert done["freed"]["tags"] == 2
     with Store.open(data) as store:
-        left = {f"{NAME}:{tag}" for tag in store.registry.list_tags(NAME, 10).names}
+        left = {f"{NAME}:{tag}" for tag in store.registry.listings.tags(NAME, 10).names}
     assert left | set(said) == {f"{NAME}:{tag}" for tag in "abc"}
     assert "tags that would go" not in run(data, "--dry-run")[1]
 

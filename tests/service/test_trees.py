@@ -52,7 +52,7 @@ def test_collected_while_it_is_merged(store: Store, view: ImageView) -> None:
     """Files of a layer were missing in the tree, which was kept for when the image is pushed again."""
 
     def collect(_members: int) -> None:
-        if store.registry.list_repositories(1).names:
+        if store.registry.listings.repositories(1).names:
             store.registry.delete_manifest("app", view.digest)
             for blob in view.manifest.blobs:
                 store.registry.delete_blob("app", blob.digest)

@@ -209,8 +209,8 @@ def test_the_newest_tags_stay(store: Store) -> None:
     told = Collector(store, Policy(grace_s=0, untagged_s=0, tags=rules)).forecast()
     done = collect(store, Policy(grace_s=0, untagged_s=0, tags=rules))
     assert told.freed["tags"] == done.freed["tags"] == 5
-    assert store.registry.list_tags("ci/app", 100).names == ["v2", "v6"]
-    assert store.registry.list_tags("lib/app", 100).names == ["new", "old"]
+    assert store.registry.listings.tags("ci/app", 100).names == ["v2", "v6"]
+    assert store.registry.listings.tags("lib/app", 100).names == ["new", "old"]
     assert_whole(store, "ci/app", images["v2"])
     assert_whole(store, "lib/app", other)
     assert gone(store, images["v3"], "ci/app")
@@ -234,7 +234,7 @@ def test_a_tag_made_of_a_digest_stays_and_goes_with_the_manifest_of_that_digest(
     policy = Policy(grace_s=0, untagged_s=0, tags=(TagRule("*", 1),))
     told = Collector(store, policy).forecast()
     done = collect(store, policy)
-    assert store.registry.list_tags(REPOSITORY, 100).names == sorted(
+    assert store.registry.listings.tags(REPOSITORY, 100).names == sorted(
         ["v2", f"sha256-{images[2].digest.hex}.sig", of_signature, "sha256-" + "0" * 64 + ".sig"]
     )
     for image in (images[2], signatures[2], counter, stray):
@@ -260,11 +260,11 @@ def test_a_signature_outlives_its_image_no_longer_than_untagged_manifests_do(sto
     push_image(store, REPOSITORY, [layer(6)], tags=["2"], note="newer")
     assert after(30).freed["tags"] == 1
     assert_whole(store, REPOSITORY, signature)
-    assert len(store.registry.list_tags(REPOSITORY, 100).names) == 2
+    assert len(store.registry.listings.tags(REPOSITORY, 100).names) == 2
     assert after(90).freed["manifests"] == 2
     assert gone(store, image, REPOSITORY)
     assert gone(store, signature, REPOSITORY)
-    assert store.registry.list_tags(REPOSITORY, 100).names == ["2"]
+    assert store.registry.listings.tags(REPOSITORY, 100).names == ["2"]
 
 
 def test_a_signature_stays_whose_image_is_asked_for_at_that_moment(
@@ -284,7 +284,7 @@ def test_a_signature_stays_whose_image_is_asked_for_at_that_moment(
     collect(store, Policy(grace_s=0, untagged_s=0, tags=(TagRule("*", 1),)))
     assert_whole(store, REPOSITORY, image)
     assert_whole(store, REPOSITORY, signature)
-    assert len(store.registry.list_tags(REPOSITORY, 100).names) == 2
+    assert len(store.registry.listings.tags(REPOSITORY, 100).names) == 2
 
 
 def test_untagged_manifests_stay_for_their_time_from_when_they_lost_their_tag(store: Store) -> None:

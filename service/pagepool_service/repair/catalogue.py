@@ -21,7 +21,7 @@ from pagepool_service.repair.keys import find_keys, split_held
 from pagepool_service.store.catalogue import StoredManifest, Tag, holder_key, link_key, referrer_key, repository_prefix
 from pagepool_service.store.checks.naming import is_reverse, split_link, split_referrer
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
-from pagepool_service.store.registry import describe_referrer
+from pagepool_service.store.listings import describe_referrer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -57,7 +57,7 @@ def _find_reasons(service: Context, read_only: bool) -> list[str]:
     """Why the service is not ready; empty if it is."""
     reasons = []
     try:
-        service.registry.list_repositories(1)
+        service.registry.listings.repositories(1)
     except PagepoolError as error:
         reasons.append(f"the store cannot be read: {error}")
     if failed := why_failed(service.store.data):

@@ -27,14 +27,14 @@ from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import LINK, Responses, failures, header, json_object, success
 from pagepool_service.routes.making import MAKING, PREFER, Unfinished, preferred_wait_s
 from pagepool_service.routes.parameters import Last, Limit, Reference, Repository, next_link
-from pagepool_service.store.registry import DamagedTag
+from pagepool_service.store.listings import DamagedTag
 from pagepool_service.trees import list_files
 
 if TYPE_CHECKING:
     from pagepool.image import Tree, TreeFile
     from pagepool_service.auth import Access
     from pagepool_service.images import ImageView
-    from pagepool_service.store.registry import TaggedImage
+    from pagepool_service.store.listings import TaggedImage
 
 log = logging.getLogger("pagepool.images")
 
@@ -258,7 +258,7 @@ def _describe_tree(service: Context, view: ImageView, tree: TreeFile) -> dict[st
 def _list_images(service: Context, limit: int, last: tuple[str, str] | None, caller: Access) -> tuple[bytes, str]:
     """A page as JSON, and behind which image the next one begins; "" at the end."""
     damaged: list[DamagedTag] = []
-    tagged, more = service.registry.list_images(limit, last, caller.lists_name, damaged.append)
+    tagged, more = service.registry.listings.images(limit, last, caller.lists_name, damaged.append)
     found: list[TaggedImage | DamagedTag] = [*tagged, *damaged]
     found.sort(key=lambda one: (one.repository, one.tag))
     if more and tagged:  # a page ends at a sound tag: one whose key is damaged may be out of its place

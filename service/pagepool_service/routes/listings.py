@@ -18,7 +18,7 @@ from pagepool_service.routes.described import LINK, Responses, failures, header,
 from pagepool_service.routes.parameters import DIGEST_PATTERN, BlobDigest, Last, Limit, Repository, next_link
 
 if TYPE_CHECKING:
-    from pagepool_service.store.registry import Page
+    from pagepool_service.store.listings import Page
 
 router = APIRouter()
 
@@ -71,7 +71,7 @@ async def get_support() -> JSONResponse:
 @router.get("/v2/_catalog", responses=_REPOSITORIES)
 async def list_repositories(service: Service, caller: Caller, n: Limit, last: Last) -> JSONResponse:
     """List the repositories that have a manifest, as far as the caller may know of them."""
-    page = await service.threads.run(service.registry.list_repositories, n, last, caller.lists_name)
+    page = await service.threads.run(service.registry.listings.repositories, n, last, caller.lists_name)
     link = next_link("/v2/_catalog", n=n, last=page.last) if page.more and page.last else {}
     return JSONResponse({"repositories": page.names, **_damaged(page)}, headers=link)
 
@@ -79,7 +79,7 @@ async def list_repositories(service: Service, caller: Caller, n: Limit, last: La
 @router.get("/v2/{name:repository}/tags/list", responses=_TAGS)
 async def list_tags(service: Service, name: Repository, n: Limit, last: Last) -> JSONResponse:
     """List the tags of a repository."""
-    page = await service.threads.run(service.registry.list_tags, name, n, last)
+    page = await service.threads.run(service.registry.listings.tags, name, n, last)
     link = next_link(f"/v2/{name}/tags/list", n=n, last=page.last) if page.more and page.last else {}
     return JSONResponse({"name": name, "tags": page.names, **_damaged(page)}, headers=link)
 
@@ -106,7 +106,7 @@ async def list_referrers(
 ) -> JSONResponse:
     """List the manifests whose subject is a digest, whether that manifest is there or not."""
     page = await service.threads.run(
-        lambda: service.registry.list_referrers(
+        lambda: service.registry.listings.referrers(
             name,
             digest,
             artifact_type=artifact_type,

@@ -163,7 +163,7 @@ async def list_profiles(service: Service, name: Repository) -> JSONResponse:
     def describe() -> list[dict[str, Any]]:
         found = list(service.profiles.list(name))
         if not found:
-            service.store.registry.list_tags(name, 1)  # raises where there is no such repository
+            service.store.registry.listings.tags(name, 1)  # raises where there is no such repository
         return [
             {
                 "tree": str(Digest("blake3", profile.tree)),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pagepool.image import TreeFile
     from pagepool_service.seeing.contents import ContentsCache, Sizes, TreeContents
-    from pagepool_service.store.registry import DamagedTag, TaggedImage
+    from pagepool_service.store.listings import DamagedTag, TaggedImage
     from pagepool_service.store.store import Store
     from pagepool_service.treecache import TreeCache
 
@@ -158,7 +158,7 @@ class SharingIndex:
     def _find(self, deadline: float) -> _Found:
         """The tagged images whose trees are made."""
         damaged: list[DamagedTag] = []
-        tagged, more = self._store.registry.list_images(_MOST_TAGS, on_damage=damaged.append)
+        tagged, more = self._store.registry.listings.images(_MOST_TAGS, on_damage=damaged.append)
         images: dict[bytes, _Image] = {}
         left_off = int(more) + len(damaged)
         for place, image in enumerate(tagged):

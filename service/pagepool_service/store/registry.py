@@ -2,10 +2,7 @@
 
 Owns the tables `links`, `manifests`, `manifest_links`, `tags` and `referrers`, and the rule that content is
 kept once and is readable only through a repository that links to it. Names and digests are validated by the
-caller: nothing here takes text that a client sent, but the `last` of a listing.
-
-A damaged record keeps no listing from naming all others: it is named beside them. A damaged referrer is listed as its
-manifest has it.
+caller: nothing here takes text that a client sent. `listings` has what only lists.
 
 A repository is there while it has a blob or a manifest; nothing is made or removed for it. Each change is one
 transaction: a manifest's check that its parts are there, its record, links, tags and referrer become visible
@@ -23,8 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest
 from pagepool.errors import (
@@ -33,32 +29,27 @@ from pagepool.errors import (
     ManifestBlobUnknownError,
     ManifestInvalidError,
     ManifestUnknownError,
-    NameInvalidError,
     NameUnknownError,
     NotFoundError,
     PagepoolError,
     SizeInvalidError,
-    TagInvalidError,
 )
-from pagepool.oci import Descriptor, Index, parse_manifest, validate_repository, validate_tag
+from pagepool.oci import Descriptor, Index
 from pagepool.oci.mediatypes import is_foreign_layer
 from pagepool_service.store.catalogue import (
-    FORWARD,
     StoredManifest,
     Tag,
-    after_repository,
-    after_tag,
     holder_of,
     link_key,
     link_time,
     referrer_key,
-    referrers_prefix,
     repository_prefix,
     tag_key,
 )
 from pagepool_service.store.cycle import is_collecting
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
 from pagepool_service.store.links import is_held, link, renew_around, touch, unlink
+from pagepool_service.store.listings import Listings, describe_referrer, is_there
 from pagepool_service.store.room import NO_LIMIT, RoomLimit, check_room
 from pagepool_service.store.schema import BlobRecord
 
@@ -73,53 +64,6 @@ log = logging.getLogger("pagepool.registry")
 
 RENEWED_AFTER_NS = 3600 * 10**9
 """A link that somebody relies on is renewed if its time is so long ago: not each request costs a commit."""
-# Descriptors of one answer of the referrers API: an index that any client takes (manifests may have 4 MiB).
-REFERRERS_BYTES = 3 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some names of a listing, in order; `more` says whether there are others behind them.
-
-    Args:
-        damaged: names whose record cannot be read, which are not among `names`, and what is wrong with each.
-    """
-
-    names: list[str]
-    more: bool
-    damaged: dict[str, CorruptError] = field(default_factory=dict)
-
-    @property
-    def last(self) -> str:
-        """Behind which name the next page begins; "" if this one is empty."""
-        return self.names[-1] if self.names else max(self.damaged, default="")
-
-
-@dataclass(frozen=True, slots=True)
-class ReferrersPage:
-    """Some descriptors of a listing, as JSON objects; `last` is where to go on, or None at the end."""
-
-    descriptors: list[dict[str, Any]]
-    last: Digest | None
-
-
-@dataclass(frozen=True, slots=True)
-class TaggedImage:
-    """A tag of some repository, and the digest of the manifest it points to."""
-
-    repository: str
-    tag: str
-    updated_ns: int
-    digest: Digest
-
-
-@dataclass(frozen=True, slots=True)
-class DamagedTag:
-    """A tag whose record cannot be read: nobody knows where it points."""
-
-    repository: str
-    tag: str
-    error: CorruptError
 
 
 class Registry:
@@ -132,6 +76,7 @@ class Registry:
 
     def __init__(self, env: Environment, blobs: BlobStore) -> None:
         self._env = env
+        self.listings = Listings(env)
         self._blobs = blobs
         self.renewed_after_ns = RENEWED_AFTER_NS
 
@@ -400,192 +345,12 @@ class Registry:
         if not is_held(txn, Table.MANIFEST_LINKS, digest):
             txn.delete(Table.MANIFESTS, digest.key)
 
-    # -- listings --------------------------------------------------------------------------------------------
-
-    def list_repositories(self, limit: int, last: str = "", visible: Callable[[str], bool] = lambda _: True) -> Page:
-        """Repositories that have a manifest, in byte order, those after `last`; of these, those that are visible."""
-        names: list[str] = []
-        damaged: dict[str, CorruptError] = {}
-        start: bytes | None = after_repository(last)
-        with self._env.read() as txn:
-            while start is not None:
-                records, start = txn.scan_all(Table.MANIFEST_LINKS, start=start), None
-                for key, payload in records:
-                    repository = _halves(key)[0].decode(errors="replace")
-                    error = payload if isinstance(payload, CorruptError) else None
-                    if error is not None and not _can_be_named(repository, error):
-                        continue
-                    if visible(repository):
-                        if repository not in damaged and len(names) + len(damaged) == limit:
-                            return _end_page(names, damaged)
-                        if error is None:
-                            damaged.pop(repository, None)
-                            names.append(repository)
-                        else:
-                            damaged.setdefault(repository, error)
-                    if error is None:  # nor where a damaged key says: others may be missed
-                        start = after_repository(repository)
-                        break
-        return Page(names, False, damaged)
-
-    def list_tags(self, repository: str, limit: int, last: str = "") -> Page:
-        """Tags of a repository, in byte order, those after `last`.
-
-        Raises:
-            NameUnknownError: no such repository.
-        """
-        names: list[str] = []
-        damaged: dict[str, CorruptError] = {}
-        prefix = repository_prefix(repository)
-        with self._env.read() as txn:
-            for key, payload in txn.scan_all(Table.TAGS, prefix, start=after_tag(repository, last)):
-                tag = key[len(prefix) :].decode(errors="replace")
-                error = payload if isinstance(payload, CorruptError) else None
-                if error is not None and not _can_be_named(repository, error, tag):
-                    continue
-                if len(names) + len(damaged) == limit:
-                    return _end_page(names, damaged)
-                if error is None:
-                    names.append(tag)
-                else:
-                    damaged[tag] = error
-            if not names and not damaged and not _exists(txn, repository):
-                raise NameUnknownError(repository)
-        return Page(names, False, damaged)
-
-    def list_images(
-        self,
-        limit: int,
-        last: tuple[str, str] | None = None,
-        visible: Callable[[str], bool] = lambda _: True,
-        on_damage: Callable[[DamagedTag], object] = lambda _: None,
-    ) -> tuple[list[TaggedImage], bool]:
-        """Tags of all visible repositories, in byte order, those after `last`; and whether more follow.
-
-        Only where they point: manifests have megabytes, and are for the caller to read one at a time.
-
-        Args:
-            on_damage: told of visible tags whose record cannot be read, which count as the others do.
-        """
-        images: list[TaggedImage] = []
-        count = 0
-        start: bytes | None = FORWARD if last is None else after_tag(*last)
-        with self._env.read() as txn:
-            while start is not None:
-                records, start = txn.scan_all(Table.TAGS, start=start), None
-                for key, payload in records:
-                    repository, tag = (part.decode(errors="replace") for part in _halves(key))
-                    if isinstance(payload, CorruptError) and not _can_be_named(repository, payload, tag):
-                        continue
-                    if not visible(repository):
-                        if isinstance(payload, CorruptError):
-                            continue
-                        start = after_repository(repository)
-                        break
-                    if count == limit:
-                        return images, True
-                    count += 1
-                    if isinstance(payload, CorruptError):
-                        on_damage(DamagedTag(repository, tag, payload))
-                        continue
-                    found = Tag.decode(key, payload)
-                    images.append(TaggedImage(repository, tag, found.updated_ns, found.digest))
-        return images, False
-
-    def list_referrers(
-        self,
-        repository: str,
-        subject: Digest,
-        *,
-        artifact_type: str | None = None,
-        limit: int = 1000,
-        last: Digest | None = None,
-    ) -> ReferrersPage:
-        """Descriptors of the manifests whose subject is `subject`, by digest, those after `last`.
-
-        At least one is returned if there are any, however large; an unknown repository has none.
-
-        Raises:
-            CorruptError: the record of one is damaged, and its manifest as well. Who asks for signatures must not take
-                it that there are no others.
-        """
-        found: list[dict[str, Any]] = []
-        size = 0
-        prefix = referrers_prefix(repository, subject)
-        start = prefix if last is None else referrer_key(repository, subject, last) + b"\0"
-        with self._env.read() as txn:
-            for key, payload in txn.scan_all(Table.REFERRERS, prefix, start=start):
-                raw = (
-                    _describe_anew(txn, repository, subject, key[len(prefix) :], payload)
-                    if isinstance(payload, CorruptError)
-                    else bytes(payload)
-                )
-                descriptor = json.loads(raw)
-                if artifact_type is not None and descriptor.get("artifactType", "") != artifact_type:
-                    continue
-                size += len(raw)
-                if found and (len(found) == limit or size > REFERRERS_BYTES):
-                    return ReferrersPage(found, Digest.parse(found[-1]["digest"]))
-                found.append(descriptor)
-        return ReferrersPage(found, None)
-
     def holders(self, txn: Reader, digest: Digest) -> list[str]:
         """The repositories that have a blob."""
         return [holder_of(key, digest) for key, _ in txn.scan(Table.LINKS, digest.key)]
 
     def _missing(self, txn: Reader, repository: str, error: NotFoundError) -> NotFoundError:
-        return error if _exists(txn, repository) else NameUnknownError(repository)
-
-
-def _exists(txn: Reader, repository: str) -> bool:
-    prefix = repository_prefix(repository)
-    tables = (Table.MANIFEST_LINKS, Table.LINKS)
-    return any(next(txn.scan(table, prefix, check=False), None) is not None for table in tables)
-
-
-def _halves(key: bytes) -> tuple[bytes, bytes]:
-    """A forward key before and behind its NUL."""
-    name, _, rest = key.partition(b"\0")
-    return name, rest
-
-
-def _end_page(names: list[str], damaged: dict[str, CorruptError]) -> Page:
-    """A page behind which there are others. It ends at a sound name, if it has any: of others the key may be wrong."""
-    return Page(names, True, {name: error for name, error in damaged.items() if not names or name < names[-1]})
-
-
-def _can_be_named(repository: str, error: CorruptError, tag: str = "latest") -> bool:
-    """Whether what a damaged record is called can be told; its key may be what is damaged. The log has both."""
-    log.error("of the repository %s: %s", repository, error)
-    try:
-        validate_repository(repository)
-        validate_tag(tag)
-    except (NameInvalidError, TagInvalidError):
-        return False
-    return True
-
-
-def _describe_anew(txn: Reader, repository: str, subject: Digest, key: bytes, error: CorruptError) -> bytes:
-    """What a damaged record of a referrer had, out of the referrer's manifest.
-
-    Args:
-        key: of the referrer.
-
-    Raises:
-        CorruptError: that cannot be read either, or is none of a manifest about the subject that the repository has.
-    """
-    try:
-        digest = Digest.from_key(key)
-        payload = txn.get(Table.MANIFESTS, key) if txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)) else None
-        if payload is None:
-            raise error
-        stored = StoredManifest.decode(digest, payload)
-        document = parse_manifest(stored.raw, stored.media_type)
-    except PagepoolError:
-        raise error from None
-    if document.subject is None or document.subject.digest != subject:
-        raise error
-    return describe_referrer(digest, document)
+        return error if is_there(txn, repository) else NameUnknownError(repository)
 
 
 def _can_be_read(txn: Reader, digest: Digest) -> bool:
@@ -636,18 +401,6 @@ def _check_size(txn: Reader, entry: Descriptor) -> None:
     size = entry.size if payload is None else BlobRecord.decode(payload, str(entry.digest)).size
     if size != entry.size:
         raise SizeInvalidError(entry.size, f"blob {entry.digest} has {size} bytes")
-
-
-def describe_referrer(digest: Digest, document: Manifest | Index) -> bytes:
-    """What the referrers API says of a document."""
-    descriptor = Descriptor(
-        document.media_type,
-        digest,
-        len(document.raw),
-        annotations=document.annotations,
-        artifact_type=document.artifact_type,
-    )
-    return json.dumps(descriptor.to_json(), separators=(",", ":")).encode()
 
 
 def _subject(stored: StoredManifest) -> Digest | None:
