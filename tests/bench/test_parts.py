@@ -88,9 +88,8 @@ def test_the_pair(tmp_path: Path) -> None:
 def run(kind: str, seconds: float, memory: int = 100) -> Run:
     totals = TOTALS if kind == PAGEPOOL else {}
     peak = Memory(memory * MIB, memory * MIB // 2, 2 * memory * MIB)
-    return Run(
-        kind, [PushTime("a", 5, seconds, 2 * seconds)], 1.0, 2.0, 1000, [seconds, 9.0, seconds], peak, 1000, totals
-    )
+    pushes = [PushTime("a", 5, seconds, 2 * seconds)]
+    return Run(kind, pushes, 1.0, 2.0, 700, 2 * seconds, 1000, [seconds, 9.0, seconds], peak, 1000, totals)
 
 
 def test_figures() -> None:
@@ -101,6 +100,12 @@ def test_figures() -> None:
     lines: dict[str, object] = {line.name: (line.pagepool, line.peer, line.ratio) for line in report.lines}
     assert lines["push until acknowledged, s"] == (4.0, 1.5, pytest.approx(4 / 1.5))
     assert lines["push until ready, s"] == (8.0, 3.0, pytest.approx(8 / 3))
+    assert lines["stored until then, MB"] == (pytest.approx(700e-6), pytest.approx(700e-6), pytest.approx(1.0))
+    assert lines["first pull, compared, MB/s"] == (
+        pytest.approx(125e-6),
+        pytest.approx(375e-6),
+        pytest.approx(1 / 3),
+    )
     assert lines["stored, but opaque copies, MB"] == (pytest.approx(600e-6), pytest.approx(1000e-6), pytest.approx(0.6))
     assert [target.met for target in report.targets] == [True, True, False, True, True]
     worse = dataclasses.replace(results, big=[run(PAGEPOOL, 1.0, 401)])

@@ -78,6 +78,8 @@ class Run:
         pushes: in order.
         settle_s: from the last image being ready until no work was left.
         recompress_s: from then on until all was compressed once more.
+        stored: bytes on disk before anything was pulled.
+        first_pull_s: of the first pull of everything, in which each byte is compared.
         pulled: bytes of one pull of everything.
         pull_s: of several such pulls.
         memory: peaks over all of it.
@@ -89,6 +91,8 @@ class Run:
     pushes: Sequence[PushTime]
     settle_s: float
     recompress_s: float
+    stored: int
+    first_pull_s: float
     pulled: int
     pull_s: Sequence[float]
     memory: Memory
@@ -153,8 +157,11 @@ def _run(plan: Plan, kind: str, images: Sequence[SourceImage], work: Path) -> Ru
         pushes = [_push(plan, kind, transfer, image) for image in images]
         settle_s = _timed(transfer.await_settled)
         recompress_s = _timed(transfer.await_recompressed)
+        stored = disk_bytes(data)
+        begun = time.monotonic()
         for image in images:
             transfer.verify(image)
+        first_pull_s = time.monotonic() - begun
         plan.say(f"{kind}: all digests verified, work on it ended after {settle_s:.2f} s, and {recompress_s:.2f} s")
         pulled, pull_s = 0, []
         for _ in range(_PULLS):
@@ -163,7 +170,8 @@ def _run(plan: Plan, kind: str, images: Sequence[SourceImage], work: Path) -> Ru
             pull_s.append(time.monotonic() - begun)
         plan.say(f"{kind}: pulled {pulled / 1e6:.0f} MB in {min(pull_s):.2f} s")
         totals = transfer.totals() if kind == PAGEPOOL else {}
-        return Run(kind, pushes, settle_s, recompress_s, pulled, pull_s, memory.peak(), disk_bytes(data), totals)
+        times = settle_s, recompress_s, stored, first_pull_s
+        return Run(kind, pushes, *times, pulled, pull_s, memory.peak(), disk_bytes(data), totals)
 
 
 @contextmanager

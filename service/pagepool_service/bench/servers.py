@@ -69,10 +69,12 @@ class Launcher:
     Args:
         environment: of the processes.
         workers: HTTP worker processes of pagepool; docker-registry uses all processors by itself.
+        options: more, of `pagepool serve`.
     """
 
     environment: Mapping[str, str]
     workers: int
+    options: Sequence[str] = ()
 
     @contextmanager
     def run(self, kind: str, directory: Path) -> Iterator[Server]:
@@ -95,7 +97,7 @@ class Launcher:
         data, log = directory / "data", directory / "log"
         cache = in_memory(directory)
         options = ["--data", str(data), "--listen", "127.0.0.1:0", "--workers", str(self.workers)]
-        options += ["--cache-dir", str(cache)]
+        options += ["--cache-dir", str(cache), *self.options]
         command = [sys.executable, "-m", "pagepool.cli", "serve", *options]
         with self._process(command, log) as process:
             deadline = time.monotonic() + _START_TIMEOUT_S

@@ -76,6 +76,7 @@ bench.add_command(mount)
 @click.option("--peer/--no-peer", default=None, help="Also measure docker-registry. [if it is installed]")
 @click.option("--runs", type=click.IntRange(1, 100), default=3, show_default=True, help="Runs of each registry.")
 @click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Workers of the service.")
+@click.option("--rebuild-compressed", is_flag=True, help="Run the service with this option.")
 @click.option("--big", is_flag=True, help="Also push and pull a layer of 4 GiB. [needs 20 GB of disk]")
 @work_option("Where to put the registries' data meanwhile.")
 @click.option(
@@ -91,6 +92,7 @@ def registry(
     peer: bool | None,
     runs: int,
     workers: int,
+    rebuild_compressed: bool,
     big: bool,
     work: Path | None,
     report_path: Path | None,
@@ -105,7 +107,7 @@ def registry(
     images = find_images(places)
     if len(images) < _EXPECTED:
         output.warn(f"{len(images)} images; the figures mean little with fewer than {_EXPECTED}")
-    launcher = Launcher(_environment(), workers)
+    launcher = Launcher(_environment(), workers, ["--rebuild-compressed"] if rebuild_compressed else ())
     plan = Plan(images, runs, _with_peer(peer), big, launcher, work or Path(tempfile.gettempdir()), output.note)
     signal.signal(signal.SIGTERM, _interrupt)
     report = make_report(measure(plan))

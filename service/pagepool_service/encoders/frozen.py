@@ -61,7 +61,9 @@ _GZIP: tuple[tuple[str, str], ...] = (
     ("klauspost-1.14", "gzip"),
     ("klauspost-1.13", "gzip"),
 )
-_ZSTD = tuple((f"klauspost-{version}", "zstd") for version in ("1.18", "1.20", "1.19", "1.15", "1.13"))
+_ZSTD = tuple(
+    (f"klauspost-{version}", kind) for version in ("1.18", "1.15", "1.20", "1.13") for kind in ("zstd-detected", "zstd")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class FrozenEncoder:
     Args:
         module: the program's name.
         program: BLAKE3 of it, hex.
-        kind: what it has: `gzip`, `pgzip` or `zstd`.
+        kind: what it has: `gzip`, `pgzip`, `zstd`, or that with the first 8 bytes by themselves, `zstd-detected`.
         level: of compression, as the library counts.
         header: hex of the gzip header, which is kept as it came; empty for zstd.
     """

@@ -39,13 +39,31 @@ func compress(name string, from io.Reader, to io.Writer) int {
 	if err != nil {
 		return 2
 	}
-	if _, err = io.CopyBuffer(sink{encoder}, source{from}, make([]byte, bufferSize)); err != nil {
-		return 1
-	}
-	if encoder.Close() != nil {
+	if copyAll(name, encoder, from) != nil || encoder.Close() != nil {
 		return 1
 	}
 	return 0
+}
+
+func copyAll(name string, encoder io.Writer, from io.Reader) error {
+	reader, whole := encoder.(io.ReaderFrom)
+	if first := firstWrite(name); first > 0 && whole {
+		// What was written before is a block of its own.
+		if _, err := io.CopyN(sink{encoder}, from, first); err != nil {
+			return ignoreEOF(err)
+		}
+		_, err := reader.ReadFrom(source{from})
+		return err
+	}
+	_, err := io.CopyBuffer(sink{encoder}, source{from}, make([]byte, bufferSize))
+	return err
+}
+
+func ignoreEOF(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
 }
 
 func probe(names []string) int {

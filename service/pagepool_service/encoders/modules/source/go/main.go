@@ -6,6 +6,8 @@ import (
 	"io"
 )
 
+func firstWrite(string) int64 { return 0 }
+
 func newEncoder(kind string, level int, to io.Writer) (io.WriteCloser, error) {
 	if kind != "gzip" {
 		return nil, errKind

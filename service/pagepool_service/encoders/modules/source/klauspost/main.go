@@ -3,6 +3,7 @@ package main
 
 import (
 	"io"
+	"strings"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -11,6 +12,16 @@ import (
 
 // What pgzip cuts a stream into, each piece compressed by itself: its default.
 const pieceSize = 1 << 20
+
+// podman, buildah and skopeo look at so many bytes to see what compressed a stream, and write these first.
+const detected = 8
+
+func firstWrite(name string) int64 {
+	if strings.HasPrefix(name, "zstd-detected:") {
+		return detected
+	}
+	return 0
+}
 
 func newEncoder(kind string, level int, to io.Writer) (io.WriteCloser, error) {
 	switch kind {
@@ -22,7 +33,7 @@ func newEncoder(kind string, level int, to io.Writer) (io.WriteCloser, error) {
 			return nil, err
 		}
 		return writer, writer.SetConcurrency(pieceSize, 1)
-	case "zstd":
+	case "zstd", "zstd-detected":
 		speed := zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level))
 		return zstd.NewWriter(to, speed, zstd.WithEncoderConcurrency(1))
 	}
