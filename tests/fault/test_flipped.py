@@ -29,11 +29,13 @@ from pagepool.errors import (
     PagepoolError,
     StoreFormatError,
 )
+from pagepool.oci.mediatypes import OCI_LAYER_GZIP
+from pagepool_service.store.catalogue import holder_key, tag_key
 from pagepool_service.store.environment import Table
 from pagepool_service.store.store import Store
 from tests.faults import Record, flip_file, flip_key, flip_pages, flip_record, in_child, records
 from tests.store.helpers import gzipped
-from tests.store.samples import APP, OPAQUE, SPOOLED, Sample, make_sample
+from tests.store.samples import APP, BASE, OPAQUE, SPOOLED, Sample, make_sample, push_image
 from tests.support.server import Service, ServiceError, running_service
 
 if TYPE_CHECKING:
@@ -232,15 +234,66 @@ def test_a_damaged_manifest_or_tag_is_an_error(copy: Path, table: Table, path: s
 
 def test_a_service_starts_with_damaged_records_of_any_kind(copy: Path) -> None:
     """And takes new images: what is damaged is nobody's problem but its own."""
-    from tests.service.pushes import push_image
+    from tests.service.pushes import push_image as push_over_http
 
     for table in READ_TABLES:
         record = records(copy, table)[0]
         if len(record.value) > 8:
             flip_record(copy, record, len(record.value) // 2)
     with serving(copy) as (_, http):
-        push_image(http, "new/image", "1")
+        push_over_http(http, "new/image", "1")
         assert http.get("/v2/new/image/manifests/1").status_code == 200
+
+
+def _flip(data: Path, table: Table, key: bytes) -> None:
+    (record,) = (record for record in records(data, table) if record.key == key)
+    flip_record(data, record, -1)
+
+
+def test_a_damaged_record_keeps_nothing_else_from_being_deleted(copy: Path, made: tuple[Path, Sample]) -> None:
+    shared = Digest.of(gzipped(BASE))
+    with Store.open(copy) as store:
+        other = store.registry.manifest("lib/one", "1").digest
+        push_image(store, "lib/copy", "1", [(gzipped(BASE), OCI_LAYER_GZIP)])
+        push_image(store, "lib/one", "2", [])
+        gone = store.registry.manifest("lib/one", "2").digest
+    assert other == made[1].images["lib/one:1"]
+    _flip(copy, Table.TAGS, tag_key("lib/one", "1"))
+    _flip(copy, Table.MANIFEST_LINKS, holder_key("lib/copy", other))
+    _flip(copy, Table.LINKS, holder_key("lib/two", shared))
+    with serving(copy) as (service, http):
+        for path in (f"lib/one/manifests/{gone}", f"lib/one/manifests/{other}", f"lib/one/blobs/{shared}"):
+            assert http.delete(f"/v2/{path}").status_code == 202
+        assert http.get("/v2/lib/one/manifests/2").status_code == 404  # the tag went with its manifest
+        assert http.get("/v2/lib/one/manifests/1").status_code == 500
+        # What may be somebody else's stays.
+        assert http.get(f"/v2/lib/copy/manifests/{other}").status_code == 200
+        assert http.get(f"/v2/lib/two/blobs/{shared}").content == gzipped(BASE)
+        assert "is left, whether it points to" in service.log()
+
+
+def test_a_damaged_manifest_can_be_deleted(copy: Path, made: tuple[Path, Sample]) -> None:
+    """With its entry among the referrers of its subject."""
+    about, subject = made[1].images["about"], made[1].images["lib/one:1"]
+    _flip(copy, Table.MANIFESTS, about.key)
+    with serving(copy) as (_, http):
+        url = f"/v2/lib/one/referrers/{subject}"
+        assert len(http.get(url).json()["manifests"]) == 1
+        assert http.delete(f"/v2/lib/one/manifests/{about}").status_code == 202
+        assert http.get(url).json()["manifests"] == []
+        assert http.get(f"/v2/lib/one/manifests/{subject}").status_code == 200
+
+
+def test_a_blob_is_mounted_past_a_damaged_link(copy: Path) -> None:
+    """From whoever else has it; if nobody has, it is to be uploaded."""
+    shared, alone = Digest.of(gzipped(BASE)), Digest.of(OPAQUE)
+    _flip(copy, Table.LINKS, holder_key("lib/one", shared))
+    _flip(copy, Table.LINKS, holder_key("lib/one", alone))
+    with serving(copy) as (_, http):
+        for digest, status in ((shared, 201), (alone, 202)):
+            answer = http.post("/v2/new/blobs/uploads/", params={"mount": str(digest)})
+            assert answer.status_code == status, answer.text
+        assert http.get(f"/v2/new/blobs/{shared}").content == gzipped(BASE)
 
 
 # -- pages of the database -------------------------------------------------------------------------------------

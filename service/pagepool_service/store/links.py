@@ -100,5 +100,5 @@ def unlink(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
 
 
 def is_held(txn: Reader, table: Table, digest: Digest) -> bool:
-    """Whether any repository has it."""
-    return next(txn.scan(table, digest.key), None) is not None
+    """Whether any repository has it, or a damaged record says that one may."""
+    return next(txn.scan(table, digest.key, check=False), None) is not None

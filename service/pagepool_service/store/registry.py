@@ -54,7 +54,7 @@ from pagepool_service.store.room import NO_LIMIT, RoomLimit, check_room
 from pagepool_service.store.schema import BlobRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from pagepool.oci import Manifest
     from pagepool_service.store.blobs import BlobStore
@@ -218,7 +218,7 @@ class Registry:
             return False
         if source is not None:
             return visible(source) and txn.has(Table.LINKS, link_key(source, digest))
-        return any(visible(holder_of(key, digest)) for key, _ in txn.scan(Table.LINKS, digest.key))
+        return any(visible(name) for name in _sound_holders(txn, digest))
 
     # -- manifests -------------------------------------------------------------------------------------------
 
@@ -322,35 +322,64 @@ class Registry:
     def delete_manifest(self, repository: str, digest: Digest) -> None:
         """Remove a manifest from a repository, with the tags that point to it and its entry as a referrer.
 
+        A tag whose record is damaged stays: nobody knows where it points.
+
         Raises:
             ManifestUnknownError, NameUnknownError: there is none.
         """
         with self._env.write() as txn:
             if not txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)):
                 raise self._missing(txn, repository, ManifestUnknownError(digest))
-            prefix = repository_prefix(repository)
-            found = [key for key, payload in txn.scan(Table.TAGS, prefix) if Tag.decode(key, payload).digest == digest]
-            for key in found:
+            for key in _tags_of(txn, repository, digest):
                 txn.delete(Table.TAGS, key)
             self.drop_manifest(txn, repository, digest)
 
     def drop_manifest(self, txn: Writer, repository: str, digest: Digest) -> None:
         """Remove a manifest that no tag points to, and its entry as a referrer, in a transaction of the caller's."""
         unlink(txn, Table.MANIFEST_LINKS, repository, digest)
-        payload = txn.get(Table.MANIFESTS, digest.key)
-        if payload is not None:
-            subject = _subject(StoredManifest.decode(digest, payload))
-            if subject is not None:
-                txn.delete(Table.REFERRERS, referrer_key(repository, subject, digest))
+        for key in _referrer_keys(txn, repository, digest):
+            txn.delete(Table.REFERRERS, key)
         if not is_held(txn, Table.MANIFEST_LINKS, digest):
             txn.delete(Table.MANIFESTS, digest.key)
 
     def holders(self, txn: Reader, digest: Digest) -> list[str]:
         """The repositories that have a blob."""
-        return [holder_of(key, digest) for key, _ in txn.scan(Table.LINKS, digest.key)]
+        return list(_sound_holders(txn, digest))
 
     def _missing(self, txn: Reader, repository: str, error: NotFoundError) -> NotFoundError:
         return error if is_there(txn, repository) else NameUnknownError(repository)
+
+
+def _sound_holders(txn: Reader, digest: Digest) -> Iterator[str]:
+    """The repositories that have a blob, by those links that can be read."""
+    for key, payload in txn.scan_all(Table.LINKS, digest.key):
+        if isinstance(payload, CorruptError):
+            log.error("%s is not looked for where a link says: %s", digest, payload)
+        else:
+            yield holder_of(key, digest)
+
+
+def _tags_of(txn: Reader, repository: str, digest: Digest) -> list[bytes]:
+    """The keys of a repository's tags that point to a manifest, by those records that can be read."""
+    found = []
+    for key, payload in txn.scan_all(Table.TAGS, repository_prefix(repository)):
+        if isinstance(payload, CorruptError):
+            log.error("a tag of %s is left, whether it points to %s or not: %s", repository, digest, payload)
+        elif Tag.decode(key, payload).digest == digest:
+            found.append(key)
+    return found
+
+
+def _referrer_keys(txn: Reader, repository: str, digest: Digest) -> list[bytes]:
+    """The keys of a manifest's entries as a referrer: one, if it has a subject."""
+    try:
+        payload = txn.get(Table.MANIFESTS, digest.key)
+        subject = None if payload is None else _subject(StoredManifest.decode(digest, payload))
+    except CorruptError as error:  # what it is about is said by the key of its entry alone
+        log.error("a manifest is removed from %s: %s", repository, error)
+        entries = txn.scan(Table.REFERRERS, repository_prefix(repository), check=False)
+        return [key for key, _ in entries if key.endswith(digest.key)]
+    return [] if subject is None else [referrer_key(repository, subject, digest)]
 
 
 def _can_be_read(txn: Reader, digest: Digest) -> bool:
