@@ -145,6 +145,16 @@ class Registry:
             old = self.is_old(txn, Table.LINKS, repository, digest) and not self._env.readonly
         return self.stat_blob(repository, digest), old
 
+    def has_sound_blob(self, repository: str, digest: Digest) -> bool:
+        """Whether a repository has a blob, all of which can be read: to push it there again changes nothing.
+
+        If so, it is noted that a client relies on it, as by `renew_blob`.
+        """
+        with self._env.read() as txn:
+            if not txn.has(Table.LINKS, link_key(repository, digest)):
+                return False
+        return self._blobs.is_sound(digest) and self._renew(Table.LINKS, repository, digest)
+
     def linker(self, repository: str, digest: Digest, limit: RoomLimit = NO_LIMIT) -> Callable[[Writer], None]:
         """What links a blob to a repository, for the transaction that admits the blob.
 
