@@ -26,16 +26,12 @@ from pagepool.digest import Digest
 from pagepool.errors import (
     BlobUnknownError,
     CorruptError,
-    ManifestBlobUnknownError,
-    ManifestInvalidError,
     ManifestUnknownError,
     NameUnknownError,
     NotFoundError,
     PagepoolError,
-    SizeInvalidError,
 )
-from pagepool.oci import Descriptor, Index
-from pagepool.oci.mediatypes import is_foreign_layer
+from pagepool.oci import Index
 from pagepool_service.store.catalogue import (
     StoredManifest,
     Tag,
@@ -47,9 +43,10 @@ from pagepool_service.store.catalogue import (
     tag_key,
 )
 from pagepool_service.store.cycle import is_collecting
-from pagepool_service.store.environment import CHECKSUM_SIZE, Table
+from pagepool_service.store.environment import Table
 from pagepool_service.store.links import is_held, link, renew_around, touch, unlink
 from pagepool_service.store.listings import Listings, describe_referrer, is_there
+from pagepool_service.store.parts import check_parts
 from pagepool_service.store.room import NO_LIMIT, RoomLimit, check_room
 from pagepool_service.store.schema import BlobRecord
 
@@ -256,7 +253,7 @@ class Registry:
         now = time.time_ns()
         stored = StoredManifest(digest, document.media_type, now, document.raw)
         with self._env.write(reserve=len(document.raw) + 8192) as txn:
-            _check_parts(txn, repository, document)
+            check_parts(txn, repository, document)
             if not txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)):
                 check_room(txn, repository, limit, len(document.raw))
             if not _can_be_read(txn, digest):
@@ -398,48 +395,6 @@ def _can_be_read(txn: Reader, digest: Digest) -> bool:
         return txn.get(Table.MANIFESTS, digest.key) is not None
     except CorruptError:
         return False
-
-
-def _check_parts(txn: Reader, repository: str, document: Manifest | Index) -> None:
-    """Everything a document needs must be in the repository, but a subject, and layers that may be kept elsewhere."""
-    if isinstance(document, Index):
-        for entry in document.manifests:
-            key = link_key(repository, entry.digest)
-            # An index may list things that are no manifests; those are blobs.
-            if txn.has(Table.MANIFEST_LINKS, key):
-                _check_entry(txn, entry)
-            elif txn.has(Table.LINKS, key):
-                _check_size(txn, entry)
-            else:
-                raise ManifestBlobUnknownError(str(entry.digest), f"{repository} has no such manifest")
-        return
-    for entry in document.blobs:
-        if txn.has(Table.LINKS, link_key(repository, entry.digest)):
-            _check_size(txn, entry)
-        elif not may_lack(entry):
-            raise ManifestBlobUnknownError(str(entry.digest), f"{repository} has no such blob")
-
-
-def may_lack(entry: Descriptor) -> bool:
-    """Whether a repository need not have what its manifest names so: that it names it gives it no right to it."""
-    return is_foreign_layer(entry.media_type) and bool(entry.urls)
-
-
-def _check_entry(txn: Reader, entry: Descriptor) -> None:
-    """Nor do they pull a manifest of another size than an index says."""
-    # Not read: an index may name thousands of manifests of megabytes, and nobody writes meanwhile.
-    value = txn.get_unchecked(Table.MANIFESTS, entry.digest.key)
-    size = entry.size if value is None else StoredManifest.size_of(value[:-CHECKSUM_SIZE])
-    if size != entry.size:
-        raise ManifestInvalidError(f"entry {entry.digest}", f"it says {entry.size} bytes of a manifest that has {size}")
-
-
-def _check_size(txn: Reader, entry: Descriptor) -> None:
-    """Clients refuse to pull a blob of another size than its manifest says: better refuse the push."""
-    payload = txn.get(Table.BLOBS, entry.digest.key)
-    size = entry.size if payload is None else BlobRecord.decode(payload, str(entry.digest)).size
-    if size != entry.size:
-        raise SizeInvalidError(entry.size, f"blob {entry.digest} has {size} bytes")
 
 
 def _subject(stored: StoredManifest) -> Digest | None:
