@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from pagepool.digest import Digest
-from tests.service.pushes import begin_upload, finishing, push_blob
+from pagepool.oci.mediatypes import OCI_MANIFEST
+from tests.service.pushes import begin_upload, finishing, image_parts, push_blob, push_image
 from tests.support.server import Service, running_service
 
 if TYPE_CHECKING:
@@ -290,7 +291,10 @@ def test_what_is_there_already_is_pushed_again_at_the_quota(tmp_path: Path) -> N
     """Its bytes are compared, and take no room; what others have is refused as what nobody has."""
     data = tmp_path / "data"
     known, others, small = os.urandom(2_000_000), os.urandom(2_000_000), b"small"
+    manifest = image_parts()[0]
     with running_service(data) as service, httpx.Client(base_url=service.url) as http:
+        push_image(http, "mine", "1")
+        push_image(http, "mine", "2", {"other": b"file"})
         for blob in (known, small):
             push_blob(http, "mine", blob)
         push_blob(http, "others", others)
@@ -311,6 +315,9 @@ def test_what_is_there_already_is_pushed_again_at_the_quota(tmp_path: Path) -> N
             for body in (blob, iter([blob])):
                 answer = post(blob, body)
                 assert (answer.status_code, answer.json()["errors"][0]["code"]) == (507, "STORE_FULL")
+        for tag, status in (("1", 201), ("2", 201), (str(Digest.of(manifest)), 201), ("3", 507)):
+            answer = http.put(f"/v2/mine/manifests/{tag}", content=manifest, headers={"Content-Type": OCI_MANIFEST})
+            assert answer.status_code == status, answer.text
         location = begin_upload(http, "mine")
         assert http.patch(location, content=known).status_code == 507  # nobody knows what that is to be
         assert http.delete(location).status_code == 204

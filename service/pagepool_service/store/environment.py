@@ -362,11 +362,12 @@ class Environment:
         self._count_mapped(reader.mapped)
 
     @contextmanager
-    def write(self, *, reserve: int = 0) -> Iterator[Writer]:
+    def write(self, *, reserve: int | Callable[[Reader], int] = 0) -> Iterator[Writer]:
         """The write transaction, for the length of a block: commits at its end, aborts on an exception.
 
         Args:
-            reserve: about how many bytes the block will add, held against the quota before it begins.
+            reserve: about how many bytes the block will add, held against the quota before it begins; or what tells
+                that, asked in the transaction where there is a quota.
 
         Raises:
             StoreFullError: quota or disk; nothing was written.
@@ -377,8 +378,8 @@ class Environment:
         try:
             with self._env.begin(write=True, buffers=True) as txn:
                 writer = Writer(txn, self._tables)
-                if self._quota and reserve:
-                    self._check_quota(writer, reserve)
+                if self._quota and (incoming := reserve(writer) if callable(reserve) else reserve):
+                    self._check_quota(writer, incoming)
                 yield writer
         except lmdb.PanicError as error:
             raise self._panicked(error) from error

@@ -51,7 +51,7 @@ from pagepool_service.store.room import NO_LIMIT, RoomLimit, check_room
 from pagepool_service.store.schema import BlobRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from pagepool.oci import Manifest
     from pagepool_service.store.blobs import BlobStore
@@ -234,10 +234,12 @@ class Registry:
         repository: str,
         digest: Digest,
         document: Manifest | Index,
-        tags: Iterable[str] = (),
+        tags: Collection[str] = (),
         limit: RoomLimit = NO_LIMIT,
     ) -> None:
         """Store a manifest under its digest, and point tags to it. On return all of it is durable.
+
+        One that the repository has already, under tags that are there, takes no room.
 
         Args:
             digest: of `document.raw`, verified by the caller.
@@ -252,7 +254,13 @@ class Registry:
         """
         now = time.time_ns()
         stored = StoredManifest(digest, document.media_type, now, document.raw)
-        with self._env.write(reserve=len(document.raw) + 8192) as txn:
+
+        def reserve(txn: Reader) -> int:
+            known = _can_be_read(txn, digest) and txn.has(Table.MANIFEST_LINKS, link_key(repository, digest))
+            tagged = all(txn.has(Table.TAGS, tag_key(repository, tag)) for tag in tags)
+            return 0 if known and tagged else len(document.raw) + 8192
+
+        with self._env.write(reserve=reserve) as txn:
             check_parts(txn, repository, document)
             if not txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)):
                 check_room(txn, repository, limit, len(document.raw))
