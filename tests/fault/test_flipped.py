@@ -39,7 +39,9 @@ from tests.store.samples import APP, BASE, OPAQUE, SPOOLED, Sample, make_sample,
 from tests.support.server import Service, ServiceError, running_service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from pagepool_service.store.listings import Page
 
 READ_TABLES = (
     Table.EXTENTS, Table.FRAMES, Table.OBJECTS, Table.RECIPES, Table.LAYERS, Table.BLOBS, Table.MANIFESTS, Table.TAGS,
@@ -130,6 +132,64 @@ def test_a_flipped_byte_of_a_key_hides_no_other_name(copy: Path, bits: int) -> N
         tagged, more = store.registry.listings.images(100)
         assert ([image.repository for image in tagged], more) == (["lib/one", "lib/two", "multi"], False)
         assert store.registry.listings.tags("lib/two", 100).names == ["1"]
+
+
+NAMES = [f"lib/{letter}" for letter in "abcdefgh"]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with some repositories of some tags: the records of each table are in one page, and in order."""
+    data = tmp_path_factory.mktemp("many") / "data"
+    with Store.open(data) as store:
+        for name in NAMES:
+            for tag in ("1", "2", "3"):
+                push_image(store, name, tag, [])
+    return data
+
+
+def _in_pages(step: Callable[[str], Page]) -> list[str]:
+    """The names of a list, page by page."""
+    names: list[str] = []
+    last = ""
+    while True:
+        page = step(last)
+        names += page.names
+        if not page.more:
+            return names
+        assert page.last > last
+        last = page.last
+
+
+def _listed(data: Path, size: int) -> dict[str, list[str]]:
+    with Store.open(data, readonly=True) as store:
+        listings = store.registry.listings
+        found = {"": _in_pages(lambda last: listings.repositories(size, last))}
+        for name in NAMES:
+            found[name] = _in_pages(lambda last, name=name: listings.tags(name, size, last))  # type: ignore[misc]
+    return found
+
+
+@pytest.mark.parametrize("table", [Table.MANIFEST_LINKS, Table.TAGS], ids=lambda table: table.label)
+def test_a_flipped_byte_of_a_key_hides_no_other_name_behind_it(many: Path, tmp_path: Path, table: Table) -> None:
+    """Wherever a search for the beginning of a page of a list may come to it."""
+    data = tmp_path / "data"
+    shutil.copytree(many, data)
+    whole = _listed(data, 100)
+    assert whole == {"": NAMES, **{name: ["1", "2", "3"] for name in NAMES}}
+    for record in records(data, table):
+        if not record.key.startswith(b"lib/"):
+            continue
+        name, _, rest = record.key.partition(b"\0")
+        own = {(name.decode(), rest.decode()) if table is Table.TAGS else ("", name.decode())}
+        for bits in (0x80, 0x40, 0x04, 0x1E):
+            flip_key(data, record, 0, bits)
+            for size in (1, 2, 100):
+                listed = _listed(data, size)
+                missed = {(of, one) for of, names in whole.items() for one in names if one not in listed[of]}
+                assert missed <= own, (record.key, bits, size)
+            flipped = Record(table, bytes([record.key[0] ^ bits]) + record.key[1:], record.value)
+            flip_key(data, flipped, 0, bits)
 
 
 def test_a_flipped_byte_of_a_spool_file(copy: Path, made: tuple[Path, Sample]) -> None:
