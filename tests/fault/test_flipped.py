@@ -34,6 +34,7 @@ from pagepool_service.store.catalogue import holder_key, tag_key
 from pagepool_service.store.environment import Table
 from pagepool_service.store.store import Store
 from tests.faults import Record, flip_file, flip_key, flip_pages, flip_record, in_child, records
+from tests.store.collecting import collect
 from tests.store.helpers import gzipped
 from tests.store.samples import APP, BASE, OPAQUE, SPOOLED, Sample, make_sample, push_image
 from tests.support.server import Service, ServiceError, running_service
@@ -190,6 +191,45 @@ def test_a_flipped_byte_of_a_key_hides_no_other_name_behind_it(many: Path, tmp_p
                 assert missed <= own, (record.key, bits, size)
             flipped = Record(table, bytes([record.key[0] ^ bits]) + record.key[1:], record.value)
             flip_key(data, flipped, 0, bits)
+
+
+@pytest.mark.parametrize("bits", [0x80, 0x40, 0x1E])
+def test_a_flipped_byte_of_a_tags_key_has_no_manifest_collected(many: Path, tmp_path: Path, bits: int) -> None:
+    """Of whose tags none is seen: that of the key itself, and those that a search for them is led past."""
+    chosen = [record for record in records(many, Table.TAGS) if record.key.endswith(b"2")]
+    links = {record.key for record in records(many, Table.MANIFEST_LINKS)}
+    for number, record in enumerate(chosen):
+        data = tmp_path / str(number)
+        shutil.copytree(many, data)
+        flip_key(data, record, 0, bits)
+        with Store.open(data) as store, contextlib.suppress(CorruptError):
+            collect(store)
+        assert {one.key for one in records(data, Table.MANIFEST_LINKS)} == links, record.key
+        shutil.rmtree(data)
+
+
+@pytest.mark.parametrize("bits", [0x01, 0x80])
+def test_a_flipped_byte_of_a_links_key_has_nothing_removed_that_others_have(
+    many: Path, tmp_path: Path, bits: int
+) -> None:
+    """By a repository that lets go of it."""
+    shutil.copytree(many, tmp_path / "data")
+    with Store.open(tmp_path / "data") as store:
+        digest = store.registry.manifest(NAMES[0], "1").digest
+    for number, record in enumerate(one for one in records(many, Table.MANIFEST_LINKS) if one.key[0] == digest.key[0]):
+        data = tmp_path / str(number)
+        shutil.copytree(many, data)
+        flip_key(data, record, 1, bits)
+        with Store.open(data) as store:
+            found = set()
+            for name in NAMES:
+                with contextlib.suppress(ManifestUnknownError, CorruptError):
+                    found.add(store.registry.manifest(name, digest).digest)
+            with contextlib.suppress(ManifestUnknownError, CorruptError):
+                store.registry.delete_manifest(NAMES[0], digest)
+        assert found == {digest}
+        assert digest.key in {one.key for one in records(data, Table.MANIFESTS)}, record.key
+        shutil.rmtree(data)
 
 
 def test_a_flipped_byte_of_a_spool_file(copy: Path, made: tuple[Path, Sample]) -> None:
