@@ -1,7 +1,8 @@
 """The maintenance processes: each takes jobs off the queue, one at a time.
 
 INGEST understands a blob as a layer (`ingest`); SETTLE moves a blob's bytes out of the spool to where they
-stay. Ingest goes first: an image is ready before its blobs are settled. While there are no jobs the first process makes
+stay; REBUILD looks for what makes a blob again that is kept as it came (`copies`). Ingest goes first: an image is ready
+before its blobs are settled. While there are no jobs the first process makes
 trees and their images (`prebuild`). A job that fails for a reason of the
 layer's is finished with that reason; one that fails for a reason of the store's is tried again with a growing
 pause; one that takes its process down with it is given up after a few attempts. Any number of processes may run this
@@ -37,12 +38,14 @@ from pagepool.errors import (
 from pagepool.image import Limits
 from pagepool_service.allocator import give_back, keep_large_blocks
 from pagepool_service.committing import discard_recipe
+from pagepool_service.copies import Copies
+from pagepool_service.encoders import keep_compiled
 from pagepool_service.inflate import Compression, InflateLimits, inflate
 from pagepool_service.ingest import LayerIngest
 from pagepool_service.logfields import working_on
 from pagepool_service.panic import end_at_once
 from pagepool_service.prebuild import Prebuilder
-from pagepool_service.settling import find_encoder, move_into_frames
+from pagepool_service.settling import PutOffError, move_into_frames
 from pagepool_service.store.blobs import SpoolFailedError
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import read_chunk
@@ -90,6 +93,7 @@ def run(
         pushes: traces of pushes.
     """
     tune()
+    keep_compiled(settings.data / "encoders")
     with (
         VerifierProcess.start(settings.data) as verifier,
         Store.open(settings.data, quota_bytes=settings.quota_bytes) as store,
@@ -184,7 +188,7 @@ class Maintenance:
         self._store = store
         self._slot = slot
         self._verifier = verifier or HereVerifier(store)
-        self._rebuild = rebuild_compressed
+        self._copies = Copies(store, slot) if rebuild_compressed else None
         self._limits = limits or Limits()
         self._inflate_limits = inflate_limits or InflateLimits()
         self._healed: Counter[Digest] = Counter()
@@ -201,6 +205,8 @@ class Maintenance:
             prebuilder: makes images of trees while there are no jobs.
         """
         os.set_blocking(wake_fd, False)
+        if self._slot == 0 and self._copies is not None:
+            self._copies.queue()
         pause = _IDLE_S
         while True:
             try:
@@ -271,8 +277,12 @@ class Maintenance:
         try:
             if job.kind is JobKind.INGEST:
                 self._ingest(job)
-            else:
+            elif job.kind is JobKind.SETTLE:
                 self._settle(job, record)
+            else:
+                self._drop_copy(job, record)
+        except PutOffError:
+            self._store.jobs.put_back(job, last=True)
         except BlobUnknownError:  # removed meanwhile
             self._drop(job)
         except SpoolFailedError as error:  # of this one blob: those behind it need not wait
@@ -421,11 +431,11 @@ class Maintenance:
             log.error("blob %s stays in the spool: settling it failed %d times", job.blob, _MOST_ATTEMPTS)
             self._drop(job)
             return
-        encoder = None
+        tried = None
         try:
             if record.content is ContentKind.SPOOL:
-                encoder = find_encoder(self._store, job.blob, record) if self._rebuild else None
-                if encoder is None:
+                tried = None if self._copies is None else self._copies.find(job, record)
+                if tried is None or tried.encoder is None:
                     move_into_frames(self._store, job.blob, record)
         except CorruptError as error:
             log.error("blob %s cannot be settled: %s", job.blob, error)
@@ -434,11 +444,26 @@ class Maintenance:
         with self._store.env.write() as txn:
             current = self._current(txn, job)
             if current is not None and current.content is ContentKind.SPOOL:
-                content = ContentKind.OBJECT if encoder is None else ContentKind.RECIPE
-                settled = current.settled_as(content, b"" if encoder is None else encoder.encode())
+                settled = current.settled_as(ContentKind.OBJECT) if tried is None else tried.settle(current)
                 self._store.blobs.update(txn, job.blob, settled)
+                if tried is not None and tried.is_later:
+                    self._store.jobs.add(txn, JobKind.REBUILD, job.blob, current.created_ns)
             self._store.jobs.finish(txn, job)
         self._store.blobs.forget_file(job.blob)
+
+    def _drop_copy(self, job: Job, record: BlobRecord) -> None:
+        """Have a blob rebuilt that is kept as it came, if an encoder makes it. Collection takes the copy."""
+        tried = None
+        if self._copies is not None and record.content is ContentKind.OBJECT and job.attempts <= _MOST_ATTEMPTS:
+            try:
+                tried = self._copies.find(job, record)
+            except CorruptError as error:
+                log.error("the copy of %s stays: %s", job.blob, error)
+        with self._store.env.write() as txn:
+            current = self._current(txn, job)
+            if tried is not None and current is not None and current.content is ContentKind.OBJECT:
+                self._store.blobs.update(txn, job.blob, tried.settle(current))
+            self._store.jobs.finish(txn, job)
 
     def _wait(self, wake_fd: int, timeout_s: float) -> None:
         ready, _, _ = select.select([wake_fd], [], [], timeout_s)

@@ -57,6 +57,7 @@ class Settings:
         max_layer_bytes: a layer with more plain bytes, holes included, is kept as a blob, and cannot be mounted.
         max_layer_ratio: so is one that grows by more than this factor (beyond the first 256 MiB).
         rebuild_compressed: drop compressed blobs that can be made again exactly, and make them again at each pull.
+        rebuilt_bytes: most bytes of what was so made that are kept for the next pull; 0 keeps nothing.
         recompress: compress what was stored once more, thoroughly, while there is nothing else to do.
         gc: collect what nothing needs any more, while the service runs.
         gc_interval_s: between two looks at whether that is worth it.
@@ -116,6 +117,7 @@ class Settings:
     max_layer_bytes: int = 256 << 30
     max_layer_ratio: int = 200
     rebuild_compressed: bool = False
+    rebuilt_bytes: int = 2 << 30
     recompress: bool = True
     gc: bool = True
     gc_interval_s: float = 600.0
@@ -433,6 +435,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_MAX_LAYER_SIZE": ("max_layer_bytes", parse_size),
     "PAGEPOOL_MAX_LAYER_RATIO": ("max_layer_ratio", parse_number),
     "PAGEPOOL_REBUILD_COMPRESSED": ("rebuild_compressed", parse_flag),
+    "PAGEPOOL_REBUILT_CACHE": ("rebuilt_bytes", parse_size),
     "PAGEPOOL_RECOMPRESS": ("recompress", parse_flag),
     "PAGEPOOL_GC": ("gc", parse_flag),
     "PAGEPOOL_GC_INTERVAL": ("gc_interval_s", parse_duration),

@@ -6,17 +6,22 @@ crash leaves are extents in frames that the blob will have when it is settled ag
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
-from pagepool.extents import Role, check_extent, encode_frame
-from pagepool_service.encoders import PROBE_SIZE, Encoder, checked, identify
+from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
+from pagepool_service.encoders import candidates, checked, in_background, probe
 from pagepool_service.store.rebuild import rebuild
 from pagepool_service.store.schema import LayerState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from pagepool.digest import Digest
-    from pagepool_service.store.schema import BlobRecord
+    from pagepool_service.encoders import Encoder
+    from pagepool_service.store.schema import BlobRecord, LayerRecord
     from pagepool_service.store.store import Store
 
 # Of a frame of a blob as it came. Its data is a multiple of a page, so its head takes a page more, whatever is in it.
@@ -24,29 +29,55 @@ _OPAQUE_EXTENTS = 4
 _BATCH = 64  # extents moved in one transaction: 8 MiB
 
 
-def find_encoder(store: Store, blob: Digest, record: BlobRecord) -> Encoder | None:
+_MOST_COMPARED = 3  # encoders that make such a beginning, and are tried with all of a blob
+
+
+class PutOffError(Exception):
+    """Something else has to be done first."""
+
+
+def find_encoder(
+    store: Store, blob: Digest, record: BlobRecord, is_wanted: Callable[[], bool] = lambda: False
+) -> Encoder | None:
     """The encoder that makes the whole blob out of its layer again, or None. Runs at the encoder's speed.
+
+    Args:
+        is_wanted: asked now and then whether whoever calls is needed elsewhere.
 
     Raises:
         CorruptError: what is stored of the layer, or the blob's own bytes, are damaged.
+        EncoderMissingError: an encoder cannot be run.
+        PutOffError: `is_wanted`.
     """
     with store.env.read() as txn:
         layer = store.blobs.layer(txn, record)
+        extents = store.extents.object_record(txn, record.object, record.size)
     if layer is None:
         return None
-    plain = b"".join(rebuild(store.env, store.extents, layer.recipe, 0, min(PROBE_SIZE, layer.plain_size)))
-    head = b"".join(store.blobs.read(blob, 0, min(PROBE_SIZE, record.size)))
-    encoder = identify(head, plain, layer.plain_size)
-    if encoder is None:
-        return None
-    with store.env.read() as txn:
-        names = [name for _, name in store.extents.object_record(txn, record.object, record.size).extents()]
-    made = encoder.compress(rebuild(store.env, store.extents, layer.recipe, 0, layer.plain_size))
-    try:
-        size = sum(map(len, checked(made, names, str(blob))))
-    except CorruptError:
-        return None
-    return encoder if size == record.size else None
+    plain = probe(partial(rebuild_head, store, layer), layer.plain_size)
+    head = b"".join(store.blobs.read(blob, 0, min(len(plain) + EXTENT_SIZE, record.size)))
+
+    def pieces() -> Iterator[bytes]:
+        for piece in rebuild(store.env, store.extents, layer.recipe, 0, layer.plain_size):
+            if is_wanted():
+                raise PutOffError
+            yield piece
+
+    with in_background():
+        for encoder in islice(candidates(head, plain, layer.plain_size), _MOST_COMPARED):
+            made = checked(encoder.compress(pieces()), (name for _, name in extents.extents()), str(blob))
+            try:
+                if sum(map(len, made)) == record.size:
+                    return encoder
+            except CorruptError as error:
+                if error.kind != "blob":  # what it is made out of
+                    raise
+    return None
+
+
+def rebuild_head(store: Store, layer: LayerRecord, size: int) -> bytes:
+    """The first bytes of a layer's tar."""
+    return b"".join(rebuild(store.env, store.extents, layer.recipe, 0, size))
 
 
 def move_into_frames(store: Store, blob: Digest, record: BlobRecord) -> None:

@@ -439,6 +439,8 @@ def prepare(settings: Settings) -> Timeline:
         if settings.read_only:
             return timeline
         removed = store.blobs.sweep_spool()
+        store.blobs.rebuilt.limit = settings.rebuilt_bytes
+        store.blobs.rebuilt.sweep()
         store.jobs.release_all()
         drop_cut_off(store)
         with suppress(CorruptError), store.env.read() as txn:  # collection says so

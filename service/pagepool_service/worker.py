@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from pagepool_service.app import create_app
 from pagepool_service.connections import BoundedProtocol, ConnectionGuard, GuardedConfig, GuardedServer, Limits
+from pagepool_service.encoders import keep_compiled
 from pagepool_service.observing import Observer
 from pagepool_service.panic import end_at_once
 from pagepool_service.store.store import Store
@@ -160,6 +161,8 @@ def run_worker(
     """
     with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
         store.registry.renewed_after_ns = settings.renewed_after_ns
+        keep_compiled(settings.data / "encoders")
+        store.blobs.rebuilt.limit = 0 if settings.read_only else settings.rebuilt_bytes
         store.blobs.on_job = lambda: _wake(wake_fd)
         store.env.on_panic = end_at_once
         config = GuardedConfig(

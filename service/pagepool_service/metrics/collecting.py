@@ -19,7 +19,7 @@ from pagepool.version import __version__
 from pagepool_service.seeing.processes import look
 from pagepool_service.store.collect.report import FREED
 from pagepool_service.store.cycle import is_collecting, last_summary
-from pagepool_service.store.statistics import collect_totals, directory_bytes
+from pagepool_service.store.statistics import collect_totals, files_beside
 from pagepool_service.uploadfiles import count_sessions
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ class ServiceCollector(Collector):
                 log.error("not in the figures of the store: %s", error)
             self._damaged = damaged
             self._version, self._looked_s = version, now
-        files = {"spool": self._store.data / "spool", "uploads": self._store.uploads}  # no transaction tells of them
-        kinds = self._totals["stored"] | {kind: directory_bytes(path) for kind, path in files.items()}
+        kinds = self._totals["stored"] | files_beside(self._store)
         stored = GaugeMetricFamily("pagepool_store_bytes", "Bytes stored, by kind.", labels=["kind"])
         for kind, size in kinds.items():
             if size is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,12 @@ from blake3 import blake3
 from pagepool.digest import Digest, blake3_raw, new_hasher
 from pagepool.errors import BlobUnknownError, CorruptError, InvalidError
 from pagepool.extents import EXTENT_SIZE
-from pagepool_service.encoders import PROBE_SIZE, candidates, checked
+from pagepool_service.encoders import PROBE_SIZE, EncoderMissingError, candidates, checked, probe
 from pagepool_service.repair.context import Action, ChangedError, expect
 from pagepool_service.repair.fetching import admit_blob, fetch_blob
 from pagepool_service.repair.finder import find_extents
 from pagepool_service.repair.layers import blob_is_right, find_fault, patiently, queue_ingest
+from pagepool_service.settling import rebuild_head
 from pagepool_service.store.catalogue import holder_key, link_key
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
 from pagepool_service.store.rebuild import rebuild
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
     from pagepool_service.repair.context import Context
     from pagepool_service.store.environment import Writer
+
+
+_MOST_ENCODERS = 3  # that make such a beginning, and are tried with all of a blob
 
 
 def repair_blobs(context: Context) -> None:
@@ -61,7 +66,11 @@ def _repair_bytes(context: Context, digest: Digest) -> None:
         if not context.dry_run:
             _fetch_or_remove(context, digest, None)
         return
-    if blob_is_right(context, digest):
+    try:
+        right = blob_is_right(context, digest)
+    except EncoderMissingError:
+        return  # fsck says what is missing here; where it is not, the blob may be all right
+    if right:
         _repair_state(context, digest, record)
         context.look_again |= record.content is ContentKind.SPOOL  # the disk may not have read it for a moment
         return
@@ -112,15 +121,12 @@ def _compress_again(context: Context, digest: Digest, record: BlobRecord) -> boo
     head = _first_bytes(context, digest, record, names)
     if layer is None or not head:
         return False
-    size = min(PROBE_SIZE, layer.plain_size)
-    plain = b"".join(rebuild(store.env, store.extents, layer.recipe, 0, size))
-    for encoder in candidates(head):
-        begun = b"".join(islice(encoder.compress([plain]), 2))
-        if head[: len(begun)] != begun[: len(head)]:
-            continue
-        made = encoder.compress(rebuild(store.env, store.extents, layer.recipe, 0, layer.plain_size))
-        if admit_blob(context, digest, checked(made, names, str(digest))):
-            return True
+    plain = probe(partial(rebuild_head, store, layer), layer.plain_size)
+    with suppress(EncoderMissingError):
+        for encoder in islice(candidates(head, plain, layer.plain_size), _MOST_ENCODERS):
+            made = encoder.compress(rebuild(store.env, store.extents, layer.recipe, 0, layer.plain_size))
+            if admit_blob(context, digest, checked(made, names, str(digest))):
+                return True
     return False
 
 

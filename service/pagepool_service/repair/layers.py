@@ -18,6 +18,7 @@ from pagepool.extents import EXTENT_SIZE, Role, encode_frame
 from pagepool.image import SLICE, iter_members
 from pagepool.pool.layout import OBJECTS, object_name
 from pagepool_service.committing import discard_recipe
+from pagepool_service.encoders import EncoderMissingError
 from pagepool_service.repair.context import Action, ChangedError, expect
 from pagepool_service.repair.fetching import fetch_blob
 from pagepool_service.store.blobs import SpoolFailedError
@@ -256,7 +257,11 @@ def find_fault(context: Context, diff_id: Digest) -> str | None:
 
 
 def blob_is_right(context: Context, digest: Digest) -> bool:
-    """Whether a blob can be read, and has its digest."""
+    """Whether a blob can be read, and has its digest.
+
+    Raises:
+        EncoderMissingError: that cannot be told here.
+    """
 
     def hashed() -> bytes:
         hasher = new_hasher(digest.algorithm)
@@ -266,6 +271,8 @@ def blob_is_right(context: Context, digest: Digest) -> bool:
 
     try:
         return patiently(context, digest, hashed) == digest.raw
+    except EncoderMissingError:
+        raise
     except (PagepoolError, OSError):
         return False
 

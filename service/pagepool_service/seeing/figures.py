@@ -16,7 +16,7 @@ from pagepool_service.seeing.contents import key_of
 from pagepool_service.seeing.processes import look
 from pagepool_service.seeing.sharing import measure_saved
 from pagepool_service.statistics import Damage, summarise
-from pagepool_service.store.statistics import collect_totals, directory_bytes
+from pagepool_service.store.statistics import collect_totals, directory_bytes, files_beside
 from pagepool_service.uploadfiles import count_sessions
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ _LOOK_S = 2.0  # at trees, at a time
 _LONGEST_S = 300.0
 _TOTALS = (
     *("layers", "manifests", "tags", "blobs", "pending_blobs", "unmountable_blobs", "jobs_waiting", "frames_waiting"),
-    *("plain_bytes", "file_bytes", "unique_bytes", "stored_bytes", "stored", "opaque_copies_bytes"),
+    *("plain_bytes", "file_bytes", "unique_bytes", "stored_bytes", "stored"),
+    *("opaque_copies_bytes", "rebuilt_blobs_bytes"),
     *("disk_bytes", "free_pages_bytes", "dead_bytes", "dedup_ratio", "compression_ratio"),
 )
 
@@ -134,9 +135,9 @@ class Figures:
         except PagepoolError:
             return None
         # What no transaction tells of is looked at each time.
-        spool, uploads = directory_bytes(self._store.data / "spool"), directory_bytes(self._store.uploads)
-        disk = self._store.env.file_bytes() + spool + uploads
-        stored = totals["stored"] | {"spool": spool, "uploads": uploads}
+        beside = files_beside(self._store)
+        disk = self._store.env.file_bytes() + sum(beside.values())
+        stored = totals["stored"] | beside
         stored_bytes = None if None in stored.values() else sum(stored.values())
         return totals | {"disk_bytes": disk, "stored": stored, "stored_bytes": stored_bytes}
 

@@ -7,6 +7,8 @@ that reads it as a layer. A crash before the transaction leaves a spool file wit
 `sweep_spool` removes at the next start.
 
 Every read checks BLAKE3 of each extent (or the checksum of its frame) before a byte is returned.
+
+What an encoder makes again is kept for the next reader in `rebuilt`, beside the spool.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from pagepool.digest import Digest
+from pagepool.digest import Digest, new_hasher
 from pagepool.errors import (
     BlobUnknownError,
     BusyError,
@@ -27,11 +29,12 @@ from pagepool.errors import (
     RangeInvalidError,
 )
 from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
-from pagepool_service.encoders import Encoder, checked
+from pagepool_service.encoders import checked, decode
 from pagepool_service.store.cycle import NoteKind, note
 from pagepool_service.store.disk import UnsyncedError, refused
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import rebuild
+from pagepool_service.store.rebuilt import RebuiltCache
 from pagepool_service.store.schema import BlobRecord, ContentKind, JobKind, LayerRecord, LayerState, ObjectRecord
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class BlobStore:
         self._extents = extents
         self._jobs = jobs
         self._spool = spool
+        self.rebuilt = RebuiltCache(spool.with_name("rebuilt"))
         self.on_job: Callable[[], None] | None = None
 
     # -- admitting -------------------------------------------------------------------------------------------
@@ -125,11 +129,25 @@ class BlobStore:
     def is_sound(self, digest: Digest) -> bool:
         """Whether the blob is stored and can be read, all of it: a push that brings it again can mend it."""
         try:
+            record = self.stat(digest)
+            if record.content is ContentKind.RECIPE and record.encoder:
+                return self._has_layer(record)
             for _ in self.read(digest):
                 pass
         except (BlobUnknownError, CorruptError, SpoolFailedError):
             return False
         return True
+
+    def _has_layer(self, record: BlobRecord) -> bool:
+        """Whether the tar that a blob is rebuilt from is what it was: its encoder, which takes long, is not run."""
+        with self._env.read() as txn:
+            layer = self.layer(txn, record)
+        if layer is None or record.diff_id is None:
+            return False
+        hasher = new_hasher(record.diff_id.algorithm)
+        for piece in rebuild(self._env, self._extents, layer.recipe, 0, layer.plain_size):
+            hasher.update(piece)
+        return hasher.digest() == record.diff_id.raw
 
     def _into_spool(self, source: Path, digest: Digest) -> None:
         target = self.spool_path(digest)
@@ -213,6 +231,7 @@ class BlobStore:
             RangeInvalidError: the range is not within it.
             CorruptError: stored bytes are wrong; what was yielded before was right.
             SpoolFailedError: they cannot be read now.
+            EncoderMissingError: what makes them again is not here.
         """
         record = self.stat(digest)
         end = record.size if end is None else end
@@ -252,10 +271,13 @@ class BlobStore:
         if extents is None:
             yield from rebuild(self._env, self._extents, layer.recipe, start, end)
             return
-        encoder = Encoder.decode(record.encoder, str(digest))
-        plain = rebuild(self._env, self._extents, layer.recipe, 0, layer.plain_size)
-        names = (name for _, name in extents.extents())
-        yield from cut(checked(encoder.compress(plain), names, str(digest)), start, end)
+        encoder = decode(record.encoder, str(digest))
+
+        def make() -> Iterator[bytes]:
+            plain = rebuild(self._env, self._extents, layer.recipe, 0, layer.plain_size)
+            return checked(encoder.compress(plain), (name for _, name in extents.extents()), str(digest))
+
+        yield from self.rebuilt.read(digest, extents, make, start, end)
 
     def _object_pieces(self, record: ObjectRecord, start: int, end: int) -> Iterator[bytes]:
         extents = record.extents(start) if start < end else iter(())
@@ -301,6 +323,7 @@ class BlobStore:
                 kept = True
             if not kept:
                 self.spool_path(digest).unlink(missing_ok=True)
+        self.rebuilt.forget(digest)
 
     def sweep_spool(self) -> int:
         """Remove files that no record refers to, left by a crash. Only when no service is running. Returns how many."""
@@ -339,18 +362,6 @@ def _spool_pieces(fd: int, record: ObjectRecord, start: int, end: int) -> Iterat
 
 def _failed(error: OSError) -> SpoolFailedError:
     return SpoolFailedError(f"reading the spool failed: {error.strerror}")
-
-
-def cut(pieces: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
-    """The bytes `[start, end)` of a stream."""
-    position = 0
-    for piece in pieces:
-        part = piece[max(0, start - position) : max(0, end - position)]
-        position += len(piece)
-        if part:
-            yield part
-        if position >= end:
-            return
 
 
 def _sync_file(path: Path) -> None:

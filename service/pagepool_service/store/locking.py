@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _OURS = {
-    *("format", "lock", "collection", "store", "spool", "uploads", "trees", "profiles", "auth", "cache", "history"),
-    "quarantine",
+    *("format", "lock", "collection", "store", "spool", "uploads", "quarantine", "history"),
+    *("trees", "profiles", "auth", "cache", "rebuilt", "encoders"),
 }
 """What a data directory may hold before it is one: of a start that was cut off, or put there for it."""
 _BESIDE = {"node", "logs", "ended"}

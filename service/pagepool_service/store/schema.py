@@ -139,7 +139,7 @@ class BlobRecord:
             OBJECT.
         diff_id: SHA-256 of the plain tar, when known.
         encoder: what rebuilds the compressed form (`encoders`), when content is RECIPE; empty for a plain
-            tar.
+            tar. When it is OBJECT, which encoders were tried and make something else, see `encoders.tried`.
     """
 
     content: ContentKind
@@ -223,6 +223,7 @@ class JobKind(IntEnum):
 
     INGEST = 1
     SETTLE = 2
+    REBUILD = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,10 @@ _FROM_TOTALS = (
     *("frames", "extents", "frames_waiting", "unique_bytes", "stored_bytes", "dead_bytes"),
     *("dedup_ratio", "compression_ratio"),
 )
+_BLOB_FIGURES = (
+    *("blobs", "blob_bytes", "pending_blobs", "unmountable_blobs"),
+    *("opaque_copies_bytes", "rebuilt_blobs_bytes"),
+)
 _STORED_FROM_TOTALS = ("files", "opaque", "recipes", "page_rounding")
 
 
@@ -51,20 +55,20 @@ def collect_totals(store: Store, on_damage: Callable[[CorruptError], object] = _
         content; `stored`: what that takes, by kind; `frames_waiting`: frames of it that were not compressed
         once more yet; `collecting`: whether a cycle of collection runs, and `last_collection` what the one before did;
         `disk_bytes`: what the data directory takes on disk in all; `opaque_copies_bytes`: of it,
-        compressed blobs kept beside the layers they hold.
+        compressed blobs kept beside the layers they hold; `rebuilt_blobs_bytes`: compressed blobs that are not kept.
     """
     with store.env.read() as txn:
         totals, known = _load_totals(txn, on_damage)
         blobs = _count_blobs(txn, on_damage)
         plain, files = _count_layers(txn, on_damage)
+        beside = files_beside(store)
         stored = {
             "files": totals.files_stored,
             "opaque": totals.opaque_stored,
             "recipes": totals.recipes_stored,
             "index": txn.table_bytes(Table.EXTENTS) + txn.table_bytes(Table.OBJECTS),
             "metadata": sum(map(txn.table_bytes, _METADATA + _REST)),
-            "spool": directory_bytes(store.data / "spool"),
-            "uploads": directory_bytes(store.uploads),
+            **beside,
         }
         pages = txn.used_bytes()
         counts = {
@@ -75,7 +79,7 @@ def collect_totals(store: Store, on_damage: Callable[[CorruptError], object] = _
         waiting = store.jobs.count(txn)
         frames_waiting = count_waiting(txn) if known else 0
         collecting, collected = is_collecting(txn), last_summary(txn)
-    stored["page_rounding"] = max(0, pages - sum(stored.values()) + stored["spool"] + stored["uploads"])
+    stored["page_rounding"] = max(0, pages - sum(stored.values()) + sum(beside.values()))
     file_bytes = store.env.file_bytes()
     figures: dict[str, Any] = {
         **counts,
@@ -90,7 +94,7 @@ def collect_totals(store: Store, on_damage: Callable[[CorruptError], object] = _
         "stored": stored,
         "stored_bytes": sum(stored.values()),
         "free_pages_bytes": max(0, file_bytes - pages),
-        "disk_bytes": file_bytes + stored["spool"] + stored["uploads"],
+        "disk_bytes": file_bytes + sum(beside.values()),
         "dead_bytes": totals.dead_bytes,
         "collecting": collecting,
         "dedup_ratio": _ratio(files, totals.files_plain),
@@ -139,7 +143,7 @@ def _count_layers(txn: Reader, on_damage: Callable[[CorruptError], object]) -> t
 
 def _count_blobs(txn: Reader, on_damage: Callable[[CorruptError], object]) -> dict[str, int]:
     """Blobs by what is known of them."""
-    counted = dict.fromkeys(("blobs", "blob_bytes", "pending_blobs", "unmountable_blobs", "opaque_copies_bytes"), 0)
+    counted = dict.fromkeys(_BLOB_FIGURES, 0)
     for key, payload in txn.scan_all(Table.BLOBS):
         if isinstance(payload, CorruptError):
             on_damage(payload)
@@ -151,7 +155,15 @@ def _count_blobs(txn: Reader, on_damage: Callable[[CorruptError], object]) -> di
         counted["unmountable_blobs"] += record.state is LayerState.UNMOUNTABLE
         if record.state is LayerState.READY and record.content is not ContentKind.RECIPE:
             counted["opaque_copies_bytes"] += record.size
+        if record.content is ContentKind.RECIPE and record.encoder:
+            counted["rebuilt_blobs_bytes"] += record.size
     return counted
+
+
+def files_beside(store: Store) -> dict[str, int]:
+    """Bytes that files take beside the database, by kind. No transaction tells of these."""
+    directories = {"spool": store.data / "spool", "uploads": store.uploads, "rebuilt": store.rebuilt}
+    return {kind: directory_bytes(path) for kind, path in directories.items()}
 
 
 def directory_bytes(path: Path) -> int:

@@ -64,12 +64,18 @@ class Store:
         """Directory of open upload sessions."""
         return self.data / "uploads"
 
+    @property
+    def rebuilt(self) -> Path:
+        """Directory of blobs that were made again for a pull."""
+        return self.data / "rebuilt"
+
     def is_read_only(self) -> bool:
         """Whether nothing can be written now: it was opened so, or its file system takes no writes any more."""
         return self.env.readonly or is_read_only(self.data)
 
     def close(self) -> None:
-        """Close the environment."""
+        """Close the environment, once nothing is made out of it any more."""
+        self.blobs.rebuilt.close()
         self.env.close()
 
     def __enter__(self) -> Store:

@@ -19,6 +19,7 @@ from pagepool.digest import Digest, new_hasher
 from pagepool.errors import BlobUnknownError, CorruptError, InvalidError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.image import LITERAL, SLICE, decode_chunk
+from pagepool_service.encoders import EncoderMissingError
 from pagepool_service.store.blobs import SpoolFailedError
 from pagepool_service.store.checks.context import THREADS
 from pagepool_service.store.checks.recipes import lacks_extents
@@ -265,7 +266,7 @@ def _check_blob(context: Context, digest: Digest, record: BlobRecord) -> None:
             )
     except BlobUnknownError:
         return  # removed meanwhile
-    except (CorruptError, SpoolFailedError, OSError) as error:
+    except (CorruptError, SpoolFailedError, EncoderMissingError, OSError) as error:
         with context.env.read() as txn:
             gone = txn.get_unchecked(Table.BLOBS, digest.key) is None
         if not gone:

@@ -1,0 +1,96 @@
+"""What every encoder has, and the guard around what it makes."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol
+
+from blake3 import blake3
+
+from pagepool.errors import BusyError, CorruptError
+from pagepool.extents import EXTENT_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PROBE_SIZE = 1 << 20  # plain bytes by which a candidate is judged before the whole blob is compared
+GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+_is_background = ContextVar("is_background", default=False)
+
+
+@contextmanager
+def in_background() -> Iterator[None]:
+    """Have encoders run in processes that give way to all others."""
+    token = _is_background.set(True)
+    try:
+        yield
+    finally:
+        _is_background.reset(token)
+
+
+def is_background() -> bool:
+    """Whether nobody waits for what is encoded now."""
+    return _is_background.get()
+
+
+class EncoderMissingError(BusyError):
+    """What makes a blob again is not installed here, or did not come to its end. What is stored is all right."""
+
+
+class Encoder(Protocol):
+    """Makes a compressed blob out of a tar."""
+
+    def encode(self) -> bytes:
+        """The parameters as stored: JSON."""
+
+    def compress(self, plain: Iterable[bytes]) -> Iterator[bytes]:
+        """Compress a tar. The last piece is written once it has ended.
+
+        Raises:
+            EncoderMissingError: it cannot be run here.
+        """
+
+
+def checked(pieces: Iterable[bytes], extents: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Pass a rebuilt blob on by extents, each compared with its digest first.
+
+    Raises:
+        CorruptError: it is not what was pushed; nothing of the wrong extent was yielded.
+    """
+    held = bytearray()
+    digests = iter(extents)
+    source = iter(pieces)
+    ended = False
+    while not ended or held:
+        while len(held) < EXTENT_SIZE and not ended:
+            piece = next(source, None)
+            ended = piece is None
+            held += piece or b""
+        if not held:
+            return
+        extent = bytes(held[:EXTENT_SIZE])
+        del held[:EXTENT_SIZE]
+        if blake3(extent).digest() != next(digests, b""):
+            raise CorruptError("blob", name, "the encoder makes other bytes than were pushed")
+        yield extent
+
+
+def gzip_header(head: bytes) -> bytes | None:
+    """The header of a gzip member (RFC 1952, section 2.3); None if it is no gzip, or longer than `head`."""
+    if len(head) < 10 or head[:2] != GZIP_MAGIC:
+        return None
+    flags, end = head[3], 10
+    if flags & 4:
+        end += 2 + int.from_bytes(head[end : end + 2], "little")
+    for flag in (8, 16):
+        if flags & flag:
+            zero = head.find(b"\0", end)
+            if zero < 0:
+                return None
+            end = zero + 1
+    end += 2 if flags & 2 else 0
+    return head[:end] if end <= len(head) else None

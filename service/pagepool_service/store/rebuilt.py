@@ -1,0 +1,334 @@
+"""Blobs that were rebuilt by their encoder, kept for whoever asks next: a cache, bounded, of files.
+
+Owns the directory `rebuilt`. A file is named after its blob; while it is being made it has `.part` at the end of its
+name, and whoever makes it holds a lock on it. Everybody else who wants the blob, in this process or another, reads what
+is there already and waits for more: a blob that a hundred clients ask for at the same time is made once. If the one who
+makes it dies, one of those who wait begins again.
+
+Nothing here is needed, and nothing in it is believed: each extent is compared with the blob's list before it is handed
+out, a file with a wrong one is made anew, and the directory may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pagepool.errors import CorruptError, PagepoolError
+from pagepool.extents import EXTENT_SIZE, check_extent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pagepool.digest import Digest
+    from pagepool_service.store.schema import ObjectRecord
+
+log = logging.getLogger("pagepool.store")
+
+_PART = ".part"
+_LOOK_S = 0.02  # between two looks at what another process makes
+_AT_ONCE = 2  # blobs that one process makes at a time
+
+
+class _Making:
+    """A blob that this process makes now."""
+
+    def __init__(self) -> None:
+        self.more = threading.Condition()
+        self.ended = False
+        self.error: Exception | None = None
+
+    def wait(self) -> None:
+        """Wait until there is more, or it has ended; at most some time."""
+        with self.more:
+            if not self.ended:
+                self.more.wait(1.0)
+
+    def tell(self, *, ended: bool = False, error: Exception | None = None) -> None:
+        """Wake who waits."""
+        with self.more:
+            self.ended, self.error = ended, error
+            self.more.notify_all()
+
+
+class _StoppedError(PagepoolError):
+    """The process is about to end."""
+
+
+class _WrongError(Exception):
+    """A file has other bytes than were written to it."""
+
+
+class RebuiltCache:
+    """The files, and what this process is making of them.
+
+    Args:
+        directory: where they are; made when it is needed.
+
+    Attributes:
+        limit: most bytes of all files; 0 keeps none, and each reader has the encoder run for itself.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._making: dict[Digest, _Making] = {}
+        self._threads: set[threading.Thread] = set()
+        self._turns = threading.Semaphore(_AT_ONCE)
+        self._stopped = False
+        self.limit = 0
+
+    def read(
+        self, digest: Digest, extents: ObjectRecord, make: Callable[[], Iterator[bytes]], start: int, end: int
+    ) -> Iterator[bytes]:
+        """The bytes `[start, end)` of a blob.
+
+        Args:
+            extents: of the blob.
+            make: makes all of it, each piece verified.
+
+        Raises:
+            CorruptError, EncoderMissingError: it cannot be made; what was yielded before was right.
+        """
+        position = start
+        while position < end:
+            if extents.size > self.limit:
+                yield from cut(make(), position, end)
+                return
+            before = position
+            try:
+                for piece in self._follow(digest, extents, make, position, end):
+                    position += len(piece)
+                    yield piece
+            except (OSError, _WrongError) as error:  # a full disk, or one that does not keep what it is given
+                log.warning("%s is rebuilt without being kept: %s", digest, error)
+                yield from cut(make(), position, end)
+                return
+            if position == before:
+                time.sleep(_LOOK_S)  # somebody else looks for who makes it, too
+
+    def forget(self, digest: Digest) -> None:
+        """Remove what is kept of a blob."""
+        with suppress(OSError):
+            self._path(digest).unlink(missing_ok=True)
+
+    def used(self) -> int:
+        """Bytes of all files."""
+        return sum(size for _, size, _ in self._files())
+
+    def sweep(self) -> None:
+        """Remove what nobody finished, and what is over the limit."""
+        for path in self._paths():
+            if path.name.endswith(_PART):
+                fd = _lock(path, os.O_RDWR)
+                if fd is not None:
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
+                    os.close(fd)
+        self._evict(self.limit)
+
+    def close(self) -> None:
+        """Stop making blobs, and wait until that has stopped."""
+        self._stopped = True
+        for thread in list(self._threads):
+            thread.join()
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def _follow(
+        self, digest: Digest, extents: ObjectRecord, make: Callable[[], Iterator[bytes]], start: int, end: int
+    ) -> Iterator[bytes]:
+        """What there is of a blob from `start` on; less than all if it has to be looked up anew."""
+        path = self._path(digest)
+        making = None
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            making = self._start(digest, extents.size, make)
+            try:
+                fd = os.open(_part(path), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # it has just been finished, or failed
+                _fail(making)
+                return
+            else:
+                path = _part(path)
+        try:
+            if path.suffix != _PART and os.fstat(fd).st_size != extents.size:
+                self._forget_file(path, fd)
+                raise _WrongError(f"what was kept of {digest} was cut short")
+            with suppress(OSError):
+                os.utime(fd)
+            for offset, name in extents.extents(start):
+                size = min(EXTENT_SIZE, extents.size - offset)
+                if not self._await(fd, offset + size, making):
+                    return
+                data = os.pread(fd, size, offset)
+                try:
+                    check_extent(name, data, f"what was rebuilt, at {offset}")
+                except CorruptError as error:
+                    self._forget_file(path, fd)
+                    raise _WrongError(str(error)) from error
+                yield data[max(0, start - offset) : end - offset]
+                if offset + size >= end:
+                    return
+        finally:
+            os.close(fd)
+
+    def _await(self, fd: int, size: int, making: _Making | None) -> bool:
+        """Wait until a file has so many bytes. Returns whether it has: if not, nobody makes it any more.
+
+        Raises:
+            PagepoolError, OSError: what this process ended with that made it.
+        """
+        while os.fstat(fd).st_size < size:
+            if making is not None:
+                if making.ended:
+                    _fail(making)
+                    return os.fstat(fd).st_size >= size
+                making.wait()
+            else:
+                if _try_lock(fd):
+                    fcntl.flock(fd, fcntl.LOCK_UN)
+                    return os.fstat(fd).st_size >= size
+                time.sleep(_LOOK_S)
+        return True
+
+    # -- making ----------------------------------------------------------------------------------------------
+
+    def _start(self, digest: Digest, size: int, make: Callable[[], Iterator[bytes]]) -> _Making | None:
+        """Have a blob made, unless another process does, or has. Returns this process's work on it."""
+        with self._lock:
+            making = self._making.get(digest)
+            if making is not None:
+                return making
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            path = self._path(digest)
+            fd = _lock(_part(path), os.O_RDWR | os.O_CREAT)
+            if fd is None:
+                return None
+            if path.exists():  # finished between two looks
+                _part(path).unlink(missing_ok=True)
+                os.close(fd)
+                return None
+            os.ftruncate(fd, 0)
+            making = self._making[digest] = _Making()
+            thread = threading.Thread(target=self._make, args=(digest, size, fd, make, making))
+            self._threads.add(thread)
+            thread.start()
+        return making
+
+    def _make(self, digest: Digest, size: int, fd: int, make: Callable[[], Iterator[bytes]], making: _Making) -> None:
+        path = self._path(digest)
+        failure: Exception | None = None
+        try:
+            with self._turns:
+                self._evict(self.limit - size)
+                for piece in make():
+                    if self._stopped:
+                        raise _StoppedError("the service ends")
+                    _write(fd, piece)
+                    making.tell()
+                _part(path).rename(path)
+        except Exception as error:  # noqa: BLE001 - whoever reads is told of it
+            failure = error
+            with suppress(OSError):
+                _part(path).unlink(missing_ok=True)
+        finally:
+            with self._lock:
+                del self._making[digest]
+                self._threads.discard(threading.current_thread())
+            os.close(fd)
+            making.tell(ended=True, error=failure)
+
+    # -- the directory ---------------------------------------------------------------------------------------
+
+    def _path(self, digest: Digest) -> Path:
+        return self._directory / f"{digest.algorithm}-{digest.hex}"
+
+    def _paths(self) -> list[Path]:
+        try:
+            return list(self._directory.iterdir())
+        except OSError:
+            return []
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """When each was last asked for, its size, and where it is."""
+        found = []
+        for path in self._paths():
+            with suppress(OSError):
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        return sorted(found)
+
+    def _evict(self, limit: int) -> None:
+        """Remove those that were not asked for the longest until all together have at most so many bytes."""
+        files = self._files()
+        total = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if total <= limit:
+                return
+            if not path.name.endswith(_PART):
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                    total -= size
+
+    @staticmethod
+    def _forget_file(path: Path, fd: int) -> None:
+        """Remove a file, if it is still this one."""
+        with suppress(OSError):
+            if path.stat().st_ino == os.fstat(fd).st_ino:
+                path.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + _PART)
+
+
+def _lock(path: Path, flags: int) -> int | None:
+    """Open a file and lock it; None if another process has it, or it is not there any more."""
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):
+        if _try_lock(fd) and path.stat().st_ino == os.fstat(fd).st_ino:
+            return fd
+    os.close(fd)
+    return None
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _fail(making: _Making | None) -> None:
+    if making is not None and making.ended and making.error is not None:
+        raise making.error
+
+
+def cut(pieces: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
+    """The bytes `[start, end)` of a stream."""
+    position = 0
+    for piece in pieces:
+        part = piece[max(0, start - position) : max(0, end - position)]
+        position += len(piece)
+        if part:
+            yield part
+        if position >= end:
+            return

@@ -1,0 +1,295 @@
+"""The encoders that never change: they make what the libraries make that they were built from, here and everywhere."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import signal
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import zstandard
+from blake3 import blake3
+
+from pagepool.errors import CorruptError
+from pagepool_service.encoders import (
+    PROBE_SIZE,
+    EncoderMissingError,
+    candidates,
+    checked,
+    decode,
+    frozen,
+    in_background,
+    probe,
+    tried,
+)
+from pagepool_service.encoders.frozen import MODULES, SUFFIX, FrozenEncoder, load_program, program_digest
+from pagepool_service.encoders.modules.build import ENCODERS
+from tests.encoders.samples import mixed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GOLDEN: dict[str, str] = json.loads((Path(__file__).parents[1] / "golden/encoders.json").read_text())
+"""``MODULE KIND:LEVEL`` -> BLAKE3, 128 bits, of what the same source makes of `mixed()` where it is built for amd64."""
+
+PROGRAMS = {
+    "go-1.26": "261cda84f236aeb32b9c34271ad262d711f6fbe9f1b91c15cb5253a161fbecf1",
+    "go-1.27": "fdf8c73770ac8170ab741b420c38a619cbe6ce1892bad9f4f2a6b18890d8d9ea",
+    "klauspost-1.13": "db59500f7f936db29dbe1b2df323d3f1323ca94f6d08fb542ee8f2d8d69e9500",
+    "klauspost-1.14": "a1dbaea3d378d957bc2cae82bb271800e69e4e18540f294a012db3eef2e1de18",
+    "klauspost-1.15": "678ab8df77a10b35c850765890dac3ce07218dd68eef43d824d68ea9812d5917",
+    "klauspost-1.18": "47d65f595715f8b7b1578bba997158b1b855b912e2821b2d297b24ea94188cde",
+    "klauspost-1.18.1": "4b4d6d44ef017ef0e8f7f958ab0ae673b687a049d2f44843856b977c1ff6698c",
+    "klauspost-1.19": "e48a544306efd768c92ccc0c1a373bb5e682ab66d8ca9ec6b2473dc0b41cbac0",
+    "klauspost-1.20": "10fa0d83dfe5369d64e16f89061b5f0ebd114aef81adcdca18eae6693b4118c2",
+}
+"""Programs as they were released: stores hold layers that only these make again."""
+
+
+def encoder(module: str, kind: str, level: int, header: bytes = bytes.fromhex("1f8b08000000000000ff")) -> FrozenEncoder:
+    digest = program_digest(module)
+    assert digest is not None
+    return FrozenEncoder(module, digest, kind, level, "" if kind == "zstd" else header.hex())
+
+
+def compress(one: FrozenEncoder, plain: bytes) -> bytes:
+    return b"".join(one.compress(plain[at : at + 100_000] for at in range(0, len(plain), 100_000)))
+
+
+def expand(blob: bytes) -> bytes:
+    return (
+        gzip.decompress(blob)
+        if blob[:2] == b"\x1f\x8b"
+        else zstandard.ZstdDecompressor().decompressobj().decompress(blob)
+    )
+
+
+def test_programs_are_those_that_were_released() -> None:
+    """One that changes makes layers unreadable that are stored nowhere else: a new one gets a new name."""
+    here = {path.name.removesuffix(SUFFIX) for path in MODULES.glob(f"*{SUFFIX}")}
+    assert here == set(ENCODERS)
+    assert PROGRAMS.items() <= {name: program_digest(name) for name in here}.items()
+
+
+@pytest.mark.parametrize("name", sorted({name.rpartition(":")[0] for name in GOLDEN}))
+def test_output_is_the_librarys(name: str) -> None:
+    """What Go's compiler makes of the same source for this machine, without WebAssembly, says so."""
+    module, kind = name.split()
+    plain = mixed()
+    asked = [one for one in GOLDEN if one.startswith(f"{name}:")]
+    results = frozen._probe(module, [one.split()[1] for one in asked], plain)
+    for one, made in zip(asked, results, strict=True):
+        assert blake3(made).hexdigest()[:32] == GOLDEN[one], one
+        assert expand(made) == plain
+    level = int(asked[0].rpartition(":")[2])
+    header = results[0][:10] if kind != "zstd" else b""
+    assert compress(encoder(module, kind, level, header), plain) == results[0]
+
+
+def test_every_encoder_is_compared_with_its_library() -> None:
+    kinds = {"go": ("gzip",), "klauspost": ("gzip", "pgzip", "zstd")}
+    assert {name.rpartition(":")[0] for name in GOLDEN} == {
+        f"{module} {kind}" for module, (source, *_) in ENCODERS.items() for kind in kinds[source]
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "level"),
+    [
+        ("go-1.26", "gzip", -1),
+        ("go-1.26", "gzip", 1),
+        ("go-1.26", "gzip", 9),
+        ("go-1.27", "gzip", -1),
+        ("klauspost-1.13", "pgzip", -1),
+        ("klauspost-1.14", "pgzip", -1),
+        ("klauspost-1.15", "pgzip", -1),
+        ("klauspost-1.18", "pgzip", -1),
+        ("klauspost-1.18", "pgzip", 9),
+        ("klauspost-1.18", "gzip", 3),
+        ("klauspost-1.18.1", "pgzip", -1),
+        ("klauspost-1.19", "pgzip", -1),
+        ("klauspost-1.20", "pgzip", -1),
+        ("klauspost-1.18", "zstd", 3),
+        ("klauspost-1.20", "zstd", 3),
+        ("klauspost-1.13", "zstd", 1),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 70_000, 5 << 19])
+def test_the_encoder_of_a_blob_is_found(module: str, kind: str, level: int, size: int) -> None:
+    """Among the first that are compared with all of the blob is one that makes all of it, whatever its size."""
+    plain = mixed(size, seed=size)
+    blob = compress(encoder(module, kind, level), plain)
+    # As Go's writers say it.
+    if kind != "zstd":
+        blob = blob[:8] + bytes([{1: 4, 9: 2}.get(level, 0)]) + blob[9:]
+    assert is_found(blob, plain)
+
+
+@pytest.mark.parametrize("size", [0, PROBE_SIZE - 1, PROBE_SIZE, PROBE_SIZE + 1, 2 * PROBE_SIZE])
+@pytest.mark.parametrize(("module", "kind"), [("go-1.26", "gzip"), ("klauspost-1.18", "pgzip")])
+def test_the_encoder_is_found_whatever_the_size(module: str, kind: str, size: int) -> None:
+    plain = mixed(size, seed=size)
+    assert is_found(compress(encoder(module, kind, -1), plain), plain)
+
+
+def test_the_encoder_is_found_behind_much_that_is_alike() -> None:
+    """A layer that begins with zeros, or with what cannot be compressed."""
+    for head in (bytes(3 * PROBE_SIZE), random.Random(1).randbytes(2 * PROBE_SIZE)):
+        plain = head + mixed()
+        for module, kind in (("go-1.26", "gzip"), ("klauspost-1.18", "pgzip")):
+            assert is_found(compress(encoder(module, kind, -1), plain), plain), (module, plain[0])
+
+
+def test_what_no_encoder_makes_has_no_candidate() -> None:
+    plain = mixed()
+    blob = gzip.compress(plain[: 1 << 20]) + gzip.compress(plain[1 << 20 :])
+    other = zstandard.ZstdCompressor(level=19).compress(plain)
+    for one in (
+        other,
+        b"\x1f\x8b" + os.urandom(1000),
+        b"\x28\xb5\x2f\xfd" + os.urandom(1000),
+        b"",
+        b"\x1f",
+        plain[:5000],
+    ):
+        assert list(candidates(one[:PROBE_SIZE], plain[:PROBE_SIZE], len(plain))) == []
+    for found in candidates(blob[:PROBE_SIZE], plain[:PROBE_SIZE], len(plain)):
+        assert b"".join(found.compress([plain])) != blob
+
+
+def test_the_header_stays_as_it_came() -> None:
+    """A name, a time and a comment in it are nobody's to know."""
+    header = bytes.fromhex("1f8b081c65a1b2c30003") + (4).to_bytes(2, "little") + b"xtra" + b"layer.tar\0" + b"hello\0"
+    plain = mixed(300_000)
+    blob = header + compress(encoder("klauspost-1.18", "pgzip", -1), plain)[10:]
+    assert gzip.decompress(blob) == plain
+    found = next(iter(candidates(blob, plain, len(plain))))
+    assert b"".join(found.compress([plain])) == blob
+
+
+def test_an_encoder_that_dies_is_not_damage() -> None:
+    """Nor is what it has made until then taken for all."""
+    one = encoder("go-1.26", "gzip", 9)
+
+    def plain() -> Iterator[bytes]:
+        for _ in range(400):
+            yield mixed(1 << 20)
+            for pid in children():
+                os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(EncoderMissingError, match=r"go-1\.26 ended with -9"):
+        list(one.compress(plain()))
+    assert not children()
+
+
+def test_nothing_is_left_of_a_reader_that_goes_away() -> None:
+    one = encoder("klauspost-1.18", "pgzip", 1)
+    pieces = one.compress(mixed(1 << 20, seed=number) for number in range(1000))
+    for _ in range(4):
+        next(pieces)
+    assert children()
+    pieces.close()  # type: ignore[attr-defined]
+    assert not children()
+
+
+def test_background_work_gives_way() -> None:
+    one = encoder("klauspost-1.18", "pgzip", 1)
+
+    def plain() -> Iterator[bytes]:
+        yield mixed(1 << 20)
+        assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in children()] == [19]
+
+    with in_background():
+        assert gzip.decompress(b"".join(one.compress(plain()))) == mixed(1 << 20)
+
+
+def test_an_unknown_program_is_missing_not_damage() -> None:
+    newer = FrozenEncoder("go-9.9", "00" * 32, "gzip", 6, "")
+    other = FrozenEncoder("go-1.26", "00" * 32, "gzip", 6, "")
+    for one in (newer, other):
+        with pytest.raises(EncoderMissingError, match=one.module):
+            list(one.compress([b"x"]))
+    for name in ("../../../etc/passwd", "", "go 1.26", "."):
+        assert load_program(name) is None
+
+
+def test_without_the_runtime_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = encoder("go-1.26", "gzip", 6)
+    before = tried()
+    monkeypatch.setattr(frozen, "_RUNTIME", "no_such_package")
+    with pytest.raises(EncoderMissingError, match=r"pip install 'pagepool\[rebuild\]'"):
+        list(one.compress([b"x"]))
+    assert tried() != before  # those blobs are looked at again once it is there
+
+
+def test_a_damaged_output_is_never_handed_out() -> None:
+    plain = mixed()
+    made = compress(encoder("klauspost-1.18", "pgzip", 1), plain)
+    names = [blake3(made[at : at + (128 << 10)]).digest() for at in range(0, len(made), 128 << 10)]
+    assert b"".join(checked([made], names, "x")) == made
+    wrong = bytearray(made)
+    wrong[200_000] ^= 1
+    pieces = checked([bytes(wrong)], names, "x")
+    given = next(pieces)
+    with pytest.raises(CorruptError, match="other bytes than were pushed"):
+        next(pieces)
+    assert given == made[: 128 << 10]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [b"", b"{", b"[]", b"{}", b'{"module":1}', b'{"library":"zlib"}', b"tried 1", b"\xff", b'{"module":"go-1.26"}'],
+)
+def test_parameters_that_are_none_are_damage(stored: bytes) -> None:
+    with pytest.raises(CorruptError, match="its encoder cannot be read"):
+        decode(stored, "sha256:x")
+
+
+def test_what_was_compiled_is_kept_and_only_in_a_directory_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies there is run: another user's is not touched."""
+    monkeypatch.setattr(frozen, "_compiled", None)
+    mine, shared = tmp_path / "mine", tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    plain = mixed(10_000)
+    for directory in (mine, mine, shared):
+        frozen.keep_compiled(directory)
+        assert gzip.decompress(compress(encoder("go-1.26", "gzip", 6), plain)) == plain
+    assert len(list(mine.iterdir())) == 1
+    assert mine.stat().st_mode & 0o777 == 0o700
+    assert list(shared.iterdir()) == []
+    # A file that is no program, as a full disk leaves it, is made anew.
+    (kept,) = mine.iterdir()
+    kept.write_bytes(b"")
+    frozen.keep_compiled(mine)
+    assert gzip.decompress(compress(encoder("go-1.26", "gzip", 6), plain)) == plain
+    assert kept.stat().st_size
+
+
+def is_found(blob: bytes, plain: bytes) -> bool:
+    head = probe(lambda size: plain[:size], len(plain))
+    found = islice(candidates(blob[: len(head) + (128 << 10)], head, len(plain)), 3)
+    return any(b"".join(decode(one.encode(), "x").compress([plain])) == blob for one in found)
+
+
+def children() -> list[int]:
+    """The encoders' processes that this one has."""
+    try:
+        text = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+    except OSError:  # a kernel without that list
+        return []
+    return [int(pid) for pid in text.split() if _is_encoder(int(pid))]
+
+
+def _is_encoder(pid: int) -> bool:
+    try:
+        return b"pagepool_service.encoders.process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

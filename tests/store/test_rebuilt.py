@@ -1,0 +1,278 @@
+"""The cache of blobs that were made again: made once for all who ask, never believed, bounded."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pagepool.digest import Digest, blake3_raw
+from pagepool.errors import CorruptError
+from pagepool.extents import EXTENT_SIZE
+from pagepool_service.store import rebuilt
+from pagepool_service.store.rebuilt import RebuiltCache
+from pagepool_service.store.schema import ObjectRecord
+from tests.store.helpers import noise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SIZE = 10 * EXTENT_SIZE + 77
+
+
+class Blob:
+    """A blob that can be made, and how often that was begun.
+
+    Args:
+        gate: what making it waits for before each extent.
+    """
+
+    def __init__(self, number: int = 0, size: int = SIZE, gate: Callable[[int], object] = lambda _: None) -> None:
+        self.data = noise(size, number)
+        self.digest = Digest.of(self.data)
+        pieces = [self.data[at : at + EXTENT_SIZE] for at in range(0, size, EXTENT_SIZE)]
+        self.pieces = pieces
+        self.extents = ObjectRecord(size, tuple((1, blake3_raw(piece)) for piece in pieces))
+        self.begun = 0
+        self.gate = gate
+        self._lock = threading.Lock()
+
+    def make(self) -> Iterator[bytes]:
+        with self._lock:
+            self.begun += 1
+        for number, piece in enumerate(self.pieces):
+            self.gate(number)
+            yield piece
+
+    def read(self, cache: RebuiltCache, start: int = 0, end: int | None = None) -> bytes:
+        """What the cache gives; on return nothing is being made any more."""
+        data = b"".join(cache.read(self.digest, self.extents, self.make, start, SIZE if end is None else end))
+        for thread in list(cache._threads):
+            thread.join(60)
+        return data
+
+    def path(self, directory: Path) -> Path:
+        return directory / f"sha256-{self.digest.hex}"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "rebuilt"
+
+
+@pytest.fixture
+def cache(directory: Path) -> Iterator[RebuiltCache]:
+    made = RebuiltCache(directory)
+    made.limit = 100 << 20
+    yield made
+    made.close()
+
+
+def test_what_was_made_is_not_made_again(cache: RebuiltCache, directory: Path) -> None:
+    blob = Blob()
+    for start, end in ((0, SIZE), (0, 1), (SIZE - 1, SIZE), (EXTENT_SIZE - 1, EXTENT_SIZE + 1), (5, SIZE - 5), (7, 7)):
+        assert blob.read(cache, start, end) == blob.data[start:end]
+    assert blob.begun == 1
+    assert [path.name for path in directory.iterdir()] == [f"sha256-{blob.digest.hex}"]
+    assert cache.used() == SIZE
+    other = RebuiltCache(directory)  # another process, or the next start
+    other.limit = 100 << 20
+    assert blob.read(other) == blob.data
+    assert blob.begun == 1
+    cache.forget(blob.digest)
+    assert list(directory.iterdir()) == []
+
+
+def test_many_who_ask_at_once_wait_for_one(cache: RebuiltCache) -> None:
+    """And have what is there already before the rest is made."""
+    go_on = threading.Event()
+    blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
+    first = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE)
+    assert [next(first) for _ in range(3)] == blob.pieces[:3]
+    with ThreadPoolExecutor(8) as pool:
+        others = [pool.submit(blob.read, cache, 1000 * number) for number in range(8)]
+        go_on.set()
+        assert [other.result(60) for other in others] == [blob.data[1000 * number :] for number in range(8)]
+    assert b"".join(first) == b"".join(blob.pieces[3:])
+    assert blob.begun == 1
+
+
+def test_other_processes_wait_for_the_one_that_makes_it(cache: RebuiltCache, directory: Path) -> None:
+    """They could make it only wrong: their `make` is not called."""
+    go_on = threading.Event()
+    blob = Blob(gate=lambda number: number < 2 or go_on.wait(60))
+    ours = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE)
+    next(ours)
+    pids = [_fork(lambda: _read_only(directory, blob)) for _ in range(3)]
+    go_on.set()
+    assert b"".join(ours) == b"".join(blob.pieces[1:])
+    assert [_wait(pid) for pid in pids] == [0, 0, 0]
+
+
+def test_when_the_one_that_makes_it_is_killed_another_goes_on(cache: RebuiltCache, directory: Path) -> None:
+    blob = Blob()
+    ready, told = os.pipe()
+
+    def make_half() -> None:
+        stuck = Blob(gate=lambda number: number < 5 or (os.write(told, b"x"), threading.Event().wait()))
+        _read_only(directory, stuck, make=stuck.make)
+
+    pid = _fork(make_half)
+    assert os.read(ready, 1) == b"x"
+    ours = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE)
+    assert [next(ours) for _ in range(5)] == blob.pieces[:5]  # of the other's
+    assert blob.begun == 0
+    os.kill(pid, signal.SIGKILL)
+    assert _wait(pid) == -signal.SIGKILL
+    assert b"".join(ours) == b"".join(blob.pieces[5:])
+    assert blob.begun == 1
+    assert [path.name for path in directory.iterdir()] == [f"sha256-{blob.digest.hex}"]
+    os.close(ready)
+    os.close(told)
+
+
+@pytest.mark.parametrize("place", [0, 3 * EXTENT_SIZE, SIZE - 1])
+def test_wrong_bytes_in_a_file_are_never_handed_out(cache: RebuiltCache, directory: Path, place: int) -> None:
+    blob = Blob()
+    blob.read(cache)
+    path = blob.path(directory)
+    damaged = bytearray(path.read_bytes())
+    damaged[place] ^= 1
+    path.write_bytes(damaged)
+    assert blob.read(cache) == blob.data
+    assert blob.read(cache) == blob.data
+    assert path.read_bytes() == blob.data
+
+
+@pytest.mark.parametrize("size", [0, 1, EXTENT_SIZE, SIZE - 1])
+def test_a_file_that_was_cut_short_is_made_again(cache: RebuiltCache, directory: Path, size: int) -> None:
+    blob = Blob()
+    blob.read(cache)
+    os.truncate(blob.path(directory), size)
+    assert blob.read(cache) == blob.data
+    assert blob.read(cache) == blob.data
+    assert blob.path(directory).read_bytes() == blob.data
+
+
+def test_an_error_reaches_everybody_who_waits(cache: RebuiltCache, directory: Path) -> None:
+    def fail(number: int) -> None:
+        if number == 4:
+            raise CorruptError("extent", "ab" * 32, "it is missing")
+
+    blob = Blob(gate=fail)
+    given = bytearray()
+
+    def read() -> None:
+        for piece in cache.read(blob.digest, blob.extents, blob.make, 0, SIZE):
+            given.extend(piece)
+
+    with pytest.raises(CorruptError, match="it is missing"):
+        read()
+    assert blob.data.startswith(given)
+    assert list(directory.iterdir()) == []
+    with pytest.raises(CorruptError):
+        blob.read(cache)  # nor is it stuck
+    blob.gate = lambda _: None
+    assert blob.read(cache) == blob.data
+
+
+def test_the_limit_holds_and_the_oldest_go_first(cache: RebuiltCache, directory: Path) -> None:
+    cache.limit = 3 * SIZE
+    blobs = [Blob(number) for number in range(5)]
+    for number, blob in enumerate(blobs):
+        assert blob.read(cache) == blob.data
+        os.utime(blob.path(directory), (number, number))
+        assert cache.used() <= cache.limit
+        blobs[0].read(cache)  # asked for again and again
+    kept = {path.name for path in directory.iterdir()}
+    assert f"sha256-{blobs[0].digest.hex}" in kept
+    assert f"sha256-{blobs[1].digest.hex}" not in kept
+    assert len(kept) == 3
+    assert blobs[0].begun == 1
+
+
+def test_what_is_larger_than_the_limit_is_not_kept(cache: RebuiltCache, directory: Path) -> None:
+    for limit in (0, SIZE - 1):
+        cache.limit = limit
+        blob = Blob()
+        assert blob.read(cache, 10) == blob.data[10:]
+        assert not directory.exists()
+
+
+def test_a_reader_keeps_what_is_evicted(cache: RebuiltCache) -> None:
+    cache.limit = SIZE
+    first, second = Blob(1), Blob(2)
+    first.read(cache)
+    pieces = cache.read(first.digest, first.extents, first.make, 0, SIZE)
+    next(pieces)
+    second.read(cache)
+    assert b"".join(pieces) == b"".join(first.pieces[1:])
+    assert first.begun == 1
+
+
+def test_a_full_disk_only_costs_the_keeping(
+    cache: RebuiltCache, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real thing, on a small file system, is in tests/fault."""
+
+    def full(_fd: int, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(rebuilt, "_write", full)
+    blob = Blob()
+    assert blob.read(cache) == blob.data
+    assert list(directory.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_swept(cache: RebuiltCache, directory: Path) -> None:
+    blob = Blob()
+    blob.read(cache)
+    (directory / f"sha256-{'ab' * 32}.part").write_bytes(b"half")
+    cache.sweep()
+    assert [path.name for path in directory.iterdir()] == [f"sha256-{blob.digest.hex}"]
+    cache.limit = 0
+    cache.sweep()
+    assert list(directory.iterdir()) == []
+
+
+def test_closing_ends_what_is_being_made(directory: Path) -> None:
+    cache = RebuiltCache(directory)
+    cache.limit = 100 << 20
+    go_on = threading.Event()
+    blob = Blob(gate=lambda number: number < 2 or go_on.wait(60))
+    pieces = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE)
+    next(pieces)
+    threading.Timer(0.1, go_on.set).start()
+    cache.close()
+    assert list(directory.iterdir()) == []
+    assert threading.active_count() < 10
+
+
+def _read_only(directory: Path, blob: Blob, make: Callable[[], Iterator[bytes]] | None = None) -> None:
+    def refuse() -> Iterator[bytes]:
+        raise AssertionError("somebody else makes it")
+
+    cache = RebuiltCache(directory)
+    cache.limit = 100 << 20
+    assert b"".join(cache.read(blob.digest, blob.extents, make or refuse, 0, SIZE)) == blob.data
+
+
+def _fork(work: Callable[[], None]) -> int:
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return pid
+
+
+def _wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
