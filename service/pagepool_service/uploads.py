@@ -36,7 +36,7 @@ from pagepool.errors import (
     UploadUnknownError,
 )
 from pagepool_service.store.disk import UnsyncedError, refused
-from pagepool_service.store.sums import Summer, sum_file
+from pagepool_service.store.sums import Summer, Sums, sum_file
 from pagepool_service.uploadfiles import directory_size, owner_mark
 
 if TYPE_CHECKING:
@@ -177,10 +177,11 @@ class Uploads:
 
     def admit(self, path: Path, digest: Digest, summer: Summer, also: Callable[[Writer], None]) -> None:
         """Verify a session's file and hand it to the store."""
-        sums = summer.sums()
-        if sums.digest != digest:
-            raise DigestMismatchError(digest, sums.digest, sums.size)
-        self._store.blobs.admit(path, sums, also)
+        self._store.blobs.admit(path, verified(summer, digest), also)
+
+    def has_already(self, session: Session, digest: Digest) -> bool:
+        """Whether a session's repository has a blob already, and all of it can be read."""
+        return self._store.registry.has_sound_blob(session.repository, digest)
 
     def forget(self, session_id: str) -> None:
         """Remove what is left of a session."""
@@ -243,8 +244,25 @@ class OpenUpload:
         self._summer = summer
         self._lock = threading.Lock()
         self._room = 0
+        self._keeps = True
         self.session = session
         self.size = os.fstat(fd).st_size
+
+    def keep_nothing(self, digest: Digest) -> bool:
+        """Only hash what will come, if the session is empty and its repository has the blob that it is said to be.
+
+        So a push for which there is no room succeeds where it would store nothing. It is the same for a blob that is
+        only elsewhere as for one that is nowhere: nobody learns what others have.
+
+        Returns:
+            whether it is so.
+        """
+        with self._lock:
+            if self.size or not self._uploads.has_already(self.session, digest):
+                return False
+            self._keeps = False
+            self._summer = Summer(digest.algorithm)
+            return True
 
     def write(self, pieces: Sequence[bytes]) -> None:
         """Append bytes, at most 512 pieces of them. On an error the caller truncates to where it began.
@@ -259,6 +277,10 @@ class OpenUpload:
             if self._fd < 0:
                 raise UploadUnknownError(self.session.id)
             self._uploads.check_size(self.size + size)
+            if not self._keeps:
+                _hash(self._summer, pieces)
+                self.size += size
+                return
             self._room -= size
             if self._room < 0:
                 self._room = min(_MOST_UNCHECKED, self._uploads.check_room(size))
@@ -291,12 +313,27 @@ class OpenUpload:
                 summer = sum_file(self._path, digest.algorithm)
             self._summer = None
             try:
-                self._uploads.admit(self._path, digest, summer, also)
+                self._admit(digest, summer, also)
             except (DigestMismatchError, UnsyncedError):
                 # The kernel drops what it could not write, and says so once: syncing again would say that all is well.
                 self._uploads.forget(self.session.id)
                 raise
             self._uploads.forget(self.session.id)
+
+    def _admit(self, digest: Digest, summer: Summer, also: Callable[[Writer], None]) -> None:
+        full = StoreFullError(f"{digest} was removed while it was pushed again, and there is no room for it")
+        if self._keeps:
+            try:
+                self._uploads.admit(self._path, digest, summer, also)
+                return
+            except StoreFullError as error:
+                if not self._path.exists():  # it has its place, in a transaction that failed
+                    raise
+                full = error
+        else:
+            verified(summer, digest)
+        if not self._uploads.has_already(self.session, digest):
+            raise full
 
     def remove(self) -> None:
         """Remove the session."""
@@ -340,6 +377,18 @@ class OpenUpload:
                     rest = rest[done:]
         except OSError as error:
             raise refused(error, "writing an upload failed") from error
+
+
+def verified(summer: Summer, digest: Digest) -> Sums:
+    """What was computed over some bytes.
+
+    Raises:
+        DigestMismatchError: they have another digest.
+    """
+    sums = summer.sums()
+    if sums.digest != digest:
+        raise DigestMismatchError(digest, sums.digest, sums.size)
+    return sums
 
 
 def _hash(summer: Summer | None, pieces: Sequence[bytes]) -> None:

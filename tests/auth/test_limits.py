@@ -90,6 +90,10 @@ def test_a_repository_that_is_full(client: httpx.Client) -> None:
     query = {"mount": str(Digest.of(second)), "from": "other/app"}
     assert client.post("/v2/full/app/blobs/uploads/", params=query, auth=auth).status_code == 403
     assert push_blob(client, "full/app", first, auth).status_code == 201  # it is there already
+    rest = b"c" * (QUOTA - len(first))
+    assert push_blob(client, "full/app", rest, auth).status_code == 201
+    assert push_blob(client, "full/app", first, auth).status_code == 201
+    assert client.delete(f"/v2/full/app/blobs/{Digest.of(rest)}", auth=auth).status_code == 202
     assert client.delete(f"/v2/full/app/blobs/{Digest.of(first)}", auth=auth).status_code == 202
     assert push_blob(client, "full/app", second, auth).status_code == 201
     push_image(client, "full/app", "1", auth)

@@ -110,8 +110,13 @@ def test_names_with_damage_are_named_beside_the_others(run: Run, damaged: tuple[
     assert (found["tags"], *_reasons(found["damaged"])) == (["2"], "1")
     # They are not skipped between pages, nor told twice.
     first = httpx.get(f"{service.url}/v2/lib/one/tags/list?n=1")
-    assert (first.json()["tags"], *_reasons(first.json()["damaged"])) == ([], "1")
-    assert httpx.get(service.url + first.links["next"]["url"]).json() == {"name": "lib/one", "tags": ["2"]}
+    assert (first.json()["tags"], *_reasons(first.json()["damaged"])) == (["2"], "1")
+    assert "next" not in first.links
+    pages = [httpx.get(f"{service.url}/v2/_catalog?n=1")]
+    while "next" in pages[-1].links:
+        pages.append(httpx.get(service.url + pages[-1].links["next"]["url"]))
+    assert [page.json()["repositories"] for page in pages] == [["lib/one"], ["lib/three"], ["lib/two"], ["multi"]]
+    assert [len(page.json().get("damaged", ())) for page in pages] == [1, 0, 0, 0]
     assert "damaged" not in _get(service, "/v2/multi/tags/list")
     result = run("tags", f"{service.url.removeprefix('http://')}/lib/one")
     assert (result.code, result.out) == (5, "2\n")

@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from pagepool.errors import StoreFailedError, StoreFullError
+from pagepool_service.auth.keys import KeyRing
+from pagepool_service.backup.repository import open_repository
 from pagepool_service.store.disk import refused_database
 from pagepool_service.store.fsck import check_store
 from tests.fault.pushing import MANIFEST, digest_of, read_back, read_image
@@ -154,6 +156,33 @@ def test_a_disk_without_inodes_is_full_and_said_to_lack_them(tmp_path: Path) -> 
             push_blob(http, "after", noise(200_000, "during"))
             assert set(service.children()) == children, "a process has died of it"
         assert check_store(data).problems == []
+
+
+@pytest.mark.parametrize("missing", ["data", "lock", "store"])
+def test_a_service_that_finds_no_inode_says_that_its_disk_is_full(tmp_path: Path, missing: str) -> None:
+    """Whatever it is that it cannot make when it begins."""
+    with small_file_system(tmp_path, SIZE, inodes=128) as mounted:
+        data = mounted / "data"
+        if missing != "data":
+            data.mkdir()
+        if missing == "store":
+            (data / "lock").touch()
+        with no_inodes(mounted), pytest.raises(ToolError, match=r"exit status 8\n.*the store is full: .*no inodes"):
+            pagepool("serve", "--data", data, "--listen", "127.0.0.1:0", "--cache-dir", tmp_path / "cache")
+
+
+def test_keys_and_backups_on_a_disk_without_inodes(tmp_path: Path) -> None:
+    with small_file_system(tmp_path, SIZE, inodes=128) as mounted:
+        with open_repository(mounted / "backups", write=True):
+            pass
+        (mounted / "backups" / "lock").unlink()
+        (mounted / "auth").mkdir()
+        with no_inodes(mounted):
+            for name in ("auth", "keys"):
+                with pytest.raises(StoreFullError, match="no inodes are left"):
+                    KeyRing(mounted / name).prepare()
+            with pytest.raises(StoreFullError), open_repository(mounted / "backups", write=True):
+                pass
 
 
 def test_a_disk_that_fills_up_during_an_upload(ext4: Path) -> None:

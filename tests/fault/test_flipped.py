@@ -29,15 +29,20 @@ from pagepool.errors import (
     PagepoolError,
     StoreFormatError,
 )
+from pagepool.oci.mediatypes import OCI_LAYER_GZIP
+from pagepool_service.store.catalogue import holder_key, tag_key
 from pagepool_service.store.environment import Table
 from pagepool_service.store.store import Store
 from tests.faults import Record, flip_file, flip_key, flip_pages, flip_record, in_child, records
+from tests.store.collecting import collect
 from tests.store.helpers import gzipped
-from tests.store.samples import APP, OPAQUE, SPOOLED, Sample, make_sample
+from tests.store.samples import APP, BASE, OPAQUE, SPOOLED, Sample, make_sample, push_image
 from tests.support.server import Service, ServiceError, running_service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from pagepool_service.store.listings import Page
 
 READ_TABLES = (
     Table.EXTENTS, Table.FRAMES, Table.OBJECTS, Table.RECIPES, Table.LAYERS, Table.BLOBS, Table.MANIFESTS, Table.TAGS,
@@ -128,6 +133,103 @@ def test_a_flipped_byte_of_a_key_hides_no_other_name(copy: Path, bits: int) -> N
         tagged, more = store.registry.listings.images(100)
         assert ([image.repository for image in tagged], more) == (["lib/one", "lib/two", "multi"], False)
         assert store.registry.listings.tags("lib/two", 100).names == ["1"]
+
+
+NAMES = [f"lib/{letter}" for letter in "abcdefgh"]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with some repositories of some tags: the records of each table are in one page, and in order."""
+    data = tmp_path_factory.mktemp("many") / "data"
+    with Store.open(data) as store:
+        for name in NAMES:
+            for tag in ("1", "2", "3"):
+                push_image(store, name, tag, [])
+    return data
+
+
+def _in_pages(step: Callable[[str], Page]) -> list[str]:
+    """The names of a list, page by page."""
+    names: list[str] = []
+    last = ""
+    while True:
+        page = step(last)
+        names += page.names
+        if not page.more:
+            return names
+        assert page.last > last
+        last = page.last
+
+
+def _listed(data: Path, size: int) -> dict[str, list[str]]:
+    with Store.open(data, readonly=True) as store:
+        listings = store.registry.listings
+        found = {"": _in_pages(lambda last: listings.repositories(size, last))}
+        for name in NAMES:
+            found[name] = _in_pages(lambda last, name=name: listings.tags(name, size, last))  # type: ignore[misc]
+    return found
+
+
+@pytest.mark.parametrize("table", [Table.MANIFEST_LINKS, Table.TAGS], ids=lambda table: table.label)
+def test_a_flipped_byte_of_a_key_hides_no_other_name_behind_it(many: Path, tmp_path: Path, table: Table) -> None:
+    """Wherever a search for the beginning of a page of a list may come to it."""
+    data = tmp_path / "data"
+    shutil.copytree(many, data)
+    whole = _listed(data, 100)
+    assert whole == {"": NAMES, **{name: ["1", "2", "3"] for name in NAMES}}
+    for record in records(data, table):
+        if not record.key.startswith(b"lib/"):
+            continue
+        name, _, rest = record.key.partition(b"\0")
+        own = {(name.decode(), rest.decode()) if table is Table.TAGS else ("", name.decode())}
+        for bits in (0x80, 0x40, 0x04, 0x1E):
+            flip_key(data, record, 0, bits)
+            for size in (1, 2, 100):
+                listed = _listed(data, size)
+                missed = {(of, one) for of, names in whole.items() for one in names if one not in listed[of]}
+                assert missed <= own, (record.key, bits, size)
+            flipped = Record(table, bytes([record.key[0] ^ bits]) + record.key[1:], record.value)
+            flip_key(data, flipped, 0, bits)
+
+
+@pytest.mark.parametrize("bits", [0x80, 0x40, 0x1E])
+def test_a_flipped_byte_of_a_tags_key_has_no_manifest_collected(many: Path, tmp_path: Path, bits: int) -> None:
+    """Of whose tags none is seen: that of the key itself, and those that a search for them is led past."""
+    chosen = [record for record in records(many, Table.TAGS) if record.key.endswith(b"2")]
+    links = {record.key for record in records(many, Table.MANIFEST_LINKS)}
+    for number, record in enumerate(chosen):
+        data = tmp_path / str(number)
+        shutil.copytree(many, data)
+        flip_key(data, record, 0, bits)
+        with Store.open(data) as store, contextlib.suppress(CorruptError):
+            collect(store)
+        assert {one.key for one in records(data, Table.MANIFEST_LINKS)} == links, record.key
+        shutil.rmtree(data)
+
+
+@pytest.mark.parametrize("bits", [0x01, 0x80])
+def test_a_flipped_byte_of_a_links_key_has_nothing_removed_that_others_have(
+    many: Path, tmp_path: Path, bits: int
+) -> None:
+    """By a repository that lets go of it."""
+    shutil.copytree(many, tmp_path / "data")
+    with Store.open(tmp_path / "data") as store:
+        digest = store.registry.manifest(NAMES[0], "1").digest
+    for number, record in enumerate(one for one in records(many, Table.MANIFEST_LINKS) if one.key[0] == digest.key[0]):
+        data = tmp_path / str(number)
+        shutil.copytree(many, data)
+        flip_key(data, record, 1, bits)
+        with Store.open(data) as store:
+            found = set()
+            for name in NAMES:
+                with contextlib.suppress(ManifestUnknownError, CorruptError):
+                    found.add(store.registry.manifest(name, digest).digest)
+            with contextlib.suppress(ManifestUnknownError, CorruptError):
+                store.registry.delete_manifest(NAMES[0], digest)
+        assert found == {digest}
+        assert digest.key in {one.key for one in records(data, Table.MANIFESTS)}, record.key
+        shutil.rmtree(data)
 
 
 def test_a_flipped_byte_of_a_spool_file(copy: Path, made: tuple[Path, Sample]) -> None:
@@ -232,15 +334,66 @@ def test_a_damaged_manifest_or_tag_is_an_error(copy: Path, table: Table, path: s
 
 def test_a_service_starts_with_damaged_records_of_any_kind(copy: Path) -> None:
     """And takes new images: what is damaged is nobody's problem but its own."""
-    from tests.service.pushes import push_image
+    from tests.service.pushes import push_image as push_over_http
 
     for table in READ_TABLES:
         record = records(copy, table)[0]
         if len(record.value) > 8:
             flip_record(copy, record, len(record.value) // 2)
     with serving(copy) as (_, http):
-        push_image(http, "new/image", "1")
+        push_over_http(http, "new/image", "1")
         assert http.get("/v2/new/image/manifests/1").status_code == 200
+
+
+def _flip(data: Path, table: Table, key: bytes) -> None:
+    (record,) = (record for record in records(data, table) if record.key == key)
+    flip_record(data, record, -1)
+
+
+def test_a_damaged_record_keeps_nothing_else_from_being_deleted(copy: Path, made: tuple[Path, Sample]) -> None:
+    shared = Digest.of(gzipped(BASE))
+    with Store.open(copy) as store:
+        other = store.registry.manifest("lib/one", "1").digest
+        push_image(store, "lib/copy", "1", [(gzipped(BASE), OCI_LAYER_GZIP)])
+        push_image(store, "lib/one", "2", [])
+        gone = store.registry.manifest("lib/one", "2").digest
+    assert other == made[1].images["lib/one:1"]
+    _flip(copy, Table.TAGS, tag_key("lib/one", "1"))
+    _flip(copy, Table.MANIFEST_LINKS, holder_key("lib/copy", other))
+    _flip(copy, Table.LINKS, holder_key("lib/two", shared))
+    with serving(copy) as (service, http):
+        for path in (f"lib/one/manifests/{gone}", f"lib/one/manifests/{other}", f"lib/one/blobs/{shared}"):
+            assert http.delete(f"/v2/{path}").status_code == 202
+        assert http.get("/v2/lib/one/manifests/2").status_code == 404  # the tag went with its manifest
+        assert http.get("/v2/lib/one/manifests/1").status_code == 500
+        # What may be somebody else's stays.
+        assert http.get(f"/v2/lib/copy/manifests/{other}").status_code == 200
+        assert http.get(f"/v2/lib/two/blobs/{shared}").content == gzipped(BASE)
+        assert "is left, whether it points to" in service.log()
+
+
+def test_a_damaged_manifest_can_be_deleted(copy: Path, made: tuple[Path, Sample]) -> None:
+    """With its entry among the referrers of its subject."""
+    about, subject = made[1].images["about"], made[1].images["lib/one:1"]
+    _flip(copy, Table.MANIFESTS, about.key)
+    with serving(copy) as (_, http):
+        url = f"/v2/lib/one/referrers/{subject}"
+        assert len(http.get(url).json()["manifests"]) == 1
+        assert http.delete(f"/v2/lib/one/manifests/{about}").status_code == 202
+        assert http.get(url).json()["manifests"] == []
+        assert http.get(f"/v2/lib/one/manifests/{subject}").status_code == 200
+
+
+def test_a_blob_is_mounted_past_a_damaged_link(copy: Path) -> None:
+    """From whoever else has it; if nobody has, it is to be uploaded."""
+    shared, alone = Digest.of(gzipped(BASE)), Digest.of(OPAQUE)
+    _flip(copy, Table.LINKS, holder_key("lib/one", shared))
+    _flip(copy, Table.LINKS, holder_key("lib/one", alone))
+    with serving(copy) as (_, http):
+        for digest, status in ((shared, 201), (alone, 202)):
+            answer = http.post("/v2/new/blobs/uploads/", params={"mount": str(digest)})
+            assert answer.status_code == status, answer.text
+        assert http.get(f"/v2/new/blobs/{shared}").content == gzipped(BASE)
 
 
 # -- pages of the database -------------------------------------------------------------------------------------

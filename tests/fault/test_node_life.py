@@ -199,6 +199,28 @@ def test_a_worker_that_dies_while_a_mount_is_put_into_its_place(
     assert none_left(node)
 
 
+def test_a_worker_that_dies_while_it_fills(service: Service, node: NodeClient, tmp_path: Path) -> None:
+    """The next one goes on with it; whoever asked for it does not notice."""
+    at, files = point(tmp_path), contents(8, 40)
+    reference = push(service, "filled", files)
+    totals: list[int] = []
+
+    def die(total: int) -> None:
+        totals.append(total)
+        os.kill(int(node.status()["pid"]), signal.SIGKILL)
+        for process in service.children():
+            os.kill(process, signal.SIGCONT)
+
+    with node.mount(service.url, reference, at, LAZILY):
+        for process in service.children():
+            os.kill(process, signal.SIGSTOP)  # nothing comes before the worker is dead
+        assert node.fill(str(at), die) == totals[0] > 0
+        assert len(totals) == 1
+        assert node.fill(str(at)) == 0
+        service.stop()
+        assert {name: (at / name).read_bytes() for name in files} == files
+
+
 @pytest.mark.parametrize("name", [WORKER, SUPERVISOR])
 def test_a_signal_that_another_thread_is_given(node: NodeClient, name: str) -> None:
     """The kernel may give it to any thread; the one that waits for it must be woken all the same. Killing a worker that

@@ -29,6 +29,7 @@ from pagepool.transport import Session
 from pagepool_service.backup.repository import open_repository
 from pagepool_service.backup.taking import take_backup
 from pagepool_service.repair import context as acting
+from pagepool_service.repair import layers
 from pagepool_service.repair import run as running
 from pagepool_service.repair.bits import mend_record
 from pagepool_service.repair.sources import BackupSource, LayoutSource, RegistrySource
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def checked_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fsck in this process, but where it may crash, or the command is tested."""
+    """fsck in this process, but where it may crash, or the command is tested; and no waiting for a disk."""
+    monkeypatch.setattr(layers, "_AGAIN_S", (0.0, 0.0))
     if not {"crashing", "run"} & set(request.fixturenames):
         monkeypatch.setattr(running, "check_store", lambda data, quick, watch: check(data, quick=quick))  # noqa: ARG005
 
@@ -220,6 +222,36 @@ def test_a_file_in_the_spool_that_the_disk_does_not_read(
         done = repair(data, sources=[BackupSource(repository, repository.load(name))])
     assert done.clean
     assert {(action.kind, action.name) for action in done.actions} == {("blob", spooled)}
+    assert blobs_of(data, made.sample.blobs) == made.sample.blobs
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["a sound record", "a damaged record"])
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_file_that_the_disk_does_not_read_for_a_moment(
+    data: Path, made: Made, failures: int, *, damaged: bool
+) -> None:
+    """It is read again, twice, before the blob is given up."""
+    spooled = Digest.of(SPOOLED)
+    if damaged:
+        wreck_all(data, [record for record in records(data, Table.BLOBS) if record.key == spooled.key])
+    path = next((data / "spool").iterdir())
+    path.rename(data.parent / "aside")
+    path.symlink_to(path if damaged else "/proc/self/mem")  # ELOOP, or EIO: nothing is at its beginning
+    told: list[str] = []
+
+    def tell(words: str) -> None:
+        told.extend([words] if "the disk does not read" in words else [])
+        if len(told) == failures and path.is_symlink():
+            path.unlink()
+            (data.parent / "aside").rename(path)
+
+    done = repair(data, tell=tell)
+    assert done.clean is (failures < 3)
+    outcomes = {action.outcome for action in done.actions if action.name == str(spooled)}
+    if failures == 3:
+        assert outcomes == {"quarantined"}
+        return
+    assert outcomes == ({"repaired"} if damaged else set())
     assert blobs_of(data, made.sample.blobs) == made.sample.blobs
 
 

@@ -39,6 +39,65 @@ def test_room_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(run())
 
 
+def test_what_hardly_comes_is_given_up_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slowest first, and no more than it takes; not what is all there, and none as long as nobody waits."""
+    monkeypatch.setattr(bodies, "_OWN_S", 0.0)
+    monkeypatch.setattr(bodies, "_LOOK_S", 0.01)
+
+    async def run() -> None:
+        memory = BodyMemory(100)
+        never = asyncio.Event()
+
+        async def body(size: int, came: int, *, complete: bool = False) -> None:
+            async with memory.hold(size) as coming:
+                coming.came(came)
+                if complete:
+                    coming.complete()
+                await never.wait()
+
+        there = asyncio.create_task(body(20, 0, complete=True))
+        quick = asyncio.create_task(body(20, 1 << 40))
+        await asyncio.sleep(0.01)
+        slowest = asyncio.create_task(body(30, 0))
+        await asyncio.sleep(0.01)
+        slow = asyncio.create_task(body(30, 1))
+        await asyncio.sleep(0.1)
+        assert memory.held == 100
+        async with memory.hold(25):
+            with pytest.raises(BusyError, match="0 bytes came of a document, too slowly while others wait"):
+                await slowest
+            assert not slow.done()
+        async with memory.hold(50):
+            with pytest.raises(BusyError, match="1 bytes came"):
+                await slow
+        assert memory.held == 40
+        monkeypatch.setattr(bodies, "_LONGEST_WAIT_S", 0.05)
+        with pytest.raises(BusyError, match="on their way in"):
+            await body(70, 0)
+        for task in (there, quick):
+            assert task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert memory.held == 0
+
+    asyncio.run(run())
+
+
+def test_small_ones_find_room_beside_any_number_of_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_LONGEST_WAIT_S", 0.01)
+
+    async def run() -> None:
+        memory = BodyMemory(1 << 20)
+        async with memory.hold(300 << 10), memory.hold(400 << 10):
+            with pytest.raises(BusyError):
+                async with memory.hold(100 << 10):
+                    pass
+            async with memory.hold(64 << 10), memory.hold(64 << 10), memory.hold(64 << 10):
+                assert memory.held == 892 << 10
+
+    asyncio.run(run())
+
+
 def test_large_documents_are_parsed_few_at_a_time() -> None:
     async def run() -> None:
         memory, parsed = BodyMemory(1 << 30), 0

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from pagepool.digest import Digest
-from tests.service.pushes import begin_upload, finishing, push_blob
+from pagepool.oci.mediatypes import OCI_MANIFEST
+from tests.service.pushes import begin_upload, finishing, image_parts, push_blob, push_image
 from tests.support.server import Service, running_service
 
 if TYPE_CHECKING:
@@ -284,6 +285,44 @@ def test_quota_counts_uploads(small: Service) -> None:
             http.delete(location)
         assert http.patch(locations[2], content=piece).status_code == 202
         http.delete(locations[2])
+
+
+def test_what_is_there_already_is_pushed_again_at_the_quota(tmp_path: Path) -> None:
+    """Its bytes are compared, and take no room; what others have is refused as what nobody has."""
+    data = tmp_path / "data"
+    known, others, small = os.urandom(2_000_000), os.urandom(2_000_000), b"small"
+    manifest = image_parts()[0]
+    with running_service(data) as service, httpx.Client(base_url=service.url) as http:
+        push_image(http, "mine", "1")
+        push_image(http, "mine", "2", {"other": b"file"})
+        for blob in (known, small):
+            push_blob(http, "mine", blob)
+        push_blob(http, "others", others)
+    with running_service(data, "--quota", "1MB") as service, httpx.Client(base_url=service.url) as http:
+
+        def post(claimed: bytes, body: object) -> httpx.Response:
+            params = {"digest": str(Digest.of(claimed))}
+            return http.post("/v2/mine/blobs/uploads/", params=params, content=body)  # type: ignore[arg-type]
+
+        for blob in (known, small):
+            assert push_blob(http, "mine", blob) == Digest.of(blob)  # POST and PUT
+            assert post(blob, blob).status_code == 201
+            assert post(blob, iter([blob[:3], blob[3:]])).status_code == 201
+        for wrong in (others, known[:-1], b""):
+            answer = post(known, wrong)
+            assert (answer.status_code, answer.json()["errors"][0]["code"]) == (400, "DIGEST_INVALID")
+        for blob in (others, os.urandom(2_000_000), b"new"):
+            for body in (blob, iter([blob])):
+                answer = post(blob, body)
+                assert (answer.status_code, answer.json()["errors"][0]["code"]) == (507, "STORE_FULL")
+        for tag, status in (("1", 201), ("2", 201), (str(Digest.of(manifest)), 201), ("3", 507)):
+            answer = http.put(f"/v2/mine/manifests/{tag}", content=manifest, headers={"Content-Type": OCI_MANIFEST})
+            assert answer.status_code == status, answer.text
+        location = begin_upload(http, "mine")
+        assert http.patch(location, content=known).status_code == 507  # nobody knows what that is to be
+        assert http.delete(location).status_code == 204
+        assert list((data / "uploads").iterdir()) == []
+        assert http.get(f"/v2/mine/blobs/{Digest.of(known)}").content == known
 
 
 def test_sessions_survive_a_kill(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -111,6 +112,30 @@ def scripted_server(script: Script) -> Iterator[Scripted]:
             yield scripted
         finally:
             server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def trickling_server(at_once: bytes, answer: bytes) -> Iterator[str]:
+    """A server that answers the first request with `at_once`, and then byte by byte, 50 in a second. Its address."""
+    gone = threading.Event()
+
+    def serve() -> None:
+        with listener.accept()[0] as connection, suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(at_once)
+            for number in range(len(answer)):
+                connection.sendall(answer[number : number + 1])
+                if gone.wait(0.02):
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            gone.set()
             thread.join()
 
 

@@ -33,7 +33,7 @@ from pagepool.transport import RetryPolicy
 from pagepool.transport.extents import AsyncExtentClient, ExtentClient
 from tests.store.helpers import noise, text
 from tests.support.objects import object_service
-from tests.transport.scripted import Reply, Request, Script, scripted_server, session
+from tests.transport.scripted import Reply, Request, Script, scripted_server, session, trickling_server
 
 TREE = blake3_raw(b"tree")
 CONTENTS = {blake3_raw(data): data for data in (text(9000, number) for number in range(12))}
@@ -195,6 +195,24 @@ def test_a_service_that_is_busy_is_asked_again_and_one_that_is_gone_is_unreachab
         assert len(server.requests) == 4
     with pytest.raises(UnreachableError):
         run(server.url, TREE, WANTED, "app")
+
+
+@pytest.mark.parametrize("status", ["200 OK", "418 I'm a teapot"])
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_an_answer_that_trickles_is_given_up(status: str, part: str) -> None:
+    """By the asynchronous client, too; it bounds only its own requests."""
+    head = f"HTTP/1.1 {status}\r\nContent-Length: 60\r\n\r\n".encode()
+    at_once = head if part == "body" else b""
+    body = (encode_frame_head(1000) + bytes(60))[:60]
+
+    async def run(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=0.2) as client:
+            fetch = AsyncExtentClient(client, "app", Digest("blake3", TREE), RetryPolicy(attempts=1))
+            with pytest.raises(UnreachableError, match="timed out"):
+                await anext(aiter(fetch(WANTED)))
+
+    with trickling_server(at_once, (head + body).removeprefix(at_once)) as url:
+        asyncio.run(run(url))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import threading
-from contextlib import suppress
 
 import httpx
 import pytest
@@ -20,7 +17,7 @@ from pagepool.transport.http import Call, Session, parse_base
 from pagepool.transport.pace import PacedStream
 from pagepool.transport.retry import RetryPolicy, parse_retry_after
 from pagepool.transport.trust import _system
-from tests.transport.scripted import Reply, Request, scripted_server, session
+from tests.transport.scripted import Reply, Request, scripted_server, session, trickling_server
 
 ABOUT = Subject(errors.BlobUnknownError, "thing", "repo")
 
@@ -51,29 +48,12 @@ def test_connection_that_breaks_is_tried_again_a_few_times() -> None:
 def test_an_answer_that_trickles_is_given_up(at_once: bytes) -> None:
     """However small the pieces are, and whatever they are pieces of."""
     answer = (b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n" + bytes(40)).removeprefix(at_once)
-    gone = threading.Event()
-
-    def serve() -> None:
-        with listener.accept()[0] as connection, suppress(OSError):
-            connection.recv(1 << 16)
-            connection.sendall(at_once)
-            for number in range(len(answer)):
-                connection.sendall(answer[number : number + 1])
-                if gone.wait(0.02):
-                    return
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        retry = RetryPolicy(attempts=1)
-        with Session(url, timeout=httpx.Timeout(0.2), retry=retry) as opened:
-            try:
-                with pytest.raises(UnreachableError, match="timed out"):
-                    opened.request(Call("GET", "/", Subject(errors.NotFoundError, "x")))
-            finally:
-                gone.set()
-                thread.join()
+    with (
+        trickling_server(at_once, answer) as url,
+        Session(url, timeout=httpx.Timeout(0.2), retry=RetryPolicy(attempts=1)) as opened,
+        pytest.raises(UnreachableError, match="timed out"),
+    ):
+        opened.request(Call("GET", "/", Subject(errors.NotFoundError, "x")))
 
 
 def test_what_comes_makes_up_for_waiting() -> None:

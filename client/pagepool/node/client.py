@@ -323,13 +323,24 @@ class NodeClient:
         on_total: Callable[[int], object] = lambda _: None,
         on_bytes: Callable[[int], object] = lambda _: None,
     ) -> int:
-        """Fetch all of a mounted image. Returns its bytes that were missing."""
+        """Fetch all of a mounted image. Returns its bytes that were missing.
+
+        If the node's worker dies meanwhile the next one goes on with what is still missing.
+
+        Args:
+            name: of the mount: its path, or its id.
+            on_total, on_bytes: told of the bytes to fetch, once, and those fetched.
+        """
+        total: list[int] = []
 
         def take(_channel: Channel, message: dict[str, Any]) -> None:
-            if "total" in message:
-                on_total(int(message["total"]))
+            if "total" in message and not total:
+                total.append(int(message["total"]))
+                on_total(total[0])
 
-        return int(converse(self.places.control, {"op": "fill", "name": name}, on_bytes, take)["bytes"])
+        request = {"op": "fill", "name": name}
+        found = have_again(lambda: converse(self.places.control, request, on_bytes, take), self.is_running)
+        return int((total or [found["bytes"]])[0])
 
     def scrub(self) -> dict[str, Any]:
         """Compare every object of the pool with its name. Blocks for as long as reading them takes."""

@@ -28,6 +28,7 @@ from pagepool.extents.wire import (
     StreamDecoder,
     encode_wanted,
 )
+from pagepool.transport import asyncpace
 from pagepool.transport.answers import Subject, error_of
 from pagepool.transport.auth import repository_scope
 from pagepool.transport.http import Call, Session
@@ -93,7 +94,8 @@ class AsyncExtentClient:
     """Fetches extents of one tree, asynchronously.
 
     Args:
-        client: has the service's address as its `base_url`; the caller closes it.
+        client: has the service's address as its `base_url`; the caller closes it. Of its requests for extents an answer
+            that trickles is given up: see `asyncpace`.
         name: repository.
         tree: the tree's digest, raw or with its algorithm.
         retry: bounds of trying again; its `sleep` is not used.
@@ -122,10 +124,10 @@ class AsyncExtentClient:
         headers = self._target.headers(errand.body())
         request = self._client.build_request("POST", self._target.path, content=errand.body(), headers=headers)
         try:
-            response = await self._client.send(request, stream=True)
+            response = await asyncpace.send(self._client, request)
             try:
                 await self._check(response)
-                async for chunk in response.aiter_raw():
+                async for chunk in asyncpace.Pieces(response):
                     for extent in errand.feed(chunk):
                         yield extent
             finally:
@@ -143,7 +145,7 @@ class AsyncExtentClient:
         if response.status_code == 200:
             return
         body = bytearray()
-        async for chunk in response.aiter_raw():
+        async for chunk in asyncpace.Pieces(response):
             body += chunk
             if len(body) > _MAX_ERROR_BODY:
                 break

@@ -28,6 +28,28 @@ def pace(client: httpx.Client) -> httpx.Client:
     return client
 
 
+class Owed:
+    """How much time the reads of one answer owe."""
+
+    def __init__(self) -> None:
+        self._owed_s = 0.0
+
+    def left_s(self, limit_s: float) -> float:
+        """How long the next read may take, where one may take `limit_s`.
+
+        Raises:
+            httpx.ReadTimeout: too much is owed.
+        """
+        left_s = limit_s - self._owed_s
+        if left_s <= 0:
+            raise httpx.ReadTimeout("timed out")
+        return left_s
+
+    def count(self, took_s: float, size: int) -> None:
+        """Note a read that has brought so many bytes."""
+        self._owed_s = max(0.0, self._owed_s + took_s - size / FLOOR)
+
+
 class PacedStream:
     """A connection, used by one request after the other: a `NetworkStream` of httpcore's.
 
@@ -39,23 +61,21 @@ class PacedStream:
     def __init__(self, inner: Any, clock: Callable[[], float] = time.monotonic) -> None:
         self._inner = inner
         self._clock = clock
-        self._owed_s = 0.0
+        self._owed = Owed()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """As of any stream; the limit is for this and earlier reads of the same answer."""
         if timeout is None:
             return bytes(self._inner.read(max_bytes))
-        left_s = timeout - self._owed_s
-        if left_s <= 0:
-            raise httpx.ReadTimeout("timed out")
+        left_s = self._owed.left_s(timeout)
         begun = self._clock()
         data: bytes = self._inner.read(max_bytes, left_s)
-        self._owed_s = max(0.0, self._owed_s + self._clock() - begun - len(data) / FLOOR)
+        self._owed.count(self._clock() - begun, len(data))
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """As of any stream: the next answer begins anew."""
-        self._owed_s = 0.0
+        self._owed = Owed()
         self._inner.write(buffer, timeout)
 
     def close(self) -> None:

@@ -24,7 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from pagepool.errors import CorruptError, ReadOnlyError
+from pagepool import linux
+from pagepool.errors import CorruptError, PagepoolError, ReadOnlyError, StoreFullError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ class KeyRing:
         """Make the first key if there is none. Before anybody is served.
 
         Raises:
-            ReadOnlyError: it cannot be written.
+            StoreFullError, ReadOnlyError: it cannot be written.
             CorruptError: the file is none of these.
         """
         self.current()
@@ -166,7 +167,13 @@ def _write(path: Path, keys: tuple[Key, ...]) -> None:
             os.fsync(file.fileno())
         part.rename(path)
     except OSError as error:
-        raise ReadOnlyError(f"{path}: {error.strerror}") from error
+        raise _refused(error, path) from error
+
+
+def _refused(error: OSError, path: Path) -> PagepoolError:
+    if linux.is_full(error):
+        return StoreFullError(f"{path}: {linux.words_of(error, path.parent)}")
+    return ReadOnlyError(f"{error.filename or path}: {error.strerror}")
 
 
 @contextmanager
@@ -175,7 +182,7 @@ def _locked(directory: Path) -> Iterator[None]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ReadOnlyError(f"{error.filename}: {error.strerror}") from error
+        raise _refused(error, directory) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

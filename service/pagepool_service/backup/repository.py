@@ -305,10 +305,8 @@ def open_repository(path: Path, *, write: bool) -> Iterator[Repository]:
     if write:
         _make(path)
     _check(path)
-    try:
+    with writing(path):
         descriptor = os.open(path / "lock", (os.O_RDWR | os.O_CREAT if write else os.O_RDONLY) | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ReadOnlyError(f"{path / 'lock'}: {error.strerror}") from error
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if write else fcntl.LOCK_SH) | fcntl.LOCK_NB)

@@ -22,7 +22,7 @@ from pagepool_service.encoders import PROBE_SIZE, EncoderMissingError, candidate
 from pagepool_service.repair.context import Action, ChangedError, expect
 from pagepool_service.repair.fetching import admit_blob, fetch_blob
 from pagepool_service.repair.finder import find_extents
-from pagepool_service.repair.layers import blob_is_right, find_fault, queue_ingest
+from pagepool_service.repair.layers import blob_is_right, find_fault, patiently, queue_ingest
 from pagepool_service.settling import rebuild_head
 from pagepool_service.store.catalogue import holder_key, link_key
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
@@ -72,6 +72,7 @@ def _repair_bytes(context: Context, digest: Digest) -> None:
         return  # fsck says what is missing here; where it is not, the blob may be all right
     if right:
         _repair_state(context, digest, record)
+        context.look_again |= record.content is ContentKind.SPOOL  # the disk may not have read it for a moment
         return
     if record.diff_id is not None and record.diff_id == digest and find_fault(context, digest) is None:
         plain = replace(record, content=ContentKind.RECIPE, encoder=b"")
@@ -192,7 +193,7 @@ def _remake_record(context: Context, digest: Digest) -> bool:
 def _from_file(context: Context, digest: Digest) -> tuple[BlobRecord, str] | None:
     path = context.store.blobs.spool_path(digest)
     try:
-        sums = sum_file(path, digest.algorithm).sums()
+        sums = patiently(context, digest, lambda: sum_file(path, digest.algorithm).sums())
         created = path.stat().st_mtime_ns
     except OSError:
         return None

@@ -80,6 +80,8 @@ class Context:
         actions: what was done.
         jobs: blobs that are to be read as layers again, or moved out of the spool.
         recount: whether the totals have to be counted anew.
+        look_again: whether what fsck has found may not be so any more, though nothing was done about it.
+        tell: told what is being waited for.
     """
 
     store: Store
@@ -91,6 +93,8 @@ class Context:
     actions: list[Action] = field(default_factory=list)
     jobs: set[Digest] = field(default_factory=set)
     recount: bool = False
+    look_again: bool = False
+    tell: Callable[[str], None] = lambda _: None
     _blobs: dict[Digest, BlobRecord] | None = None
 
     @property

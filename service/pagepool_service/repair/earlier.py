@@ -20,7 +20,7 @@ from pagepool_service.store.catalogue import link_key
 from pagepool_service.store.checks.walk import walk_values
 from pagepool_service.store.environment import Table
 from pagepool_service.store.links import link
-from pagepool_service.store.registry import may_lack
+from pagepool_service.store.parts import may_lack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -7,7 +7,8 @@ content is not stays; one whose records are wrong goes, and comes back with its 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from blake3 import blake3
 
@@ -20,6 +21,7 @@ from pagepool_service.committing import discard_recipe
 from pagepool_service.encoders import EncoderMissingError
 from pagepool_service.repair.context import Action, ChangedError, expect
 from pagepool_service.repair.fetching import fetch_blob
+from pagepool_service.store.blobs import SpoolFailedError
 from pagepool_service.store.checks.recipes import references
 from pagepool_service.store.checks.walk import walk_values
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
     from pagepool_service.store.sums import Sums
 
 _MOST_PATHS = 200
+_AGAIN_S: Final = (1.0, 4.0)
+"""How long a disk that does not read is left alone before each further attempt."""
+
+_Read = TypeVar("_Read")
 
 
 # -- extent lists ----------------------------------------------------------------------------------------------
@@ -256,15 +262,32 @@ def blob_is_right(context: Context, digest: Digest) -> bool:
     Raises:
         EncoderMissingError: that cannot be told here.
     """
-    hasher = new_hasher(digest.algorithm)
-    try:
+
+    def hashed() -> bytes:
+        hasher = new_hasher(digest.algorithm)
         for piece in context.store.blobs.read(digest):
             hasher.update(piece)
+        return hasher.digest()
+
+    try:
+        return patiently(context, digest, hashed) == digest.raw
     except EncoderMissingError:
         raise
     except (PagepoolError, OSError):
         return False
-    return hasher.digest() == digest.raw
+
+
+def patiently(context: Context, digest: Digest, read: Callable[[], _Read]) -> _Read:
+    """Read a blob; again a moment later, twice, where the disk fails: that may pass, and says nothing of the blob."""
+    for wait_s in _AGAIN_S:
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except (SpoolFailedError, OSError) as error:
+            context.tell(f"the disk does not read {digest} ({error}): trying again in {wait_s:.0f} s")
+            time.sleep(wait_s)
+    return read()
 
 
 def lost_paths(context: Context, diff_id: Digest) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ class Repaired:
         actions: what was done, or would be.
         quarantine: where what was taken out is kept; None if nothing was.
         live: whether a service was running.
+        look_again: whether the last check may have found what is not so any more.
     """
 
     before: Report
@@ -66,6 +67,7 @@ class Repaired:
     actions: list[Action] = field(default_factory=list)
     quarantine: Path | None = None
     live: bool = False
+    look_again: bool = False
 
     @property
     def clean(self) -> bool:
@@ -114,8 +116,9 @@ def repair_store(data: Path, plan: Plan) -> Repaired:
                 break
             actions = _round(data, plan, done, quarantine, last=number == _MOST_ROUNDS - 1)
             done.actions += actions
-            if plan.dry_run or not actions:
+            if plan.dry_run or not (actions or done.look_again):
                 break
+            done.look_again = False
             found, done.after = done.after, check_store(data, quick=plan.quick, watch=plan.watch)
             if done.after.problems == found.problems:
                 break
@@ -144,9 +147,10 @@ def _round(data: Path, plan: Plan, done: Repaired, quarantine: Quarantine, *, la
     if any(problem.kind == "database" for problem in problems):
         return _replace_database(data, plan, done, quarantine)
     with Store.open(data) as store:
-        context = Context(store, problems, quarantine, plan.sources, plan.cache, plan.dry_run)
+        context = Context(store, problems, quarantine, plan.sources, plan.cache, plan.dry_run, tell=plan.tell)
         try:
             _mend(context, plan, live=done.live, last=last)
+            done.look_again = context.look_again
         except CorruptError as error:
             if error.kind != "database":
                 raise

@@ -100,8 +100,9 @@ async def read_body(
     """
     body = bytearray()
     announced = content_length(request.headers)
-    async with (memory or service.bodies).hold(limit if announced is None else min(limit, announced)):
+    async with (memory or service.bodies).hold(limit if announced is None else min(limit, announced)) as coming:
         async for chunk in body_chunks(request, service.settings.body_timeout_s):
+            coming.came(len(chunk))
             body += chunk
             if len(body) > limit:
                 raise LimitError(what, len(body), limit)

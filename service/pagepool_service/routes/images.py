@@ -261,8 +261,6 @@ def _list_images(service: Context, limit: int, last: tuple[str, str] | None, cal
     tagged, more = service.registry.listings.images(limit, last, caller.lists_name, damaged.append)
     found: list[TaggedImage | DamagedTag] = [*tagged, *damaged]
     found.sort(key=lambda one: (one.repository, one.tag))
-    if more and tagged:  # a page ends at a sound tag: one whose key is damaged may be out of its place
-        del found[found.index(tagged[-1]) + 1 :]
     deadline = time.monotonic() + _LONGEST_PAGE_S
     entries: list[str] = []
     size = 0
@@ -274,12 +272,13 @@ def _list_images(service: Context, limit: int, last: tuple[str, str] | None, cal
             continue
         size += len(entries[-1])
         ends_early = size >= _LARGEST_PAGE or time.monotonic() >= deadline
-        if ends_early and place + 1 < len(found):
+        # A page ends at a sound tag: one whose key is damaged may be out of its place.
+        if ends_early and place + 1 < len(found) and not isinstance(image, DamagedTag):
             following = f"{image.repository}:{image.tag}"
             break
     else:
-        if more and found:
-            following = f"{found[-1].repository}:{found[-1].tag}"
+        if more and tagged:
+            following = f"{tagged[-1].repository}:{tagged[-1].tag}"
     rest = f', "next": {json.dumps(following)}' if following else ""
     return f'{{"images": [{", ".join(entries)}]{rest}}}'.encode(), following
 

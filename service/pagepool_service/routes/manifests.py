@@ -33,6 +33,7 @@ from pagepool_service.routes.streaming import body_chunks
 
 if TYPE_CHECKING:
     from pagepool.oci import Index
+    from pagepool_service.routes.bodies import Coming
     from pagepool_service.store.catalogue import StoredManifest
 
 router = APIRouter()
@@ -113,8 +114,8 @@ async def put_manifest(
 ) -> Response:
     """Push a manifest. Blobs and manifests it refers to must be in the repository; its subject need not."""
     tags = _tags(reference, tag)
-    async with service.bodies.hold(_announced(request, service)):
-        raw = await _read_body(request, service)
+    async with service.bodies.hold(_announced(request, service)) as coming:
+        raw = await _read_body(request, service, coming)
         digest = Digest.of(raw, reference.algorithm if isinstance(reference, Digest) else "sha256")
         if isinstance(reference, Digest) and digest != reference:
             raise DigestMismatchError(reference, digest, len(raw))
@@ -171,15 +172,17 @@ def _announced(request: Request, service: Context) -> int:
     return limit if announced is None else announced
 
 
-async def _read_body(request: Request, service: Context) -> bytes:
+async def _read_body(request: Request, service: Context, coming: Coming) -> bytes:
     limit = service.settings.max_manifest_bytes
     parts: list[bytes] = []
     size = 0
     async for chunk in body_chunks(request, service.settings.body_timeout_s):
+        coming.came(len(chunk))
         parts.append(chunk)
         size += len(chunk)
         if size > limit:
             raise LimitError("manifest", size, limit)
+    coming.complete()
     return b"".join(parts)
 
 

@@ -14,7 +14,14 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from pagepool.digest import Digest, new_hasher
-from pagepool.errors import NameInvalidError, PagepoolError, RangeInvalidError, SizeInvalidError, UploadBusyError
+from pagepool.errors import (
+    NameInvalidError,
+    PagepoolError,
+    RangeInvalidError,
+    SizeInvalidError,
+    StoreFullError,
+    UploadBusyError,
+)
 from pagepool.oci import validate_repository
 from pagepool_service.routes.access import Caller, authorize_source
 from pagepool_service.routes.addresses import location
@@ -100,12 +107,14 @@ async def begin_upload(
     if algorithm is not None:
         new_hasher(algorithm)
     wanted = claimed.algorithm if claimed else algorithm or "sha256"
+    if claimed is None:
+        await service.threads.run(service.quotas.room, name, 1)
     session = await service.threads.run(_begin, service, caller, name, wanted)
     if claimed is None:
         return _accepted(request, service, name, session.id, 0)
     upload = await service.threads.run(service.uploads.open, name, session.id)
     try:
-        await _take_body(request, service, upload)
+        await _take_body(request, service, upload, claimed)
         await service.writers.run(upload.finish, claimed, _linker(service, name, claimed))
     except BaseException:
         upload.remove()
@@ -169,7 +178,7 @@ async def finish_upload(
     upload = await _open(service, name, session)
     before = upload.size
     try:
-        await _take_body(request, service, upload)
+        await _take_body(request, service, upload, claimed)
         await service.writers.run(upload.finish, claimed, _linker(service, name, claimed))
         service.sessions.give_back(session)
     except RepositoryFullError:
@@ -227,7 +236,6 @@ def _linker(service: Context, name: str, digest: Digest) -> Callable[..., None]:
 
 def _begin(service: Context, caller: Access, name: str, algorithm: str) -> SessionRecord:
     owner = "" if caller.unrestricted else str(caller.principal)
-    service.quotas.room(name, 1)
     service.sessions.take(owner)
     try:
         return service.uploads.begin(name, algorithm, owner)
@@ -248,8 +256,11 @@ async def _open(service: Context, name: str, session: str) -> OpenUpload:
         await asyncio.sleep(0.02)
 
 
-async def _take_body(request: Request, service: Context, upload: OpenUpload) -> None:
+async def _take_body(request: Request, service: Context, upload: OpenUpload, claimed: Digest | None = None) -> None:
     """Append the request's body to the session.
+
+    Args:
+        claimed: what the session is to be at its end. Where the repository has that, it takes no room.
 
     Raises:
         RangeInvalidError: the chunk does not begin where the session ends.
@@ -264,10 +275,12 @@ async def _take_body(request: Request, service: Context, upload: OpenUpload) -> 
     expected = announced[1] - announced[0] if announced else length
     if expected:
         service.uploads.check_size(before + expected)
-        await service.threads.run(service.uploads.check_room, expected)
-    name, room = upload.session.repository, None
-    if service.quotas.limit(name).most:
-        room = await service.threads.run(service.quotas.room, name, before + (expected or 0))
+    try:
+        room = await _make_room(service, upload, before + (expected or 0), claimed)
+    except (StoreFullError, RepositoryFullError):
+        if claimed is None or not await service.threads.run(upload.keep_nothing, claimed):
+            raise
+        room = None
     try:
         await _pump(request, service, upload, room)
         if expected is not None and upload.size - before != expected:
@@ -283,6 +296,17 @@ async def _take_body(request: Request, service: Context, upload: OpenUpload) -> 
     except PagepoolError:
         await service.threads.run(upload.truncate, before)
         raise
+
+
+async def _make_room(service: Context, upload: OpenUpload, size: int, claimed: Digest | None) -> Room | None:
+    """See that an upload may have so many bytes; of one whose length nobody knows, that it may have any."""
+    incoming = size - upload.size or (1 if claimed and not size else 0)
+    if incoming:
+        await service.threads.run(service.uploads.check_room, incoming)
+    name = upload.session.repository
+    if not service.quotas.limit(name).most:
+        return None
+    return await service.threads.run(service.quotas.room, name, size)
 
 
 async def _pump(request: Request, service: Context, upload: OpenUpload, room: Room | None) -> None:

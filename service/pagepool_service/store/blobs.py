@@ -91,7 +91,7 @@ class BlobStore:
             self.admit_bytes(source.read_bytes(), sums, also)
             source.unlink(missing_ok=True)
             return
-        sound = self._is_sound(sums.digest)
+        sound = self.is_sound(sums.digest)
         if not sound:
             _sync_file(source)
         try:
@@ -116,7 +116,7 @@ class BlobStore:
         if data:
             check_extent(sums.object, data, "what was uploaded")
         frame = encode_frame([(sums.object, data)], Role.OPAQUE) if data else None
-        sound = self._is_sound(sums.digest)
+        sound = self.is_sound(sums.digest)
         with self._env.write(reserve=len(data) + 4096) as txn:
             if not (sound and txn.has(Table.BLOBS, sums.digest.key)):
                 if frame:
@@ -126,7 +126,7 @@ class BlobStore:
             also(txn)
         self._wake()
 
-    def _is_sound(self, digest: Digest) -> bool:
+    def is_sound(self, digest: Digest) -> bool:
         """Whether the blob is stored and can be read, all of it: a push that brings it again can mend it."""
         try:
             record = self.stat(digest)

@@ -115,7 +115,9 @@ def last_note(txn: Reader) -> int:
 def notes_after(txn: Reader, number: int, most: int) -> list[Note]:
     """The next notes behind a number, at most so many."""
     found: list[Note] = []
-    for key, payload in txn.scan(Table.META, _NOTES, start=_NOTES + u64(number + 1)):
+    for key, payload in txn.scan_all(Table.META, _NOTES, start=_NOTES + u64(number + 1)):
+        if isinstance(payload, CorruptError):
+            raise payload
         where = int.from_bytes(key[len(_NOTES) :], "big")
         found.append(Note(where, NoteKind(payload[0]), bytes(payload[1:])))
         if len(found) == most:

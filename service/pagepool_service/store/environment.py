@@ -166,22 +166,55 @@ class Reader:
         None is before `start`, all the same: who goes on from where he was gets on.
         """
         begun = prefix if start is None else start
-        with self._txn.cursor(self._tables[table]) as cursor:
-            found = cursor.set_range(begun)
-            while found:
-                key = bytes(cursor.key())
-                payload: memoryview | CorruptError
-                try:
-                    payload = self._checked(table, key, cursor.value())
-                except CorruptError as error:
-                    payload = error
-                if key < begun:
-                    pass
-                elif key.startswith(prefix):
-                    yield key, payload
-                elif not isinstance(payload, CorruptError):
+        for key, payload in self._around(table, begun):
+            if key < begun:
+                pass
+            elif key.startswith(prefix):
+                yield key, payload
+            elif not isinstance(payload, CorruptError):
+                return
+
+    def scan_surely(
+        self, table: Table, prefix: bytes = b"", *, start: bytes | None = None
+    ) -> Iterator[tuple[bytes, memoryview]]:
+        """As `scan`, for who must not miss any: what seems to be none of them may be one whose key is damaged.
+
+        Raises:
+            CorruptError: at the first record among them, or beside them, whose checksum is wrong.
+        """
+        begun = prefix if start is None else start
+        for key, payload in self._around(table, begun):
+            if isinstance(payload, CorruptError):
+                raise payload
+            if key >= begun:
+                if not key.startswith(prefix):
                     return
+                yield key, payload
+
+    def _around(self, table: Table, begun: bytes) -> Iterator[tuple[bytes, memoryview | CorruptError]]:
+        """All records from `begun` on, and one before it, with those between that are damaged.
+
+        A search that comes by a damaged key may be led behind others: so it is from the last sound record before
+        `begun` that one goes on, wherever that search has ended.
+        """
+        with self._txn.cursor(self._tables[table]) as cursor:
+            found = cursor.set_range(begun) or cursor.last()
+            while found:
+                key, payload = self._looked_at(table, cursor)
+                if key < begun and not isinstance(payload, CorruptError):
+                    break
+                found = cursor.prev()
+            found = found or cursor.first()
+            while found:
+                yield self._looked_at(table, cursor)
                 found = cursor.next()
+
+    def _looked_at(self, table: Table, cursor: lmdb.Cursor[memoryview]) -> tuple[bytes, memoryview | CorruptError]:
+        key = bytes(cursor.key())
+        try:
+            return key, self._checked(table, key, cursor.value())
+        except CorruptError as error:
+            return key, error
 
     def last(self, table: Table, prefix: bytes, at_most: bytes) -> tuple[bytes, memoryview] | None:
         """The record with the greatest key that begins with `prefix` and is <= `at_most`, or None."""
@@ -362,11 +395,12 @@ class Environment:
         self._count_mapped(reader.mapped)
 
     @contextmanager
-    def write(self, *, reserve: int = 0) -> Iterator[Writer]:
+    def write(self, *, reserve: int | Callable[[Reader], int] = 0) -> Iterator[Writer]:
         """The write transaction, for the length of a block: commits at its end, aborts on an exception.
 
         Args:
-            reserve: about how many bytes the block will add, held against the quota before it begins.
+            reserve: about how many bytes the block will add, held against the quota before it begins; or what tells
+                that, asked in the transaction where there is a quota.
 
         Raises:
             StoreFullError: quota or disk; nothing was written.
@@ -377,8 +411,8 @@ class Environment:
         try:
             with self._env.begin(write=True, buffers=True) as txn:
                 writer = Writer(txn, self._tables)
-                if self._quota and reserve:
-                    self._check_quota(writer, reserve)
+                if self._quota and (incoming := reserve(writer) if callable(reserve) else reserve):
+                    self._check_quota(writer, incoming)
                 yield writer
         except lmdb.PanicError as error:
             raise self._panicked(error) from error

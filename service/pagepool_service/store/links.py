@@ -7,6 +7,7 @@ they were (`collect.catalogue`): whoever writes one anew has what it stands for 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from pagepool_service.store.environment import Table
 
 if TYPE_CHECKING:
     from pagepool_service.store.environment import Reader, Writer
+
+log = logging.getLogger("pagepool.registry")
 
 _MOST_RENEWED = 5000  # links around one manifest, in one transaction
 
@@ -100,5 +103,9 @@ def unlink(txn: Writer, table: Table, repository: str, digest: Digest) -> None:
 
 
 def is_held(txn: Reader, table: Table, digest: Digest) -> bool:
-    """Whether any repository has it."""
-    return next(txn.scan(table, digest.key), None) is not None
+    """Whether any repository has it, or may have it: a record of one, or one beside those, is damaged."""
+    try:
+        return next(txn.scan_surely(table, digest.key), None) is not None
+    except CorruptError as error:
+        log.error("%s is kept, whether anybody has it or not: %s", digest, error)
+        return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, NameInvalidError, NameUnknownError, PagepoolError, TagInvalidError
@@ -30,7 +30,7 @@ from pagepool_service.store.catalogue import (
 from pagepool_service.store.environment import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pagepool.oci import Index, Manifest
     from pagepool_service.store.environment import Environment, Reader
@@ -39,6 +39,10 @@ log = logging.getLogger("pagepool.registry")
 
 # Descriptors of one answer of the referrers API: an index that any client takes (manifests may have 4 MiB).
 REFERRERS_BYTES = 3 << 20
+_MOST_DAMAGED: Final = 1000
+"""Of a page; the log has all."""
+
+_Name = TypeVar("_Name", str, tuple[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class Page:
     """Some names of a listing, in order; `more` says whether there are others behind them.
 
     Args:
-        damaged: names whose record cannot be read, which are not among `names`, and what is wrong with each.
+        damaged: names whose record cannot be read, which are not among `names`, nor counted, and what is wrong with
+            each.
     """
 
     names: list[str]
@@ -55,8 +60,8 @@ class Page:
 
     @property
     def last(self) -> str:
-        """Behind which name the next page begins; "" if this one is empty."""
-        return self.names[-1] if self.names else max(self.damaged, default="")
+        """Behind which name the next page begins; "" if this one is empty. Of what is damaged the key may be wrong."""
+        return self.names[-1] if self.names else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,36 @@ class DamagedTag:
     error: CorruptError
 
 
+class _Damaged(Generic[_Name]):
+    """What is damaged of a page, in the order in which it lies there. Its keys may be out of their places."""
+
+    def __init__(self) -> None:
+        self.all: dict[_Name, CorruptError] = {}
+        self._passed = 0
+
+    def add(self, name: _Name, error: CorruptError) -> None:
+        """Note one; no more than an answer may have."""
+        if len(self.all) < _MOST_DAMAGED:
+            self.all.setdefault(name, error)
+
+    def pass_by(self, name: _Name) -> None:
+        """A sound name was come to: it is not damaged, and what lies before it is on this page."""
+        self.all.pop(name, None)
+        self._passed = len(self.all)
+
+    def before(self, ends: Sequence[_Name]) -> dict[_Name, CorruptError]:
+        """What a page that ends at a sound name has: what the next one will come to is left to that.
+
+        Args:
+            ends: that name, if the page has any.
+        """
+        return {
+            name: error
+            for number, (name, error) in enumerate(self.all.items())
+            if number < self._passed or any(name < end for end in ends)
+        }
+
+
 class Listings:
     """Reads the lists. Methods block; any thread may call them.
 
@@ -99,7 +134,7 @@ class Listings:
     def repositories(self, limit: int, last: str = "", visible: Callable[[str], bool] = lambda _: True) -> Page:
         """Repositories that have a manifest, in byte order, those after `last`; of these, those that are visible."""
         names: list[str] = []
-        damaged: dict[str, CorruptError] = {}
+        damaged = _Damaged[str]()
         start: bytes | None = after_repository(last)
         with self._env.read() as txn:
             while start is not None:
@@ -110,17 +145,17 @@ class Listings:
                     if error is not None and not _can_be_named(repository, error):
                         continue
                     if visible(repository):
-                        if repository not in damaged and len(names) + len(damaged) == limit:
-                            return _end_page(names, damaged)
-                        if error is None:
-                            damaged.pop(repository, None)
-                            names.append(repository)
+                        if error is not None:
+                            damaged.add(repository, error)
+                        elif len(names) == limit:
+                            return Page(names, True, damaged.before(names[-1:]))
                         else:
-                            damaged.setdefault(repository, error)
+                            names.append(repository)
+                            damaged.pass_by(repository)
                     if error is None:  # nor where a damaged key says: others may be missed
                         start = after_repository(repository)
                         break
-        return Page(names, False, damaged)
+        return Page(names, False, damaged.all)
 
     def tags(self, repository: str, limit: int, last: str = "") -> Page:
         """Tags of a repository, in byte order, those after `last`.
@@ -129,7 +164,7 @@ class Listings:
             NameUnknownError: no such repository.
         """
         names: list[str] = []
-        damaged: dict[str, CorruptError] = {}
+        damaged = _Damaged[str]()
         prefix = repository_prefix(repository)
         with self._env.read() as txn:
             for key, payload in txn.scan_all(Table.TAGS, prefix, start=after_tag(repository, last)):
@@ -137,15 +172,16 @@ class Listings:
                 error = payload if isinstance(payload, CorruptError) else None
                 if error is not None and not _can_be_named(repository, error, tag):
                     continue
-                if len(names) + len(damaged) == limit:
-                    return _end_page(names, damaged)
-                if error is None:
-                    names.append(tag)
+                if error is not None:
+                    damaged.add(tag, error)
+                elif len(names) == limit:
+                    return Page(names, True, damaged.before(names[-1:]))
                 else:
-                    damaged[tag] = error
-            if not names and not damaged and not is_there(txn, repository):
+                    names.append(tag)
+                    damaged.pass_by(tag)
+            if not names and not damaged.all and not is_there(txn, repository):
                 raise NameUnknownError(repository)
-        return Page(names, False, damaged)
+        return Page(names, False, damaged.all)
 
     def images(
         self,
@@ -159,10 +195,11 @@ class Listings:
         Only where they point: manifests have megabytes, and are for the caller to read one at a time.
 
         Args:
-            on_damage: told of visible tags whose record cannot be read, which count as the others do.
+            on_damage: told of visible tags whose record cannot be read, which are not counted.
         """
         images: list[TaggedImage] = []
-        count = 0
+        damaged = _Damaged[tuple[str, str]]()
+        more = False
         start: bytes | None = FORWARD if last is None else after_tag(*last)
         with self._env.read() as txn:
             while start is not None:
@@ -176,15 +213,19 @@ class Listings:
                             continue
                         start = after_repository(repository)
                         break
-                    if count == limit:
-                        return images, True
-                    count += 1
                     if isinstance(payload, CorruptError):
-                        on_damage(DamagedTag(repository, tag, payload))
+                        damaged.add((repository, tag), payload)
                         continue
+                    if len(images) == limit:
+                        more = True
+                        break
                     found = Tag.decode(key, payload)
                     images.append(TaggedImage(repository, tag, found.updated_ns, found.digest))
-        return images, False
+                    damaged.pass_by((repository, tag))
+        ends = [(image.repository, image.tag) for image in images[-1:]]
+        for (repository, tag), error in (damaged.before(ends) if more else damaged.all).items():
+            on_damage(DamagedTag(repository, tag, error))
+        return images, more
 
     def referrers(
         self,
@@ -247,11 +288,6 @@ def _halves(key: bytes) -> tuple[bytes, bytes]:
     """A forward key before and behind its NUL."""
     name, _, rest = key.partition(b"\0")
     return name, rest
-
-
-def _end_page(names: list[str], damaged: dict[str, CorruptError]) -> Page:
-    """A page behind which there are others. It ends at a sound name, if it has any: of others the key may be wrong."""
-    return Page(names, True, {name: error for name, error in damaged.items() if not names or name < names[-1]})
 
 
 def _can_be_named(repository: str, error: CorruptError, tag: str = "latest") -> bool:

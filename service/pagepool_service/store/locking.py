@@ -7,7 +7,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from pagepool.errors import BusyError, InvalidError, ReadOnlyError
+from pagepool.errors import BusyError, InvalidError
+from pagepool_service.store.disk import refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +37,7 @@ def lock_data(data: Path, *, read_only: bool) -> int | None:
     Raises:
         BusyError: another service has it; names its process.
         DataDirectoryInvalidError: it holds other things. Nothing was done to it.
-        ReadOnlyError: the directory cannot be written to.
+        StoreFullError, ReadOnlyError: the directory cannot be written to.
     """
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def lock_data(data: Path, *, read_only: bool) -> int | None:
     except OSError as error:
         if read_only:
             return None
-        raise ReadOnlyError(f"{error.filename}: {error.strerror}") from error
+        raise refused(error, str(error.filename)) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -26,16 +26,12 @@ from pagepool.digest import Digest
 from pagepool.errors import (
     BlobUnknownError,
     CorruptError,
-    ManifestBlobUnknownError,
-    ManifestInvalidError,
     ManifestUnknownError,
     NameUnknownError,
     NotFoundError,
     PagepoolError,
-    SizeInvalidError,
 )
-from pagepool.oci import Descriptor, Index
-from pagepool.oci.mediatypes import is_foreign_layer
+from pagepool.oci import Index
 from pagepool_service.store.catalogue import (
     StoredManifest,
     Tag,
@@ -47,14 +43,15 @@ from pagepool_service.store.catalogue import (
     tag_key,
 )
 from pagepool_service.store.cycle import is_collecting
-from pagepool_service.store.environment import CHECKSUM_SIZE, Table
+from pagepool_service.store.environment import Table
 from pagepool_service.store.links import is_held, link, renew_around, touch, unlink
 from pagepool_service.store.listings import Listings, describe_referrer, is_there
+from pagepool_service.store.parts import check_parts
 from pagepool_service.store.room import NO_LIMIT, RoomLimit, check_room
 from pagepool_service.store.schema import BlobRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterator
 
     from pagepool.oci import Manifest
     from pagepool_service.store.blobs import BlobStore
@@ -145,6 +142,16 @@ class Registry:
             old = self.is_old(txn, Table.LINKS, repository, digest) and not self._env.readonly
         return self.stat_blob(repository, digest), old
 
+    def has_sound_blob(self, repository: str, digest: Digest) -> bool:
+        """Whether a repository has a blob, all of which can be read: to push it there again changes nothing.
+
+        If so, it is noted that a client relies on it, as by `renew_blob`.
+        """
+        with self._env.read() as txn:
+            if not txn.has(Table.LINKS, link_key(repository, digest)):
+                return False
+        return self._blobs.is_sound(digest) and self._renew(Table.LINKS, repository, digest)
+
     def linker(self, repository: str, digest: Digest, limit: RoomLimit = NO_LIMIT) -> Callable[[Writer], None]:
         """What links a blob to a repository, for the transaction that admits the blob.
 
@@ -218,7 +225,7 @@ class Registry:
             return False
         if source is not None:
             return visible(source) and txn.has(Table.LINKS, link_key(source, digest))
-        return any(visible(holder_of(key, digest)) for key, _ in txn.scan(Table.LINKS, digest.key))
+        return any(visible(name) for name in _sound_holders(txn, digest))
 
     # -- manifests -------------------------------------------------------------------------------------------
 
@@ -227,10 +234,12 @@ class Registry:
         repository: str,
         digest: Digest,
         document: Manifest | Index,
-        tags: Iterable[str] = (),
+        tags: Collection[str] = (),
         limit: RoomLimit = NO_LIMIT,
     ) -> None:
         """Store a manifest under its digest, and point tags to it. On return all of it is durable.
+
+        One that the repository has already, under tags that are there, takes no room.
 
         Args:
             digest: of `document.raw`, verified by the caller.
@@ -245,8 +254,14 @@ class Registry:
         """
         now = time.time_ns()
         stored = StoredManifest(digest, document.media_type, now, document.raw)
-        with self._env.write(reserve=len(document.raw) + 8192) as txn:
-            _check_parts(txn, repository, document)
+
+        def reserve(txn: Reader) -> int:
+            known = _can_be_read(txn, digest) and txn.has(Table.MANIFEST_LINKS, link_key(repository, digest))
+            tagged = all(txn.has(Table.TAGS, tag_key(repository, tag)) for tag in tags)
+            return 0 if known and tagged else len(document.raw) + 8192
+
+        with self._env.write(reserve=reserve) as txn:
+            check_parts(txn, repository, document)
             if not txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)):
                 check_room(txn, repository, limit, len(document.raw))
             if not _can_be_read(txn, digest):
@@ -322,35 +337,64 @@ class Registry:
     def delete_manifest(self, repository: str, digest: Digest) -> None:
         """Remove a manifest from a repository, with the tags that point to it and its entry as a referrer.
 
+        A tag whose record is damaged stays: nobody knows where it points.
+
         Raises:
             ManifestUnknownError, NameUnknownError: there is none.
         """
         with self._env.write() as txn:
             if not txn.has(Table.MANIFEST_LINKS, link_key(repository, digest)):
                 raise self._missing(txn, repository, ManifestUnknownError(digest))
-            prefix = repository_prefix(repository)
-            found = [key for key, payload in txn.scan(Table.TAGS, prefix) if Tag.decode(key, payload).digest == digest]
-            for key in found:
+            for key in _tags_of(txn, repository, digest):
                 txn.delete(Table.TAGS, key)
             self.drop_manifest(txn, repository, digest)
 
     def drop_manifest(self, txn: Writer, repository: str, digest: Digest) -> None:
         """Remove a manifest that no tag points to, and its entry as a referrer, in a transaction of the caller's."""
         unlink(txn, Table.MANIFEST_LINKS, repository, digest)
-        payload = txn.get(Table.MANIFESTS, digest.key)
-        if payload is not None:
-            subject = _subject(StoredManifest.decode(digest, payload))
-            if subject is not None:
-                txn.delete(Table.REFERRERS, referrer_key(repository, subject, digest))
+        for key in _referrer_keys(txn, repository, digest):
+            txn.delete(Table.REFERRERS, key)
         if not is_held(txn, Table.MANIFEST_LINKS, digest):
             txn.delete(Table.MANIFESTS, digest.key)
 
     def holders(self, txn: Reader, digest: Digest) -> list[str]:
         """The repositories that have a blob."""
-        return [holder_of(key, digest) for key, _ in txn.scan(Table.LINKS, digest.key)]
+        return list(_sound_holders(txn, digest))
 
     def _missing(self, txn: Reader, repository: str, error: NotFoundError) -> NotFoundError:
         return error if is_there(txn, repository) else NameUnknownError(repository)
+
+
+def _sound_holders(txn: Reader, digest: Digest) -> Iterator[str]:
+    """The repositories that have a blob, by those links that can be read."""
+    for key, payload in txn.scan_all(Table.LINKS, digest.key):
+        if isinstance(payload, CorruptError):
+            log.error("%s is not looked for where a link says: %s", digest, payload)
+        else:
+            yield holder_of(key, digest)
+
+
+def _tags_of(txn: Reader, repository: str, digest: Digest) -> list[bytes]:
+    """The keys of a repository's tags that point to a manifest, by those records that can be read."""
+    found = []
+    for key, payload in txn.scan_all(Table.TAGS, repository_prefix(repository)):
+        if isinstance(payload, CorruptError):
+            log.error("a tag of %s is left, whether it points to %s or not: %s", repository, digest, payload)
+        elif Tag.decode(key, payload).digest == digest:
+            found.append(key)
+    return found
+
+
+def _referrer_keys(txn: Reader, repository: str, digest: Digest) -> list[bytes]:
+    """The keys of a manifest's entries as a referrer: one, if it has a subject."""
+    try:
+        payload = txn.get(Table.MANIFESTS, digest.key)
+        subject = None if payload is None else _subject(StoredManifest.decode(digest, payload))
+    except CorruptError as error:  # what it is about is said by the key of its entry alone
+        log.error("a manifest is removed from %s: %s", repository, error)
+        entries = txn.scan(Table.REFERRERS, repository_prefix(repository), check=False)
+        return [key for key, _ in entries if key.endswith(digest.key)]
+    return [] if subject is None else [referrer_key(repository, subject, digest)]
 
 
 def _can_be_read(txn: Reader, digest: Digest) -> bool:
@@ -359,48 +403,6 @@ def _can_be_read(txn: Reader, digest: Digest) -> bool:
         return txn.get(Table.MANIFESTS, digest.key) is not None
     except CorruptError:
         return False
-
-
-def _check_parts(txn: Reader, repository: str, document: Manifest | Index) -> None:
-    """Everything a document needs must be in the repository, but a subject, and layers that may be kept elsewhere."""
-    if isinstance(document, Index):
-        for entry in document.manifests:
-            key = link_key(repository, entry.digest)
-            # An index may list things that are no manifests; those are blobs.
-            if txn.has(Table.MANIFEST_LINKS, key):
-                _check_entry(txn, entry)
-            elif txn.has(Table.LINKS, key):
-                _check_size(txn, entry)
-            else:
-                raise ManifestBlobUnknownError(str(entry.digest), f"{repository} has no such manifest")
-        return
-    for entry in document.blobs:
-        if txn.has(Table.LINKS, link_key(repository, entry.digest)):
-            _check_size(txn, entry)
-        elif not may_lack(entry):
-            raise ManifestBlobUnknownError(str(entry.digest), f"{repository} has no such blob")
-
-
-def may_lack(entry: Descriptor) -> bool:
-    """Whether a repository need not have what its manifest names so: that it names it gives it no right to it."""
-    return is_foreign_layer(entry.media_type) and bool(entry.urls)
-
-
-def _check_entry(txn: Reader, entry: Descriptor) -> None:
-    """Nor do they pull a manifest of another size than an index says."""
-    # Not read: an index may name thousands of manifests of megabytes, and nobody writes meanwhile.
-    value = txn.get_unchecked(Table.MANIFESTS, entry.digest.key)
-    size = entry.size if value is None else StoredManifest.size_of(value[:-CHECKSUM_SIZE])
-    if size != entry.size:
-        raise ManifestInvalidError(f"entry {entry.digest}", f"it says {entry.size} bytes of a manifest that has {size}")
-
-
-def _check_size(txn: Reader, entry: Descriptor) -> None:
-    """Clients refuse to pull a blob of another size than its manifest says: better refuse the push."""
-    payload = txn.get(Table.BLOBS, entry.digest.key)
-    size = entry.size if payload is None else BlobRecord.decode(payload, str(entry.digest)).size
-    if size != entry.size:
-        raise SizeInvalidError(entry.size, f"blob {entry.digest} has {size} bytes")
 
 
 def _subject(stored: StoredManifest) -> Digest | None:

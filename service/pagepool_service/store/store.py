@@ -7,9 +7,9 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from pagepool.errors import ReadOnlyError, StoreFormatError
+from pagepool.errors import StoreFormatError
 from pagepool_service.store.blobs import BlobStore, sync_directory
-from pagepool_service.store.disk import is_read_only
+from pagepool_service.store.disk import is_read_only, refused
 from pagepool_service.store.environment import FORMAT_VERSION, Environment
 from pagepool_service.store.extents import ExtentStore
 from pagepool_service.store.jobs import JobQueue
@@ -48,7 +48,7 @@ class Store:
 
         Raises:
             StoreFormatError: another format, or not a store.
-            ReadOnlyError: it cannot be written to.
+            StoreFullError, ReadOnlyError: it cannot be written to.
         """
         is_new = not (data / "store" / "data.mdb").exists()
         check_stamp(data)
@@ -96,7 +96,7 @@ def _prepare(data: Path) -> None:
         if not stamp.exists():
             _write_stamp(stamp)
     except OSError as error:
-        raise ReadOnlyError(f"{error.filename}: {error.strerror}") from error
+        raise refused(error, str(error.filename or data)) from error
 
 
 def check_there(data: Path) -> None:

@@ -112,10 +112,11 @@ class CatalogueSweep:
         found = _Repository(name)
         prefix = repository_prefix(name)
         with self._env.read() as txn:
-            for key, payload in txn.scan(Table.TAGS, prefix):
+            for key, payload in txn.scan_surely(Table.TAGS, prefix):
                 tag = Tag.decode(key, payload)
                 found.tags[split_tag_key(key)[1]] = tag.digest, tag.updated_ns, bytes(payload)
-            found.links = {key[len(prefix) :]: bytes(value) for key, value in txn.scan(Table.MANIFEST_LINKS, prefix)}
+            links = txn.scan_surely(Table.MANIFEST_LINKS, prefix)
+            found.links = {key[len(prefix) :]: bytes(value) for key, value in links}
         for key, link in found.links.items():
             facts = self._facts(name, key, link_time(link))
             if facts is None:

@@ -62,7 +62,8 @@ def batches(env: Environment, table: Table, *, check: bool = True) -> Iterator[l
     while start is not None:
         found: list[tuple[bytes, bytes]] = []
         with env.read() as txn:
-            for key, payload in txn.scan(table, start=start, check=check):
+            records = txn.scan_surely(table, start=start) if check else txn.scan(table, start=start, check=False)
+            for key, payload in records:
                 found.append((key, bytes(payload) if check else b""))
                 if len(found) == _RECORDS:
                     break
@@ -236,7 +237,7 @@ class _Chunks:
 
     def step(self, txn: Reader) -> bool:
         """Mark the next one. Returns whether that was the last."""
-        found = next(txn.scan(Table.RECIPES, self._prefix, start=self._start), None)
+        found = next(txn.scan_surely(Table.RECIPES, self._prefix, start=self._start), None)
         if found is None:
             return True
         self._marker.mark_chunk(found[1], found[0].hex())
