@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TTL_S: Final = 24 * 3600
 _EVERY_S: Final = 300.0
+_LONGEST_END_S: Final = 2.0
 _RENEW_S: Final = TTL_S / 3
 
 log = logging.getLogger("pagepool.node")
@@ -37,10 +38,15 @@ class LeaseKeeper:
         self._held: dict[str, float] = {}  # tree -> when it is to be renewed, on the clock of time.monotonic
         self._wake = threading.Event()
         self._ended = False
+        self._lock = threading.Lock()
+        self._let_go: set[str] = set()  # trees that are not mounted any more, and may be asked for at this moment
+        self._releasing: set[threading.Thread] = set()
         threading.Thread(target=self._work, name="node-leases", daemon=True).start()
 
     def want(self, tree: str) -> None:
         """See that a tree is held, soon. Nothing is asked if it is."""
+        with self._lock:
+            self._let_go.discard(tree)
         source = self._sources.get(tree)
         if source is None or not source.record.lease or self._is_due(tree):
             self._held.pop(tree, None)
@@ -48,16 +54,30 @@ class LeaseKeeper:
 
     def release(self, tree: str) -> None:
         """Let go of a tree's lease. What cannot be told to the service ends by itself."""
-        source = self._sources.get(tree)
-        self._held.pop(tree, None)
-        if source is None or not source.record.lease:
-            return
-        threading.Thread(target=_release, args=(source, source.record.lease), daemon=True).start()
+        with self._lock:
+            self._let_go.add(tree)
+            self._held.pop(tree, None)
+            source = self._sources.get(tree)
+            lease = "" if source is None else source.record.lease
+        if source is not None and lease:
+            self._begin_release(source, lease)
 
     def close(self) -> None:
-        """Stop renewing."""
+        """Stop renewing, and wait a moment for what is being let go of: it would be held for a day."""
         self._ended = True
         self._wake.set()
+        deadline = time.monotonic() + _LONGEST_END_S
+        for thread in list(self._releasing):
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _begin_release(self, source: Source, lease: str) -> None:
+        def work() -> None:
+            _release(source, lease)
+            self._releasing.discard(thread)
+
+        thread = threading.Thread(target=work, daemon=True)
+        self._releasing.add(thread)
+        thread.start()
 
     def _work(self) -> None:
         while not self._ended:
@@ -89,9 +109,14 @@ class LeaseKeeper:
         except PagepoolError as error:
             log.warning("no lease on %s: %s", record.image, error)
             return
-        self._held[record.tree] = time.monotonic() + _RENEW_S
-        if lease.id != record.lease:
-            self._sources.update(record.tree, lease=lease.id)
+        with self._lock:
+            gone = record.tree in self._let_go
+            if not gone:
+                self._held[record.tree] = time.monotonic() + _RENEW_S
+                if lease.id != record.lease:
+                    self._sources.update(record.tree, lease=lease.id)
+        if gone:  # while it was asked for
+            self._begin_release(source, lease.id)
 
 
 def _release(source: Source, lease: str) -> None:
