@@ -16,6 +16,7 @@ from fastapi import Depends, FastAPI
 from pagepool.version import __version__
 from pagepool_service.auth import open_authority
 from pagepool_service.cache import ExtentCache
+from pagepool_service.clienthabits import ClientHabits
 from pagepool_service.codedtrees import CodedTrees
 from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.making import Makings
@@ -62,8 +63,6 @@ from pagepool_service.uploads import Uploads
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
-
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from pagepool.pool import Pool
     from pagepool_service.auth.authority import Authority
@@ -149,7 +148,7 @@ def create_app(
     app = _make_app(lifespan)
     app.state.context = context
     observer = Observer(
-        objects.ObjectFront(VersionHeader(app), context),
+        objects.ObjectFront(ClientHabits(app), context),
         metrics,
         tally,
         place,
@@ -240,26 +239,6 @@ async def _reread(authority: Authority | None, certificate: Certificate | None) 
         if certificate is not None:
             await asyncio.to_thread(certificate.refresh)
         await asyncio.sleep(_REREAD_S)
-
-
-class VersionHeader:
-    """Adds the header by which Docker's clients know a registry to every answer under /v2."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v2"):
-            await self.app(scope, receive, send)
-            return
-
-        async def send_with_version(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"].append((b"docker-distribution-api-version", b"registry/2.0"))
-            await send(message)
-
-        await self.app(scope, receive, send_with_version)
 
 
 def _description(app: FastAPI) -> dict[str, Any]:

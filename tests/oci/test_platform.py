@@ -84,6 +84,18 @@ def test_artifacts_are_chosen_last() -> None:
     assert select_platform([image, *_index("")], Platform.parse("linux/amd64")) is image
 
 
+def test_what_needs_features_is_chosen_last() -> None:
+    """Converters list an image in a form of their own (nydus, EROFS) beside the plain one, for the same platform."""
+    nydus = Platform("linux", "amd64", os_features=("nydus.remoteimage.v1",))
+    special = Descriptor(mediatypes.OCI_MANIFEST, Digest.of(b"a"), 7, platform=nydus)
+    for plain in ("linux/amd64", ""):
+        assert select_platform([special, *_index(plain)], Platform.parse("linux/amd64")).size == 0
+    assert select_platform([special, *_index("linux/arm64")], Platform.parse("linux/amd64")) is special
+    assert select_platform([*_index("linux/arm64"), special], nydus) is special
+    artifact = Descriptor(mediatypes.OCI_MANIFEST, Digest.of(b"b"), 8, artifact_type="application/spdx+json")
+    assert select_platform([artifact, special], Platform.parse("linux/amd64")) is special
+
+
 @pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "a/b/c/d"])
 def test_bad_platforms(text: str) -> None:
     with pytest.raises(InvalidError):

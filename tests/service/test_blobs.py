@@ -29,6 +29,16 @@ def test_single_post(http: httpx.Client, algorithm: str, size: int) -> None:
     assert http.get(answer.headers["location"]).content == data
 
 
+def test_whole_blobs_say_where_they_are(http: httpx.Client) -> None:
+    """As an answer that leads elsewhere would: ollama takes the address of parts from there, and knows no other way."""
+    digest = push_blob(http, "where", b"content")
+    path = f"/v2/where/blobs/{digest}"
+    whole = http.get(path)
+    assert (whole.status_code, whole.headers.get("location")) == (200, path)
+    part = http.get(path, headers={"Range": "bytes=0-3"})
+    assert (part.status_code, "location" in part.headers) == (206, False)
+
+
 def test_single_post_of_something_else_leaves_nothing(http: httpx.Client) -> None:
     """Neither a blob nor a session."""
     digest = Digest.of(b"expected")

@@ -64,9 +64,20 @@ def test_any_header_is_read_or_refused(value: bytes) -> None:
                 continue
 
 
-@pytest.mark.parametrize(("text", "expected"), [("0-0", (0, 1)), ("5-9", (5, 10)), (" 5-9 ", (5, 10))])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0-0", (0, 1)),
+        ("5-9", (5, 10)),
+        (" 5-9 ", (5, 10)),
+        ("bytes 5-9/10", (5, 10)),
+        ("bytes 5-9/*", (5, 10)),
+        ("5-9/*", (5, 10)),
+        ("bytes=5-9", (5, 10)),
+    ],
+)
 def test_upload_ranges(text: str, expected: tuple[int, int]) -> None:
-    """Both ends inclusive."""
+    """Both ends inclusive; HTTP's own form is taken, and mixtures that clients send."""
     assert upload_range(Headers({"content-range": text})) == expected
 
 

@@ -31,8 +31,9 @@ _ARCHITECTURES = {
 }
 # What a platform without a variant means, and what is left out when it is written.
 _DEFAULT_VARIANTS = {"arm": "v7", "arm64": "v8", "amd64": "v1"}
-# Ranks beyond all that say something: of what names no platform, and in addition of what is an artifact.
-_UNKNOWN, _ARTIFACT = 1000, 10_000
+# Ranks beyond all that say something: of what names no platform, and in addition of what wants features that are not
+# there, and of what is an artifact.
+_UNKNOWN, _FEATURES, _ARTIFACT = 1000, 5000, 10_000
 _ATTESTATION = "vnd.docker.reference.type"
 
 
@@ -45,7 +46,7 @@ class Platform:
         architecture: CPU, as Go names it.
         variant: variant of the CPU: ``v7``.
         os_version: version of the operating system (Windows).
-        os_features: features of the operating system that must be there (Windows).
+        os_features: features of the operating system that must be there (of Windows, or of a snapshotter).
     """
 
     os: str
@@ -117,21 +118,23 @@ def rank(wanted: Platform, offered: Platform | None) -> int | None:
         return None
     if wanted.os_version and offered.os_version and offered.os_version != wanted.os_version:
         return None
+    base = 0 if set(offered.os_features) <= set(wanted.os_features) else _FEATURES
     if offered.effective_variant == wanted.effective_variant:
-        return 0
+        return base
     have, want = _level(offered.effective_variant), _level(wanted.effective_variant)
     if have is None or want is None or have > want:
         return None
     # An arm64 machine is not asked to run another major version; 32-bit arm and amd64 levels are upward
     # compatible.
-    return None if wanted.architecture == "arm64" else want - have
+    return None if wanted.architecture == "arm64" else base + want - have
 
 
 def select_platform(manifests: Sequence[Descriptor], wanted: Platform) -> Descriptor:
     """Choose the entry of an index that suits a platform best; the first of equals.
 
     What is no document of an image or of images is passed over (builders list the layers of a cache so), and so are
-    attestations; what says that it is an artifact is taken if there is nothing else.
+    attestations. What wants features of the operating system that are not there (images that nydus converted, beside
+    the plain ones) is taken if there is nothing else, and so is, after that, what says that it is an artifact.
 
     Raises:
         ManifestUnknownError: none does; it names those that are there.

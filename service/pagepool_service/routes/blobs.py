@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 
 from pagepool.errors import RangeInvalidError
+from pagepool_service.routes.addresses import location
 from pagepool_service.routes.context import Context, Service
 from pagepool_service.routes.described import (
     BINARY,
     DIGEST,
     LENGTH,
+    LOCATION,
     PARTS,
     failures,
     head_failures,
@@ -57,7 +59,7 @@ _CONDITIONS = {
     response_class=Response,
     openapi_extra=_CONDITIONS,
     responses={
-        200: success("The blob.", _HEADERS, BINARY),
+        200: success("The blob.", {**_HEADERS, "Location": LOCATION}, BINARY),
         206: success(
             "The range of it; several as `multipart/byteranges`.",
             {**_HEADERS, "Content-Range": header("Which bytes, if it is one.")},
@@ -79,6 +81,8 @@ async def get_blob(request: Request, service: Service, name: Repository, digest:
     except RangeInvalidError as error:
         return render(error, **{"Content-Range": f"bytes */{record.size}"})
     if wanted is None:
+        # ollama asks so for the address to fetch parts from, and gives up where there is none.
+        headers["Location"] = location(request, service, f"/v2/{name}/blobs/{digest}")
         return await _send(service, digest, 0, record.size, 200, headers)
     if len(wanted) > 1:
         return await _send_parts(service, digest, wanted, record.size, headers)

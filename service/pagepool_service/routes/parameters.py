@@ -35,7 +35,8 @@ REFERENCE_PATTERN = f"({DIGEST_PATTERN})|({TAG_PATTERN})"
 MOST_LISTED = 10_000
 USUALLY_LISTED = 1000
 
-_CONTENT_RANGE = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
+UPLOAD_RANGE_PATTERN = r"^(bytes[ =])?[0-9]{1,19}-[0-9]{1,19}(/([0-9]{1,19}|\*))?$"
+_CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]{1,19}|\*))?", re.IGNORECASE)
 _BYTE_RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,19})\s*-\s*([0-9]{0,19})\s*", re.IGNORECASE)
 
 
@@ -146,8 +147,9 @@ def content_length(headers: Headers) -> int | None:
 def upload_range(headers: Headers) -> tuple[int, int] | None:
     """The bytes `[start, end)` that a chunk is said to be, or None if nothing is said.
 
-    The form is distribution-spec's ``start-end``, both inclusive, without a unit. It has no words for no bytes; clients
-    that send such a body say ``0-0``, or that it ends before it begins.
+    The form is distribution-spec's ``start-end``, both inclusive, without a unit. HTTP's own, ``bytes start-end/size``
+    or ``/*``, is taken, too; the size is not heeded. Neither has words for no bytes; clients that send such a body say
+    ``0-0``, or that it ends before it begins.
 
     Raises:
         UploadInvalidError: it is of another form.

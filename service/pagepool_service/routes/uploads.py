@@ -37,7 +37,13 @@ from pagepool_service.routes.described import (
     success,
 )
 from pagepool_service.routes.errors import render
-from pagepool_service.routes.parameters import DIGEST_PATTERN, Repository, content_length, upload_range
+from pagepool_service.routes.parameters import (
+    DIGEST_PATTERN,
+    UPLOAD_RANGE_PATTERN,
+    Repository,
+    content_length,
+    upload_range,
+)
 from pagepool_service.routes.streaming import PIECE_SIZE, body_chunks
 from pagepool_service.store.room import RepositoryFullError
 from pagepool_service.uploadfiles import owner_mark
@@ -61,7 +67,7 @@ _SESSION = "/v2/{name:repository}/blobs/uploads/{session}"
 _SESSION_HEADERS = {"Location": LOCATION, "Range": RANGE, "Docker-Upload-UUID": header("The session.")}
 _CREATED = success("The blob is stored.", {"Location": LOCATION, "Docker-Content-Digest": DIGEST})
 _CHUNK_RANGE = header_parameter(
-    "Content-Range", "Which bytes of the blob the body is, `first-last`, both inclusive.", pattern="^[0-9]+-[0-9]+$"
+    "Content-Range", "Which bytes of the blob the body is, `first-last`, both inclusive.", pattern=UPLOAD_RANGE_PATTERN
 )
 _DIGEST_SCHEMA = {"pattern": DIGEST_PATTERN}
 

@@ -169,7 +169,7 @@ class RequestSpan:
         """Before the answer's head goes out: note which blob it says is stored."""
         if self._notes is None or status != 201:
             return
-        digest = next((value for name, value in headers if name.lower() == b"docker-content-digest"), b"")
+        digest = next((value for name, value in headers if bytes(name).lower() == b"docker-content-digest"), b"")
         if digest:
             told = self._span.get_span_context()
             name = SpanName(told.trace_id.to_bytes(16, "big"), told.span_id.to_bytes(8, "big"), int(told.trace_flags))
