@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, DigestInvalidError
 from pagepool.extents import EXTENT_SIZE
-from pagepool_service.encoders import EncoderMissingError, tried
+from pagepool_service.encoders import EncoderMissingError, can_run_programs, tried
 from pagepool_service.settling import PutOffError, find_encoder
 from pagepool_service.store.collect.marking import batches
 from pagepool_service.store.environment import Table
@@ -69,6 +69,11 @@ class Copies:
 
     def queue(self) -> None:
         """Queue each copy of a compressed layer on which not all encoders were tried that are known now."""
+        if not can_run_programs():
+            log.warning(
+                "layers of docker, podman, buildah and skopeo are kept as they came: what makes them again needs the "
+                "extra `rebuild` (pip install 'pagepool[rebuild]')"
+            )
         waiting, _ = self._store.jobs.first(1 << 30)
         queued = {job.blob for job in waiting if job.kind is JobKind.REBUILD}
         for batch in batches(self._store.env, Table.BLOBS, check=False):

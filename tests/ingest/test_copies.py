@@ -104,13 +104,17 @@ def test_copies_that_were_stored_before_go(store: Store, data: Path, pgzip: byte
         assert store.jobs.count(txn) == 0
 
 
-def test_new_encoders_are_tried_on_what_was_tried_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_encoders_are_tried_on_what_was_tried_before(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Those of a store that was looked at without what runs them, for one."""
     blob = push(store, encoded(TAR, "go-1.26", "gzip"))
     with monkeypatch.context() as missing:
         missing.setattr(frozen, "_RUNTIME", "no_such_package")
         ingest_all(store, rebuild_compressed=True)
         assert kind_of(store, blob) is ContentKind.OBJECT
+        Copies(store, 0).queue()
+        assert "pip install 'pagepool[rebuild]'" in caplog.text
     Copies(store, 0).queue()
     ingest_all(store, rebuild_compressed=True)
     assert kind_of(store, blob) is ContentKind.RECIPE

@@ -31,10 +31,11 @@ def explanation(report: Report, made: tuple[Made, Made] | None) -> str:
         copies = human_size(opaque)
         whole, here = human_size(report.total.pushed_bytes), human_size(report.total.stored_bytes)
         parts.append(
-            f"A compressed layer is handed back bit for bit, and cannot in general be compressed the same way again.\n"
-            f"So the store keeps it beside its files: the {copies} of exact copies above, counted in STORED.\n"
-            f"A registry of whole blobs would take {whole} for what takes {here} here. A plain layer has no copy:\n"
-            f"it is rebuilt from its recipe at each pull."
+            "A compressed layer is handed back bit for bit, so the store keeps it beside its files:\n"
+            f"the {copies} of exact copies above, counted in STORED. A registry of whole blobs would\n"
+            f"take {whole} for what takes {here} here. Layers that docker, podman, buildah or skopeo\n"
+            "compressed can be made again instead: `pagepool serve --rebuild-compressed`. A plain layer has\n"
+            "no copy: it is rebuilt from its recipe at each pull."
         )
     if report.reading:
         parts.append(_reading(report.reading))

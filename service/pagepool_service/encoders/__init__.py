@@ -12,13 +12,14 @@ Parameters as stored: docs/format/store.md, "Encoders".
 """
 
 from pagepool_service.encoders.base import PROBE_SIZE, Encoder, EncoderMissingError, checked, in_background
-from pagepool_service.encoders.frozen import keep_compiled
+from pagepool_service.encoders.frozen import can_run_programs, keep_compiled
 from pagepool_service.encoders.identify import candidates, decode, probe, tried
 
 __all__ = [
     "PROBE_SIZE",
     "Encoder",
     "EncoderMissingError",
+    "can_run_programs",
     "candidates",
     "checked",
     "decode",

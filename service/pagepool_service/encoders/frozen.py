@@ -131,7 +131,7 @@ def keep_compiled(directory: Path) -> None:
     _compiled = directory
 
 
-def is_available() -> bool:
+def can_run_programs() -> bool:
     """Whether what runs the programs is installed."""
     return importlib.util.find_spec(_RUNTIME) is not None
 
@@ -223,7 +223,7 @@ def _run(module: str, words: Sequence[str], plain: Iterable[bytes]) -> Iterator[
     Raises:
         EncoderMissingError: it cannot be run, or ended before its time.
     """
-    if not is_available():
+    if not can_run_programs():
         raise EncoderMissingError(f"the encoder {module} needs {_RUNTIME}: pip install 'pagepool[rebuild]'")
     kept = _compiled or Path(tempfile.gettempdir()) / f"pagepool-encoders-{os.geteuid()}"
     command = [sys.executable, "-P", "-m", "pagepool_service.encoders.process", str(kept), module, *words]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
 from pagepool_service.encoders.base import PROBE_SIZE, gzip_header
-from pagepool_service.encoders.frozen import FrozenEncoder, frozen_encoders, is_available
+from pagepool_service.encoders.frozen import FrozenEncoder, can_run_programs, frozen_encoders
 from pagepool_service.encoders.zlibs import ZlibEncoder, zlib_encoders
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _GENERATION = 1
 
 def tried() -> bytes:
     """What the record of a blob has in the place of an encoder when all that there are here make something else."""
-    return b"tried %d" % (_GENERATION if is_available() else 0)
+    return b"tried %d" % (_GENERATION if can_run_programs() else 0)
 
 
 def decode(stored: bytes, name: str) -> Encoder:
@@ -75,5 +75,5 @@ def candidates(head: bytes, plain_head: bytes, plain_size: int) -> Iterator[Enco
         made = b"".join(encoder.compress([plain_head]) if whole else islice(encoder.compress([plain_head]), 2))
         if len(made) > len(encoder.header) // 2 and head[: len(made)] == made[: len(head)]:
             yield encoder
-    if is_available():
+    if can_run_programs():
         yield from frozen_encoders(head, plain_head, whole=whole)
