@@ -4,7 +4,8 @@ import { age, bytes, number, percent, short, times } from "./format.js";
 
 const KINDS = {
   files: "File content, compressed", opaque: "Layers kept as they came", recipes: "Recipes of tars", index: "Index of content",
-  metadata: "Names and records", spool: "Arrived, not moved yet", uploads: "Open uploads", page_rounding: "Unused parts of pages",
+  metadata: "Names and records", spool: "Arrived, not moved yet", uploads: "Open uploads", rebuilt: "Layers made again for pulls",
+  page_rounding: "Unused parts of pages",
 };
 
 const tile = (title, value, about) => el("div", { class: "card tile" }, el("h3", {}, title), el("p", { class: "big" }, value), el("p", { class: "faint" }, about));
@@ -38,10 +39,11 @@ function meter(title, part, whole) {
 function drawKinds(store) {
   const kinds = Object.entries(store.stored).filter(([, size]) => size).sort((one, other) => other[1] - one[1]);
   const rows = kinds.map(([kind, size]) => el("tr", {}, el("th", { scope: "row" }, KINDS[kind] ?? kind), el("td", { class: "n" }, bytes(size)), el("td", { class: "n faint" }, percent(size / store.stored_bytes)), el("td", { class: "wide" }, meter(percent(size / store.stored_bytes), size, store.stored_bytes))));
+  const rebuilt = store.rebuilt_blobs_bytes ? ` ${bytes(store.rebuilt_blobs_bytes)} of layers are not kept, but compressed again when they are pulled.` : "";
   const opaque = store.stored_bytes === null ? null : store.stored.opaque / Math.max(1, store.stored_bytes);
   const quota = store.quota_bytes ? ` The quota is ${bytes(store.quota_bytes)}.` : "";
   return [el("table", { class: "kinds" }, el("caption", { class: "out" }, "Bytes stored by kind"), el("tbody", {}, rows)),
-    el("p", { class: "about" }, `${percent(opaque)} are opaque: compressed layers, kept so that they come back bit for bit. ${bytes(store.free_pages_bytes)} of the database are free to be used again.${quota}`)];
+    el("p", { class: "about" }, `${percent(opaque)} are opaque: compressed layers, kept so that they come back bit for bit.${rebuilt} ${bytes(store.free_pages_bytes)} of the database are free to be used again.${quota}`)];
 }
 
 function drawCache(cache) {
