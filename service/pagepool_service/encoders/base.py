@@ -47,6 +47,9 @@ class Encoder(Protocol):
     def encode(self) -> bytes:
         """The parameters as stored: JSON."""
 
+    def is_here(self) -> bool:
+        """Whether this machine has exactly what made the blob. If not, others may make the same bytes."""
+
     def compress(self, plain: Iterable[bytes]) -> Iterator[bytes]:
         """Compress a tar. The last piece is written once it has ended.
 
@@ -77,6 +80,21 @@ def checked(pieces: Iterable[bytes], extents: Iterable[bytes], name: str) -> Ite
         if blake3(extent).digest() != next(digests, b""):
             raise CorruptError("blob", name, "the encoder makes other bytes than were pushed")
         yield extent
+
+
+def remake(encoder: Encoder, plain: Iterable[bytes], extents: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Make a blob out of its tar, see `checked`.
+
+    Raises:
+        CorruptError: it is not what was pushed.
+        EncoderMissingError: nor can it be said that it should be: what made it is not here.
+    """
+    try:
+        yield from checked(encoder.compress(plain), extents, name)
+    except CorruptError as error:
+        if error.kind != "blob" or encoder.is_here():
+            raise
+        raise EncoderMissingError(f"rebuilding blob {name} needs {encoder}; what is here makes other bytes") from error
 
 
 def gzip_header(head: bytes) -> bytes | None:

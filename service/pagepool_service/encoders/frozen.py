@@ -109,6 +109,10 @@ class FrozenEncoder:
                 return cls(module, program, kind, level, header)
         raise CorruptError("blob", name, f"its encoder cannot be read: {fields}")
 
+    def is_here(self) -> bool:
+        """See `Encoder`."""
+        return is_available() and program_digest(self.module) == self.program
+
     def compress(self, plain: Iterable[bytes]) -> Iterator[bytes]:
         """See `Encoder`."""
         if program_digest(self.module) != self.program:

@@ -34,7 +34,6 @@ def decode(stored: bytes, name: str) -> Encoder:
 
     Raises:
         CorruptError: they are no parameters.
-        EncoderMissingError: they are of a library of another version than is here.
     """
     try:
         fields = json.loads(stored)

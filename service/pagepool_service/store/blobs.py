@@ -29,7 +29,7 @@ from pagepool.errors import (
     RangeInvalidError,
 )
 from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
-from pagepool_service.encoders import checked, decode
+from pagepool_service.encoders import decode, remake
 from pagepool_service.store.cycle import NoteKind, note
 from pagepool_service.store.disk import UnsyncedError, refused
 from pagepool_service.store.environment import Table
@@ -131,7 +131,7 @@ class BlobStore:
         try:
             record = self.stat(digest)
             if record.content is ContentKind.RECIPE and record.encoder:
-                return self._has_layer(record)
+                return decode(record.encoder, str(digest)).is_here() and self._has_layer(record)
             for _ in self.read(digest):
                 pass
         except (BlobUnknownError, CorruptError, SpoolFailedError):
@@ -278,7 +278,7 @@ class BlobStore:
 
         def make() -> Iterator[bytes]:
             plain = self.rebuilt.while_needed(rebuild(self._env, self._extents, layer.recipe, 0, layer.plain_size))
-            return checked(encoder.compress(plain), (name for _, name in extents.extents()), str(digest))
+            return remake(encoder, plain, (name for _, name in extents.extents()), str(digest))
 
         yield from self.rebuilt.read(digest, extents, make, start, end, wait=wait)
 
