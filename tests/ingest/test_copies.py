@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -166,6 +167,32 @@ def _interrupted(store: Store, maintenance: Maintenance, number: int) -> None:
         store.jobs.peek = peek  # type: ignore[method-assign]
     assert maintenance.run_one()
     assert store.blobs.stat(later[0]).state is LayerState.READY
+
+
+def test_a_damaged_layer_does_not_leave_its_blob_in_the_spool(data: Path, pgzip: bytes) -> None:
+    """It is settled as it came."""
+    with Store.open(data) as store:
+        blob = push(store, pgzip)
+        assert Maintenance(store).run_one()  # reads it
+    wreck_all(data, file_frames(data))
+    with Store.open(data) as store:
+        ingest_all(store, rebuild_compressed=True)
+        assert kind_of(store, blob) is ContentKind.OBJECT
+        assert read(store, blob) == pgzip
+        assert not store.blobs.spool_path(blob).exists()
+
+
+def test_a_blob_that_the_disk_does_not_read_is_not_waited_for(
+    store: Store, pgzip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagepool_service.copies._LOOK_S", 0.0)
+    blob = push(store, pgzip)
+    maintenance = Maintenance(store, rebuild_compressed=True)
+    assert maintenance.run_one()  # reads it
+    bad = push(store, noise(200_000))
+    maintenance._later[bad] = time.monotonic() + 1000
+    assert maintenance.run_one()
+    assert kind_of(store, blob) is ContentKind.RECIPE
 
 
 def test_looking_stops_when_it_is_told_to(store: Store, pgzip: bytes) -> None:
