@@ -174,6 +174,17 @@ def test_the_header_stays_as_it_came() -> None:
     assert b"".join(found.compress([plain])) == blob
 
 
+@pytest.mark.parametrize("size", [900, 1100, 70_000, 1 << 20])
+def test_a_header_that_is_long_is_not_kept_in_a_record(size: int) -> None:
+    plain = mixed(300_000)
+    for body in (compress(encoder("klauspost-1.20", "pgzip", -1), plain)[10:], gzip.compress(plain)[10:]):
+        blob = bytes.fromhex("1f8b08080000000000ff") + b"n" * size + b"\0" + body
+        assert gzip.decompress(blob) == plain
+        found = list(islice(candidates(blob, plain, len(plain)), 1))
+        assert all(len(one.encode()) < 4096 for one in found)
+        assert bool(found) == (size < 1000)
+
+
 def test_an_encoder_that_dies_is_not_damage() -> None:
     """Nor is what it has made until then taken for all."""
     one = encoder("go-1.26", "gzip", 9)

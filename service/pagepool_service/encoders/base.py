@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PROBE_SIZE = 1 << 20  # plain bytes by which a candidate is judged before the whole blob is compared
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_LONGEST_HEADER = 1024  # bytes of a gzip header that are kept in a blob's record, which every request for it reads
 
 
 _is_background = ContextVar("is_background", default=False)
@@ -98,7 +99,8 @@ def remake(encoder: Encoder, plain: Iterable[bytes], extents: Iterable[bytes], n
 
 
 def gzip_header(head: bytes) -> bytes | None:
-    """The header of a gzip member (RFC 1952, section 2.3); None if it is no gzip, or longer than `head`."""
+    """The header of a gzip member (RFC 1952, section 2.3); None if it is no gzip, or too long."""
+    head = head[:_LONGEST_HEADER]
     if len(head) < 10 or head[:2] != GZIP_MAGIC:
         return None
     flags, end = head[3], 10
