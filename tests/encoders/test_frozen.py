@@ -341,7 +341,8 @@ def test_a_program_that_talks_or_hangs_keeps_nobody(
     assert not children()
 
 
-def test_looking_for_an_encoder_can_be_ended_before_each_program() -> None:
+@pytest.mark.parametrize("last", [20, 40])
+def test_looking_for_an_encoder_can_be_ended_at_each_program_and_level(last: int) -> None:
     plain = mixed(100_000)
     looked: list[int] = []
 
@@ -350,7 +351,7 @@ def test_looking_for_an_encoder_can_be_ended_before_each_program() -> None:
 
     def look() -> None:
         looked.append(1)
-        if len(looked) == 20:  # after those that Python has
+        if len(looked) == last:  # after those that Python has, and among levels
             raise EndError
 
     blob = compress(encoder("klauspost-1.13", "gzip", 6), plain)

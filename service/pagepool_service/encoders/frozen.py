@@ -166,7 +166,8 @@ def frozen_encoders(
         head: the blob's first bytes; at least as many as `plain_head` can be compressed to, or all.
         plain_head: the tar's first bytes.
         whole: whether these are all.
-        look: called before each program that is run, which takes seconds; what it raises ends this.
+        look: called before each program that is run, and at each of its levels, which takes seconds; what it raises
+            ends this.
 
     Raises:
         EncoderMissingError: what runs them is not installed, or fails.
@@ -186,7 +187,10 @@ def frozen_encoders(
             continue
         look()
         made = _probe(module, [f"{kind}:{level}" for level in levels], plain_head)
-        scores = {level: _score(one[skipped:], body, whole) for level, one in zip(levels, made, strict=True)}
+        scores = {}
+        for level, one in zip(levels, made, strict=True):
+            look()
+            scores[level] = _score(one[skipped:], body, whole)
         for level in sorted(filter(scores.__getitem__, levels), key=scores.__getitem__, reverse=True):
             yield FrozenEncoder(module, program, kind, level, header.hex())
 
