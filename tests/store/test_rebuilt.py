@@ -241,6 +241,21 @@ def test_what_a_killed_process_left_is_swept(cache: RebuiltCache, directory: Pat
     assert list(directory.iterdir()) == []
 
 
+def test_what_is_removed_while_it_is_made_is_not_kept(cache: RebuiltCache, directory: Path) -> None:
+    """Who reads it already has all of it."""
+    go_on = threading.Event()
+    blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
+    reader = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE)
+    assert next(reader) == blob.pieces[0]
+    cache.forget(blob.digest)
+    go_on.set()
+    for thread in list(cache._threads):
+        thread.join(60)
+    assert list(directory.iterdir()) == []
+    assert b"".join(reader) == b"".join(blob.pieces[1:])
+    assert list(directory.iterdir()) == []
+
+
 def test_who_may_not_wait_is_given_nothing_for_now(cache: RebuiltCache, directory: Path) -> None:
     """Until there is more: made here, or by another process."""
     go_on = threading.Event()

@@ -144,9 +144,10 @@ class RebuiltCache:
             yield piece
 
     def forget(self, digest: Digest) -> None:
-        """Remove what is kept of a blob."""
-        with suppress(OSError):
-            self._path(digest).unlink(missing_ok=True)
+        """Remove what is kept of a blob, and keep nothing of what is being made: who reads it has it made apart."""
+        for path in (self._path(digest), _part(self._path(digest))):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def used(self) -> int:
         """Bytes of all files."""
@@ -310,12 +311,13 @@ class RebuiltCache:
             for piece in self.while_needed(make()):
                 _write(fd, piece)
                 making.tell()
+            if not _is_file(_part(path), fd):
+                raise _WrongError("it was removed meanwhile")
             _part(path).rename(path)
             self._evict(self.limit)  # others were made meanwhile
         except Exception as error:  # noqa: BLE001 - whoever reads is told of it
             failure = error
-            with suppress(OSError):
-                _part(path).unlink(missing_ok=True)
+            self._forget_file(_part(path), fd)
         finally:
             with self._lock:
                 del self._making[digest]
@@ -359,7 +361,7 @@ class RebuiltCache:
     def _forget_file(path: Path, fd: int) -> None:
         """Remove a file, if it is still this one."""
         with suppress(OSError):
-            if path.stat().st_ino == os.fstat(fd).st_ino:
+            if _is_file(path, fd):
                 path.unlink(missing_ok=True)
 
 
@@ -378,15 +380,21 @@ def _lock(path: Path, flags: int) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        if _try_lock(fd) and path.stat().st_ino == os.fstat(fd).st_ino:
+        if _try_lock(fd) and _is_file(path, fd):
             return fd
-    except FileNotFoundError:
-        pass
     except OSError:
         os.close(fd)
         raise
     os.close(fd)
     return None
+
+
+def _is_file(path: Path, fd: int) -> bool:
+    """Whether a path leads to the file that is open."""
+    try:
+        return path.stat().st_ino == os.fstat(fd).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(fd: int) -> bool:
