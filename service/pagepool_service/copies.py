@@ -24,6 +24,8 @@ from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import BlobRecord, ContentKind, JobKind, LayerState
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from pagepool_service.encoders import Encoder
     from pagepool_service.store.schema import Job
     from pagepool_service.store.store import Store
@@ -93,8 +95,11 @@ class Copies:
                 return None if record.encoder == tried() else (digest, record.created_ns)
         return None
 
-    def find(self, job: Job, record: BlobRecord) -> Tried | None:
+    def find(self, job: Job, record: BlobRecord, without: Container[Digest] = ()) -> Tried | None:
         """Look for the encoder of a blob; None where there is nothing to look for.
+
+        Args:
+            without: blobs that nobody waits for, because they cannot be read now.
 
         Raises:
             CorruptError: the blob or its layer is damaged.
@@ -113,7 +118,7 @@ class Copies:
             if now < due:
                 return False
             due = now + _LOOK_S
-            first = self._store.jobs.peek(self._slot)
+            first = self._store.jobs.peek(self._slot, without)
             return first is not None and first.kind is JobKind.INGEST
 
         try:

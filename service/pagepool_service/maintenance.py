@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pagepool.digest import Digest
+    from pagepool_service.copies import Tried
     from pagepool_service.ingest import Ingested
     from pagepool_service.settings import Settings
     from pagepool_service.store.environment import Environment, Reader, Writer
@@ -434,7 +435,7 @@ class Maintenance:
         tried = None
         try:
             if record.content is ContentKind.SPOOL:
-                tried = None if self._copies is None else self._copies.find(job, record)
+                tried = self._look_for_encoder(job, record)
                 if tried is None or tried.encoder is None:
                     move_into_frames(self._store, job.blob, record)
         except CorruptError as error:
@@ -454,16 +455,20 @@ class Maintenance:
     def _drop_copy(self, job: Job, record: BlobRecord) -> None:
         """Have a blob rebuilt that is kept as it came, if an encoder makes it. Collection takes the copy."""
         tried = None
-        if self._copies is not None and record.content is ContentKind.OBJECT and job.attempts <= _MOST_ATTEMPTS:
-            try:
-                tried = self._copies.find(job, record)
-            except CorruptError as error:
-                log.error("the copy of %s stays: %s", job.blob, error)
+        if record.content is ContentKind.OBJECT and job.attempts <= _MOST_ATTEMPTS:
+            tried = self._look_for_encoder(job, record)
         with self._store.env.write() as txn:
             current = self._current(txn, job)
             if tried is not None and current is not None and current.content is ContentKind.OBJECT:
                 self._store.blobs.update(txn, job.blob, tried.settle(current))
             self._store.jobs.finish(txn, job)
+
+    def _look_for_encoder(self, job: Job, record: BlobRecord) -> Tried | None:
+        try:
+            return None if self._copies is None else self._copies.find(job, record, self._later)
+        except CorruptError as error:  # of what it would be made out of; its own bytes are compared when they are moved
+            log.error("blob %s is kept as it came: %s", job.blob, error)
+            return None
 
     def _wait(self, wake_fd: int, timeout_s: float) -> None:
         ready, _, _ = select.select([wake_fd], [], [], timeout_s)

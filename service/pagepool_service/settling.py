@@ -57,14 +57,17 @@ def find_encoder(
     plain = probe(partial(rebuild_head, store, layer), layer.plain_size)
     head = b"".join(store.blobs.read(blob, 0, min(len(plain) + EXTENT_SIZE, record.size)))
 
+    def look() -> None:
+        if is_wanted():
+            raise PutOffError
+
     def pieces() -> Iterator[bytes]:
         for piece in rebuild(store.env, store.extents, layer.recipe, 0, layer.plain_size):
-            if is_wanted():
-                raise PutOffError
+            look()
             yield piece
 
     with in_background():
-        for encoder in islice(candidates(head, plain, layer.plain_size), _MOST_COMPARED):
+        for encoder in islice(candidates(head, plain, layer.plain_size, look), _MOST_COMPARED):
             made = checked(encoder.compress(pieces()), (name for _, name in extents.extents()), str(blob))
             try:
                 if sum(map(len, made)) == record.size:

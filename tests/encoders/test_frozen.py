@@ -7,6 +7,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +84,7 @@ def test_output_is_the_librarys(name: str) -> None:
     module, kind = name.split()
     plain = mixed()
     asked = [one for one in GOLDEN if one.startswith(f"{name}:")]
-    results = frozen._probe(module, [one.split()[1] for one in asked], plain)
+    results = list(frozen._probe(module, [one.split()[1] for one in asked], plain))
     for one, made in zip(asked, results, strict=True):
         assert blake3(made).hexdigest()[:32] == GOLDEN[one], one
         assert expand(made) == plain
@@ -172,6 +174,17 @@ def test_the_header_stays_as_it_came() -> None:
     assert gzip.decompress(blob) == plain
     found = next(iter(candidates(blob, plain, len(plain))))
     assert b"".join(found.compress([plain])) == blob
+
+
+@pytest.mark.parametrize("size", [900, 1100, 70_000, 1 << 20])
+def test_a_header_that_is_long_is_not_kept_in_a_record(size: int) -> None:
+    plain = mixed(300_000)
+    for body in (compress(encoder("klauspost-1.20", "pgzip", -1), plain)[10:], gzip.compress(plain)[10:]):
+        blob = bytes.fromhex("1f8b08080000000000ff") + b"n" * size + b"\0" + body
+        assert gzip.decompress(blob) == plain
+        found = list(islice(candidates(blob, plain, len(plain)), 1))
+        assert all(len(one.encode()) < 4096 for one in found)
+        assert bool(found) == (size < 1000)
 
 
 def test_an_encoder_that_dies_is_not_damage() -> None:
@@ -273,6 +286,80 @@ def test_what_was_compiled_is_kept_and_only_in_a_directory_of_ones_own(
     frozen.keep_compiled(mine)
     assert gzip.decompress(compress(encoder("go-1.26", "gzip", 6), plain)) == plain
     assert kept.stat().st_size
+
+
+def test_machine_code_that_a_crash_left_half_written_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the right beginning and size, and zeros in its middle."""
+    monkeypatch.setattr(frozen, "_compiled", tmp_path / "kept")
+    one = encoder("go-1.26", "gzip", 6)
+    plain = mixed(10_000)
+    compress(one, plain)
+    (kept,) = (tmp_path / "kept").iterdir()
+    right = kept.read_bytes()
+    kept.write_bytes(right[: 1 << 20] + bytes(4 << 20) + right[5 << 20 :])
+    assert gzip.decompress(compress(one, plain)) == plain
+    assert kept.read_bytes() == right
+
+
+def test_what_was_compiled_is_used_where_nothing_may_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data directory on a file system that is mounted noexec."""
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=700,noexec", "tmpfs", str(tmp_path)]
+    if subprocess.run(mounted, check=False, capture_output=True).returncode:
+        pytest.skip("needs root, and to mount a tmpfs")
+    try:
+        monkeypatch.setattr(frozen, "_compiled", tmp_path / "kept")
+        one = encoder("go-1.26", "gzip", 6)
+        plain = mixed(10_000)
+        compress(one, plain)
+        (kept,) = (tmp_path / "kept").iterdir()
+        before = kept.stat().st_ino
+        assert gzip.decompress(compress(one, plain)) == plain
+        assert kept.stat().st_ino == before
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("head -c 1000000 /dev/zero >&2; echo >&2; echo the reason >&2; exit 3", "ended with 3: the reason"),
+        ("exec sleep 1000", "hangs"),
+        ("exec 1>&- 2>&-; exec sleep 1000", "hangs"),
+    ],
+)
+def test_a_program_that_talks_or_hangs_keeps_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    if said == "hangs":
+        monkeypatch.setattr(frozen, "_LONGEST_SILENCE_S", 0.5)
+    with pytest.raises(EncoderMissingError, match=said):
+        compress(encoder("go-1.26", "gzip", 6), mixed(1000))
+    assert not children()
+
+
+@pytest.mark.parametrize("last", [20, 40])
+def test_looking_for_an_encoder_can_be_ended_at_each_program_and_level(last: int) -> None:
+    plain = mixed(100_000)
+    looked: list[int] = []
+
+    class EndError(Exception):
+        pass
+
+    def look() -> None:
+        looked.append(1)
+        if len(looked) == last:  # after those that Python has, and among levels
+            raise EndError
+
+    blob = compress(encoder("klauspost-1.13", "gzip", 6), plain)
+    with pytest.raises(EndError):
+        list(candidates(blob, plain, len(plain), look))
+    assert not children()
 
 
 def is_found(blob: bytes, plain: bytes) -> bool:

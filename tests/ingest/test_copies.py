@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pagepool_service.copies import Copies
-from pagepool_service.encoders import EncoderMissingError, decode, frozen, tried
+from pagepool_service.encoders import EncoderMissingError, decode, frozen, tried, zlibs
 from pagepool_service.encoders.frozen import FrozenEncoder, program_digest
 from pagepool_service.maintenance import Maintenance
 from pagepool_service.settling import PutOffError, find_encoder
@@ -172,6 +173,32 @@ def _interrupted(store: Store, maintenance: Maintenance, number: int) -> None:
     assert store.blobs.stat(later[0]).state is LayerState.READY
 
 
+def test_a_damaged_layer_does_not_leave_its_blob_in_the_spool(data: Path, pgzip: bytes) -> None:
+    """It is settled as it came."""
+    with Store.open(data) as store:
+        blob = push(store, pgzip)
+        assert Maintenance(store).run_one()  # reads it
+    wreck_all(data, file_frames(data))
+    with Store.open(data) as store:
+        ingest_all(store, rebuild_compressed=True)
+        assert kind_of(store, blob) is ContentKind.OBJECT
+        assert read(store, blob) == pgzip
+        assert not store.blobs.spool_path(blob).exists()
+
+
+def test_a_blob_that_the_disk_does_not_read_is_not_waited_for(
+    store: Store, pgzip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagepool_service.copies._LOOK_S", 0.0)
+    blob = push(store, pgzip)
+    maintenance = Maintenance(store, rebuild_compressed=True)
+    assert maintenance.run_one()  # reads it
+    bad = push(store, noise(200_000))
+    maintenance._later[bad] = time.monotonic() + 1000
+    assert maintenance.run_one()
+    assert kind_of(store, blob) is ContentKind.RECIPE
+
+
 def test_looking_stops_when_it_is_told_to(store: Store, pgzip: bytes) -> None:
     blob = push(store, pgzip)
     ingest_all(store)
@@ -185,10 +212,51 @@ def test_a_push_of_what_is_rebuilt_is_compared_without_its_encoder(
 ) -> None:
     blob = push(store, pgzip)
     ingest_all(store, rebuild_compressed=True)
-    monkeypatch.setattr(frozen, "_RUNTIME", "no_such_package")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was run")
+
+    monkeypatch.setattr(frozen, "_run", refuse)
     assert push(store, pgzip, repository="another") == blob
     assert ingest_all(store, rebuild_compressed=True) == 0
     assert kind_of(store, blob) is ContentKind.RECIPE
+
+
+def test_a_push_brings_what_cannot_be_rebuilt_here(
+    store: Store, data: Path, pgzip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes it is not installed any more: who pushes it again has its bytes, and they are kept."""
+    blob = push(store, pgzip)
+    ingest_all(store, rebuild_compressed=True)
+    monkeypatch.setattr(frozen, "_RUNTIME", "no_such_package")
+    assert push(store, pgzip, repository="another") == blob
+    ingest_all(store, rebuild_compressed=True)
+    assert kind_of(store, blob) is ContentKind.OBJECT
+    assert read(store, blob) == pgzip
+    assert check_store(data).problems == []
+
+
+def test_another_zlib_is_tried_and_what_it_makes_compared(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update of the system's zlib takes no layer away; one that makes other bytes is no damage."""
+    content = gzip.compress(TAR, mtime=0)
+    with Store.open(data) as store:
+        with monkeypatch.context() as before:
+            before.setattr(zlibs, "_ZLIB", "zlib 0.9.9")
+            blob = push(store, content)
+            ingest_all(store, rebuild_compressed=True)
+        record = store.blobs.stat(blob)
+        assert record.content is ContentKind.RECIPE
+        assert read(store, blob) == content
+    assert check(data).problems == []
+    with Store.open(data) as store:
+        other = record.settled_as(ContentKind.RECIPE, record.encoder.replace(b'"level":9', b'"level":1'))
+        with store.env.write() as txn:
+            store.blobs.update(txn, blob, other)
+        with pytest.raises(EncoderMissingError, match=r"needs zlib 0\.9\.9:1; what is here makes other bytes"):
+            read(store, blob)
+    repair(data)
+    with Store.open(data) as store:
+        assert store.blobs.stat(blob) == other
 
 
 def test_a_push_mends_what_is_rebuilt_from_a_damaged_layer(data: Path, pgzip: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pagepool.errors import CorruptError
+from pagepool_service.routes import streaming
 from pagepool_service.routes.streaming import PIECE_SIZE, BrokenOffError, PieceResponse, Threads, Transfers, open_pieces
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Client:
         self.complete = False
         self._leave_after = leave_after
         self._gone = asyncio.Event()
+        self.begun = asyncio.Event()
 
     async def receive(self) -> Message:
         """Nothing, until it leaves."""
@@ -68,6 +70,7 @@ class Client:
         """Take a message."""
         if message["type"] == "http.response.start":
             self.status, self.headers = message["status"], dict(message["headers"])
+            self.begun.set()
             return
         self.body += message["body"]
         self.complete = not message["more_body"]
@@ -157,5 +160,75 @@ def test_answers_share_memory() -> None:
             for reader, _ in opened * 2:
                 reader.close()
             assert threads.transfers.count == 0
+
+    asyncio.run(run())
+
+
+class Slow:
+    """A source that has nothing until it is told to, and never waits."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.left = [b"abc", b"def"]
+        self.closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self.go_on.is_set():
+            return b""
+        if not self.left:
+            raise StopIteration
+        return self.left.pop(0)
+
+    def close(self) -> None:
+        """As generators have it."""
+        self.closed = True
+
+
+def test_who_waits_for_what_is_being_made_holds_no_thread() -> None:
+    """There is one thread, and more who wait than that."""
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            threads = Threads(executor)
+            slow = [Slow() for _ in range(5)]
+            opening = [asyncio.create_task(open_pieces(threads, lambda one=one: one)) for one in slow]
+            for _ in range(3):
+                assert await threads.run(lambda: "another's") == "another's"
+            assert not any(task.done() for task in opening)
+            for one in slow:
+                one.go_on.set()
+            for task in opening:
+                reader, first = await task
+                assert b"".join(first) == b"abcdef"
+                reader.close()
+
+    asyncio.run(run())
+
+
+def test_who_waits_is_answered_in_time_and_may_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the head of the answer, though there is nothing to send yet."""
+    monkeypatch.setattr(streaming, "_ANSWERED_S", 0.0)
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            threads = Threads(executor)
+            for leaves in (False, True):
+                slow, client = Slow(), Client()
+                reader, first = await open_pieces(threads, lambda slow=slow: slow)
+                assert first == []
+                answer = PieceResponse(threads, reader, first, status=200, headers={}, size=6, name="it")
+                sending = asyncio.create_task(answer({"type": "http"}, client.receive, client.send))
+                await client.begun.wait()
+                if leaves:
+                    client._gone.set()
+                else:
+                    slow.go_on.set()
+                await sending
+                assert (client.body, client.complete) == ((b"", False) if leaves else (b"abcdef", True))
+                assert slow.closed
+                assert threads.transfers.count == 0
 
     asyncio.run(run())

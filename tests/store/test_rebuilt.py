@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pagepool.digest import Digest, blake3_raw
-from pagepool.errors import CorruptError
+from pagepool.errors import BusyError, CorruptError
 from pagepool.extents import EXTENT_SIZE
 from pagepool_service.store import rebuilt
 from pagepool_service.store.rebuilt import RebuiltCache
@@ -239,6 +239,119 @@ def test_what_a_killed_process_left_is_swept(cache: RebuiltCache, directory: Pat
     cache.limit = 0
     cache.sweep()
     assert list(directory.iterdir()) == []
+
+
+def test_what_is_removed_while_it_is_made_is_not_kept(cache: RebuiltCache, directory: Path) -> None:
+    """Who reads it already has all of it."""
+    go_on = threading.Event()
+    blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
+    reader = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE)
+    assert next(reader) == blob.pieces[0]
+    cache.forget(blob.digest)
+    go_on.set()
+    for thread in list(cache._threads):
+        thread.join(60)
+    assert list(directory.iterdir()) == []
+    assert b"".join(reader) == b"".join(blob.pieces[1:])
+    assert list(directory.iterdir()) == []
+
+
+def test_who_may_not_wait_is_given_nothing_for_now(cache: RebuiltCache, directory: Path) -> None:
+    """Until there is more: made here, or by another process."""
+    go_on = threading.Event()
+    blob = Blob(gate=lambda number: number < 2 or go_on.wait(60))
+    for own in (cache, RebuiltCache(directory)):
+        own.limit = 100 << 20
+        pieces = own.read(blob.digest, blob.extents, blob.make, SIZE - 1, SIZE, wait=False)
+        assert [next(pieces) for _ in range(3)] == [b""] * 3
+        pieces.close()
+    pieces = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE, wait=False)
+    go_on.set()
+    assert b"".join(pieces) == blob.data
+    assert blob.begun == 1
+
+
+def test_few_are_made_at_a_time_and_those_asked_for_first(cache: RebuiltCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are asked for: nothing is held for those that wait, and one that nobody asks for is not made."""
+    go_on = threading.Event()
+    blobs = [Blob(number, gate=lambda _: go_on.wait(60)) for number in range(8)]
+    readers = [cache.read(blob.digest, blob.extents, blob.make, 0, SIZE, wait=False) for blob in blobs]
+    before = threading.active_count()
+    assert [next(reader) for reader in readers] == [b""] * 8
+    assert threading.active_count() == before + 2
+    readers[2].close()
+    monkeypatch.setattr(rebuilt, "_ASKING_S", 0.0)
+    next(readers[7])
+    monkeypatch.setattr(rebuilt, "_ASKING_S", 60.0)
+    for reader in (*readers[3:7], readers[7]):
+        assert next(reader) == b""
+    go_on.set()
+    for reader in (*readers[:2], *readers[3:]):
+        assert len(b"".join(reader)) == SIZE
+    assert [blob.begun for blob in blobs] == [1, 1, 0, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_what_is_not_kept_is_made_for_few_at_a_time(cache: RebuiltCache, wait: bool) -> None:
+    cache.limit = 0
+    blob = Blob()
+    some = [cache.read(blob.digest, blob.extents, blob.make, 0, SIZE) for _ in range(2)]
+    assert [next(reader) for reader in some] == blob.pieces[:1] * 2
+    with ThreadPoolExecutor(1) as pool:
+        another = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE, wait=wait)
+        if not wait:
+            assert next(another) == b""
+        rest = pool.submit(b"".join, another)
+        assert b"".join(some[0]) == b"".join(blob.pieces[1:])
+        assert rest.result(60) == blob.data
+    some[1].close()
+    assert blob.begun == 3
+    assert blob.read(cache) == blob.data
+
+
+def test_the_limit_holds_when_several_are_made_at_a_time(cache: RebuiltCache) -> None:
+    cache.limit = SIZE + 1
+    go_on = threading.Event()
+    blobs = [Blob(number, gate=lambda _: go_on.wait(60)) for number in range(2)]
+    readers = [cache.read(blob.digest, blob.extents, blob.make, 0, SIZE, wait=False) for blob in blobs]
+    assert [next(reader) for reader in readers] == [b""] * 2
+    go_on.set()
+    assert [b"".join(reader) for reader in readers] == [blob.data for blob in blobs]
+    for thread in list(cache._threads):
+        thread.join(60)
+    assert cache.used() <= cache.limit
+
+
+def test_after_closing_nothing_is_begun(cache: RebuiltCache, directory: Path) -> None:
+    cache.close()
+    blob = Blob()
+    with pytest.raises(BusyError):
+        blob.read(cache)
+    assert blob.begun == 0
+    assert not directory.exists()
+
+
+def test_an_encoder_that_has_made_nothing_yet_does_not_keep_it_open(cache: RebuiltCache) -> None:
+    """One that takes in zeros by the gigabyte says little."""
+    begun = threading.Event()
+
+    def zeros() -> Iterator[bytes]:
+        while True:
+            begun.set()
+            yield bytes(1000)
+
+    blob = Blob()
+    reader = cache.read(blob.digest, blob.extents, lambda: filter(None, map(_drop, cache.while_needed(zeros()))), 0, 1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, reader)
+        assert begun.wait(60)
+        cache.close()
+        with pytest.raises(BusyError):
+            waiting.result(60)
+
+
+def _drop(_piece: bytes) -> bytes:
+    return b""
 
 
 def test_closing_ends_what_is_being_made(directory: Path) -> None:

@@ -11,7 +11,7 @@ speed, not the disk's. Therefore it is done only when asked for.
 Parameters as stored: docs/format/store.md, "Encoders".
 """
 
-from pagepool_service.encoders.base import PROBE_SIZE, Encoder, EncoderMissingError, checked, in_background
+from pagepool_service.encoders.base import PROBE_SIZE, Encoder, EncoderMissingError, checked, in_background, remake
 from pagepool_service.encoders.frozen import can_run_programs, keep_compiled
 from pagepool_service.encoders.identify import candidates, decode, probe, tried
 
@@ -26,5 +26,6 @@ __all__ = [
     "in_background",
     "keep_compiled",
     "probe",
+    "remake",
     "tried",
 ]

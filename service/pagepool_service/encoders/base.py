@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PROBE_SIZE = 1 << 20  # plain bytes by which a candidate is judged before the whole blob is compared
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_LONGEST_HEADER = 1024  # bytes of a gzip header that are kept in a blob's record, which every request for it reads
 
 
 _is_background = ContextVar("is_background", default=False)
@@ -46,6 +47,9 @@ class Encoder(Protocol):
 
     def encode(self) -> bytes:
         """The parameters as stored: JSON."""
+
+    def is_here(self) -> bool:
+        """Whether this machine has exactly what made the blob. If not, others may make the same bytes."""
 
     def compress(self, plain: Iterable[bytes]) -> Iterator[bytes]:
         """Compress a tar. The last piece is written once it has ended.
@@ -79,8 +83,24 @@ def checked(pieces: Iterable[bytes], extents: Iterable[bytes], name: str) -> Ite
         yield extent
 
 
+def remake(encoder: Encoder, plain: Iterable[bytes], extents: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Make a blob out of its tar, see `checked`.
+
+    Raises:
+        CorruptError: it is not what was pushed.
+        EncoderMissingError: nor can it be said that it should be: what made it is not here.
+    """
+    try:
+        yield from checked(encoder.compress(plain), extents, name)
+    except CorruptError as error:
+        if error.kind != "blob" or encoder.is_here():
+            raise
+        raise EncoderMissingError(f"rebuilding blob {name} needs {encoder}; what is here makes other bytes") from error
+
+
 def gzip_header(head: bytes) -> bytes | None:
-    """The header of a gzip member (RFC 1952, section 2.3); None if it is no gzip, or longer than `head`."""
+    """The header of a gzip member (RFC 1952, section 2.3); None if it is no gzip, or too long."""
+    head = head[:_LONGEST_HEADER]
     if len(head) < 10 or head[:2] != GZIP_MAGIC:
         return None
     flags, end = head[3], 10

@@ -29,11 +29,13 @@ from pagepool.errors import CorruptError
 from pagepool_service.encoders.base import ZSTD_MAGIC, EncoderMissingError, gzip_header, is_background
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 MODULES = Path(__file__).resolve().parent / "modules"
 SUFFIX = ".wasm.zst"
 _PIECE = 256 << 10
+_LONGEST_SILENCE_S = 600.0  # of a program, in which it neither takes nor gives anything
+_MOST_SAID = 4096  # bytes of its standard error that are looked at
 _EXTRA_FLAGS = 8  # where that byte is in a gzip header
 _GO_HEADER = 10  # bytes of the gzip header that Go's libraries write where nothing else is asked for
 _RUNTIME = "wasmtime"
@@ -109,6 +111,10 @@ class FrozenEncoder:
                 return cls(module, program, kind, level, header)
         raise CorruptError("blob", name, f"its encoder cannot be read: {fields}")
 
+    def is_here(self) -> bool:
+        """See `Encoder`."""
+        return can_run_programs() and program_digest(self.module) == self.program
+
     def compress(self, plain: Iterable[bytes]) -> Iterator[bytes]:
         """See `Encoder`."""
         if program_digest(self.module) != self.program:
@@ -153,13 +159,17 @@ def program_digest(module: str) -> str | None:
     return None if program is None else blake3(program).hexdigest()
 
 
-def frozen_encoders(head: bytes, plain_head: bytes, *, whole: bool) -> Iterator[FrozenEncoder]:
+def frozen_encoders(
+    head: bytes, plain_head: bytes, *, whole: bool, look: Callable[[], None] = lambda: None
+) -> Iterator[FrozenEncoder]:
     """The encoders that make such a beginning, the likeliest first; each is run when it is asked for.
 
     Args:
         head: the blob's first bytes; at least as many as `plain_head` can be compressed to, or all.
         plain_head: the tar's first bytes.
         whole: whether these are all.
+        look: called before each program that is run, and at each of its levels, which takes seconds; what it raises
+            ends this.
 
     Raises:
         EncoderMissingError: what runs them is not installed, or fails.
@@ -177,8 +187,12 @@ def frozen_encoders(head: bytes, plain_head: bytes, *, whole: bool) -> Iterator[
         program = program_digest(module)
         if program is None:
             continue
+        look()
         made = _probe(module, [f"{kind}:{level}" for level in levels], plain_head)
-        scores = {level: _score(one[skipped:], body, whole) for level, one in zip(levels, made, strict=True)}
+        scores = {}
+        for level, one in zip(levels, made, strict=True):
+            look()
+            scores[level] = _score(one[skipped:], body, whole)
         for level in sorted(filter(scores.__getitem__, levels), key=scores.__getitem__, reverse=True):
             yield FrozenEncoder(module, program, kind, level, header.hex())
 
@@ -206,15 +220,14 @@ def _common(first: bytes, second: bytes) -> int:
     return low
 
 
-def _probe(module: str, names: Sequence[str], plain: bytes) -> list[bytes]:
-    made = b"".join(_run(module, ["probe", *names], [plain]))
-    results: list[bytes] = []
-    position = 0
-    while position < len(made):
-        size = int.from_bytes(made[position : position + 4], "little")
-        results.append(made[position + 4 : position + 4 + size])
-        position += 4 + size
-    return results
+def _probe(module: str, names: Sequence[str], plain: bytes) -> Iterator[bytes]:
+    """What a program makes by each of these names. One is in memory at a time."""
+    made = bytearray()
+    for piece in _run(module, ["probe", *names], [plain]):
+        made += piece
+        while len(made) >= 4 and len(made) >= (end := 4 + int.from_bytes(made[:4], "little")):
+            yield bytes(made[4:end])
+            del made[:end]
 
 
 def _run(module: str, words: Sequence[str], plain: Iterable[bytes]) -> Iterator[bytes]:
@@ -225,20 +238,25 @@ def _run(module: str, words: Sequence[str], plain: Iterable[bytes]) -> Iterator[
     """
     if not can_run_programs():
         raise EncoderMissingError(f"the encoder {module} needs {_RUNTIME}: pip install 'pagepool[rebuild]'")
-    kept = _compiled or Path(tempfile.gettempdir()) / f"pagepool-encoders-{os.geteuid()}"
-    command = [sys.executable, "-P", "-m", "pagepool_service.encoders.process", str(kept), module, *words]
     try:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        kept = _compiled or Path(tempfile.gettempdir()) / f"pagepool-encoders-{os.geteuid()}"
+        command = [sys.executable, "-P", "-m", "pagepool_service.encoders.process", str(kept), module, *words]
+        pipe = subprocess.PIPE
+        # In a group of its own: Ctrl-C is for whoever reads what it makes.
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, process_group=0)
     except OSError as error:
         raise EncoderMissingError(f"the encoder {module} cannot be run: {error}") from error
     if is_background():
         with suppress(OSError):  # it has ended already
             os.setpriority(os.PRIO_PROCESS, process.pid, 19)
+    said = bytearray()
     with process:
         try:
-            yield from _exchange(process, iter(plain))
-            said = process.stderr.read() if process.stderr else b""
-            code = process.wait()
+            yield from _exchange(process, iter(plain), said)
+            code = process.wait(_LONGEST_SILENCE_S)
+        except (TimeoutError, subprocess.TimeoutExpired) as error:
+            process.kill()
+            raise EncoderMissingError(f"the encoder {module} hangs") from error
         except BaseException:
             process.kill()
             raise
@@ -247,23 +265,38 @@ def _run(module: str, words: Sequence[str], plain: Iterable[bytes]) -> Iterator[
         raise EncoderMissingError(f"the encoder {module} ended with {code}{': ' if reason else ''}{reason}")
 
 
-def _exchange(process: subprocess.Popen[bytes], plain: Iterator[bytes]) -> Iterator[bytes]:
-    """Write to a process what it takes, and yield what it gives, as either is possible."""
+def _exchange(process: subprocess.Popen[bytes], plain: Iterator[bytes], said: bytearray) -> Iterator[bytes]:
+    """Write to a process what it takes, and yield what it gives, as either is possible.
+
+    Args:
+        said: gets the end of its standard error.
+
+    Raises:
+        TimeoutError: it hangs.
+    """
     assert process.stdin is not None
     assert process.stdout is not None
-    inward, outward = process.stdin.fileno(), process.stdout.fileno()
+    assert process.stderr is not None
+    inward, outward, errors = process.stdin.fileno(), process.stdout.fileno(), process.stderr.fileno()
     os.set_blocking(inward, False)
     held = memoryview(b"")
     with selectors.DefaultSelector() as selector:
         selector.register(outward, selectors.EVENT_READ)
         selector.register(inward, selectors.EVENT_WRITE)
-        while True:
-            for key, _ in selector.select():
-                if key.fd == outward:
-                    piece = os.read(outward, _PIECE)
+        selector.register(errors, selectors.EVENT_READ)
+        while outward in (registered := selector.get_map()) or errors in registered:
+            ready = selector.select(_LONGEST_SILENCE_S)
+            if not ready:
+                raise TimeoutError
+            for key, _ in ready:
+                if key.fd != inward:
+                    piece = os.read(key.fd, _PIECE)
                     if not piece:
-                        return
-                    yield piece
+                        selector.unregister(key.fd)
+                    elif key.fd == outward:
+                        yield piece
+                    else:
+                        said[:] = (said + piece)[-_MOST_SAID:]
                     continue
                 try:
                     held = held or memoryview(next(plain))

@@ -34,7 +34,6 @@ def decode(stored: bytes, name: str) -> Encoder:
 
     Raises:
         CorruptError: they are no parameters.
-        EncoderMissingError: they are of a library of another version than is here.
     """
     try:
         fields = json.loads(stored)
@@ -58,13 +57,16 @@ def probe(read: Callable[[int], bytes], size: int) -> bytes:
     return head
 
 
-def candidates(head: bytes, plain_head: bytes, plain_size: int) -> Iterator[Encoder]:
+def candidates(
+    head: bytes, plain_head: bytes, plain_size: int, look: Callable[[], None] = lambda: None
+) -> Iterator[Encoder]:
     """The encoders whose output begins like the blob, the likeliest first.
 
     Args:
         head: the blob's first bytes; at least as many as `plain_head` can be compressed to, or all.
         plain_head: the tar's first bytes, see `probe`.
         plain_size: bytes of the whole tar.
+        look: called before each that is run on the beginning; what it raises ends this.
 
     Raises:
         EncoderMissingError: what runs one of them fails.
@@ -72,8 +74,9 @@ def candidates(head: bytes, plain_head: bytes, plain_size: int) -> Iterator[Enco
     whole = len(plain_head) == plain_size
     header = gzip_header(head)
     for encoder in zlib_encoders(header) if header is not None else ():
+        look()
         made = b"".join(encoder.compress([plain_head]) if whole else islice(encoder.compress([plain_head]), 2))
         if len(made) > len(encoder.header) // 2 and head[: len(made)] == made[: len(head)]:
             yield encoder
     if can_run_programs():
-        yield from frozen_encoders(head, plain_head, whole=whole)
+        yield from frozen_encoders(head, plain_head, whole=whole, look=look)

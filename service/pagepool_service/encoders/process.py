@@ -2,7 +2,8 @@
 
 ``python -m pagepool_service.encoders.process DIRECTORY MODULE stream|probe KIND:LEVEL...`` reads standard input and
 writes standard output; the program that it runs can reach nothing else. What compiling it came to, which takes seconds,
-is kept for the next in the directory, if only this user can write to that.
+is kept for the next in the directory, if only this user can write to that, after its digest: machine code that a crash
+has left half written would end each process that runs it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import wasmtime
+from blake3 import blake3
 
 from pagepool_service.encoders.frozen import load_program, program_digest
 
 _MOST_MEMORY = 1 << 30
+_DIGEST_SIZE = 32
 
 
 def main() -> int:
@@ -58,8 +61,9 @@ def _load(engine: wasmtime.Engine, module: str, kept: Path) -> wasmtime.Module |
     path = None if directory is None else directory / f"{digest[:32]}-{version('wasmtime')}-{platform.machine()}.cwasm"
     if path is not None:
         with suppress(OSError, wasmtime.WasmtimeError):
-            if path.stat().st_uid == os.geteuid():
-                return wasmtime.Module.deserialize_file(engine, str(path))
+            # Read, and not mapped: a file system may not allow that anything on it is run.
+            if path.stat().st_uid == os.geteuid() and (known := _sound(path.read_bytes())) is not None:
+                return wasmtime.Module.deserialize(engine, known)
     program = load_program(module)
     assert program is not None
     compiled = wasmtime.Module(engine, program)
@@ -79,10 +83,15 @@ def _is_private(directory: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
+def _sound(kept: bytes) -> bytes | None:
+    digest, data = kept[:_DIGEST_SIZE], kept[_DIGEST_SIZE:]
+    return data if blake3(data).digest() == digest else None
+
+
 def _keep(path: Path, data: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
         try:
-            file.write(data)
+            file.write(blake3(data).digest() + data)
             file.close()
             Path(file.name).rename(path)
         except BaseException:

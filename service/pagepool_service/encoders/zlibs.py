@@ -1,4 +1,6 @@
-"""gzip as Python's zlib writes it: one stream with the parameters of zlib."""
+"""gzip as Python's zlib writes it: one stream with the parameters of zlib.
+
+Versions of zlib mostly make the same bytes, so that of another than made a blob is tried, too."""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
-from pagepool_service.encoders.base import EncoderMissingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -47,14 +48,15 @@ class ZlibEncoder:
 
         Raises:
             CorruptError: they are no parameters.
-            EncoderMissingError: they are of a library of another version than is here.
         """
         match fields:
             case {"library": str(library), "level": int(level), "memory": int(memory), "header": str(header)}:
-                if library != _ZLIB:
-                    raise EncoderMissingError(f"rebuilding blob {name} needs {library}; here is {_ZLIB}")
                 return cls(library, level, memory, header)
         raise CorruptError("blob", name, f"its encoder cannot be read: {fields}")
+
+    def is_here(self) -> bool:
+        """See `Encoder`."""
+        return self.library == _ZLIB
 
     def compress(self, plain: Iterable[bytes]) -> Iterator[bytes]:
         """See `Encoder`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
@@ -143,7 +144,7 @@ async def _send_parts(
     def pieces() -> Iterator[bytes | memoryview]:
         for head, (start, end) in zip(heads, ranges, strict=True):
             yield head
-            yield from service.store.blobs.read(digest, start, end)
+            yield from service.store.blobs.read(digest, start, end, wait=False)
         yield tail
 
     length = sum(map(len, heads)) + sum(end - start for start, end in ranges) + len(tail)
@@ -164,7 +165,9 @@ async def _send(
 ) -> Response:
     if start == end:
         return Response(status_code=status, headers=headers)
-    reader, first = await open_pieces(service.threads, service.store.blobs.read, digest, start, end)
+    reader, first = await open_pieces(
+        service.threads, partial(service.store.blobs.read, wait=False), digest, start, end
+    )
     if end - start <= _SMALL and sum(map(len, first)) == end - start:
         reader.close()
         return Response(b"".join(first), status, headers)

@@ -4,6 +4,9 @@
 decompression overlap with sending, and at most two pieces are in memory. Before the status line is sent the first
 piece is there, so an error that shows at once is an error answer; one that shows later ends the connection, and the
 client sees fewer bytes than announced. A client that leaves is noticed at the next piece.
+
+An iterator that would have to wait yields an empty piece instead: it is asked again a moment later, and no thread is
+held meanwhile.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
@@ -34,6 +38,9 @@ log = logging.getLogger("pagepool.http")
 
 PIECE_SIZE = 1 << 20
 _SMALLEST_PIECE = 64 << 10
+_NOT_YET: list[bytes | memoryview] = [b""]
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25  # before it is asked again what had nothing yet
+_ANSWERED_S = 5.0  # after so long the answer begins, though there is nothing to send
 
 
 class Transfers:
@@ -101,12 +108,14 @@ class PieceReader:
         transfers.count += 1
 
     def next(self) -> list[bytes | memoryview]:
-        """The next pieces; empty at the end."""
+        """The next pieces; none at the end, an empty one if there is nothing yet."""
         parts: list[bytes | memoryview] = []
         size, most = 0, PIECE_SIZE if self._transfers is None else self._transfers.piece_size
         if self._source is None:
             self._source = iter(self._open_source())
         for part in self._source:
+            if not part:
+                return parts or _NOT_YET
             parts.append(part)
             size += len(part)
             if size >= most:
@@ -161,6 +170,7 @@ class PieceResponse(Response):
         gone = asyncio.create_task(until_disconnect(receive))
         ahead: asyncio.Future[list[bytes | memoryview]] | None = None
         parts, self._first = self._first, []
+        pauses = _pauses()
         try:
             while not gone.done():
                 if sum(map(len, parts)) < self._left:
@@ -169,6 +179,11 @@ class PieceResponse(Response):
                 if ahead is None:
                     return
                 parts, ahead = await ahead, None
+                if parts == _NOT_YET:
+                    parts = []
+                    await asyncio.wait([gone], timeout=next(pauses))
+                    continue
+                pauses = _pauses()
                 if not parts:
                     raise BrokenOffError(f"{self._name} ended {self._left} bytes early")
         except PagepoolError as error:
@@ -198,13 +213,31 @@ class BrokenOffError(Exception):
 async def open_pieces(
     threads: Threads, open_source: Callable[..., Iterator[bytes] | Iterator[bytes | memoryview]], *arguments: object
 ) -> tuple[PieceReader, list[bytes | memoryview]]:
-    """Begin to read, so that what is wrong at once can still be answered. Returns the reader, and its first pieces."""
+    """Begin to read, so that what is wrong at once can still be answered. Returns the reader, and its first pieces.
+
+    There are none if there was nothing for some time: who waits for the rest notices whether the client does, too.
+    """
     reader = PieceReader(lambda: open_source(*arguments), threads.transfers)
+    due = time.monotonic() + _ANSWERED_S
     try:
-        return reader, await threads.run(reader.next)
+        for pause in _pauses():
+            first = await threads.run(reader.next)
+            if first != _NOT_YET:
+                return reader, first
+            if time.monotonic() > due:
+                break
+            await asyncio.sleep(pause)
     except Exception:
         reader.close()
         raise
+    return reader, []
+
+
+def _pauses() -> Iterator[float]:
+    pause = _FIRST_PAUSE_S
+    while True:
+        yield pause
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 async def body_chunks(request: Request, timeout_s: float) -> AsyncIterator[bytes]:

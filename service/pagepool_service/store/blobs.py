@@ -29,7 +29,7 @@ from pagepool.errors import (
     RangeInvalidError,
 )
 from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
-from pagepool_service.encoders import checked, decode
+from pagepool_service.encoders import decode, remake
 from pagepool_service.store.cycle import NoteKind, note
 from pagepool_service.store.disk import UnsyncedError, refused
 from pagepool_service.store.environment import Table
@@ -131,7 +131,7 @@ class BlobStore:
         try:
             record = self.stat(digest)
             if record.content is ContentKind.RECIPE and record.encoder:
-                return self._has_layer(record)
+                return decode(record.encoder, str(digest)).is_here() and self._has_layer(record)
             for _ in self.read(digest):
                 pass
         except (BlobUnknownError, CorruptError, SpoolFailedError):
@@ -223,8 +223,11 @@ class BlobStore:
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    def read(self, digest: Digest, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def read(self, digest: Digest, start: int = 0, end: int | None = None, *, wait: bool = True) -> Iterator[bytes]:
         """The blob's bytes `[start, end)` in pieces of at most about 1 MiB. No transaction is held between pieces.
+
+        Args:
+            wait: block until an encoder has made more; False to be given empty pieces meanwhile.
 
         Raises:
             BlobUnknownError: no such blob.
@@ -237,11 +240,11 @@ class BlobStore:
         end = record.size if end is None else end
         if not 0 <= start <= end <= record.size:
             raise RangeInvalidError(f"{start}-{end}", f"the blob has {record.size} bytes")
-        return self._pieces(digest, record, start, end)
+        return self._pieces(digest, record, start, end, wait=wait)
 
-    def _pieces(self, digest: Digest, record: BlobRecord, start: int, end: int) -> Iterator[bytes]:
+    def _pieces(self, digest: Digest, record: BlobRecord, start: int, end: int, *, wait: bool) -> Iterator[bytes]:
         if record.content is ContentKind.RECIPE:
-            yield from self._rebuilt(digest, record, start, end)
+            yield from self._rebuilt(digest, record, start, end, wait=wait)
             return
         with self._env.read() as txn:
             extents = self._extents.object_record(txn, record.object, record.size)
@@ -253,7 +256,7 @@ class BlobStore:
                 newer = self.stat(digest)
                 if newer == record:
                     raise CorruptError("blob", str(digest), "its spool file is missing") from None
-                yield from self._pieces(digest, newer, start, end)
+                yield from self._pieces(digest, newer, start, end, wait=wait)
                 return
             except OSError as error:
                 raise _failed(error) from error
@@ -262,7 +265,7 @@ class BlobStore:
             return
         yield from self._object_pieces(extents, start, end)
 
-    def _rebuilt(self, digest: Digest, record: BlobRecord, start: int, end: int) -> Iterator[bytes]:
+    def _rebuilt(self, digest: Digest, record: BlobRecord, start: int, end: int, *, wait: bool) -> Iterator[bytes]:
         with self._env.read() as txn:
             layer = self.layer(txn, record)
             if layer is None or not (record.encoder or layer.plain_size == record.size):
@@ -274,10 +277,10 @@ class BlobStore:
         encoder = decode(record.encoder, str(digest))
 
         def make() -> Iterator[bytes]:
-            plain = rebuild(self._env, self._extents, layer.recipe, 0, layer.plain_size)
-            return checked(encoder.compress(plain), (name for _, name in extents.extents()), str(digest))
+            plain = self.rebuilt.while_needed(rebuild(self._env, self._extents, layer.recipe, 0, layer.plain_size))
+            return remake(encoder, plain, (name for _, name in extents.extents()), str(digest))
 
-        yield from self.rebuilt.read(digest, extents, make, start, end)
+        yield from self.rebuilt.read(digest, extents, make, start, end, wait=wait)
 
     def _object_pieces(self, record: ObjectRecord, start: int, end: int) -> Iterator[bytes]:
         extents = record.extents(start) if start < end else iter(())
