@@ -91,12 +91,21 @@ def nested(store: Store, inner: Manifest | Index, depth: int) -> Index:
     return inner
 
 
+class _Transport(httpx.ASGITransport):
+    """Reads the names of headers whatever their case, as everybody does to whom they come by a connection."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await super().handle_async_request(request)
+        headers = [(bytes(name).lower(), value) for name, value in answer.headers.raw]
+        return httpx.Response(answer.status_code, headers=headers, stream=answer.stream)
+
+
 def serve(store: Store, talk: Callable[[httpx.AsyncClient], Awaitable[None]], **options: int) -> None:
     """Run the application of one worker in this process, and talk to it."""
 
     async def run() -> None:
         app = create_app(Settings(store.data, cache_bytes=0, **options), store)  # type: ignore[arg-type]
-        transport = httpx.ASGITransport(app)
+        transport = _Transport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30) as http:
             await talk(http)
 
