@@ -92,9 +92,13 @@ def make_report(results: Results) -> Report:
 
 
 def non_opaque(totals: Mapping[str, Any]) -> int:
-    """What pagepool's own form of the images takes on disk, without the copies of compressed blobs."""
+    """What pagepool's own form of the images takes on disk, without compressed blobs in any form."""
     stored = cast("Mapping[str, int]", totals["stored"])
-    return int(totals["stored_bytes"]) - stored["opaque"] - stored["spool"] - stored["uploads"]
+    return (
+        int(totals["stored_bytes"])
+        - stored["opaque"]
+        - sum(stored.get(kind, 0) for kind in ("spool", "uploads", "rebuilt"))
+    )
 
 
 NON_OPAQUE = "stored, but opaque copies, MB"

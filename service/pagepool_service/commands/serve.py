@@ -84,7 +84,7 @@ Examples:
     "--rebuild-compressed/--keep-compressed",
     default=None,
     help="Do not keep compressed layers that can be made again exactly, as those of docker, podman, buildah and skopeo "
-    "can: a third of the disk, and a pull of one begins with compressing it. [keep]",
+    "can: less than half of the disk, and a pull of one begins with compressing it. [keep]",
 )
 @click.option(
     "--rebuilt-cache",
