@@ -2,8 +2,7 @@
 
 A program is one release of a library (`modules/build.py` has the list, and builds them). Only programs make the same
 bytes for ever: an encoder that a package manager updates does not. A stream is compressed by a process of its own
-(`process`), which has what it takes to run such programs, some 100 MB of memory, and no access to anything but its
-standard input and output.
+(`process`), which has what it takes to run such programs, and no access to anything but its standard input and output.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ _MOST_SAID = 4096  # bytes of its standard error that are looked at
 _EXTRA_FLAGS = 8  # where that byte is in a gzip header
 _GO_HEADER = 10  # bytes of the gzip header that Go's libraries write where nothing else is asked for
 _RUNTIME = "wasmtime"
-_compiled: Path | None = None
 _LEAST_PREFIX = 64  # bytes of compressed data that a candidate must have made right
+_compiled: Path | None = None  # where what compiling came to is kept
 
 # Levels by what they leave in the header's byte of extra flags; those that are asked for by name come last.
 _GZIP_LEVELS: dict[int, tuple[tuple[int, ...], ...]] = {0: ((-1,), (6, 5, 4, 7, 8, 3, 2)), 2: ((9,),), 4: ((1,),)}
