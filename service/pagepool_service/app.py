@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from pagepool.version import __version__
 from pagepool_service.auth import open_authority
@@ -61,8 +62,10 @@ from pagepool_service.uploadfiles import SessionLimit
 from pagepool_service.uploads import Uploads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
+
+    from starlette.types import ASGIApp
 
     from pagepool.pool import Pool
     from pagepool_service.auth.authority import Authority
@@ -79,6 +82,11 @@ if TYPE_CHECKING:
 # seconds has few, so that its requests queue up behind each other and not before those for blobs.
 _THREADS = {"threads": 32, "writers": 8, "listings": 2, "merging": 1, "counting": 1}
 _FORMS = 8 << 20  # bytes of logins by form that are on their way in
+# What scripts of pages may see of an answer, beside what every browser shows.
+_EXPOSED = (
+    *("Docker-Content-Digest", "Docker-Distribution-Api-Version", "Link", "Location", "Range", "Content-Range"),
+    *("OCI-Subject", "OCI-Filters-Applied", "Docker-Upload-UUID", "Www-Authenticate", "ETag", "X-Request-Id"),
+)
 _TICK_S = 5.0
 _REREAD_S = 1.0
 # Uploads before blobs: an upload's path also has the form of a blob's, with the digest "uploads".
@@ -148,7 +156,7 @@ def create_app(
     app = _make_app(lifespan)
     app.state.context = context
     observer = Observer(
-        objects.ObjectFront(ClientHabits(app), context),
+        objects.ObjectFront(_open_to_pages(ClientHabits(app), settings.allowed_origins), context),
         metrics,
         tally,
         place,
@@ -156,6 +164,23 @@ def create_app(
         tracing=tracing,
     )
     return observer
+
+
+def _open_to_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Let web pages of other origins use the application from browsers (CORS), if there are any.
+
+    Their browsers send credentials that they remember only where origins are named one by one.
+    """
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=["*"],
+        allow_credentials="*" not in origins,
+        expose_headers=_EXPOSED,
+    )
 
 
 def _make_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:

@@ -95,6 +95,7 @@ class Settings:
         trusted_proxies: addresses and networks of proxies: what these say of their clients counts.
         external_url: where clients reach the service, without a slash at the end; None for what they say.
         absolute_locations: whether `Location` headers have the address before the path.
+        allowed_origins: web pages of these origins may use the service from browsers; ``*`` stands for all.
         token_service: what this service is called in tokens.
         token_realm: address of another server that makes the tokens; None to make them here.
         token_keys: file of its public keys.
@@ -153,6 +154,7 @@ class Settings:
     trusted_proxies: tuple[str, ...] = ()
     external_url: str | None = None
     absolute_locations: bool = False
+    allowed_origins: tuple[str, ...] = ()
     token_service: str = "pagepool"
     token_realm: str | None = None
     token_keys: Path | None = None
@@ -398,6 +400,21 @@ def parse_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def parse_origins(text: str) -> tuple[str, ...]:
+    """Origins of web pages, with commas between them, or ``*``.
+
+    Raises:
+        SettingInvalidError: one is no origin.
+    """
+    found = tuple(part.strip().lower() for part in text.split(","))
+    for part in found:
+        if part != "*" and not re.fullmatch(
+            r"https?://[a-z0-9._-]+(:[0-9]+)?|https?://\[[0-9a-f:.]+\](:[0-9]+)?", part
+        ):
+            raise SettingInvalidError(text, "is no list of origins, as https://ui.example,http://127.0.0.1:8080 is")
+    return found
+
+
 def parse_proxies(text: str) -> tuple[str, ...]:
     """Addresses and networks, with commas between them.
 
@@ -471,6 +488,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PAGEPOOL_TRUSTED_PROXIES": ("trusted_proxies", parse_proxies),
     "PAGEPOOL_EXTERNAL_URL": ("external_url", parse_url),
     "PAGEPOOL_ABSOLUTE_LOCATIONS": ("absolute_locations", parse_flag),
+    "PAGEPOOL_ALLOWED_ORIGINS": ("allowed_origins", parse_origins),
     "PAGEPOOL_TOKEN_SERVICE": ("token_service", str),
     "PAGEPOOL_TOKEN_REALM": ("token_realm", parse_url),
     "PAGEPOOL_TOKEN_KEYS": ("token_keys", Path),

@@ -54,6 +54,7 @@ _OBJECT_PATTERN = r"^(blake3:)?[0-9a-f]{64}$"
 _AT_ONCE = 1 << 20  # a larger body is gone through piece by piece
 _MOST_KNOWN = 16384
 _HEX = re.compile(r"[0-9a-f]{64}")
+_LOOKED_AT = CONDITIONS | {b"origin"}  # a script of a web page is told by others whether it may see the answer
 _ONE_RANGE = re.compile(rb"bytes=([0-9]{1,18})-([0-9]{1,18})")
 
 
@@ -178,7 +179,7 @@ class ObjectFront:
             return None
         info = known.subject.info
         start, end, fields = 0, info.size, known.whole
-        conditions = [pair for pair in headers if pair[0] in CONDITIONS]
+        conditions = [pair for pair in headers if pair[0] in _LOOKED_AT]
         if conditions and method == "GET":
             match = _ONE_RANGE.fullmatch(conditions[0][1])
             if len(conditions) > 1 or match is None or conditions[0][0] != b"range":
