@@ -79,15 +79,21 @@ def test_a_page_of_an_allowed_origin_uses_the_registry(browser: Browser, site: s
         page.close()
 
 
-def test_other_origins_see_nothing(browser: Browser, site: str, tmp_path: Path) -> None:
+def test_other_origins_see_and_change_nothing(browser: Browser, site: str, tmp_path: Path) -> None:
     """Nor does any page, if nothing was said of origins."""
     for environment in ({"PAGEPOOL_ALLOWED_ORIGINS": UI}, {}):
-        with running_service(tmp_path / f"data{len(environment)}", **environment) as running:
+        with (
+            running_service(tmp_path / f"data{len(environment)}", **environment) as running,
+            httpx.Client(base_url=running.url) as http,
+        ):
+            push_image(http, "team/app", "1", FILES)
             page = browser.new_page()
             page.goto(site)
-            with pytest.raises(Exception, match="Failed to fetch"):
-                page.evaluate(LOOK, [running.url, "GET", "/v2/", {}])
+            for method in ("GET", "PUT", "DELETE"):
+                with pytest.raises(Exception, match="Failed to fetch"):
+                    page.evaluate(LOOK, [running.url, method, "/v2/team/app/manifests/1", {}])
             page.close()
+            assert http.get("/v2/team/app/manifests/1").status_code == 200
 
 
 def test_what_is_answered(tmp_path: Path) -> None:
