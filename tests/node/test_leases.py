@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pagepool.content import ObjectCache
 from pagepool.node.leases import LeaseKeeper
 from pagepool.node.records import SourceRecord
 from pagepool.node.sources import Sources
+from pagepool.transport.leases import LeaseClient
 from pagepool_service.store.store import Store
 from tests.service.test_leases import FILES, make
 from tests.support.server import running_service
@@ -21,6 +23,7 @@ from tests.support.server import running_service
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pagepool.digest import Digest
     from pagepool.node.places import NodePlaces
     from tests.support.server import Service
 
@@ -66,6 +69,11 @@ def let_go(keeper: LeaseKeeper, sources: Sources) -> None:
     sources.update(source.record.tree, released=1.0, lease="")
 
 
+def _go_on(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_a_node_that_ends_at_once_has_let_go(service: Service, sources: Sources) -> None:
     (source,) = sources.all()
     keeper = LeaseKeeper(sources)
@@ -88,11 +96,38 @@ def test_what_is_let_go_of_while_it_is_asked_for(service: Service, sources: Sour
         time.sleep(1)  # the request is on its way
         let_go(keeper, sources)
     finally:
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+        _go_on(stopped)
     time.sleep(2)  # it takes the lease
     await_held(service, sources, 0)
     keeper.close()
+
+
+def test_a_node_that_ends_while_it_asks(service: Service, sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the answer, and lets go of what it is given."""
+    told: list[str] = []
+    release = LeaseClient.release
+
+    def tell(client: LeaseClient, name: str, tree: Digest, lease: str) -> None:
+        release(client, name, tree, lease)
+        told.append(lease)
+
+    monkeypatch.setattr(LeaseClient, "release", tell)
+    (source,) = sources.all()
+    keeper = LeaseKeeper(sources)
+    stopped = [*service.children()]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    going_on = threading.Timer(1.5, _go_on, (stopped,))
+    going_on.start()
+    try:
+        keeper.want(source.record.tree)
+        time.sleep(0.5)  # the request is on its way
+        let_go(keeper, sources)
+        keeper.close()
+        assert len(told) == 1
+    finally:
+        going_on.join()
+    assert held(service, sources) == 0
 
 
 def test_a_service_that_is_away_does_not_keep_a_node_from_ending(service: Service, sources: Sources) -> None:
@@ -107,6 +142,5 @@ def test_a_service_that_is_away_does_not_keep_a_node_from_ending(service: Servic
         let_go(keeper, sources)
         keeper.close()  # the requests' limit is half a minute; a test's is more
     finally:
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+        _go_on(stopped)
     await_held(service, sources, 0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TTL_S: Final = 24 * 3600
 _EVERY_S: Final = 300.0
-_LONGEST_END_S: Final = 2.0
+_LONGEST_END_S: Final = 5.0
 _RENEW_S: Final = TTL_S / 3
 
 log = logging.getLogger("pagepool.node")
@@ -41,7 +41,8 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._let_go: set[str] = set()  # trees that are not mounted any more, and may be asked for at this moment
         self._releasing: set[threading.Thread] = set()
-        threading.Thread(target=self._work, name="node-leases", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="node-leases", daemon=True)
+        self._thread.start()
 
     def want(self, tree: str) -> None:
         """See that a tree is held, soon. Nothing is asked if it is."""
@@ -63,10 +64,14 @@ class LeaseKeeper:
             self._begin_release(source, lease)
 
     def close(self) -> None:
-        """Stop renewing, and wait a moment for what is being let go of: it would be held for a day."""
+        """Stop renewing, and wait a moment for what is being let go of: it would be held for a day.
+
+        That may be a lease which is being asked for, so that is waited for first.
+        """
         self._ended = True
         self._wake.set()
         deadline = time.monotonic() + _LONGEST_END_S
+        self._thread.join(_LONGEST_END_S)
         for thread in list(self._releasing):
             thread.join(max(0.0, deadline - time.monotonic()))
 
