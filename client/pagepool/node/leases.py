@@ -128,5 +128,5 @@ def _release(source: Source, lease: str) -> None:
     tree = Digest("blake3", bytes.fromhex(source.record.tree))
     try:
         LeaseClient(source.session).release(source.record.repository, tree, lease)
-    except PagepoolError as error:
+    except (PagepoolError, RuntimeError) as error:  # the latter from httpx: the node has ended, and closed the session
         log.info("the lease on %s ends by itself: %s", source.record.image, error)
