@@ -132,7 +132,7 @@ def test_skopeo(service: Service, tmp_path: Path) -> None:
     assert '"1"' in run(["skopeo", "list-tags", "--tls-verify=false", image], nowhere)
     with pytest.raises(ToolError, match=r"unauthorized|authentication required"):
         run(["skopeo", "copy", "--dest-tls-verify=false", f"oci:{tmp_path / 'layout'}:1", f"{image}:2"], nowhere)
-    with pytest.raises(ToolError, match="authentication is required: log in"):
+    with pytest.raises(ToolError, match="authentication required: log in"):
         run(["skopeo", "delete", "--tls-verify=false", f"{image}:1"], nowhere)
 
 

@@ -192,7 +192,7 @@ def test_docker_and_containerd(service: Service, authority: TestAuthority, layou
     docker("load", "--input", archive)
     docker("tag", mine, theirs)
     _refused(lambda: login("bob", "wrong"), "wrong user name, password or token", "unauthorized")
-    assert "Retrying" not in _refused(lambda: docker("push", mine), "unauthorized: authentication is required")
+    assert "Retrying" not in _refused(lambda: docker("push", mine), "unauthorized: authentication required")
     assert "Succeeded" in login("bob", password("bob"))
     docker("push", mine)
     assert "Retrying" not in _refused(lambda: docker("push", theirs), "denied: bob may not")
@@ -206,7 +206,7 @@ def test_docker_and_containerd(service: Service, authority: TestAuthority, layou
     kept = (docker.socket.parent / "config" / "config.json").read_text()
     assert "identitytoken" in kept
     docker("logout", service.host)
-    _refused(lambda: docker("pull", "--quiet", mine), "unauthorized: authentication is required")
+    _refused(lambda: docker("pull", "--quiet", mine), "unauthorized: authentication required")
 
     # The daemon's containerd. ctr takes a password in its command line, or asks a terminal for it.
     (socket,) = docker.socket.parent.rglob("containerd.sock")

@@ -107,6 +107,22 @@ def test_credentials_that_are_none(http: httpx.Client, value: str) -> None:
         assert answer.json()["errors"][0]["code"] == "UNAUTHORIZED"
 
 
+def test_the_words_that_scripts_look_for(http: httpx.Client) -> None:
+    """As docker-registry says it; and never these alone, which docker would take for worth trying again."""
+    narrow = _bearer(_token(http, auth=basic("alice"), scope="repository:team/x:pull"))
+    answers = [
+        http.get("/v2/"),
+        http.get("/v2/team/x/tags/list"),
+        http.get("/v2/team/x/tags/list", auth=("alice", "wrong")),
+        http.get("/auth/token", auth=("alice", "wrong")),
+        http.post("/v2/team/x/blobs/uploads/", headers=narrow),
+        http.get("/v2/_catalog"),
+    ]
+    for answer in answers:
+        assert answer.status_code == 401, answer.url
+        assert answer.json()["errors"][0]["message"].startswith("authentication required: "), answer.url
+
+
 def test_empty_credentials_are_nobodys(http: httpx.Client) -> None:
     push_image(http, "public/empty", "1", basic("root"))
     assert http.get("/v2/public/empty/tags/list", auth=("", "")).status_code == 200

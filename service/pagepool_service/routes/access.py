@@ -97,20 +97,22 @@ TABLE: dict[tuple[str, str], Need] = {
 _ACTION = {Need.PULL: PULL, Need.REPORT: PULL, Need.PUSH: PUSH, Need.DELETE: DELETE}
 _ASKED = {Need.PULL: "pull", Need.REPORT: "pull", Need.PUSH: "pull,push", Need.DELETE: "delete"}
 _LISTING = "registry:catalog:*"
-# Not just "authentication required": docker takes an error with the very words of its own table, and no detail, for one
-# that is worth trying again, for 50 seconds.
-_NEEDED = "authentication is required: log in"
+# What scripts look for in what clients print, the test suites of skopeo, podman and buildah among them. Never alone:
+# docker takes an error with the very words of its own table, and no detail, for one that is worth trying again, for 50
+# seconds.
+_WORDS = "authentication required"
 
 
 class ChallengeError(UnauthorizedError):
     """Credentials are needed, and which.
 
     Args:
+        reason: why; the words that every client's user knows come before it.
         headers: that say so.
     """
 
     def __init__(self, reason: str, headers: dict[str, str]) -> None:
-        super().__init__(reason)
+        super().__init__(f"{_WORDS}: {reason}")
         self.headers = headers
 
 
@@ -189,7 +191,7 @@ def _refuse(request: Request, service: Context, need: Need, name: str, scope: st
     """
     who = access.principal
     if who.anonymous:
-        raise ChallengeError(_NEEDED, challenge(request, service, scope, ""))
+        raise ChallengeError("log in", challenge(request, service, scope, ""))
     action = _ACTION.get(need)
     more = access.would(action, name) if action is not None else not access.lists
     if more:
