@@ -180,10 +180,14 @@ def test_tag_moves(registry: httpx.Client) -> None:
 
 
 def test_unknown_repository(registry: httpx.Client) -> None:
-    """Has no tags and no manifests."""
+    """Has no tags and no manifests; which of both is unknown depends on what is asked for, and clients go by it."""
     answer = registry.get("/v2/contract/nobody/tags/list")
     assert (answer.status_code, code_of(answer)) == (404, "NAME_UNKNOWN")
-    assert registry.get("/v2/contract/nobody/manifests/latest").status_code == 404
+    for reference in ("latest", Digest.of(b"none")):
+        answer = registry.get(f"/v2/contract/nobody/manifests/{reference}")
+        assert (answer.status_code, code_of(answer)) == (404, "MANIFEST_UNKNOWN")
+    answer = registry.delete(f"/v2/contract/nobody/manifests/{Digest.of(b'none')}")
+    assert (answer.status_code, code_of(answer)) == (404, "MANIFEST_UNKNOWN")
 
 
 def test_deleting_a_manifest_takes_its_tags(registry: httpx.Client) -> None:

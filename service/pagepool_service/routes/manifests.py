@@ -6,13 +6,14 @@ one there is, under the media type it was pushed with.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 
 from pagepool.digest import Digest
-from pagepool.errors import DigestMismatchError, InvalidError, LimitError
+from pagepool.errors import DigestMismatchError, InvalidError, LimitError, ManifestUnknownError, NameUnknownError
 from pagepool.oci import Manifest, parse_manifest, validate_tag
 from pagepool.oci.mediatypes import DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST
 from pagepool_service.routes.addresses import location
@@ -32,6 +33,8 @@ from pagepool_service.routes.parameters import TAG_PATTERN, Reference, Repositor
 from pagepool_service.routes.streaming import body_chunks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pagepool.oci import Index
     from pagepool_service.routes.bodies import Coming
     from pagepool_service.store.catalogue import StoredManifest
@@ -134,19 +137,33 @@ async def put_manifest(
 )
 async def delete_manifest(service: Service, name: Repository, reference: Reference) -> Response:
     """Remove a tag; or, by digest, a manifest and every tag of the repository that points to it."""
-    if isinstance(reference, Digest):
-        await service.writers.run(service.registry.delete_manifest, name, reference)
-    else:
-        await service.writers.run(service.registry.delete_tag, name, reference)
+    with _unknown_as_manifest(name, reference):
+        if isinstance(reference, Digest):
+            await service.writers.run(service.registry.delete_manifest, name, reference)
+        else:
+            await service.writers.run(service.registry.delete_tag, name, reference)
     return Response(status_code=202)
 
 
 async def _find(service: Context, name: str, reference: Digest | str) -> StoredManifest:
     """A manifest that a client asked for. One that is still pulled by its digest is not collected for having no tag."""
-    stored, old = await service.threads.run(service.registry.ask_manifest, name, reference)
-    if old:
-        await service.writers.run(service.registry.renew_manifest, name, stored.digest)
+    with _unknown_as_manifest(name, reference):
+        stored, old = await service.threads.run(service.registry.ask_manifest, name, reference)
+        if old:
+            await service.writers.run(service.registry.renew_manifest, name, stored.digest)
     return stored
+
+
+@contextmanager
+def _unknown_as_manifest(name: str, reference: Digest | str) -> Iterator[None]:
+    """Have the manifest be what is unknown where its repository is, as docker-registry does.
+
+    skopeo and its library know by MANIFEST_UNKNOWN alone that an image is not there yet.
+    """
+    try:
+        yield
+    except NameUnknownError:
+        raise ManifestUnknownError(f"{reference} (there is no repository {name})") from None
 
 
 def _tags(reference: Digest | str, extra: list[str]) -> list[str]:
