@@ -75,6 +75,27 @@ def test_null_lists_are_empty_as_go_programs_write_them(body: dict[str, Any]) ->
     assert not (parsed.layers if isinstance(parsed, Manifest) else parsed.manifests)
 
 
+@pytest.mark.parametrize("body", [MANIFEST | {"layers": None}, {k: v for k, v in MANIFEST.items() if k != "layers"}])
+def test_a_manifest_without_layers_has_none(body: dict[str, Any]) -> None:
+    parsed = parse_manifest(json.dumps(body).encode())
+    assert isinstance(parsed, Manifest)
+    assert parsed.layers == ()
+
+
+@pytest.mark.parametrize("name", ["referrer.index", "application/vnd.dev.sigstore.bundle+json;version=0.2", "a b"])
+def test_types_that_other_registries_take_are_taken(name: str) -> None:
+    body = MANIFEST | {"config": CONFIG | {"mediaType": name}, "layers": [LAYER | {"mediaType": name}]}
+    body |= {"subject": ENTRY | {"mediaType": name}}
+    manifest = parse_manifest(json.dumps(body).encode())
+    assert isinstance(manifest, Manifest)
+    assert manifest.artifact_type == manifest.config.media_type == manifest.layers[0].media_type == name
+    assert parse_manifest(json.dumps(body | {"artifactType": name}).encode()).artifact_type == name
+    entries = [ENTRY | {"mediaType": name, "artifactType": name}]
+    index = parse_manifest(json.dumps(INDEX | {"manifests": entries}).encode())
+    assert isinstance(index, Index)
+    assert index.manifests[0].artifact_type == name
+
+
 def test_artifact_type_falls_back_to_the_config() -> None:
     body = MANIFEST | {"config": CONFIG | {"mediaType": "application/vnd.example.config"}}
     manifest = parse_manifest(json.dumps(body).encode())
@@ -105,8 +126,10 @@ DELETE = object()
         ("config", []),
         ("config", "x"),
         ("config.mediaType", DELETE),
-        ("config.mediaType", "text"),
-        ("config.mediaType", "text/plain; charset=utf-8"),
+        ("config.mediaType", ""),
+        ("config.mediaType", "text/\x1b[31m"),
+        ("config.mediaType", "text/ü"),
+        ("config.mediaType", "a" * 256),
         ("config.digest", DELETE),
         ("config.digest", "sha256:1"),
         ("config.digest", SHA.upper()),
@@ -133,8 +156,7 @@ DELETE = object()
         ("config.platform", []),
         ("config.platform.os", 1),
         ("config.platform.os.features", 1),
-        ("config.artifactType", "x"),
-        ("layers", DELETE),
+        ("config.artifactType", "x\n"),
         ("layers", {}),
         ("layers[0]", None),
         ("layers[0]", 1),
@@ -145,7 +167,7 @@ DELETE = object()
         ("annotations", "x"),
         ("annotations.a", {}),
         ("annotations.a", "\ud800"),
-        ("artifactType", "x"),
+        ("artifactType", "x\n"),
         ("artifactType", 1),
         ("manifests", []),
         ("fsLayers", []),

@@ -14,7 +14,7 @@ from typing import Any
 
 from pagepool.digest import Digest
 from pagepool.oci.fields import Object
-from pagepool.oci.mediatypes import is_media_type
+from pagepool.oci.mediatypes import may_be_type
 from pagepool.oci.platform import Platform
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -98,7 +98,7 @@ def optional_media_type(fields: Object, name: str) -> str:
 
 def _media_type(fields: Object, name: str) -> str:
     text = fields.string(name)
-    if not is_media_type(text):
+    if not may_be_type(text):
         fields.refuse(name, f"{text[:80]!r} is not a media type")
     return text
 

@@ -4,9 +4,10 @@
 names the bad field. The value keeps the original bytes in `raw`, because those carry the digest; fields that
 this module does not know are ignored and live on in `raw`.
 
-Follows image-spec v1.1.0 `manifest.md` and `image-index.md`, and Docker's `manifest-v2-2.md`. Stricter than
-these: a document that could be read as both an image and an index is refused, since two clients would run two
-different things from one digest (CVE-2021-41190).
+Follows image-spec v1.1.0 `manifest.md` and `image-index.md`, and Docker's `manifest-v2-2.md`. More lenient than
+these, as other registries are: a manifest may lack `layers`, and a media type may be any word. Stricter: a document
+that could be read as both an image and an index is refused, since two clients would run two different things from one
+digest (CVE-2021-41190).
 """
 
 from __future__ import annotations
@@ -132,11 +133,12 @@ def parse_manifest(data: bytes, media_type: str | None = None) -> Manifest | Ind
             **_common(fields),
         )
     _refuse_fields(fields, kind, ("manifests", "fsLayers"))
+    layers = fields.objects("layers") if fields.has("layers") else ()  # artifacts of old may lack them
     return Manifest(
         raw=bytes(data),
         media_type=kind,
         config=Descriptor.from_fields(fields.object("config")),
-        layers=tuple(Descriptor.from_fields(layer) for layer in fields.objects("layers")),
+        layers=tuple(Descriptor.from_fields(layer) for layer in layers),
         **_common(fields),
     )
 

@@ -61,6 +61,7 @@ _FOREIGN: Final = frozenset(
 # RFC 6838, section 4.2: restricted-name "/" restricted-name.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _MEDIA_TYPE = re.compile(f"{_NAME}/{_NAME}")
+_PRINTED = re.compile(r"[!-~][ -~]{0,254}")
 
 
 def is_foreign_layer(media_type: str) -> bool:
@@ -71,6 +72,15 @@ def is_foreign_layer(media_type: str) -> bool:
 def is_media_type(text: str) -> bool:
     """Tell whether `text` is ``type/subtype``, without parameters, as descriptors must give it."""
     return _MEDIA_TYPE.fullmatch(text) is not None
+
+
+def may_be_type(text: str) -> bool:
+    """Tell whether `text` is taken as a descriptor's media type: printable ASCII.
+
+    Sigstore's bundles have parameters (``application/vnd.dev.sigstore.bundle+json;version=0.2``), and those who
+    push artifacts choose words without a slash. Other registries take both, and what they have must be copied.
+    """
+    return _PRINTED.fullmatch(text) is not None
 
 
 def strip_parameters(content_type: str) -> str:
