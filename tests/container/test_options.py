@@ -17,10 +17,27 @@ def test_volumes() -> None:
     assert parse_volume("/a:/b") == Volume(Path("/a"), "/b")
     assert parse_volume("/a:/b/:ro") == Volume(Path("/a"), "/b", True)
     assert parse_volume("./a:/b:rw") == Volume(Path.cwd() / "a", "/b")
+    assert parse_volume("/a:/b:z") == parse_volume("/a:/b:Z,rw,rprivate,cached") == Volume(Path("/a"), "/b")
+    assert parse_volume("/a:/b:z,ro") == Volume(Path("/a"), "/b", True)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "data:/b", "/a", "/a:b", "/a:/", "/a:/b:x", "/a://", "/a:/.", "/a:/b/../c", ":/b", "/a:"]
+    "text",
+    [
+        "",
+        "data:/b",
+        "/a",
+        "/a:b",
+        "/a:/",
+        "/a:/b:x",
+        "/a://",
+        "/a:/.",
+        "/a:/b/../c",
+        ":/b",
+        "/a:",
+        "/a:/b:ro,rw",
+        "/a:/b:rshared",
+    ],
 )
 def test_volumes_that_are_none(text: str) -> None:
     with pytest.raises(OptionInvalidError):
@@ -64,6 +81,11 @@ def test_variables() -> None:
 def test_options_that_cannot_be_used(options: RunOptions) -> None:
     with pytest.raises(OptionInvalidError):
         check_options(options)
+
+
+@pytest.mark.parametrize("hostname", ["a_b", "_a", "a-b_c.d_e", "a" * 63])
+def test_names_of_hosts(hostname: str) -> None:
+    check_options(RunOptions(hostname=hostname, workdir="", user=""))
 
 
 def test_files_are_read_inside_of_the_root(tmp_path: Path) -> None:

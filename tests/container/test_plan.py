@@ -45,6 +45,8 @@ def test_golden() -> None:
         ({"Entrypoint": ["e"], "Cmd": ["a"]}, {"entrypoint": "x", "command": ("c",)}, ["x", "c"]),
         ({"Entrypoint": ["e"], "Cmd": ["a"]}, {"entrypoint": "", "command": ("c",)}, ["c"]),
         ({"Entrypoint": ["e"]}, {}, ["e"]),
+        ({"Entrypoint": [""], "Cmd": ["a", "b"]}, {}, ["a", "b"]),
+        ({"Entrypoint": [""], "Cmd": ["a"]}, {"command": ("c",)}, ["c"]),
     ],
 )
 def test_arguments(run: dict[str, Any], options: dict[str, Any], expected: list[str]) -> None:
@@ -122,6 +124,8 @@ def test_network_and_names() -> None:
     assert {"type": "network"} in alone["linux"]["namespaces"]
     assert alone["hostname"] == "0123456789ab"
     assert _plan({"Cmd": ["a"]})["hostname"] == "host"
+    said = {"Cmd": ["a"], "User": "www", "WorkingDir": "/srv"}
+    assert _plan(said, user="", workdir="", hostname="") == _plan(said)  # a script's variables that are empty
     assert _plan({"Cmd": ["a"]}, hostname="box")["hostname"] == "box"
 
 

@@ -206,6 +206,20 @@ def test_working_directory_is_made(place: Place) -> None:
     assert place.run("--", "pwd").stdout == "/opt/also\n"
 
 
+def test_volumes_of_the_image(place: Place, tmp_path: Path) -> None:
+    """Where the image says that data are, there is a directory; what is there already stays as it is."""
+    said = ("/data/deep", "srv/./x/", "/etc/passwd", "/etc/passwd/x", "/opt/in/it", "/", "", "/../up")
+    place.config["Volumes"] = {path: {} for path in said}
+    (tmp_path / "given").mkdir()
+    script = "stat -c '%F %a %u' /data/deep /srv/x /etc/passwd /up; touch /data/deep/x && ls -A /data/deep /opt"
+    done = place.run("-v", f"{tmp_path}/given:/opt", *_sh(script))
+    directory = "directory 755 0"
+    assert done.stdout.splitlines() == [
+        *(directory, directory, "regular file 644 0", directory, "/data/deep:", "x", "", "/opt:"),
+    ]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_volumes(place: Place, tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "below").mkdir(parents=True)

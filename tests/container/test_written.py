@@ -83,6 +83,8 @@ def test_mounts() -> None:
         parse_mount("type=bind,source=/a,target=/b") == parse_mount("type=bind,src=/a,dst=/b,readonly=false") == volume
     )
     assert parse_mount("type=bind,src=/a,destination=/b,ro") == Volume(Path("/a"), "/b", True)
+    assert parse_mount('type=bind,"source=/a,b",target=/c d') == Volume(Path("/a,b"), "/c d")
+    assert parse_mount("type=bind,source=/a:b,target=/c") == Volume(Path("/a:b"), "/c")
     assert parse_mount("type=tmpfs,target=/b,tmpfs-size=1m,tmpfs-mode=0755") == Tmpfs(
         "/b", ("nosuid", "nodev", "noexec", "size=1048576", "mode=0755")
     )
@@ -115,6 +117,8 @@ def test_mounts() -> None:
                 "type=bind,source=/a",
                 "type=bind,source=/a,target=/b:ro",
                 "type=bind,source=/a,target=/b,bind-propagation=shared",
+                'type=bind,"source=/a,target=/b',
+                "type=bind,source=/a,\ntarget=/b",
                 "type=bind,source=/a,target=/b,readonly=maybe",
                 "type=tmpfs,source=/a,target=/b",
                 "type=tmpfs",

@@ -21,6 +21,7 @@ from pagepool.errors import BusyError, InvalidError, PagepoolError, UnsupportedE
 from pagepool.library import Client
 from pagepool.linux import mounts
 from pagepool.mount.mountinfo import mount_points
+from pagepool.node import client
 from pagepool.node.client import KernelMountOptions, NodeClient
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
 from pagepool.node.memory import measure_memory
@@ -415,6 +416,28 @@ def test_commands(service: Service, node: NodeClient, tmp_path: Path) -> None:
     assert "fuse" not in said
     for words in (["--rw", "--upper", "x"], ["--rw", "--ro"], ["--quota", "1M"]):
         assert run(node, service, "mount", "app:1", one, *words)[0] == 2
+
+
+def test_two_at_one_place(
+    service: Service, reference: Reference, node: NodeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that both found a directory free, one is refused: what it hid would come back when it goes."""
+    at = point(tmp_path)
+    check = client._check_target
+    options = KernelMountOptions(temporary=True, fill=False)
+
+    def pass_somebody(target: Path) -> None:
+        check(target)
+        monkeypatch.setattr(client, "_check_target", check)
+        node.mount(service.url, reference, target, options)
+
+    monkeypatch.setattr(client, "_check_target", pass_somebody)
+    with pytest.raises(BusyError, match="is mounted there"):
+        node.mount(service.url, reference, at, options)
+    assert [one.path for one in mount_points()].count(at) == 1
+    node.unmount(at)
+    assert not at.is_mount()
+    assert none_left(node)
 
 
 def test_interrupted_while_it_is_fetched(service: Service, node: NodeClient, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def exec_in_container(
     """
     if os.geteuid() != 0:
         raise UnsupportedError("running programs in containers needs root")
-    if options.workdir is not None and not options.workdir.startswith("/"):
+    if options.workdir and not options.workdir.startswith("/"):
         raise OptionInvalidError(options.workdir, "the working directory has to be absolute")
     direct = has_input_terminal(tty=options.tty, interactive=options.interactive)
     with contextlib.ExitStack() as undo:
@@ -122,7 +122,7 @@ def plan_exec(config: Mapping[str, Any], options: ExecOptions, passwd: bytes, gr
     user = own["user"]
     if options.tty:
         values.setdefault("TERM", "xterm")
-    if options.user is not None:
+    if options.user:
         found = find_user(options.user, passwd, group)
         user = {**user, "uid": found.uid, "gid": found.gid, "additionalGids": list(found.groups)}
         if config["annotations"].get(HOME):

@@ -27,7 +27,9 @@ _SIZE: Final = r"(\d+(?:\.\d+)?)([bkmgt]?)b?"
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _MIN_MEMORY: Final = 6 << 20
 _NAME: Final = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
-_HOSTNAME: Final = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,62})(\.[a-zA-Z0-9][a-zA-Z0-9-]{0,62})*"
+_HOSTNAME: Final = r"\w[\w-]{0,62}(\.\w[\w-]{0,62})*"
+_AS_IT_IS: Final = frozenset({"", "rw", "z", "Z", "rbind", "rprivate", "private", "cached", "delegated", "consistent"})
+"""Modes of volumes that ask for what is so anyway; z and Z: no SELinux label keeps a container from anything."""
 
 
 class OptionInvalidError(InvalidError):
@@ -126,8 +128,8 @@ class RunOptions:
         command: replaces the image's Cmd, if there is any of it.
         entrypoint: replaces the image's Entrypoint, and its Cmd with it; "" is none.
         env: ``NAME=value``, or ``NAME`` to have the image's variable removed. The last of a name counts.
-        user: user, or user:group, by name or number.
-        workdir: absolute; where the program starts.
+        user: user, or user:group, by name or number; "" is as the image says.
+        workdir: absolute, or ""; where the program starts.
         hostname: "" is the host's with its network, and else the first of the container's id.
         network: ``host``'s, ``none`` but loopback, or the name of one (`network`): ``bridge``, for one.
         ports: what is published, of a network that has a name.
@@ -206,20 +208,33 @@ class Container:
 
 
 def parse_volume(text: str) -> Volume:
-    """Parse ``SRC:DST[:ro]``. A relative source begins with a dot.
+    """Parse ``SRC:DST[:ro]``. A relative source begins with a dot. Modes that change nothing here are taken.
 
     Raises:
         OptionInvalidError: it is something else; a named volume, say.
     """
     source, _, rest = text.partition(":")
     destination, _, mode = rest.partition(":")
+    modes = set(mode.split(","))
+    if modes - _AS_IT_IS - {"ro"} or {"ro", "rw"} <= modes:
+        raise OptionInvalidError(text, f"the mode is ro or rw, not {mode!r}")
+    return make_volume(text, source, destination, read_only="ro" in modes)
+
+
+def make_volume(text: str, source: str, destination: str, *, read_only: bool) -> Volume:
+    """What an option says of a volume.
+
+    Args:
+        text: the option.
+
+    Raises:
+        OptionInvalidError: a path is none.
+    """
     if not source.startswith(("/", ".")):
         raise OptionInvalidError(text, "begins with no path (named volumes are not supported): SRC:DST[:ro]")
     if not destination.startswith("/") or destination.strip("/.") == "" or ".." in destination.split("/"):
         raise OptionInvalidError(text, "an absolute path in the container, other than /, has to follow: SRC:DST[:ro]")
-    if mode not in ("", "ro", "rw"):
-        raise OptionInvalidError(text, f"the mode is ro or rw, not {mode!r}")
-    return Volume(Path(source).absolute(), f"/{posixpath.normpath(destination).strip('/')}", mode == "ro")
+    return Volume(Path(source).absolute(), f"/{posixpath.normpath(destination).strip('/')}", read_only)
 
 
 def parse_memory(text: str) -> int:
@@ -282,7 +297,7 @@ def check_options(options: RunOptions) -> None:
     """
     if options.name and not re.fullmatch(_NAME, options.name):
         raise OptionInvalidError(options.name, "a name has letters, digits and _.-")
-    if options.hostname and (len(options.hostname) > 64 or not re.fullmatch(_HOSTNAME, options.hostname)):
+    if options.hostname and (len(options.hostname) > 64 or not re.fullmatch(_HOSTNAME, options.hostname, re.ASCII)):
         raise OptionInvalidError(options.hostname, "is no name of a host")
     if not re.fullmatch(_NAME, options.network):
         raise OptionInvalidError(options.network, "is no name of a network")
@@ -291,7 +306,7 @@ def check_options(options: RunOptions) -> None:
     taken = [(port.host, port.protocol, port.address) for port in options.ports]
     if len(set(taken)) < len(taken):
         raise OptionInvalidError(str(options.ports[0]), "a port is published twice")
-    if options.workdir is not None and not options.workdir.startswith("/"):
+    if options.workdir and not options.workdir.startswith("/"):
         raise OptionInvalidError(options.workdir, "the working directory has to be absolute")
     if options.pids_limit is not None and options.pids_limit < 1:
         raise OptionInvalidError(options.pids_limit, "at least one process is needed")

@@ -2,8 +2,8 @@
 
 The result is a ``config.json`` of runtime-spec v1.0.2, as runc 1.1 takes it; our own runtime
 (`pagepool.container.own`) takes the same. Rules and defaults are docker's, with these differences: there is no AppArmor
-or SELinux profile, and nothing is made of the image's Volumes: what is written there is the container's own as
-everything else.
+or SELinux profile, and the image's Volumes are directories that are there, no more: what is written there is the
+container's own as everything else.
 """
 
 from __future__ import annotations
@@ -70,8 +70,7 @@ def plan_runtime(container: Container, facts: Facts) -> dict[str, Any]:
         UserInvalidError: the image does not have the user.
     """
     run, options = container.config.run, container.options
-    wanted = run.user if options.user is None else options.user
-    user = find_user(wanted, facts.passwd, facts.group)
+    user = find_user(options.user or run.user, facts.passwd, facts.group)
     groups = dict.fromkeys((*user.groups, *(find_group(name, facts.group) for name in options.group_add)))
     hostname = plan_hostname(container, facts)
     arguments = plan_arguments(run, options)
@@ -115,7 +114,9 @@ def plan_arguments(run: RunConfig, options: RunOptions) -> list[str]:
         OptionInvalidError: there is none.
     """
     if options.entrypoint is None:
-        arguments = [*run.entrypoint, *(options.command or run.cmd)]
+        # An empty one is how an image says that it has not that of the image below.
+        entrypoint = () if run.entrypoint == ("",) else run.entrypoint
+        arguments = [*entrypoint, *(options.command or run.cmd)]
     else:
         # The image's Cmd were the arguments of another program.
         arguments = [*([options.entrypoint] if options.entrypoint else []), *options.command]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from pagepool.container.linux import open_in_root
 from pagepool.errors import ImageInvalidError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 MAX_TABLE: Final = 8 << 20
@@ -72,6 +73,19 @@ def make_directory(root: int, path: str, mode: int = 0o755) -> int:
 def make_file(root: int, path: str) -> int:
     """As `make_directory`, an empty file; or open whatever else is there."""
     return _make(root, path, os.O_PATH, _create)
+
+
+def make_volumes(root: Path, paths: Iterable[str]) -> None:
+    """Make the directories that an image says have data, where they are missing and can be made.
+
+    Whatever else is there stays.
+
+    Args:
+        paths: as the image says them.
+    """
+    for path in paths:
+        with open_root(root) as opened, suppress(OSError):
+            os.close(make_directory(opened, posixpath.normpath(f"/{path}")))
 
 
 def _create(name: str, above: int) -> None:

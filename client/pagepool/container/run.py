@@ -43,7 +43,7 @@ from pagepool.container.records import (
     hold,
     stale,
 )
-from pagepool.container.rootfiles import open_root
+from pagepool.container.rootfiles import make_volumes, open_root
 from pagepool.container.runc import RuncContainer
 from pagepool.errors import UnsupportedError
 
@@ -119,6 +119,7 @@ def run_container(
             undo.enter_context(network.reserve(options.ports))
             undo.callback(network.detach, held.directory)
             attached = network.attach(held.directory, container.id, options.network, options.ports, options.plugins)
+        make_volumes(container.root, container.config.run.volumes)
         config = plan_runtime(container, gather_facts(container, held.bundle, attached))
         if options.tty:
             size_terminal(config["process"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import ipaddress
 import json
 import os
@@ -12,7 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pagepool.container.defaults import CAPABILITIES, CAPABILITY_NUMBERS
-from pagepool.container.options import Device, OptionInvalidError, Port, Tmpfs, Ulimit, parse_size, parse_volume
+from pagepool.container.options import (
+    Device,
+    OptionInvalidError,
+    Port,
+    Tmpfs,
+    Ulimit,
+    make_volume,
+    parse_size,
+    parse_volume,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,7 +211,11 @@ def parse_mount(text: str) -> Volume | Tmpfs:
         OptionInvalidError: it is another type, or a key is missing or not known.
     """
     keys: dict[str, str] = {}
-    for word in text.split(","):
+    try:
+        (words,) = csv.reader([text], strict=True)
+    except (csv.Error, ValueError) as error:
+        raise OptionInvalidError(text, "is no KEY=VALUE,...") from error
+    for word in words:
         key, equals, value = word.partition("=")
         keys[_SAME.get(key, key)] = value if equals else "true"
     kind = keys.get("type", "volume")
@@ -221,9 +235,9 @@ def parse_mount(text: str) -> Volume | Tmpfs:
     if read_only not in ("true", "false", "1", "0"):
         raise OptionInvalidError(text, "readonly is true or false")
     source, target = keys.get("source", ""), keys.get("target", "")
-    if ":" in source + target:
-        raise OptionInvalidError(text, "there is a colon in a path")
-    return parse_volume(f"{source}:{target}:{'ro' if read_only in ('true', '1') else 'rw'}")
+    if ":" in target:  # as in -v, where what follows is a mode
+        raise OptionInvalidError(text, "there is a colon in the target")
+    return make_volume(text, source, target, read_only=read_only in ("true", "1"))
 
 
 def parse_capability(text: str, *, add: bool) -> str:

@@ -1,7 +1,8 @@
-"""Whose turn it is to unmount at a path.
+"""Whose turn it is to unmount at a path, or to mount there.
 
 umount2(2) takes a path, and unmounts whatever is seen there by then. Two programs of ours that both saw the same mount
 would so unmount that and the one below it, which may be anybody's. Hence each looks and unmounts in a turn of its own.
+So does whoever mounts by the kernel: two that found nothing there would otherwise hide one another's.
 
 A turn is a lock on a byte of one file, whose place is a hash of the path: nothing is left behind for a path. It ends
 with the process that has it. Never wait in a turn for another process: that may want one.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableError
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at
+from pagepool.mount.turns import turn
 from pagepool.node.control import ask, converse, have_again
 from pagepool.node.places import DEFAULT_RUN, DEFAULT_STATE, NodePlaces
 
@@ -213,7 +214,9 @@ class NodeClient:
             elif "mount" in message:
                 descriptor = channel.descriptors.pop()
                 try:
-                    kernel.attach(descriptor, target)
+                    with turn(target):  # somebody else's may be there by now
+                        _check_target(target)
+                        kernel.attach(descriptor, target)
                     attached.append(str(message["mount"]))
                     request["mounted"] = str(message["mount"])
                 finally:
