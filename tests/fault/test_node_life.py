@@ -7,6 +7,8 @@ import errno
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +26,7 @@ from pagepool.node import ending
 from pagepool.node.client import KernelMountOptions, NodeClient
 from pagepool.node.control import NodeGoneError, converse
 from pagepool.node.handover import SUPERVISOR, WORKER, Post
-from pagepool.node.start import ensure_node, own_cgroups, upgrade_node
+from pagepool.node.start import arguments, ensure_node, own_cgroups, upgrade_node
 from tests.fault.conftest import QUICK
 from tests.fault.test_node import LAZILY, contents, point, push
 from tests.support.kernelmounts import wait_detached
@@ -159,6 +161,38 @@ def test_all_processes_killed(service: Service, node: NodeClient, tmp_path: Path
         assert {name: (at / name).read_bytes() for name in files} == files
     # What belonged to the mount that the dead node had made is removed by the one after it.
     assert none_left(node)
+
+
+# As `python -m pagepool.node`, but what it has started is killed at once, the first time.
+_KILLED_AT_ONCE = """
+import os, signal, sys
+from pagepool.node import start
+from pagepool.node.handover import SUPERVISOR, WORKER, Post
+begin = start.start_node
+def start_and_kill(command, descriptors, run):
+    begin(command, descriptors, run)
+    start.start_node = begin
+    posts, locks = [Post(run, name) for name in (SUPERVISOR, WORKER)], [None]
+    while None in locks:
+        for lock in filter(None, locks):
+            os.close(lock)
+        for post in posts:
+            post.send(signal.SIGKILL)
+        locks = [post.take() for post in posts]
+    for lock in locks:
+        os.close(lock)
+start.start_node = start_and_kill
+sys.exit(start.main(sys.argv[1:]))
+"""
+
+
+def test_all_processes_killed_before_it_serves(node: NodeClient) -> None:
+    """Whoever started it does not wait for ever: it starts another one."""
+    kill_all(node)
+    words = [sys.executable, "-c", _KILLED_AT_ONCE, "start", *arguments(node.places, QUICK)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, start_new_session=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert node.is_running()
 
 
 def test_a_new_node_after_all_were_killed(service: Service, node: NodeClient, tmp_path: Path) -> None:

@@ -171,9 +171,17 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
     """
     leave_limits()
     places.make_tops()
+    for _ in range(_MOST_STARTS):
+        if not _begin(places, options) or _wait(places):
+            return
+    raise UnreachableError(str(places.run), f"its processes end before they serve; see {places.log}")
+
+
+def _begin(places: NodePlaces, options: WorkerOptions) -> bool:
+    """Start the processes; False: somebody else has. See `start`."""
     with locked(places.start_lock):
         if is_running(places):
-            return
+            return False
         os.umask(0o022)
         # First of all: an address that cannot be had leaves nothing behind.
         metrics = None if options.metrics_listen is None else _listen_for_metrics(*options.metrics_listen)
@@ -196,7 +204,7 @@ def start(places: NodePlaces, options: WorkerOptions) -> None:
         if metrics is not None:
             metrics.close()
         listener.close()
-    _wait(places)
+    return True
 
 
 def mount_pool_image(places: NodePlaces, size: int | None) -> None:
@@ -278,20 +286,34 @@ def upgrade_node(places: NodePlaces) -> int:
     raise BusyError(f"process {before} was not replaced after {_START_TIMEOUT_S:.0f} s; see {places.log}")
 
 
-def _wait(places: NodePlaces) -> None:
+def _wait(places: NodePlaces) -> bool:
     """Wait until the node serves, however long it has to look through its pool. One whose worker ends again and again
-    is ended: whoever asked it would wait for ever."""
+    is ended: whoever asked it would wait for ever.
+
+    Returns:
+        False: all of its processes were killed meanwhile.
+    """
     posts = [Post(places.run, name) for name in (SUPERVISOR, WORKER)]
     while count_starts(places.run, WORKER) <= _MOST_STARTS and not is_stopped(places.run):
         # Asked only then: no worker accepts before it serves.
         if is_ready(places.run) and is_running(places):
-            return
+            return True
+        if _is_dead_altogether(places) and not is_stopped(places.run):
+            return False
         time.sleep(_LOOK_S)
     end_processes(places.run)
     for post in posts:
         os.close(post.wait())
     unmount_lazy(places)
     raise UnreachableError(str(places.run), f"the node does not begin to serve{_reason(places)}; see {places.log}")
+
+
+def _is_dead_altogether(places: NodePlaces) -> bool:
+    """Whether nobody has the state directory. Nobody who starts a node is kept from it meanwhile."""
+    with locked(places.start_lock), contextlib.suppress(BusyError, OSError):
+        os.close(_lock_state(places.state))
+        return True
+    return False
 
 
 def _reason(places: NodePlaces) -> str:
