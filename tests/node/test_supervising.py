@@ -125,6 +125,22 @@ def test_a_worker_that_hangs(place: Path) -> None:
         assert "no sign of life" in both.log()
 
 
+def test_a_supervisor_that_hangs(place: Path) -> None:
+    """It is killed and replaced, whether it is old or has just executed itself anew."""
+    with pair(place, hung_s=0.5) as both:
+        both.wait_ready()
+        supervisor = both.supervisor()
+        assert supervisor is not None
+        os.kill(supervisor, signal.SIGHUP)
+        worker = both.wait_ready()
+        os.kill(supervisor, signal.SIGSTOP)
+        assert wait_post(both.run, SUPERVISOR, supervisor) != supervisor
+        assert "the supervisor has shown no sign of life" in both.log()
+        assert both.worker() == worker
+        both.kill(worker)
+        assert both.wait_ready() != worker
+
+
 def test_a_worker_that_starts_slowly(place: Path) -> None:
     """It may take longer than it may show no sign of life: its threads run."""
     with pair(place, mode="slow", hung_s=0.5) as both:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from pagepool.node.handover import (
     delay_s,
     is_stopped,
     mark_stopped,
+    read_pulse,
     receive_handover,
 )
 from pagepool.node.supervisor import start_supervisor
@@ -54,6 +56,7 @@ class Guard:
         self._count = 0
         self._is_ready = False
         self._ended = Event()
+        self._pulse, self._still = (0, 0), 0
         os.register_at_fork(after_in_child=self._let_go)
         self.beat()
         Thread(target=self._watch, name="guard", daemon=True).start()
@@ -89,6 +92,19 @@ class Guard:
                     self.beat()
             except Exception:  # noqa: BLE001 - whatever it is, it is no sign of life
                 _log.exception("the worker is not well")
+            self._look_for_life()
+
+    def _look_for_life(self) -> None:
+        """See that the supervisor does not hang. Counted, as there: a machine that slept is not mistaken."""
+        pulse = read_pulse(self._run)
+        self._still = self._still + 1 if pulse == self._pulse else 0
+        self._pulse = pulse
+        post = Post(self._run, SUPERVISOR)
+        if self._still < _BEATS or not pulse[0] or post.holder() != pulse[0]:
+            return
+        _log.error("the supervisor has shown no sign of life for %.0f s; it is killed", self._handover.hung_s)
+        self._still = 0
+        post.send(signal.SIGKILL)
 
     def _watch(self) -> None:
         """See that there is a supervisor."""

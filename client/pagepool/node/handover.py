@@ -7,6 +7,7 @@ death first, and no moment is left in which a post seems free while somebody is 
 
     supervisor.lock, worker.lock    the posts; they contain the number of the process
     beat                            the number of the worker, a count that goes on while it is well, and how far it is
+    supervisor.beat                 likewise of the supervisor
     stopped                         there if the node was told to end: nobody is started any more
     supervisor.starts, worker.starts    a byte for each time that one was started, for whoever counts
 
@@ -38,6 +39,7 @@ WORKER: Final = "worker"
 READY: Final = b"ready   "
 STARTING: Final = b"starting"
 """Of one length: they are written over each other."""
+_PULSE: Final = "supervisor.beat"
 HUNG_S: Final = 15.0
 START_S: Final = 60.0
 
@@ -196,6 +198,38 @@ def note_start(run: Path, name: str) -> None:
     """Count that a process is being started. That it cannot be counted does not matter."""
     with suppress(OSError), (run / f"{name}.starts").open("ab") as file:
         file.write(b".")
+
+
+class Pulse:
+    """A supervisor's signs of life: its number, and a count that goes on while it is well, in RUN/supervisor.beat.
+
+    Args:
+        run: the directory RUN.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._file = os.open(run / _PULSE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._count = 0
+
+    def beat(self) -> None:
+        """Give one."""
+        self._count += 1
+        self._write(os.getpid())
+
+    def pause(self) -> None:
+        """It will not give any for a while."""
+        self._write(0)
+
+    def _write(self, process: int) -> None:
+        os.pwrite(self._file, b"%10d %20d\n" % (process, self._count), 0)
+
+
+def read_pulse(run: Path) -> tuple[int, int]:
+    """The number of the supervisor that is to give signs of life, 0 for none, and how many it has given."""
+    with suppress(OSError, ValueError):
+        process, count = (run / _PULSE).read_bytes().split()
+        return int(process), int(count)
+    return 0, 0
 
 
 def count_starts(run: Path, name: str) -> int:

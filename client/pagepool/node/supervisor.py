@@ -1,7 +1,7 @@
 """The supervisor of a node: holds the descriptors, sees that there is a worker, and does nothing else.
 
-It does so little that it has no reason to die; if it is killed, the worker starts another one (`guard`), which finds
-the worker at its post. Its signals:
+It does so little that it has no reason to die; if it is killed, or hangs and the worker kills it, the worker starts
+another one (`guard`), which finds the worker at its post. Its signals:
 
     SIGTERM, SIGINT   the node ends: the worker is told to (SIGTERM), and after `END_S` made to
     SIGHUP            it executes itself anew, from the code that is there by then, and replaces the worker
@@ -36,6 +36,7 @@ from pagepool.node.handover import (
     WORKER,
     Handover,
     Post,
+    Pulse,
     delay_s,
     is_stopped,
     mark_stopped,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 END_S: Final = 20.0
 _LOOKS: Final = 8
 """So many times in a row a worker may show no sign of life. Counted, so that a machine that slept is not mistaken."""
-_HELP_S: Final = 10.0
+_HELP_S: Final = 10.0  # less than what counts as hanging
 _REPLACE: Final = "replace"
 _DETACH: Final = "detach"
 _COMMAND: Final = (sys.executable, "-P", "-m", "pagepool.node.supervisor")
@@ -118,6 +119,7 @@ class Supervisor:
         self._handover = handover
         self._run = Path(handover.run)
         self._post = Post(self._run, WORKER)
+        self._pulse = Pulse(self._run)
         self._signals = Signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         self._vacancies: SimpleQueue[_Vacancy] = SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
@@ -141,6 +143,7 @@ class Supervisor:
                 self._end_worker()
             self._watch()
             while self._vacant is None or not is_stopped(self._run):
+                self._pulse.beat()
                 self._heed(self._signals.wait(self._next_s()))
         _log.info("the node has ended")
 
@@ -271,6 +274,7 @@ class Supervisor:
             self._watch()
         for descriptor in (*self._handover.descriptors.values(), self._handover.lock):
             os.set_inheritable(descriptor, True)
+        self._pulse.pause()
         _log.warning("the supervisor starts again, to replace the worker")
         try:
             os.execv(_COMMAND[0], [*_COMMAND, _REPLACE])
