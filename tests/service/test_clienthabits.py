@@ -60,6 +60,7 @@ def test_names_have_capitals(connection: http.client.HTTPConnection) -> None:
     raw = json.dumps(manifest).encode()
     status, headers = _ask(connection, "PUT", "/v2/app/manifests/1", raw, _MANIFEST)
     assert (status, headers["Oci-Subject"]) == (201, subject["digest"])
+    assert headers["Location"] == f"/v2/app/manifests/{Digest.of(raw)}"
     status, headers = _ask(connection, "HEAD", "/v2/app/manifests/1")
     assert (status, headers["Docker-Content-Digest"]) == (200, str(Digest.of(raw)))
     assert (headers["Content-Type"], headers["Etag"]) == (_MANIFEST, f'"{Digest.of(raw)}"')

@@ -77,11 +77,18 @@ def test_no_tags_asked_for(http: httpx.Client) -> None:
     assert (answer.json()["tags"], answer.headers.get("link")) == ([], None)
 
 
-@pytest.mark.parametrize("n", ["-1", "x", "", "1.5", "9" * 19, "%00", "٣"])
+@pytest.mark.parametrize("n", ["-1", "x", "1.5", "9" * 19, "%00", "٣"])
 def test_bad_page_size(http: httpx.Client, n: str) -> None:
     """400."""
     for url in ("/v2/list/a/tags/list", "/v2/_catalog", "/v1/images"):
         assert http.get(f"{url}?n={n}").status_code == 400
+
+
+def test_empty_page_size(http: httpx.Client) -> None:
+    """Is none, as to docker-registry."""
+    for url in ("/v2/list/a/tags/list", "/v2/_catalog", "/v1/images"):
+        answer = http.get(f"{url}?n=")
+        assert (answer.status_code, answer.json()) == (200, http.get(url).json())
 
 
 def test_repository_without_tags(http: httpx.Client) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -128,7 +127,7 @@ async def put_manifest(
         await service.writers.run(service.registry.put_manifest, name, digest, document, tags, limit)
     if isinstance(document, Manifest):
         await service.threads.run(service.wanted.add, name, digest)
-    where = location(request, service, f"/v2/{name}/manifests/{quote(str(reference), safe=':')}")
+    where = location(request, service, f"/v2/{name}/manifests/{digest}")  # which the tag may soon not name
     return Response(status_code=201, headers={"Location": where, **_put_headers(digest, document, tag)})
 
 

@@ -99,7 +99,7 @@ async def _limit(
         ),
     ] = None,
 ) -> int:
-    if n is None:
+    if not n:  # an empty one is none, as to docker-registry
         return USUALLY_LISTED
     if not re.fullmatch(r"[0-9]{1,18}", n):
         raise InvalidError(n[:32], "n must be a number, 0 or more")
