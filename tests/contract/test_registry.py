@@ -25,6 +25,11 @@ def code_of(answer: httpx.Response) -> str:
     return str(answer.json()["errors"][0]["code"])
 
 
+def message_of(answer: httpx.Response) -> str:
+    """What a client prints of an answer."""
+    return str(answer.json()["errors"][0]["message"])
+
+
 def test_support_is_announced(registry: httpx.Client) -> None:
     """By status and by Docker's header."""
     answer = registry.get("/v2/")
@@ -183,9 +188,11 @@ def test_unknown_repository(registry: httpx.Client) -> None:
     """Has no tags and no manifests; which of both is unknown depends on what is asked for, and clients go by it."""
     answer = registry.get("/v2/contract/nobody/tags/list")
     assert (answer.status_code, code_of(answer)) == (404, "NAME_UNKNOWN")
+    assert "repository name not known to registry" in message_of(answer)
     for reference in ("latest", Digest.of(b"none")):
         answer = registry.get(f"/v2/contract/nobody/manifests/{reference}")
         assert (answer.status_code, code_of(answer)) == (404, "MANIFEST_UNKNOWN")
+        assert "manifest unknown" in message_of(answer)
     answer = registry.delete(f"/v2/contract/nobody/manifests/{Digest.of(b'none')}")
     assert (answer.status_code, code_of(answer)) == (404, "MANIFEST_UNKNOWN")
 

@@ -278,10 +278,10 @@ def test_a_forked_child_has_connections_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ("manifest app:1 is unknown", "manifest app:1 is unknown"),
+        ("manifest unknown: 1", "manifest app:1 is unknown"),
         ("", "manifest app:1 is unknown"),
         (
-            "manifest for linux/s390x (the index offers linux/amd64) is unknown",
+            "manifest unknown: for linux/s390x (the index offers linux/amd64)",
             "manifest app:1 for linux/s390x (the index offers linux/amd64) is unknown",
         ),
     ],

@@ -91,7 +91,7 @@ def _invalid(error: type[InvalidError]) -> _Maker:
 
 def _manifest_unknown(name: str, words: str) -> PagepoolError:
     # What pagepool's service says where an image is there, and not for the platform that was asked for.
-    inner = words.removeprefix("manifest ").removesuffix(" is unknown")
+    inner = words.removeprefix("manifest unknown: ")
     return ManifestUnknownError(f"{name} {inner}" if inner.startswith("for ") else name)
 
 

@@ -89,6 +89,14 @@ _OURS: dict[type[Exception], tuple[int, str]] = {
     TooManyLoginsError: (429, "TOOMANYREQUESTS"),
 }
 
+# As docker-registry words it, for scripts and test suites that look for that in what clients print; what is unknown
+# follows. docker takes the words alone, without any detail, for an error that is worth trying again.
+_WORDS = {
+    "BLOB_UNKNOWN": "blob unknown to registry",
+    "MANIFEST_UNKNOWN": "manifest unknown",
+    "NAME_UNKNOWN": "repository name not known to registry",
+}
+
 # Answers that HTTP wants another header with.
 _HEADERS = {
     405: {"Allow": "GET, HEAD"},
@@ -109,7 +117,8 @@ def render(error: Exception, **headers: str) -> JSONResponse:
     """The answer to a request that failed."""
     status, code = status_and_code(error)
     own = getattr(error, "headers", {})  # of a challenge
-    return error_response(status, code, str(error), _detail(error), {**_HEADERS.get(status, {}), **own, **headers})
+    headers = {**_HEADERS.get(status, {}), **own, **headers}
+    return error_response(status, code, _message(error, code), _detail(error), headers)
 
 
 def error_response(
@@ -188,6 +197,12 @@ async def _on_runtime_error(request: Request, error: Exception) -> JSONResponse:
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return error_response(500, "UNKNOWN", "an internal error; the service's log has more")
+
+
+def _message(error: Exception, code: str) -> str:
+    if isinstance(error, errors.NotFoundError) and code in _WORDS:
+        return f"{_WORDS[code]}: {error.name}"
+    return str(error)
 
 
 def _detail(error: Exception) -> dict[str, Any] | None:
