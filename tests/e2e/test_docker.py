@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from tests.e2e.stages import PULLED, await_settled, stages
 from tests.support import skopeo
 from tests.support.docker import Docker, running_docker
 from tests.support.layouts import fetch_image, read_image
+from tests.support.tools import ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,3 +79,41 @@ def test_pull_what_others_pushed(slim: Path, service: Service, docker: Docker, t
     assert identity(docker, f"{remote}@{source.manifest.digest}") == source.config.digest
     docker("tag", f"{remote}@{source.manifest.digest}", f"{remote}:again")
     check_saved(docker, f"{remote}:again", source, tmp_path)
+
+
+def test_what_is_there_is_not_sent_again(slim: Path, service: Service, docker: Docker, tmp_path: Path) -> None:
+    """After moby's own tests: pushed twice, under all tags, to another repository; pulled by all tags, and at once."""
+    remote, other = f"{service.host}/docker/tags", f"{service.host}/docker/other/place"
+    skopeo.copy(f"oci:{slim}:latest", f"docker-archive:{tmp_path / 'image.tar'}:{remote}:1")
+    docker("load", "--input", tmp_path / "image.tar")
+    docker("push", f"{remote}:1")
+    again = docker("push", f"{remote}:1")
+    layers = len(read_image(slim).diff_ids)
+    assert again.count("Layer already exists") == layers
+    tags = ("1", "2", "3")
+    for tag in tags[1:]:
+        docker("tag", f"{remote}:1", f"{remote}:{tag}")
+    everything = docker("push", "--all-tags", remote)
+    digest = fetch_image(service.url, "docker/tags", "1").manifest.digest
+    assert all(f"{tag}: digest: {digest}" in everything for tag in tags)
+    docker("tag", f"{remote}:1", f"{other}:1")
+    assert docker("push", f"{other}:1").count("Mounted from docker/tags") == layers
+    loaded = identity(docker, f"{remote}:1")
+    docker("image", "rm", "--force", *(f"{remote}:{tag}" for tag in tags), f"{other}:1")
+    with ThreadPoolExecutor(len(tags) + 1) as pool:
+        pulls = [pool.submit(docker, "pull", "--quiet", f"{remote}:{tag}") for tag in tags]
+        pulls.append(pool.submit(docker, "pull", "--quiet", "--all-tags", remote))
+        for pull in pulls:
+            pull.result()
+    assert {identity(docker, f"{remote}:{tag}") for tag in tags} == {loaded}
+    assert "Image is up to date" in docker("pull", f"{remote}:1")
+
+
+def test_what_is_not_there(slim: Path, service: Service, docker: Docker) -> None:
+    remote = f"{service.host}/docker/some"
+    skopeo.push(slim, f"{remote}:1")
+    for reference in (f"{remote}:none", f"{remote}@{Digest.of(b'none')}", f"{service.host}/docker/none:1"):
+        with pytest.raises(ToolError, match=f"manifest for {reference} not found: manifest unknown"):
+            docker("pull", reference)
+    with pytest.raises(ToolError, match=r"repository .*/docker/none not found: name unknown"):
+        docker("pull", "--all-tags", f"{service.host}/docker/none")
