@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
 from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
-from pagepool_service.encoders import candidates, checked, in_background, probe
+from pagepool_service.encoders import candidates, in_background, probe, remake
 from pagepool_service.store.rebuild import rebuild
 from pagepool_service.store.schema import LayerState
 
@@ -66,9 +66,10 @@ def find_encoder(
             look()
             yield piece
 
+    names = [name for _, name in extents.extents()]
     with in_background():
         for encoder in islice(candidates(head, plain, layer.plain_size, look), _MOST_COMPARED):
-            made = checked(encoder.compress(pieces()), (name for _, name in extents.extents()), str(blob))
+            made = remake(encoder, pieces, names, str(blob))
             try:
                 if sum(map(len, made)) == record.size:
                     return encoder

@@ -18,8 +18,10 @@ import zstandard
 from blake3 import blake3
 
 from pagepool.errors import CorruptError
+from pagepool.extents import EXTENT_SIZE
 from pagepool_service.encoders import (
     PROBE_SIZE,
+    EncoderDiedError,
     EncoderMissingError,
     candidates,
     checked,
@@ -27,6 +29,7 @@ from pagepool_service.encoders import (
     frozen,
     in_background,
     probe,
+    remake,
     tried,
 )
 from pagepool_service.encoders.frozen import MODULES, SUFFIX, FrozenEncoder, load_program, program_digest
@@ -202,6 +205,54 @@ def test_an_encoder_that_dies_is_not_damage() -> None:
     assert not children()
 
 
+@pytest.mark.parametrize("deaths", [0, 1, 2])
+def test_an_encoder_that_was_killed_is_run_again(deaths: int) -> None:
+    """And whoever reads goes on where he was: there is nothing for him until then, and nothing twice."""
+    one, whole = encoder("klauspost-1.18", "pgzip", 1), mixed(6 << 20)
+    begun: list[int] = []
+    blob = compress(one, whole)
+    made = remake(one, lambda: killed_at(whole, 5 << 20, begun, deaths), names_of(blob), "x")
+    given = list(made)
+    assert b"".join(given) == blob
+    assert len(begun) == deaths + 1
+    assert (b"" in given) == bool(deaths)
+    assert not children()
+
+
+def test_an_encoder_that_is_killed_each_time_is_given_up() -> None:
+    one, whole = encoder("klauspost-1.18", "pgzip", 1), mixed(6 << 20)
+    begun: list[int] = []
+    names = names_of(compress(one, whole))
+    with pytest.raises(EncoderDiedError, match=r"klauspost-1\.18 ended with -9"):
+        list(remake(one, lambda: killed_at(whole, 5 << 20, begun, 1000), names, "x"))
+    assert len(begun) == 3
+    assert not children()
+
+
+def test_an_encoder_that_is_not_there_is_not_run_again() -> None:
+    begun: list[int] = []
+    for one in (encoder("go-1.26", "bzip2", 6), FrozenEncoder("go-9.9", "00" * 32, "gzip", 6, "")):
+        with pytest.raises(EncoderMissingError) as raised:
+            list(remake(one, lambda: killed_at(b"x", 2, begun, 0), [], "x"))
+        assert not isinstance(raised.value, EncoderDiedError)
+    assert len(begun) == 1
+
+
+def killed_at(whole: bytes, place: int, begun: list[int], deaths: int) -> Iterator[bytes]:
+    """What is to be compressed. Until so many have died, the process that is given it is killed at a place of it."""
+    begun.append(1)
+    for at in range(0, len(whole), 1 << 18):
+        if at == place and len(begun) <= deaths:
+            for pid in children():
+                os.kill(pid, signal.SIGKILL)
+        yield whole[at : at + (1 << 18)]
+
+
+def names_of(blob: bytes) -> list[bytes]:
+    """The digests of a blob's extents."""
+    return [blake3(blob[at : at + EXTENT_SIZE]).digest() for at in range(0, len(blob), EXTENT_SIZE)]
+
+
 def test_nothing_is_left_of_a_reader_that_goes_away() -> None:
     one = encoder("klauspost-1.18", "pgzip", 1)
     pieces = one.compress(mixed(1 << 20, seed=number) for number in range(1000))
@@ -245,7 +296,7 @@ def test_without_the_runtime_the_reason_says_what_to_install(monkeypatch: pytest
 def test_a_damaged_output_is_never_handed_out() -> None:
     plain = mixed()
     made = compress(encoder("klauspost-1.18", "pgzip", 1), plain)
-    names = [blake3(made[at : at + (128 << 10)]).digest() for at in range(0, len(made), 128 << 10)]
+    names = names_of(made)
     assert b"".join(checked([made], names, "x")) == made
     wrong = bytearray(made)
     wrong[200_000] ^= 1

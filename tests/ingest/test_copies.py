@@ -10,7 +10,6 @@ import pytest
 
 from pagepool_service.copies import Copies
 from pagepool_service.encoders import EncoderMissingError, decode, frozen, tried, zlibs
-from pagepool_service.encoders.frozen import FrozenEncoder, program_digest
 from pagepool_service.maintenance import Maintenance
 from pagepool_service.settling import PutOffError, find_encoder
 from pagepool_service.store.collect import Policy
@@ -19,6 +18,7 @@ from pagepool_service.store.fsck import check_store
 from pagepool_service.store.schema import ContentKind, JobKind, LayerState
 from pagepool_service.store.statistics import collect_totals
 from pagepool_service.store.store import Store
+from tests.encoders.samples import encoded
 from tests.faults import replace_record
 from tests.repair.helpers import file_frames, opaque_frames, repair, wreck_all
 from tests.store.checking import check
@@ -33,14 +33,6 @@ if TYPE_CHECKING:
 
 TAR = make_tar({f"f{number}": text(90_000, number) + noise(9_000, number) for number in range(20)})
 """Compressed it has more than an extent."""
-
-
-def encoded(tar: bytes, module: str, kind: str, level: int = -1) -> bytes:
-    """A layer as a client of Go's compresses it."""
-    program = program_digest(module)
-    assert program is not None
-    header = "" if kind == "zstd" else "1f8b080000096e8800ff"
-    return b"".join(FrozenEncoder(module, program, kind, level, header).compress([tar]))
 
 
 @pytest.fixture(scope="module")

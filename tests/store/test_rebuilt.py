@@ -308,6 +308,18 @@ def test_what_is_not_kept_is_made_for_few_at_a_time(cache: RebuiltCache, wait: b
     assert blob.read(cache) == blob.data
 
 
+def test_who_may_not_wait_is_given_nothing_of_what_lies_before(cache: RebuiltCache) -> None:
+    """So it can be noticed that he left."""
+    cache.limit = 0
+    blob = Blob()
+    pieces = cache.read(blob.digest, blob.extents, blob.make, 5 * EXTENT_SIZE, SIZE, wait=False)
+    assert [next(pieces) for _ in range(6)] == [b""] * 5 + blob.pieces[5:6]
+    pieces.close()
+    pieces = cache.read(blob.digest, blob.extents, blob.make, 5 * EXTENT_SIZE, SIZE)
+    assert next(pieces) == blob.pieces[5]
+    pieces.close()
+
+
 def test_the_limit_holds_when_several_are_made_at_a_time(cache: RebuiltCache) -> None:
     cache.limit = SIZE + 1
     go_on = threading.Event()

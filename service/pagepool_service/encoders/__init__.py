@@ -11,13 +11,22 @@ speed, not the disk's. Therefore it is done only when asked for.
 Parameters as stored: docs/format/store.md, "Encoders".
 """
 
-from pagepool_service.encoders.base import PROBE_SIZE, Encoder, EncoderMissingError, checked, in_background, remake
+from pagepool_service.encoders.base import (
+    PROBE_SIZE,
+    Encoder,
+    EncoderDiedError,
+    EncoderMissingError,
+    checked,
+    in_background,
+    remake,
+)
 from pagepool_service.encoders.frozen import can_run_programs, keep_compiled
 from pagepool_service.encoders.identify import candidates, decode, probe, tried
 
 __all__ = [
     "PROBE_SIZE",
     "Encoder",
+    "EncoderDiedError",
     "EncoderMissingError",
     "can_run_programs",
     "candidates",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from blake3 import blake3
@@ -12,11 +14,14 @@ from pagepool.errors import BusyError, CorruptError
 from pagepool.extents import EXTENT_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+log = logging.getLogger("pagepool.store")
 
 PROBE_SIZE = 1 << 20  # plain bytes by which a candidate is judged before the whole blob is compared
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_MOST_RUNS = 3  # of an encoder that dies, for one reader
 _LONGEST_HEADER = 1024  # bytes of a gzip header that are kept in a blob's record, which every request for it reads
 
 
@@ -42,6 +47,10 @@ class EncoderMissingError(BusyError):
     """What makes a blob again is not installed here, or did not come to its end. What is stored is all right."""
 
 
+class EncoderDiedError(EncoderMissingError):
+    """What makes a blob again was killed, or failed. Another time it may not."""
+
+
 class Encoder(Protocol):
     """Makes a compressed blob out of a tar."""
 
@@ -56,6 +65,7 @@ class Encoder(Protocol):
 
         Raises:
             EncoderMissingError: it cannot be run here.
+            EncoderDiedError: it ended before its time.
         """
 
 
@@ -83,19 +93,38 @@ def checked(pieces: Iterable[bytes], extents: Iterable[bytes], name: str) -> Ite
         yield extent
 
 
-def remake(encoder: Encoder, plain: Iterable[bytes], extents: Iterable[bytes], name: str) -> Iterator[bytes]:
+def remake(
+    encoder: Encoder, plain: Callable[[], Iterable[bytes]], extents: Sequence[bytes], name: str
+) -> Iterator[bytes]:
     """Make a blob out of its tar, see `checked`.
+
+    An encoder that dies is run again, a few times. Until it is where it was, empty pieces are yielded.
+
+    Args:
+        plain: begins the tar, each time anew.
 
     Raises:
         CorruptError: it is not what was pushed.
         EncoderMissingError: nor can it be said that it should be: what made it is not here.
+        EncoderDiedError: it has died too often.
     """
-    try:
-        yield from checked(encoder.compress(plain), extents, name)
-    except CorruptError as error:
-        if error.kind != "blob" or encoder.is_here():
-            raise
-        raise EncoderMissingError(f"rebuilding blob {name} needs {encoder}; what is here makes other bytes") from error
+    yielded = 0
+    for runs in count(1):
+        try:
+            for number, extent in enumerate(checked(encoder.compress(plain()), extents, name)):
+                is_new = number >= yielded
+                yielded += is_new
+                yield extent if is_new else b""
+            return
+        except EncoderDiedError as error:
+            if runs == _MOST_RUNS:
+                raise
+            log.warning("blob %s is made again from its beginning: %s", name, error)
+        except CorruptError as error:
+            if error.kind != "blob" or encoder.is_here():
+                raise
+            reason = f"rebuilding blob {name} needs {encoder}; what is here makes other bytes"
+            raise EncoderMissingError(reason) from error
 
 
 def gzip_header(head: bytes) -> bytes | None:

@@ -25,7 +25,7 @@ import zstandard
 from blake3 import blake3
 
 from pagepool.errors import CorruptError
-from pagepool_service.encoders.base import ZSTD_MAGIC, EncoderMissingError, gzip_header, is_background
+from pagepool_service.encoders.base import ZSTD_MAGIC, EncoderDiedError, EncoderMissingError, gzip_header, is_background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +34,7 @@ MODULES = Path(__file__).resolve().parent / "modules"
 SUFFIX = ".wasm.zst"
 _PIECE = 256 << 10
 _LONGEST_SILENCE_S = 600.0  # of a program, in which it neither takes nor gives anything
+_KNOWS_NONE = (2, 3)  # what it exits with where there is no such encoder, or program
 _MOST_SAID = 4096  # bytes of its standard error that are looked at
 _EXTRA_FLAGS = 8  # where that byte is in a gzip header
 _GO_HEADER = 10  # bytes of the gzip header that Go's libraries write where nothing else is asked for
@@ -233,7 +234,8 @@ def _run(module: str, words: Sequence[str], plain: Iterable[bytes]) -> Iterator[
     """Run a program on a stream. The process ends with the iterator, however that ends.
 
     Raises:
-        EncoderMissingError: it cannot be run, or ended before its time.
+        EncoderMissingError: it cannot be run, hangs, or has nothing of that name.
+        EncoderDiedError: it ended before its time.
     """
     if not can_run_programs():
         raise EncoderMissingError(f"the encoder {module} needs {_RUNTIME}: pip install 'pagepool[rebuild]'")
@@ -261,7 +263,8 @@ def _run(module: str, words: Sequence[str], plain: Iterable[bytes]) -> Iterator[
             raise
     if code:
         reason = said.decode(errors="replace").strip().rpartition("\n")[2]
-        raise EncoderMissingError(f"the encoder {module} ended with {code}{': ' if reason else ''}{reason}")
+        kind = EncoderMissingError if code in _KNOWS_NONE else EncoderDiedError
+        raise kind(f"the encoder {module} ended with {code}{': ' if reason else ''}{reason}")
 
 
 def _exchange(process: subprocess.Popen[bytes], plain: Iterator[bytes], said: bytearray) -> Iterator[bytes]:

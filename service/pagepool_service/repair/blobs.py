@@ -18,7 +18,7 @@ from blake3 import blake3
 from pagepool.digest import Digest, blake3_raw, new_hasher
 from pagepool.errors import BlobUnknownError, CorruptError, InvalidError
 from pagepool.extents import EXTENT_SIZE
-from pagepool_service.encoders import PROBE_SIZE, EncoderMissingError, candidates, checked, probe
+from pagepool_service.encoders import PROBE_SIZE, EncoderMissingError, candidates, probe, remake
 from pagepool_service.repair.context import Action, ChangedError, expect
 from pagepool_service.repair.fetching import admit_blob, fetch_blob
 from pagepool_service.repair.finder import find_extents
@@ -124,8 +124,8 @@ def _compress_again(context: Context, digest: Digest, record: BlobRecord) -> boo
     plain = probe(partial(rebuild_head, store, layer), layer.plain_size)
     with suppress(EncoderMissingError):
         for encoder in islice(candidates(head, plain, layer.plain_size), _MOST_ENCODERS):
-            made = encoder.compress(rebuild(store.env, store.extents, layer.recipe, 0, layer.plain_size))
-            if admit_blob(context, digest, checked(made, names, str(digest))):
+            whole = partial(rebuild, store.env, store.extents, layer.recipe, 0, layer.plain_size)
+            if admit_blob(context, digest, remake(encoder, whole, names, str(digest))):
                 return True
     return False
 

@@ -277,8 +277,11 @@ class BlobStore:
         encoder = decode(record.encoder, str(digest))
 
         def make() -> Iterator[bytes]:
-            plain = self.rebuilt.while_needed(rebuild(self._env, self._extents, layer.recipe, 0, layer.plain_size))
-            return remake(encoder, plain, (name for _, name in extents.extents()), str(digest))
+            def plain() -> Iterator[bytes]:
+                whole = rebuild(self._env, self._extents, layer.recipe, 0, layer.plain_size)
+                return self.rebuilt.while_needed(whole)
+
+            return remake(encoder, plain, [name for _, name in extents.extents()], str(digest))
 
         yield from self.rebuilt.read(digest, extents, make, start, end, wait=wait)
 

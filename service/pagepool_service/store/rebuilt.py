@@ -182,7 +182,9 @@ class RebuiltCache:
             if not wait:
                 yield b""
         try:
-            yield from cut(make(), start, end)
+            for piece in cut(make(), start, end):
+                if piece or not wait:
+                    yield piece
         finally:
             self._apart.release()
 
@@ -424,12 +426,10 @@ def _fail(making: _Making | None) -> None:
 
 
 def cut(pieces: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
-    """The bytes `[start, end)` of a stream."""
+    """The bytes `[start, end)` of a stream, and an empty piece for each that has none of them."""
     position = 0
     for piece in pieces:
-        part = piece[max(0, start - position) : max(0, end - position)]
+        yield piece[max(0, start - position) : max(0, end - position)]
         position += len(piece)
-        if part:
-            yield part
         if position >= end:
             return

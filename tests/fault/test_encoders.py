@@ -1,0 +1,123 @@
+"""Layers that are kept once, while what makes them again is killed: pulls go on, or end in an error soon."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from pagepool.digest import Digest
+from pagepool_service.encoders import frozen
+from pagepool_service.store.schema import ContentKind
+from pagepool_service.store.store import Store
+from tests.encoders.samples import encoded, mixed
+from tests.store.helpers import REPOSITORY, ingest_all, make_tar, push
+from tests.support.server import running_service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.server import Service
+
+WAIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def layer() -> bytes:
+    """A layer as podman compresses it, of some extents."""
+    return encoded(make_tar({f"f{number}": mixed(1 << 20, number) for number in range(8)}), "klauspost-1.18", "pgzip")
+
+
+@pytest.fixture(scope="module")
+def template(layer: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory that keeps the layer once."""
+    data = tmp_path_factory.mktemp("template") / "data"
+    before, frozen._compiled = frozen._compiled, data / "encoders"
+    try:
+        with Store.open(data) as store:
+            blob = push(store, layer)
+            ingest_all(store, rebuild_compressed=True)
+            assert store.blobs.stat(blob).content is ContentKind.RECIPE
+    finally:
+        frozen._compiled = before
+    return data
+
+
+@pytest.fixture
+def data(template: Path, tmp_path: Path) -> Path:
+    """One's own."""
+    return shutil.copytree(template, tmp_path / "data")
+
+
+@contextmanager
+def serving(data: Path, *arguments: str) -> Iterator[Service]:
+    with running_service(data, *arguments) as service:
+        try:
+            yield service
+        except BaseException:
+            print(service.log())
+            raise
+
+
+def url_of(service: Service, layer: bytes) -> str:
+    return f"{service.url}/v2/{REPOSITORY}/blobs/{Digest.of(layer)}"
+
+
+def encoders(data: Path) -> set[int]:
+    """The processes that make layers of a data directory again, and have not ended."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"pagepool_service.encoders.process" in words and os.fsencode(data / "encoders") in words:
+                found.add(int(process.name))
+    return found
+
+
+@contextmanager
+def killing(data: Path, most: int) -> Iterator[set[int]]:
+    """Kill the first encoders that are run meanwhile, each as soon as it is seen."""
+    killed: set[int] = set()
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(0.005):
+            for pid in sorted(encoders(data) - killed)[: most - len(killed)]:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+
+    with ThreadPoolExecutor(1) as pool:
+        killer = pool.submit(kill)
+        try:
+            yield killed
+        finally:
+            ended.set()
+    killer.result()
+
+
+@pytest.mark.parametrize("cache", ["1G", "0"])
+def test_an_encoder_that_is_killed_breaks_no_pull(data: Path, layer: bytes, cache: str) -> None:
+    with serving(data, "--rebuilt-cache", cache) as service, killing(data, 1) as killed:
+        with ThreadPoolExecutor(3) as pool:
+            for answer in pool.map(lambda _: httpx.get(url_of(service, layer), timeout=WAIT_S), range(3)):
+                assert answer.content == layer
+        assert len(killed) == 1
+        assert "is made again from its beginning: the encoder klauspost-1.18 ended with -9" in service.log()
+
+
+def test_a_layer_whose_encoder_dies_each_time_ends_in_an_error(data: Path, layer: bytes) -> None:
+    with serving(data) as service:
+        with killing(data, 100) as killed:
+            answer = httpx.get(url_of(service, layer), timeout=WAIT_S)
+        assert answer.status_code == 503
+        assert "the encoder klauspost-1.18 ended with -9" in answer.json()["errors"][0]["message"]
+        assert len(killed) == 3
+        assert httpx.get(url_of(service, layer), timeout=WAIT_S).content == layer
