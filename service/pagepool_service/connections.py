@@ -144,6 +144,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.refused or self.scheme == "https" or cycle is None or cycle.response_complete or cycle.more_body:
             return False
         cycle.keep_alive = False
+        cycle.scope["state"]["sends_no_more"] = True  # he may have left: `PieceResponse`
         return True
 
     def _parse(self, data: bytes | memoryview) -> None:

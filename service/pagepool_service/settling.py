@@ -17,7 +17,7 @@ from pagepool_service.store.rebuild import rebuild
 from pagepool_service.store.schema import LayerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pagepool.digest import Digest
     from pagepool_service.encoders import Encoder
@@ -61,15 +61,11 @@ def find_encoder(
         if is_wanted():
             raise PutOffError
 
-    def pieces() -> Iterator[bytes]:
-        for piece in rebuild(store.env, store.extents, layer.recipe, 0, layer.plain_size):
-            look()
-            yield piece
-
+    whole = partial(rebuild, store.env, store.extents, layer.recipe, 0, layer.plain_size)
     names = [name for _, name in extents.extents()]
     with in_background():
         for encoder in islice(candidates(head, plain, layer.plain_size, look), _MOST_COMPARED):
-            made = remake(encoder, pieces, names, str(blob))
+            made = remake(encoder, whole, names, str(blob), look)
             try:
                 if sum(map(len, made)) == record.size:
                     return encoder

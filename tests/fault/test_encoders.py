@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -121,3 +122,29 @@ def test_a_layer_whose_encoder_dies_each_time_ends_in_an_error(data: Path, layer
         assert "the encoder klauspost-1.18 ended with -9" in answer.json()["errors"][0]["message"]
         assert len(killed) == 3
         assert httpx.get(url_of(service, layer), timeout=WAIT_S).content == layer
+
+
+def test_a_client_that_sends_no_more_and_is_sent_nothing_is_let_go_of(data: Path, layer: bytes) -> None:
+    """It may have left: a connection that is closed looks like that, as long as nothing is sent over it."""
+    stopped: set[int] = set()
+    with serving(data) as service:
+        try:
+            host, _, port = service.host.partition(":")
+            with socket.create_connection((host, int(port)), timeout=WAIT_S) as client:
+                path = f"/v2/{REPOSITORY}/blobs/{Digest.of(layer)}"
+                client.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                while not stopped:
+                    stopped = encoders(data)
+                for pid in stopped:
+                    os.kill(pid, signal.SIGSTOP)
+                answer = client.recv(65536)
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                client.shutdown(socket.SHUT_WR)
+                while piece := client.recv(65536):
+                    answer += piece
+                assert not answer.endswith(layer[-100:])
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        assert httpx.get(url_of(service, layer), timeout=WAIT_S).content == layer
+        assert not service.faults()

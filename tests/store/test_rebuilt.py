@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import BusyError, CorruptError
 from pagepool.extents import EXTENT_SIZE
 from pagepool_service.store import rebuilt
-from pagepool_service.store.rebuilt import RebuiltCache
+from pagepool_service.store.rebuilt import RebuiltBlob, RebuiltCache
 from pagepool_service.store.schema import ObjectRecord
 from tests.store.helpers import noise
 
@@ -43,16 +44,21 @@ class Blob:
         self.gate = gate
         self._lock = threading.Lock()
 
-    def make(self) -> Iterator[bytes]:
+    def make(self, look: Callable[[], None]) -> Iterator[bytes]:
         with self._lock:
             self.begun += 1
         for number, piece in enumerate(self.pieces):
             self.gate(number)
+            look()
             yield piece
+
+    @property
+    def remade(self) -> RebuiltBlob:
+        return RebuiltBlob(self.digest, self.extents, self.make)
 
     def read(self, cache: RebuiltCache, start: int = 0, end: int | None = None) -> bytes:
         """What the cache gives; on return nothing is being made any more."""
-        data = b"".join(cache.read(self.digest, self.extents, self.make, start, SIZE if end is None else end))
+        data = b"".join(cache.read(self.remade, start, SIZE if end is None else end))
         for thread in list(cache._threads):
             thread.join(60)
         return data
@@ -93,7 +99,7 @@ def test_many_who_ask_at_once_wait_for_one(cache: RebuiltCache) -> None:
     """And have what is there already before the rest is made."""
     go_on = threading.Event()
     blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
-    first = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE)
+    first = cache.read(blob.remade, 0, SIZE)
     assert [next(first) for _ in range(3)] == blob.pieces[:3]
     with ThreadPoolExecutor(8) as pool:
         others = [pool.submit(blob.read, cache, 1000 * number) for number in range(8)]
@@ -107,7 +113,7 @@ def test_other_processes_wait_for_the_one_that_makes_it(cache: RebuiltCache, dir
     """They could make it only wrong: their `make` is not called."""
     go_on = threading.Event()
     blob = Blob(gate=lambda number: number < 2 or go_on.wait(60))
-    ours = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE)
+    ours = cache.read(blob.remade, 0, SIZE)
     next(ours)
     pids = [_fork(lambda: _read_only(directory, blob)) for _ in range(3)]
     go_on.set()
@@ -121,11 +127,11 @@ def test_when_the_one_that_makes_it_is_killed_another_goes_on(cache: RebuiltCach
 
     def make_half() -> None:
         stuck = Blob(gate=lambda number: number < 5 or (os.write(told, b"x"), threading.Event().wait()))
-        _read_only(directory, stuck, make=stuck.make)
+        _read_only(directory, stuck, may_make=True)
 
     pid = _fork(make_half)
     assert os.read(ready, 1) == b"x"
-    ours = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE)
+    ours = cache.read(blob.remade, 0, SIZE)
     assert [next(ours) for _ in range(5)] == blob.pieces[:5]  # of the other's
     assert blob.begun == 0
     os.kill(pid, signal.SIGKILL)
@@ -169,7 +175,7 @@ def test_an_error_reaches_everybody_who_waits(cache: RebuiltCache, directory: Pa
     given = bytearray()
 
     def read() -> None:
-        for piece in cache.read(blob.digest, blob.extents, blob.make, 0, SIZE):
+        for piece in cache.read(blob.remade, 0, SIZE):
             given.extend(piece)
 
     with pytest.raises(CorruptError, match="it is missing"):
@@ -209,7 +215,7 @@ def test_a_reader_keeps_what_is_evicted(cache: RebuiltCache) -> None:
     cache.limit = SIZE
     first, second = Blob(1), Blob(2)
     first.read(cache)
-    pieces = cache.read(first.digest, first.extents, first.make, 0, SIZE)
+    pieces = cache.read(first.remade, 0, SIZE)
     next(pieces)
     second.read(cache)
     assert b"".join(pieces) == b"".join(first.pieces[1:])
@@ -245,7 +251,7 @@ def test_what_is_removed_while_it_is_made_is_not_kept(cache: RebuiltCache, direc
     """Who reads it already has all of it."""
     go_on = threading.Event()
     blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
-    reader = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE)
+    reader = cache.read(blob.remade, 0, SIZE)
     assert next(reader) == blob.pieces[0]
     cache.forget(blob.digest)
     go_on.set()
@@ -262,10 +268,10 @@ def test_who_may_not_wait_is_given_nothing_for_now(cache: RebuiltCache, director
     blob = Blob(gate=lambda number: number < 2 or go_on.wait(60))
     for own in (cache, RebuiltCache(directory)):
         own.limit = 100 << 20
-        pieces = own.read(blob.digest, blob.extents, blob.make, SIZE - 1, SIZE, wait=False)
+        pieces = own.read(blob.remade, SIZE - 1, SIZE, wait=False)
         assert [next(pieces) for _ in range(3)] == [b""] * 3
         pieces.close()
-    pieces = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE, wait=False)
+    pieces = cache.read(blob.remade, 0, SIZE, wait=False)
     go_on.set()
     assert b"".join(pieces) == blob.data
     assert blob.begun == 1
@@ -275,7 +281,7 @@ def test_few_are_made_at_a_time_and_those_asked_for_first(cache: RebuiltCache, m
     """However many are asked for: nothing is held for those that wait, and one that nobody asks for is not made."""
     go_on = threading.Event()
     blobs = [Blob(number, gate=lambda _: go_on.wait(60)) for number in range(8)]
-    readers = [cache.read(blob.digest, blob.extents, blob.make, 0, SIZE, wait=False) for blob in blobs]
+    readers = [cache.read(blob.remade, 0, SIZE, wait=False) for blob in blobs]
     assert [next(reader) for reader in readers] == [b""] * 8
     assert len(cache._threads) == 2
     readers[2].close()
@@ -294,10 +300,10 @@ def test_few_are_made_at_a_time_and_those_asked_for_first(cache: RebuiltCache, m
 def test_what_is_not_kept_is_made_for_few_at_a_time(cache: RebuiltCache, wait: bool) -> None:
     cache.limit = 0
     blob = Blob()
-    some = [cache.read(blob.digest, blob.extents, blob.make, 0, SIZE) for _ in range(2)]
+    some = [cache.read(blob.remade, 0, SIZE) for _ in range(2)]
     assert [next(reader) for reader in some] == blob.pieces[:1] * 2
     with ThreadPoolExecutor(1) as pool:
-        another = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE, wait=wait)
+        another = cache.read(blob.remade, 0, SIZE, wait=wait)
         if not wait:
             assert next(another) == b""
         rest = pool.submit(b"".join, another)
@@ -312,10 +318,10 @@ def test_who_may_not_wait_is_given_nothing_of_what_lies_before(cache: RebuiltCac
     """So it can be noticed that he left."""
     cache.limit = 0
     blob = Blob()
-    pieces = cache.read(blob.digest, blob.extents, blob.make, 5 * EXTENT_SIZE, SIZE, wait=False)
+    pieces = cache.read(blob.remade, 5 * EXTENT_SIZE, SIZE, wait=False)
     assert [next(pieces) for _ in range(6)] == [b""] * 5 + blob.pieces[5:6]
     pieces.close()
-    pieces = cache.read(blob.digest, blob.extents, blob.make, 5 * EXTENT_SIZE, SIZE)
+    pieces = cache.read(blob.remade, 5 * EXTENT_SIZE, SIZE)
     assert next(pieces) == blob.pieces[5]
     pieces.close()
 
@@ -324,7 +330,7 @@ def test_the_limit_holds_when_several_are_made_at_a_time(cache: RebuiltCache) ->
     cache.limit = SIZE + 1
     go_on = threading.Event()
     blobs = [Blob(number, gate=lambda _: go_on.wait(60)) for number in range(2)]
-    readers = [cache.read(blob.digest, blob.extents, blob.make, 0, SIZE, wait=False) for blob in blobs]
+    readers = [cache.read(blob.remade, 0, SIZE, wait=False) for blob in blobs]
     assert [next(reader) for reader in readers] == [b""] * 2
     go_on.set()
     assert [b"".join(reader) for reader in readers] == [blob.data for blob in blobs]
@@ -346,13 +352,13 @@ def test_an_encoder_that_has_made_nothing_yet_does_not_keep_it_open(cache: Rebui
     """One that takes in zeros by the gigabyte says little."""
     begun = threading.Event()
 
-    def zeros() -> Iterator[bytes]:
+    def nothing(look: Callable[[], None]) -> Iterator[bytes]:
         while True:
             begun.set()
-            yield bytes(1000)
+            look()
+        yield b""
 
-    blob = Blob()
-    reader = cache.read(blob.digest, blob.extents, lambda: filter(None, map(_drop, cache.while_needed(zeros()))), 0, 1)
+    reader = cache.read(replace(Blob().remade, make=nothing), 0, 1)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, reader)
         assert begun.wait(60)
@@ -361,16 +367,12 @@ def test_an_encoder_that_has_made_nothing_yet_does_not_keep_it_open(cache: Rebui
             waiting.result(60)
 
 
-def _drop(_piece: bytes) -> bytes:
-    return b""
-
-
 def test_closing_ends_what_is_being_made(directory: Path) -> None:
     cache = RebuiltCache(directory)
     cache.limit = 100 << 20
     go_on = threading.Event()
     blob = Blob(gate=lambda number: number < 2 or go_on.wait(60))
-    pieces = cache.read(blob.digest, blob.extents, blob.make, 0, SIZE)
+    pieces = cache.read(blob.remade, 0, SIZE)
     next(pieces)
     threading.Timer(0.1, go_on.set).start()
     cache.close()
@@ -378,13 +380,142 @@ def test_closing_ends_what_is_being_made(directory: Path) -> None:
     assert cache._threads == set()
 
 
-def _read_only(directory: Path, blob: Blob, make: Callable[[], Iterator[bytes]] | None = None) -> None:
-    def refuse() -> Iterator[bytes]:
+# -- nobody reads it any more ------------------------------------------------------------------------------------
+
+
+def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody reads is made no further from one piece to the next."""
+    for name in ("_READERS_S", "_AWAY_S", "_LINGER_S"):
+        monkeypatch.setattr(rebuilt, name, 0.0)
+
+
+def join(cache: RebuiltCache) -> None:
+    for thread in list(cache._threads):
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_what_nobody_reads_any_more_is_made_no_further(
+    cache: RebuiltCache, directory: Path, wait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
+    readers = [cache.read(blob.remade, 0, SIZE, wait=wait) for _ in range(2)]
+    for reader in readers:
+        assert next(filter(None, reader)) == blob.pieces[0]
+    readers[0].close()
+    with monkeypatch.context() as soon:
+        be_impatient(soon)
+        go_on.set()
+        assert b"".join(readers[1]) == b"".join(blob.pieces[1:])  # one of them was still there
+    join(cache)
+    assert blob.begun == 1
+    cache.forget(blob.digest)
+    go_on.clear()
+    reader = cache.read(blob.remade, 0, SIZE, wait=wait)
+    assert next(filter(None, reader)) == blob.pieces[0]
+    reader.close()
+    with monkeypatch.context() as soon:
+        be_impatient(soon)
+        go_on.set()
+        join(cache)
+    assert list(directory.iterdir()) == []
+    assert blob.read(cache) == blob.data
+    assert blob.begun == 3
+
+
+def test_readers_in_other_processes_count(
+    cache: RebuiltCache, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
+    ours = cache.read(blob.remade, 0, SIZE)
+    assert next(ours) == blob.pieces[0]
+    ready, told = os.pipe()
+
+    def read_on() -> None:
+        other = RebuiltCache(directory)
+        other.limit = 100 << 20
+        pieces = other.read(blob.remade, 0, SIZE)
+        data = next(pieces)
+        os.write(told, b"x")
+        assert data + b"".join(pieces) == blob.data
+        assert blob.begun == 1  # by the other process, before this one came to be
+
+    pid = _fork(read_on)
+    assert os.read(ready, 1) == b"x"
+    ours.close()
+    be_impatient(monkeypatch)
+    go_on.set()
+    assert _wait(pid) == 0
+    os.close(ready)
+    os.close(told)
+
+
+def test_who_comes_as_it_is_given_up_has_it_made_again(cache: RebuiltCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """He was not seen when it was decided."""
+    be_impatient(monkeypatch)
+    seen = iter([True, True, False])
+    monkeypatch.setattr(rebuilt, "is_held", lambda _: next(seen, True))
+    blob = Blob()
+    assert blob.read(cache) == blob.data
+    assert blob.begun == 2
+
+
+def test_where_readers_cannot_be_seen_it_is_made_to_its_end(
+    cache: RebuiltCache, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their locks mean nothing there."""
+    be_impatient(monkeypatch)
+    monkeypatch.setattr(rebuilt, "can_be_held", lambda *_: False)
+    go_on = threading.Event()
+    blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
+    reader = cache.read(blob.remade, 0, SIZE)
+    next(reader)
+    reader.close()
+    go_on.set()
+    join(cache)
+    assert blob.path(directory).read_bytes() == blob.data
+
+
+def test_who_lost_his_connection_finds_it_when_he_comes_back(cache: RebuiltCache, directory: Path) -> None:
+    """It is made on for a while."""
+    go_on = threading.Event()
+    blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
+    reader = cache.read(blob.remade, 0, SIZE)
+    next(reader)
+    reader.close()
+    go_on.set()
+    join(cache)
+    assert blob.path(directory).read_bytes() == blob.data
+
+
+def test_what_nobody_reads_makes_room_for_what_somebody_waits_for(
+    cache: RebuiltCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_READERS_S", 0.0), ("_AWAY_S", 0.0), ("_LINGER_S", 1e9), ("_AT_ONCE", 1)):
+        monkeypatch.setattr(rebuilt, name, value)
+    ended = threading.Event()
+    endless, wanted = Blob(1, gate=lambda _: ended.wait(0.01)), Blob(2)
+    endless.pieces *= 100_000
+    reader = cache.read(endless.remade, 0, SIZE, wait=False)
+    while next(reader) == b"":
+        pass
+    assert next(cache.read(wanted.remade, 0, SIZE, wait=False)) == b""
+    reader.close()
+    assert wanted.read(cache) == wanted.data
+    assert (endless.begun, wanted.begun) == (1, 1)
+
+
+def _read_only(directory: Path, blob: Blob, *, may_make: bool = False) -> None:
+    def refuse(_look: Callable[[], None]) -> Iterator[bytes]:
         raise AssertionError("somebody else makes it")
 
     cache = RebuiltCache(directory)
     cache.limit = 100 << 20
-    assert b"".join(cache.read(blob.digest, blob.extents, make or refuse, 0, SIZE)) == blob.data
+    asked = blob.remade if may_make else replace(blob.remade, make=refuse)
+    assert b"".join(cache.read(asked, 0, SIZE)) == blob.data
 
 
 def _fork(work: Callable[[], None]) -> int:

@@ -60,8 +60,11 @@ class Encoder(Protocol):
     def is_here(self) -> bool:
         """Whether this machine has exactly what made the blob. If not, others may make the same bytes."""
 
-    def compress(self, plain: Iterable[bytes]) -> Iterator[bytes]:
+    def compress(self, plain: Iterable[bytes], look: Callable[[], None] = lambda: None) -> Iterator[bytes]:
         """Compress a tar. The last piece is written once it has ended.
+
+        Args:
+            look: called now and then, whether there is something to take or give or not; what it raises ends this.
 
         Raises:
             EncoderMissingError: it cannot be run here.
@@ -94,7 +97,11 @@ def checked(pieces: Iterable[bytes], extents: Iterable[bytes], name: str) -> Ite
 
 
 def remake(
-    encoder: Encoder, plain: Callable[[], Iterable[bytes]], extents: Sequence[bytes], name: str
+    encoder: Encoder,
+    plain: Callable[[], Iterable[bytes]],
+    extents: Sequence[bytes],
+    name: str,
+    look: Callable[[], None] = lambda: None,
 ) -> Iterator[bytes]:
     """Make a blob out of its tar, see `checked`.
 
@@ -102,6 +109,7 @@ def remake(
 
     Args:
         plain: begins the tar, each time anew.
+        look: called now and then; what it raises ends this.
 
     Raises:
         CorruptError: it is not what was pushed.
@@ -111,7 +119,7 @@ def remake(
     yielded = 0
     for runs in count(1):
         try:
-            for number, extent in enumerate(checked(encoder.compress(plain()), extents, name)):
+            for number, extent in enumerate(checked(encoder.compress(plain(), look), extents, name)):
                 is_new = number >= yielded
                 yielded += is_new
                 yield extent if is_new else b""

@@ -14,6 +14,7 @@ import selectors
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -34,6 +35,7 @@ MODULES = Path(__file__).resolve().parent / "modules"
 SUFFIX = ".wasm.zst"
 _PIECE = 256 << 10
 _LONGEST_SILENCE_S = 600.0  # of a program, in which it neither takes nor gives anything
+_LOOK_S = 0.5
 _KNOWS_NONE = (2, 3)  # what it exits with where there is no such encoder, or program
 _MOST_SAID = 4096  # bytes of its standard error that are looked at
 _EXTRA_FLAGS = 8  # where that byte is in a gzip header
@@ -115,11 +117,11 @@ class FrozenEncoder:
         """See `Encoder`."""
         return can_run_programs() and program_digest(self.module) == self.program
 
-    def compress(self, plain: Iterable[bytes]) -> Iterator[bytes]:
+    def compress(self, plain: Iterable[bytes], look: Callable[[], None] = lambda: None) -> Iterator[bytes]:
         """See `Encoder`."""
         if program_digest(self.module) != self.program:
             raise EncoderMissingError(f"this pagepool has no encoder {self.module} with the digest {self.program}")
-        made = _run(self.module, ["stream", f"{self.kind}:{self.level}"], plain)
+        made = _run(self.module, ["stream", f"{self.kind}:{self.level}"], plain, look)
         if not self.header:
             yield from made
             return
@@ -230,7 +232,9 @@ def _probe(module: str, names: Sequence[str], plain: bytes) -> Iterator[bytes]:
             del made[:end]
 
 
-def _run(module: str, words: Sequence[str], plain: Iterable[bytes]) -> Iterator[bytes]:
+def _run(
+    module: str, words: Sequence[str], plain: Iterable[bytes], look: Callable[[], None] = lambda: None
+) -> Iterator[bytes]:
     """Run a program on a stream. The process ends with the iterator, however that ends.
 
     Raises:
@@ -253,7 +257,7 @@ def _run(module: str, words: Sequence[str], plain: Iterable[bytes]) -> Iterator[
     said = bytearray()
     with process:
         try:
-            yield from _exchange(process, iter(plain), said)
+            yield from _exchange(process, iter(plain), said, look)
             code = process.wait(_LONGEST_SILENCE_S)
         except (TimeoutError, subprocess.TimeoutExpired) as error:
             process.kill()
@@ -267,11 +271,14 @@ def _run(module: str, words: Sequence[str], plain: Iterable[bytes]) -> Iterator[
         raise kind(f"the encoder {module} ended with {code}{': ' if reason else ''}{reason}")
 
 
-def _exchange(process: subprocess.Popen[bytes], plain: Iterator[bytes], said: bytearray) -> Iterator[bytes]:
+def _exchange(
+    process: subprocess.Popen[bytes], plain: Iterator[bytes], said: bytearray, look: Callable[[], None]
+) -> Iterator[bytes]:
     """Write to a process what it takes, and yield what it gives, as either is possible.
 
     Args:
         said: gets the end of its standard error.
+        look: called before each, and where nothing is possible each `_LOOK_S`.
 
     Raises:
         TimeoutError: it hangs.
@@ -282,13 +289,17 @@ def _exchange(process: subprocess.Popen[bytes], plain: Iterator[bytes], said: by
     inward, outward, errors = process.stdin.fileno(), process.stdout.fileno(), process.stderr.fileno()
     os.set_blocking(inward, False)
     held = memoryview(b"")
+    heard = time.monotonic()
     with selectors.DefaultSelector() as selector:
         selector.register(outward, selectors.EVENT_READ)
         selector.register(inward, selectors.EVENT_WRITE)
         selector.register(errors, selectors.EVENT_READ)
         while outward in (registered := selector.get_map()) or errors in registered:
-            ready = selector.select(_LONGEST_SILENCE_S)
-            if not ready:
+            look()
+            ready = selector.select(_LOOK_S)
+            if ready:
+                heard = time.monotonic()
+            elif time.monotonic() - heard >= _LONGEST_SILENCE_S:
                 raise TimeoutError
             for key, _ in ready:
                 if key.fd != inward:

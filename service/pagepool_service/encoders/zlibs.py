@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pagepool.errors import CorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _ZLIB = f"zlib {zlib.ZLIB_RUNTIME_VERSION}"
 _LEVELS = (6, 9, 1, 5, 4, 7, 8, 3, 2)
@@ -58,12 +58,13 @@ class ZlibEncoder:
         """See `Encoder`."""
         return self.library == _ZLIB
 
-    def compress(self, plain: Iterable[bytes]) -> Iterator[bytes]:
+    def compress(self, plain: Iterable[bytes], look: Callable[[], None] = lambda: None) -> Iterator[bytes]:
         """See `Encoder`."""
         yield bytes.fromhex(self.header)
         deflate = zlib.compressobj(self.level, zlib.DEFLATED, -zlib.MAX_WBITS, self.memory)
         check = size = 0
         for piece in plain:
+            look()
             check = zlib.crc32(piece, check)
             size += len(piece)
             yield deflate.compress(piece)

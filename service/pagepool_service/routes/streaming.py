@@ -3,7 +3,8 @@
 `PieceResponse` sends what a blocking iterator yields: while one piece goes out the next is read, so disk and
 decompression overlap with sending, and at most two pieces are in memory. Before the status line is sent the first
 piece is there, so an error that shows at once is an error answer; one that shows later ends the connection, and the
-client sees fewer bytes than announced. A client that leaves is noticed at the next piece.
+client sees fewer bytes than announced. A client that leaves is noticed at the next piece; one that only has said that
+he sends no more, as one that leaves does too, when there was nothing to send to him for some time.
 
 An iterator that would have to wait yields an empty piece instead: it is asked again a moment later, and no thread is
 held meanwhile.
@@ -40,6 +41,7 @@ PIECE_SIZE = 1 << 20
 _SMALLEST_PIECE = 64 << 10
 _NOT_YET: list[bytes | memoryview] = [b""]
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25  # before it is asked again what had nothing yet
+_LEFT_S = 10.0  # who sends no more has left if there was nothing for him for so long
 _ANSWERED_S = 5.0  # after so long the answer begins, though there is nothing to send
 
 
@@ -161,7 +163,7 @@ class PieceResponse(Response):
 
     async def __call__(
         self,
-        scope: Scope,  # noqa: ARG002  (ASGI)
+        scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
@@ -170,7 +172,7 @@ class PieceResponse(Response):
         gone = asyncio.create_task(until_disconnect(receive))
         ahead: asyncio.Future[list[bytes | memoryview]] | None = None
         parts, self._first = self._first, []
-        pauses = _pauses()
+        pauses, moved = _pauses(), time.monotonic()
         try:
             while not gone.done():
                 if sum(map(len, parts)) < self._left:
@@ -181,9 +183,11 @@ class PieceResponse(Response):
                 parts, ahead = await ahead, None
                 if parts == _NOT_YET:
                     parts = []
+                    if "sends_no_more" in scope["state"] and time.monotonic() - moved >= _LEFT_S:
+                        raise BrokenOffError(f"{self._name} is waited for no more")
                     await asyncio.wait([gone], timeout=next(pauses))
                     continue
-                pauses = _pauses()
+                pauses, moved = _pauses(), time.monotonic()
                 if not parts:
                     raise BrokenOffError(f"{self._name} ended {self._left} bytes early")
         except PagepoolError as error:

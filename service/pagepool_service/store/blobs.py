@@ -17,6 +17,7 @@ import contextlib
 import logging
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pagepool.digest import Digest, new_hasher
@@ -34,7 +35,7 @@ from pagepool_service.store.cycle import NoteKind, note
 from pagepool_service.store.disk import UnsyncedError, refused
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import rebuild
-from pagepool_service.store.rebuilt import RebuiltCache
+from pagepool_service.store.rebuilt import RebuiltBlob, RebuiltCache
 from pagepool_service.store.schema import BlobRecord, ContentKind, JobKind, LayerRecord, LayerState, ObjectRecord
 
 if TYPE_CHECKING:
@@ -276,14 +277,11 @@ class BlobStore:
             return
         encoder = decode(record.encoder, str(digest))
 
-        def make() -> Iterator[bytes]:
-            def plain() -> Iterator[bytes]:
-                whole = rebuild(self._env, self._extents, layer.recipe, 0, layer.plain_size)
-                return self.rebuilt.while_needed(whole)
+        def make(look: Callable[[], None]) -> Iterator[bytes]:
+            plain = partial(rebuild, self._env, self._extents, layer.recipe, 0, layer.plain_size)
+            return remake(encoder, plain, [name for _, name in extents.extents()], str(digest), look)
 
-            return remake(encoder, plain, [name for _, name in extents.extents()], str(digest))
-
-        yield from self.rebuilt.read(digest, extents, make, start, end, wait=wait)
+        yield from self.rebuilt.read(RebuiltBlob(digest, extents, make), start, end, wait=wait)
 
     def _object_pieces(self, record: ObjectRecord, start: int, end: int) -> Iterator[bytes]:
         extents = record.extents(start) if start < end else iter(())

@@ -1,10 +1,13 @@
 """Blobs that were rebuilt by their encoder, kept for whoever asks next: a cache, bounded, of files.
 
-Owns the directory `rebuilt`. A file is named after its blob; while it is being made it has `.part` at the end of its
-name, and whoever makes it holds a lock on it. Everybody else who wants the blob, in this process or another, reads what
-is there already and waits for more: a blob that a hundred clients ask for at the same time is made once. If the one who
-makes it dies, one of those who wait begins again. A process makes few at a time; of the others those that were asked
-for first come next, as long as somebody still asks. What cannot be kept is made for each reader, few at a time, too.
+Owns the directory `rebuilt` (`rebuiltfiles`). Whoever makes a blob holds a lock on its file. Everybody else who wants
+the blob, in this process or another, reads what is there already and waits for more: a blob that a hundred clients ask
+for at the same time is made once. If the one who makes it dies, one of those who wait begins again. A process makes few
+at a time; of the others those that were asked for first come next, as long as somebody still asks. What cannot be kept
+is made for each reader, few at a time, too.
+
+What nobody reads any more is made no further: some time after the last reader has left, since who lost his connection
+may come back; soon, if others wait for the place.
 
 Who may not wait, because others need the thread, is given empty pieces as long as there is nothing.
 
@@ -14,20 +17,30 @@ out, a file with a wrong one is made anew, and the directory may be removed at a
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, CorruptError
 from pagepool.extents import EXTENT_SIZE, check_extent
+from pagepool_service.store.rebuiltfiles import (
+    RebuiltFiles,
+    can_be_held,
+    hold,
+    is_file,
+    is_held,
+    is_made,
+    remove_file,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
     from pagepool.digest import Digest
@@ -35,20 +48,50 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pagepool.store")
 
-_PART = ".part"
 _LOOK_S = 0.02  # between two looks at what another process makes
 _AT_ONCE = 2  # blobs that one process makes at a time
 _APART_AT_ONCE = 2  # readers for whom one process makes a blob that is not kept
 _ASKING_S = 5.0  # somebody who has not asked for so long does not wait any more
+_LINGER_S = 30.0  # for so long a blob is made on that nobody reads
+_AWAY_S = 5.0  # and for so long if others wait to be made
+_READERS_S = 0.5  # between two looks whether somebody reads what is made
+
+
+@dataclass(frozen=True, slots=True)
+class RebuiltBlob:
+    """A blob that is made again.
+
+    Args:
+        digest: of it.
+        extents: of it.
+        make: makes all of it, each piece verified. Calls its argument now and then; what that raises ends it.
+    """
+
+    digest: Digest
+    extents: ObjectRecord
+    make: Callable[[Callable[[], None]], Iterator[bytes]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of it."""
+        return self.extents.size
 
 
 class _Making:
-    """A blob that this process makes now."""
+    """A blob that this process makes now.
 
-    def __init__(self) -> None:
+    Args:
+        fd: its file.
+        shows_readers: whether it can be told that somebody reads that.
+    """
+
+    def __init__(self, fd: int, *, shows_readers: bool) -> None:
+        self.fd = fd
         self.more = threading.Condition()
         self.ended = False
         self.error: Exception | None = None
+        self._shows_readers = shows_readers
+        self._looked = self._read = time.monotonic()
 
     def wait(self) -> None:
         """Wait until there is more, or it has ended; at most some time."""
@@ -62,12 +105,25 @@ class _Making:
             self.ended, self.error = ended, error
             self.more.notify_all()
 
+    def unread_s(self) -> float:
+        """For how long nobody has read it, about."""
+        now = time.monotonic()
+        if now - self._looked >= _READERS_S:
+            self._looked = now
+            if not self._shows_readers or is_held(self.fd):
+                self._read = now
+        return self._looked - self._read
+
 
 class _StoppedError(BusyError):
     """The process is about to end."""
 
     def __init__(self) -> None:
         super().__init__("the service is about to end")
+
+
+class _UnreadError(Exception):
+    """Nobody waits for a blob any more. Who comes now begins anew."""
 
 
 class _WrongError(Exception):
@@ -85,7 +141,7 @@ class RebuiltCache:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._files = RebuiltFiles(directory)
         self._lock = threading.Lock()
         self._making: dict[Digest, _Making] = {}
         self._asked: dict[Digest, float] = {}  # blobs that wait to be made, and when that was asked for last
@@ -94,21 +150,10 @@ class RebuiltCache:
         self._stopped = False
         self.limit = 0
 
-    def read(
-        self,
-        digest: Digest,
-        extents: ObjectRecord,
-        make: Callable[[], Iterator[bytes]],
-        start: int,
-        end: int,
-        *,
-        wait: bool = True,
-    ) -> Generator[bytes, None, None]:
+    def read(self, blob: RebuiltBlob, start: int, end: int, *, wait: bool = True) -> Generator[bytes, None, None]:
         """The bytes `[start, end)` of a blob.
 
         Args:
-            extents: of the blob.
-            make: makes all of it, each piece verified.
             wait: block until there is more; False to be given empty pieces instead.
 
         Raises:
@@ -117,52 +162,33 @@ class RebuiltCache:
         """
         position = start
         while position < end:
-            if extents.size > self.limit:
-                yield from self._read_apart(make, position, end, wait=wait)
+            if blob.size > self.limit:
+                yield from self._read_apart(blob, position, end, wait=wait)
                 return
             before = position
             try:
-                for piece in self._follow(digest, extents, make, position, end, wait=wait):
+                for piece in self._follow(blob, position, end, wait=wait):
                     position += len(piece)
                     yield piece
             except (OSError, _WrongError) as error:  # a full disk, or one that does not keep what it is given
-                log.warning("%s is rebuilt without being kept: %s", digest, error)
-                yield from self._read_apart(make, position, end, wait=wait)
+                log.warning("%s is rebuilt without being kept: %s", blob.digest, error)
+                yield from self._read_apart(blob, position, end, wait=wait)
                 return
             if position == before:  # others are made first, or somebody else looks for who makes it, too
                 yield from _pause(wait=wait)
 
-    def while_needed(self, plain: Iterable[bytes]) -> Iterator[bytes]:
-        """Pass on what a blob is made out of, until the process is about to end.
-
-        Raises:
-            BusyError: it is.
-        """
-        for piece in plain:
-            if self._stopped:
-                raise _StoppedError
-            yield piece
-
     def forget(self, digest: Digest) -> None:
         """Remove what is kept of a blob, and keep nothing of what is being made: who reads it has it made apart."""
-        for path in (self._path(digest), _part(self._path(digest))):
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+        self._files.remove(digest)
 
     def used(self) -> int:
         """Bytes of all files."""
-        return sum(size for _, size, _ in self._files())
+        return self._files.used()
 
     def sweep(self) -> None:
         """Remove what nobody finished, and what is over the limit."""
-        for path in self._paths():
-            if path.name.endswith(_PART):
-                with suppress(OSError):
-                    fd = _lock(path, os.O_RDWR)
-                    if fd is not None:
-                        path.unlink(missing_ok=True)
-                        os.close(fd)
-        self._evict(self.limit)
+        self._files.sweep()
+        self._files.evict(self.limit)
 
     def close(self) -> None:
         """Stop making blobs, and wait until that has stopped."""
@@ -174,59 +200,51 @@ class RebuiltCache:
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    def _read_apart(self, make: Callable[[], Iterator[bytes]], start: int, end: int, *, wait: bool) -> Iterator[bytes]:
+    def _read_apart(self, blob: RebuiltBlob, start: int, end: int, *, wait: bool) -> Iterator[bytes]:
         """Make a blob for one reader alone, once it is his turn."""
         while not self._apart.acquire(timeout=_LOOK_S if wait else None, blocking=wait):
-            if self._stopped:
-                raise _StoppedError
+            self._refuse_stopped()
             if not wait:
                 yield b""
         try:
-            for piece in cut(make(), start, end):
+            for piece in cut(blob.make(self._refuse_stopped), start, end):
                 if piece or not wait:
                     yield piece
         finally:
             self._apart.release()
 
-    def _follow(
-        self,
-        digest: Digest,
-        extents: ObjectRecord,
-        make: Callable[[], Iterator[bytes]],
-        start: int,
-        end: int,
-        *,
-        wait: bool,
-    ) -> Iterator[bytes]:
+    def _follow(self, blob: RebuiltBlob, start: int, end: int, *, wait: bool) -> Iterator[bytes]:
         """What there is of a blob from `start` on; less than all if it has to be looked up anew."""
-        path = self._path(digest)
+        path = self._files.whole(blob.digest)
         making = None
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            making = self._start(digest, extents.size, make)
+            making = self._start(blob)
+            path = self._files.part(blob.digest)
             try:
-                fd = os.open(_part(path), os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:  # it has just been finished, or failed
                 _fail(making)
                 return
-            else:
-                path = _part(path)
         try:
-            if path.suffix != _PART and os.fstat(fd).st_size != extents.size:
-                self._forget_file(path, fd)
-                raise _WrongError(f"what was kept of {digest} was cut short")
+            if path == self._files.whole(blob.digest):
+                if os.fstat(fd).st_size != blob.size:
+                    remove_file(path, fd)
+                    raise _WrongError(f"what was kept of {blob.digest} was cut short")
+            else:
+                hold(fd)
             with suppress(OSError):
                 os.utime(fd)
-            for offset, name in extents.extents(start):
-                size = min(EXTENT_SIZE, extents.size - offset)
+            for offset, name in blob.extents.extents(start):
+                size = min(EXTENT_SIZE, blob.size - offset)
                 if not (yield from self._await(fd, offset + size, making, wait=wait)):
                     return
                 data = os.pread(fd, size, offset)
                 try:
                     check_extent(name, data, f"what was rebuilt, at {offset}")
                 except CorruptError as error:
-                    self._forget_file(path, fd)
+                    remove_file(path, fd)
                     raise _WrongError(str(error)) from error
                 yield data[max(0, start - offset) : end - offset]
                 if offset + size >= end:
@@ -250,15 +268,14 @@ class RebuiltCache:
                 else:
                     yield b""
             else:
-                if _try_lock(fd):
-                    fcntl.flock(fd, fcntl.LOCK_UN)
+                if not is_made(fd):
                     return os.fstat(fd).st_size >= size
                 yield from _pause(wait=wait)
         return True
 
     # -- making ----------------------------------------------------------------------------------------------
 
-    def _start(self, digest: Digest, size: int, make: Callable[[], Iterator[bytes]]) -> _Making | None:
+    def _start(self, blob: RebuiltBlob) -> _Making | None:
         """Have a blob made, unless another process does, or has, or others come first.
 
         Returns this process's work on it.
@@ -268,33 +285,26 @@ class RebuiltCache:
             OSError: nothing can be kept.
         """
         with self._lock:
-            if self._stopped:
-                raise _StoppedError
-            making = self._making.get(digest)
+            self._refuse_stopped()
+            making = self._making.get(blob.digest)
             if making is not None:
                 return making
-            if not self._is_next(digest):
+            if not self._is_next(blob.digest):
                 return None
-            del self._asked[digest]
-            self._directory.mkdir(mode=0o700, exist_ok=True)
-            path = self._path(digest)
-            fd = _lock(_part(path), os.O_RDWR | os.O_CREAT)
+            del self._asked[blob.digest]
+            fd = self._files.begin(blob.digest)
             if fd is None:
                 return None
-            if path.exists():  # finished between two looks
-                _part(path).unlink(missing_ok=True)
-                os.close(fd)
-                return None
-            os.ftruncate(fd, 0)
-            making = _Making()
-            thread = threading.Thread(target=self._make, args=(digest, size, fd, make, making))
+            part = self._files.part(blob.digest)
+            making = _Making(fd, shows_readers=can_be_held(part, fd))
+            thread = threading.Thread(target=self._make, args=(blob, making))
             try:
                 thread.start()
             except RuntimeError as error:  # there may be no more threads
-                _part(path).unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
                 os.close(fd)
                 raise BusyError(str(error)) from error
-            self._making[digest] = making
+            self._making[blob.digest] = making
             self._threads.add(thread)
         return making
 
@@ -305,106 +315,43 @@ class RebuiltCache:
         self._asked = {other: asked for other, asked in self._asked.items() if now - asked < _ASKING_S}
         return digest in islice(self._asked, max(0, _AT_ONCE - len(self._making)))
 
-    def _make(self, digest: Digest, size: int, fd: int, make: Callable[[], Iterator[bytes]], making: _Making) -> None:
-        path = self._path(digest)
+    def _make(self, blob: RebuiltBlob, making: _Making) -> None:
+        part = self._files.part(blob.digest)
         failure: Exception | None = None
         try:
-            self._evict(self.limit - size)
-            for piece in self.while_needed(make()):
-                _write(fd, piece)
+            self._files.evict(self.limit - blob.size)
+            for piece in blob.make(partial(self._refuse_unread, making)):
+                _write(making.fd, piece)
                 making.tell()
-            if not _is_file(_part(path), fd):
+            if not is_file(part, making.fd):
                 raise _WrongError("it was removed meanwhile")
-            _part(path).rename(path)
-            self._evict(self.limit)  # others were made meanwhile
+            part.rename(self._files.whole(blob.digest))
+            self._files.evict(self.limit)  # others were made meanwhile
         except Exception as error:  # noqa: BLE001 - whoever reads is told of it
             failure = error
-            self._forget_file(_part(path), fd)
+            remove_file(part, making.fd)
         finally:
             with self._lock:
-                del self._making[digest]
+                del self._making[blob.digest]
                 self._threads.discard(threading.current_thread())
-            os.close(fd)
+            os.close(making.fd)
             making.tell(ended=True, error=failure)
 
-    # -- the directory ---------------------------------------------------------------------------------------
+    def _refuse_stopped(self) -> None:
+        if self._stopped:
+            raise _StoppedError
 
-    def _path(self, digest: Digest) -> Path:
-        return self._directory / f"{digest.algorithm}-{digest.hex}"
+    def _refuse_unread(self, making: _Making) -> None:
+        """Go on only as long as somebody reads what is made, and some time after that."""
+        self._refuse_stopped()
+        unread_s = making.unread_s()
+        if unread_s and (unread_s >= _LINGER_S or (unread_s >= _AWAY_S and self._others_wait())):
+            raise _UnreadError
 
-    def _paths(self) -> list[Path]:
-        try:
-            return list(self._directory.iterdir())
-        except OSError:
-            return []
-
-    def _files(self) -> list[tuple[int, int, Path]]:
-        """When each was last asked for, its size, and where it is."""
-        found = []
-        for path in self._paths():
-            with suppress(OSError):
-                status = path.stat()
-                found.append((status.st_mtime_ns, status.st_size, path))
-        return sorted(found)
-
-    def _evict(self, limit: int) -> None:
-        """Remove those that were not asked for the longest until all together have at most so many bytes."""
-        files = self._files()
-        total = sum(size for _, size, _ in files)
-        for _, size, path in files:
-            if total <= limit:
-                return
-            if not path.name.endswith(_PART):
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
-                    total -= size
-
-    @staticmethod
-    def _forget_file(path: Path, fd: int) -> None:
-        """Remove a file, if it is still this one."""
-        with suppress(OSError):
-            if _is_file(path, fd):
-                path.unlink(missing_ok=True)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + _PART)
-
-
-def _lock(path: Path, flags: int) -> int | None:
-    """Open a file and lock it; None if another process has it, or it is not there any more.
-
-    Raises:
-        OSError: it cannot be opened or locked.
-    """
-    try:
-        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        if _try_lock(fd) and _is_file(path, fd):
-            return fd
-    except OSError:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None
-
-
-def _is_file(path: Path, fd: int) -> bool:
-    """Whether a path leads to the file that is open."""
-    try:
-        return path.stat().st_ino == os.fstat(fd).st_ino
-    except FileNotFoundError:
-        return False
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    def _others_wait(self) -> bool:
+        now = time.monotonic()
+        with self._lock:
+            return any(now - asked < _ASKING_S for asked in self._asked.values())
 
 
 def _pause(*, wait: bool) -> Iterator[bytes]:
@@ -421,7 +368,7 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _fail(making: _Making | None) -> None:
-    if making is not None and making.ended and making.error is not None:
+    if making is not None and making.error is not None and not isinstance(making.error, _UnreadError):
         raise making.error
 
 
