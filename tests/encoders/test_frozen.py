@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
 import sys
+import tempfile
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -316,8 +319,16 @@ def test_parameters_that_are_none_are_damage(stored: bytes) -> None:
         decode(stored, "sha256:x")
 
 
+@pytest.fixture
+def own_temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory for temporary files, in which nothing was compiled."""
+    directory = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    return directory
+
+
 def test_what_was_compiled_is_kept_and_only_in_a_directory_of_ones_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lies there is run: another user's is not touched."""
     monkeypatch.setattr(frozen, "_compiled", None)
@@ -328,10 +339,12 @@ def test_what_was_compiled_is_kept_and_only_in_a_directory_of_ones_own(
     for directory in (mine, mine, shared):
         frozen.keep_compiled(directory)
         assert gzip.decompress(compress(encoder("go-1.26", "gzip", 6), plain)) == plain
+    (elsewhere,) = own_temporary.glob("pagepool-encoders-*/*")  # for the last of them
     assert len(list(mine.iterdir())) == 1
     assert mine.stat().st_mode & 0o777 == 0o700
     assert list(shared.iterdir()) == []
     # A file that is no program, as a full disk leaves it, is made anew.
+    elsewhere.unlink()
     (kept,) = mine.iterdir()
     kept.write_bytes(b"")
     frozen.keep_compiled(mine)
@@ -339,6 +352,7 @@ def test_what_was_compiled_is_kept_and_only_in_a_directory_of_ones_own(
     assert kept.stat().st_size
 
 
+@pytest.mark.usefixtures("own_temporary")
 def test_machine_code_that_a_crash_left_half_written_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +368,53 @@ def test_machine_code_that_a_crash_left_half_written_is_not_run(
     assert kept.read_bytes() == right
 
 
+@pytest.mark.usefixtures("own_temporary")
+def test_what_nothing_here_can_run_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other versions of the runtime compiled, of programs that are no more, and what a kill left half written."""
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(frozen, "_compiled", kept)
+    kept.mkdir(mode=0o700)
+    program = program_digest("klauspost-1.20")
+    assert program is not None
+    ours = f"{program[:32]}-{version('wasmtime')}-{platform.machine()}.cwasm"
+    old = [f"{program[:32]}-1.0.0-{platform.machine()}.cwasm", ours.replace(program[:32], "0" * 32), ".new-old"]
+    others = [ours, ".new-now", "notes"]
+    for name in (*old, *others):
+        (kept / name).write_bytes(b"x")
+    os.utime(kept / ".new-old", (1, 1))
+    compress(encoder("go-1.26", "gzip", 6), mixed(10_000))
+    left = {path.name for path in kept.iterdir()}
+    assert left & {*old, *others} == set(others)
+    assert len(left) == len(others) + 1
+
+
+@pytest.mark.usefixtures("own_temporary")
+def test_fsck_uses_what_the_service_compiled_and_makes_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen, "_compiled", None)
+    frozen.keep_compiled(tmp_path / "encoders", make=False)
+    assert frozen._compiled is None
+    (tmp_path / "encoders").mkdir(mode=0o700)
+    frozen.keep_compiled(tmp_path / "encoders", make=False)
+    compress(encoder("go-1.26", "gzip", 6), mixed(10_000))
+    assert len(list((tmp_path / "encoders").iterdir())) == 1
+
+
+def test_an_encoder_that_nobody_reads_ends_while_it_waits() -> None:
+    """Whoever ran it was killed, and something still holds its standard input."""
+    command = [sys.executable, "-P", "-m", "pagepool_service.encoders.process", "go-1.26", "stream", "gzip:6", "--"]
+    command.append(f"{tempfile.gettempdir()}/pagepool-encoders-{os.geteuid()}")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(bytes(1 << 20))
+        process.stdin.flush()
+        process.stdout.close()
+        assert process.wait(60) == 1
+
+
+@pytest.mark.usefixtures("own_temporary")
 def test_what_was_compiled_is_used_where_nothing_may_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data directory on a file system that is mounted noexec."""
     mounted = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=700,noexec", "tmpfs", str(tmp_path)]

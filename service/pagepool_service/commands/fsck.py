@@ -15,6 +15,7 @@ from pagepool.cli.connect import TrustOptions
 from pagepool.cli.options import output_options, trust_options
 from pagepool_service.commands.dataoption import data_option
 from pagepool_service.commands.watching import watching
+from pagepool_service.encoders import keep_compiled
 from pagepool_service.settings import Settings
 from pagepool_service.store.fsck import check_store
 
@@ -86,6 +87,7 @@ def fsck(
     if repair and images:
         raise click.UsageError("--repair is of the whole store: give no IMAGE.", ctx)
     settings = Settings.load(data=data)
+    keep_compiled(settings.data / "encoders", make=False)  # the service's, where it is the same user
     state = output.current()
     as_json, shown = state.json, sys.stderr.isatty() and not state.json and not state.quiet
     if repair:

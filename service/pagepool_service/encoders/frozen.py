@@ -133,10 +133,14 @@ class FrozenEncoder:
             left = max(0, left - len(piece))
 
 
-def keep_compiled(directory: Path) -> None:
-    """Keep what compiling the programs comes to in a directory, not among temporary files."""
+def keep_compiled(directory: Path, *, make: bool = True) -> None:
+    """Keep what compiling the programs comes to in a directory, not among temporary files.
+
+    Args:
+        make: make the directory; without it, one that is not there is not used.
+    """
     global _compiled
-    _compiled = directory
+    _compiled = directory if make or directory.is_dir() else None
 
 
 def can_run_programs() -> bool:
@@ -244,8 +248,9 @@ def _run(
     if not can_run_programs():
         raise EncoderMissingError(f"the encoder {module} needs {_RUNTIME}: pip install 'pagepool[rebuild]'")
     try:
-        kept = _compiled or Path(tempfile.gettempdir()) / f"pagepool-encoders-{os.geteuid()}"
-        command = [sys.executable, "-P", "-m", "pagepool_service.encoders.process", str(kept), module, *words]
+        kept = [_compiled, Path(tempfile.gettempdir()) / f"pagepool-encoders-{os.geteuid()}"]
+        command = [sys.executable, "-P", "-m", "pagepool_service.encoders.process", module, *words, "--"]
+        command += [str(directory) for directory in kept if directory is not None]
         pipe = subprocess.PIPE
         # In a group of its own: Ctrl-C is for whoever reads what it makes.
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, process_group=0)

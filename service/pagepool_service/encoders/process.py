@@ -1,18 +1,24 @@
 """The process that runs an encoder.
 
-``python -m pagepool_service.encoders.process DIRECTORY MODULE stream|probe KIND:LEVEL...`` reads standard input and
-writes standard output; the program that it runs can reach nothing else. What compiling it came to, which takes seconds,
-is kept for the next in the directory, if only this user can write to that, after its digest: machine code that a crash
-has left half written would end each process that runs it.
+``python -m pagepool_service.encoders.process MODULE stream|probe KIND:LEVEL... -- DIRECTORY...`` reads standard input
+and writes standard output; the program that it runs can reach nothing else. What compiling it came to, which takes
+seconds, is kept for the next in the first directory that takes it and that only this user can write to, after its
+digest: machine code that a crash has left half written would end each process that runs it. What another version of
+the runtime has kept there goes.
+
+It ends at once when nobody reads what it makes any more, be it compiling or waiting: whoever asked for it was killed.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import select
 import stat
 import sys
 import tempfile
+import threading
+import time
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -20,17 +26,21 @@ from pathlib import Path
 import wasmtime
 from blake3 import blake3
 
-from pagepool_service.encoders.frozen import load_program, program_digest
+from pagepool_service.encoders.frozen import MODULES, SUFFIX, load_program, program_digest
 
 _MOST_MEMORY = 1 << 30
 _DIGEST_SIZE = 32
+_NEW = ".new-"
+_LONGEST_WRITE_S = 3600.0  # a file that is new for longer is of a process that was killed
 
 
 def main() -> int:
     """Run one program on one stream."""
-    directory, module, *words = sys.argv[1:]
+    between = sys.argv.index("--")
+    module, *words = sys.argv[1:between]
+    threading.Thread(target=_end_unread, daemon=True).start()
     engine = wasmtime.Engine(wasmtime.Config())
-    loaded = _load(engine, module, Path(directory))
+    loaded = _load(engine, module, [Path(name) for name in sys.argv[between + 1 :]])
     if loaded is None:
         print(f"no encoder {module}", file=sys.stderr)
         return 3
@@ -53,13 +63,19 @@ def main() -> int:
     return 0
 
 
-def _load(engine: wasmtime.Engine, module: str, kept: Path) -> wasmtime.Module | None:
-    digest = program_digest(module)
-    if digest is None:
+def _end_unread() -> None:
+    """End the process once the other end of its standard output is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are told without being asked for
+    poll.poll()
+    os._exit(1)
+
+
+def _load(engine: wasmtime.Engine, module: str, directories: list[Path]) -> wasmtime.Module | None:
+    if program_digest(module) is None:
         return None
-    directory = kept if _is_private(kept) else None
-    path = None if directory is None else directory / f"{digest[:32]}-{version('wasmtime')}-{platform.machine()}.cwasm"
-    if path is not None:
+    paths = [directory / _name_of(module) for directory in directories if _is_private(directory)]
+    for path in paths:
         with suppress(OSError, wasmtime.WasmtimeError):
             # Read, and not mapped: a file system may not allow that anything on it is run.
             if path.stat().st_uid == os.geteuid() and (known := _sound(path.read_bytes())) is not None:
@@ -67,10 +83,18 @@ def _load(engine: wasmtime.Engine, module: str, kept: Path) -> wasmtime.Module |
     program = load_program(module)
     assert program is not None
     compiled = wasmtime.Module(engine, program)
-    if path is not None:
+    for path in paths:
         with suppress(OSError):
             _keep(path, bytes(compiled.serialize()))
+            break
     return compiled
+
+
+def _name_of(module: str) -> str:
+    """How a compiled program is called: it is of the program, the runtime and the machine."""
+    digest = program_digest(module)
+    assert digest is not None
+    return f"{digest[:32]}-{version('wasmtime')}-{platform.machine()}.cwasm"
 
 
 def _is_private(directory: Path) -> bool:
@@ -89,7 +113,8 @@ def _sound(kept: bytes) -> bytes | None:
 
 
 def _keep(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+    _sweep(path.parent)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_NEW, delete=False) as file:
         try:
             file.write(blake3(data).digest() + data)
             file.close()
@@ -97,6 +122,16 @@ def _keep(path: Path, data: bytes) -> None:
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what nothing here can run, and what was left half written."""
+    used = {_name_of(path.name.removesuffix(SUFFIX)) for path in MODULES.glob(f"*{SUFFIX}")}
+    for path in list(directory.iterdir()):
+        with suppress(OSError):
+            is_left = path.name.startswith(_NEW) and time.time() - path.stat().st_mtime > _LONGEST_WRITE_S
+            if is_left or (path.suffix == ".cwasm" and path.name not in used):
+                path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
