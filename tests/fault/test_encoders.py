@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,16 +18,17 @@ import pytest
 
 from pagepool.digest import Digest
 from pagepool_service.encoders import frozen
+from pagepool_service.store.fsck import check_store
 from pagepool_service.store.schema import ContentKind
 from pagepool_service.store.store import Store
 from tests.encoders.samples import encoded, mixed
-from tests.store.helpers import REPOSITORY, ingest_all, make_tar, push
-from tests.support.server import running_service
+from tests.faults import filled, small_file_system
+from tests.service.pushes import begin_upload, finishing, push_blob
+from tests.store.helpers import REPOSITORY, ingest_all, make_tar, noise, push
+from tests.support.server import Service, running_service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.support.server import Service
+    from collections.abc import Callable, Iterator
 
 WAIT_S = 60.0
 
@@ -59,8 +61,8 @@ def data(template: Path, tmp_path: Path) -> Path:
 
 
 @contextmanager
-def serving(data: Path, *arguments: str) -> Iterator[Service]:
-    with running_service(data, *arguments) as service:
+def serving(data: Path, *arguments: str, **environment: str) -> Iterator[Service]:
+    with running_service(data, *arguments, **environment) as service:
         try:
             yield service
         except BaseException:
@@ -148,3 +150,90 @@ def test_a_client_that_sends_no_more_and_is_sent_nothing_is_let_go_of(data: Path
                 os.kill(pid, signal.SIGCONT)
         assert httpx.get(url_of(service, layer), timeout=WAIT_S).content == layer
         assert not service.faults()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_full_disk_breaks_no_pull(template: Path, layer: bytes, tmp_path: Path, compiled: bool) -> None:
+    """Each reader has the layer made for himself, and nothing half written is served or stays."""
+    with small_file_system(tmp_path, 96 << 20) as mounted:
+        data = shutil.copytree(template, mounted / "data")
+        elsewhere = tmp_path / "temporary"
+        elsewhere.mkdir()
+        if not compiled:
+            shutil.rmtree(data / "encoders")
+        assert len(layer) > 2 << 20
+        with serving(data, TMPDIR=str(elsewhere)) as service:
+            with filled(mounted, leave=1 << 20), ThreadPoolExecutor(4) as pool:
+                for answer in pool.map(lambda _: httpx.get(url_of(service, layer), timeout=WAIT_S), range(4)):
+                    assert answer.content == layer
+            assert list((data / "rebuilt").iterdir()) == []
+            assert len(list(elsewhere.glob("pagepool-encoders-*/*.cwasm"))) == (0 if compiled else 1)
+            assert httpx.get(url_of(service, layer), timeout=WAIT_S).content == layer
+            wait_for(lambda: [path.stat().st_size for path in (data / "rebuilt").iterdir()] == [len(layer)])
+            assert not service.faults()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("doing", ["run", "wait", "compile"])
+def test_a_service_that_ends_leaves_no_encoder(data: Path, layer: bytes, number: int, doing: str) -> None:
+    """Nor files, once it is started again; whatever the encoders were about to do."""
+    if doing == "compile":
+        shutil.rmtree(data / "encoders")
+    elsewhere = data.with_name("temporary")
+    elsewhere.mkdir()
+    environment = {"PAGEPOOL_GRACEFUL_TIMEOUT": "1", "TMPDIR": str(elsewhere)}
+    service = Service(data, environment=environment, arguments=("--workers", "2"))
+    service.start()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(httpx.get, url_of(service, layer), timeout=WAIT_S)
+            wait_for(lambda: encoders(data) or answer.done())
+            if doing == "wait":
+                for pid in encoders(data):
+                    os.kill(pid, signal.SIGSTOP)
+            if number == signal.SIGTERM:
+                assert service.stop() == 0
+            else:
+                service.kill()
+            for pid in encoders(data) if doing == "wait" else ():
+                os.kill(pid, signal.SIGCONT)
+            wait_for(lambda: not encoders(data))
+            with suppress(httpx.HTTPError):
+                answer.result()
+        service.start()
+        assert [path.name for path in (data / "rebuilt").glob("*.part")] == []
+        assert httpx.get(url_of(service, layer), timeout=WAIT_S).content == layer
+    finally:
+        service.kill()
+    assert list(elsewhere.iterdir()) == []
+    assert [path.suffix for path in (data / "encoders").iterdir()] == [".cwasm"]
+    assert check_store(data).problems == []
+
+
+def test_what_is_made_again_is_beside_the_quota(data: Path, layer: bytes) -> None:
+    """A full store hands out what it keeps once, takes it again, and is no fuller for it."""
+    with serving(data) as service:
+        used = stored_bytes(service)
+    with serving(data, "--quota", str(used + (1 << 20))) as service, httpx.Client(base_url=service.url) as http:
+        http.timeout = httpx.Timeout(WAIT_S)
+        assert http.get(url_of(service, layer)).content == layer
+        wait_for(lambda: [path.stat().st_size for path in (data / "rebuilt").iterdir()] == [len(layer)])
+        push_blob(http, "other", noise(200_000))
+        push_blob(http, REPOSITORY, layer)
+        answer = http.put(finishing(begin_upload(http, "other"), Digest.of(noise(2 << 20))), content=noise(2 << 20))
+        assert answer.status_code == 507
+        assert http.get(url_of(service, layer)).content == layer
+
+
+def stored_bytes(service: Service) -> int:
+    """What counts against the quota."""
+    stored = httpx.get(f"{service.url}/v1/stats", timeout=WAIT_S).json()["total"]["stored_bytes"]
+    return int(stored)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Look again and again, until it is so."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

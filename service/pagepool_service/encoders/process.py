@@ -74,19 +74,20 @@ def _end_unread() -> None:
 def _load(engine: wasmtime.Engine, module: str, directories: list[Path]) -> wasmtime.Module | None:
     if program_digest(module) is None:
         return None
-    paths = [directory / _name_of(module) for directory in directories if _is_private(directory)]
-    for path in paths:
+    name = _name_of(module)
+    for directory in filter(_is_private, directories):
         with suppress(OSError, wasmtime.WasmtimeError):
+            path = directory / name
             # Read, and not mapped: a file system may not allow that anything on it is run.
             if path.stat().st_uid == os.geteuid() and (known := _sound(path.read_bytes())) is not None:
-                return wasmtime.Module.deserialize(engine, known)
+                loaded = wasmtime.Module.deserialize(engine, known)
+                if directory != directories[0]:
+                    _keep(directories[:1], name, known)
+                return loaded
     program = load_program(module)
     assert program is not None
     compiled = wasmtime.Module(engine, program)
-    for path in paths:
-        with suppress(OSError):
-            _keep(path, bytes(compiled.serialize()))
-            break
+    _keep(directories, name, bytes(compiled.serialize()))
     return compiled
 
 
@@ -98,9 +99,8 @@ def _name_of(module: str) -> str:
 
 
 def _is_private(directory: Path) -> bool:
-    """Whether it is this user's own; it is made if it is not there. What lies in it is run."""
+    """Whether it is there, and this user's own: what lies in it is run."""
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.lstat()
     except OSError:
         return False
@@ -112,7 +112,17 @@ def _sound(kept: bytes) -> bytes | None:
     return data if blake3(data).digest() == digest else None
 
 
-def _keep(path: Path, data: bytes) -> None:
+def _keep(directories: list[Path], name: str, data: bytes) -> None:
+    """Write a file to the first of some directories that takes it."""
+    for directory in directories:
+        with suppress(OSError):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _is_private(directory):
+                _write(directory / name, data)
+                return
+
+
+def _write(path: Path, data: bytes) -> None:
     _sweep(path.parent)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_NEW, delete=False) as file:
         try:
