@@ -137,6 +137,7 @@ def test_when_the_one_that_makes_it_is_killed_another_goes_on(cache: RebuiltCach
     os.kill(pid, signal.SIGKILL)
     assert _wait(pid) == -signal.SIGKILL
     assert b"".join(ours) == b"".join(blob.pieces[5:])
+    join(cache)
     assert blob.begun == 1
     assert [path.name for path in directory.iterdir()] == [f"sha256-{blob.digest.hex}"]
     os.close(ready)
@@ -245,6 +246,18 @@ def test_what_a_killed_process_left_is_swept(cache: RebuiltCache, directory: Pat
     cache.limit = 0
     cache.sweep()
     assert list(directory.iterdir()) == []
+
+
+def test_what_a_killed_process_left_takes_no_room(cache: RebuiltCache, directory: Path) -> None:
+    """A worker, while the service goes on: what others make keeps its place."""
+    cache.limit = 3 * SIZE
+    first, second = Blob(1), Blob(2)
+    first.read(cache)
+    left = directory / f"sha256-{'ab' * 32}.part"
+    left.write_bytes(bytes(3 * SIZE))
+    second.read(cache)
+    assert not left.exists()
+    assert {path.name for path in directory.iterdir()} == {first.path(directory).name, second.path(directory).name}
 
 
 def test_what_is_removed_while_it_is_made_is_not_kept(cache: RebuiltCache, directory: Path) -> None:

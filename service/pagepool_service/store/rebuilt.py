@@ -187,7 +187,6 @@ class RebuiltCache:
 
     def sweep(self) -> None:
         """Remove what nobody finished, and what is over the limit."""
-        self._files.sweep()
         self._files.evict(self.limit)
 
     def close(self) -> None:

@@ -71,6 +71,7 @@ class RebuiltFiles:
 
     def evict(self, limit: int) -> None:
         """Remove those that were not asked for the longest until all together have at most so many bytes."""
+        self.sweep()  # of a process that was killed: it would take the room of others
         files = self._files()
         total = sum(size for _, size, _ in files)
         for _, size, path in files:
