@@ -183,7 +183,7 @@ class PieceResponse(Response):
                 parts, ahead = await ahead, None
                 if parts == _NOT_YET:
                     parts = []
-                    if "sends_no_more" in scope["state"] and time.monotonic() - moved >= _LEFT_S:
+                    if "sends_no_more" in scope.get("state", ()) and time.monotonic() - moved >= _LEFT_S:
                         raise BrokenOffError(f"{self._name} is waited for no more")
                     await asyncio.wait([gone], timeout=next(pauses))
                     continue
