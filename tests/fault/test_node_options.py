@@ -406,6 +406,8 @@ def test_commands(service: Service, node: NodeClient, tmp_path: Path) -> None:
     listed = json.loads(run(node, service, "mounts", "--json")[1])["mounts"]
     assert [row["path"] for row in listed] == [str(one), str(one / "inner"), str(busy)]
     assert all(row["last_error"] is None for row in listed)
+    code, _, said = run(node, service, "umount", one)
+    assert (code, said) == (9, f"pagepool: error: {one} is in use by the mount at {one / 'inner'}\n")
     with subprocess.Popen(["sleep", "1000"], cwd=busy) as sleeper:
         code, out, said = run(node, service, "umount", "--all", "--json", fuse=False)
         sleeper.kill()

@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from pagepool.errors import NotFoundError
+from pagepool.errors import BusyError, NotFoundError
+from pagepool.mount.mountinfo import mount_points
 
 _HOLDERS_SHOWN: Final = 5
 
@@ -19,6 +20,13 @@ class MountUnknownError(NotFoundError):
     def __init__(self, path: object) -> None:
         super().__init__(path)
         self.args = (f"nothing of pagepool's is mounted at {path}",)
+
+
+def in_use(path: Path) -> BusyError:
+    """The error that says by what a mount is used: processes, as far as this user can see, and mounts in it."""
+    inner = [point.path for point in mount_points() if point.path != path and point.path.is_relative_to(path)]
+    holders = find_holders(path) + [f"the mount at {one}" for one in inner[:_HOLDERS_SHOWN]]
+    return BusyError(f"{path} is in use" + (f" by {', '.join(holders)}" if holders else ""))
 
 
 def find_holders(path: Path) -> list[str]:

@@ -26,7 +26,7 @@ from pagepool.errors import BusyError, UnreachableError
 from pagepool.mount import records
 from pagepool.mount.device import MountOptions, flush_device, is_root, mount_device, unmount_device
 from pagepool.mount.fuse.server import MAX_THREADS, FuseServer
-from pagepool.mount.holders import MountUnknownError, find_holders
+from pagepool.mount.holders import MountUnknownError, in_use
 from pagepool.mount.mountinfo import FUSE_TYPE, is_dead, mounted_at, resolve
 
 if TYPE_CHECKING:
@@ -295,8 +295,7 @@ def _unmount(path: Path, device: tuple[int, int] | None) -> None:
     try:
         unmount_device(path, device=device)
     except BusyError:
-        holders = find_holders(path)
-        raise BusyError(f"{path} is in use" + (f" by {', '.join(holders)}" if holders else "")) from None
+        raise in_use(path) from None
 
 
 def _raise_read_ahead(path: Path) -> None:

@@ -6,10 +6,9 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pagepool.errors import BusyError
 from pagepool.linux import OVERLAY, file_system, mounts
 from pagepool.linux.superblocks import mounted_device
-from pagepool.mount.holders import MountUnknownError, find_holders
+from pagepool.mount.holders import MountUnknownError, in_use
 from pagepool.mount.kernel import erofs, stack
 from pagepool.mount.mountinfo import MountPoint, mount_points, mounted_at, resolve
 from pagepool.mount.turns import turn
@@ -79,8 +78,7 @@ def unmount_kernel(at: Path, *, force: bool = False, known: Container[tuple[int,
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise OSError(error.errno, error.strerror, str(target)) from None
-        holders = find_holders(target)
-        raise BusyError(f"{target} is in use" + (f" by {', '.join(holders)}" if holders else "")) from None
+        raise in_use(target) from None
 
 
 def _seen_device(path: Path) -> tuple[int, int] | None:
