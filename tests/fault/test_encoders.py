@@ -225,6 +225,21 @@ def test_what_is_made_again_is_beside_the_quota(data: Path, layer: bytes) -> Non
         assert http.get(url_of(service, layer)).content == layer
 
 
+def test_what_is_kept_once_counts_as_it_was_pushed(data: Path, layer: bytes) -> None:
+    """For its repository, whose quota says what may be pushed and not what is stored."""
+    with (
+        serving(data, PAGEPOOL_REPOSITORY_QUOTA=str(len(layer) + 100_000)) as service,
+        httpx.Client(base_url=service.url, timeout=WAIT_S) as http,
+    ):
+        assert http.get(url_of(service, layer)).content == layer
+        push_blob(http, REPOSITORY, layer)
+        push_blob(http, REPOSITORY, noise(50_000))
+        size, digest = 200_000, Digest.of(noise(200_000))
+        answer = http.post(f"/v2/{REPOSITORY}/blobs/uploads/?digest={digest}", content=noise(size))
+        assert answer.status_code == 403, answer.text
+        assert http.get(url_of(service, layer)).content == layer
+
+
 def stored_bytes(service: Service) -> int:
     """What counts against the quota."""
     stored = httpx.get(f"{service.url}/v1/stats", timeout=WAIT_S).json()["total"]["stored_bytes"]
