@@ -215,11 +215,11 @@ def test_every_kind_of_member(store: Store) -> None:
 def test_a_compressed_layer_can_be_dropped_for_its_encoder(store: Store) -> None:
     """Only where asked for; the blob is then rebuilt from the recipe, and every range of it is right."""
     tar = real_tar(50, 40)
-    blobs = [gzipped(tar, level) for level in (1, 6, 9)]
+    blobs = [gzipped(tar, level) for level in (1, 9)]
     digests = [push(store, blob) for blob in [*blobs, zstd(tar), members(tar)]]
     ingest_all(store, rebuild_compressed=True)
     kinds = [store.blobs.stat(digest).content for digest in digests]
-    assert kinds == [ContentKind.RECIPE] * 3 + [ContentKind.OBJECT] * 2
+    assert kinds == [ContentKind.RECIPE] * 2 + [ContentKind.OBJECT] * 2
     for digest, blob in zip(digests, blobs, strict=False):
         assert read(store, digest) == blob
         for start, end in ((0, 1), (1, 100_000), (131_072, 131_073), (len(blob) - 5, len(blob))):
