@@ -70,6 +70,10 @@ class Load:
     lock: threading.Lock = field(default_factory=threading.Lock)
     longest_hold_s: float = 0.0
 
+    def is_enough(self) -> bool:
+        """Whether as much was done as shows anything."""
+        return self.done["pushes"] > 5 and self.done["collections by command"] + self.done["collectors killed"] > 0
+
     def change(self, key: tuple[str, str], manifest: bytes | None) -> None:
         """A tag is about to change, or has changed."""
         with self.lock:
@@ -264,7 +268,8 @@ def test_collection_under_load(tmp_path: Path) -> None:
             node = stack.enter_context(running_node(tmp_path, WorkerOptions(timeout_s=20.0, fill=False)))
             threads.append(load.run(mounting(node, tmp_path), "mounter"))
         end = time.monotonic() + 60 * MINUTES
-        while time.monotonic() < end and not load.wrong:
+        # Longer on a busy machine, on which next to nothing was done by then.
+        while time.monotonic() < end + (0 if load.is_enough() else 60) and not load.wrong:
             time.sleep(0.1)
         _await_end(load, threads)
         if load.wrong:
@@ -278,8 +283,7 @@ def test_collection_under_load(tmp_path: Path) -> None:
             for (repository, tag), manifest in load.live.items():
                 assert read_image(http, repository, tag) == manifest
         assert service.faults() == ""
-    assert load.done["pushes"] > 5
-    assert load.done["collections by command"] + load.done["collectors killed"] > 0
+    assert load.is_enough()
     assert MINUTES < 1 or load.done["frames freed by command"] > 0
     _check_exact(tmp_path / "data", load)
     report = check_store(tmp_path / "data")
