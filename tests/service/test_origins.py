@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from blake3 import blake3
 
 from pagepool_service.settings import SettingInvalidError, Settings
 from tests.auth.conftest import basic, password, write_users
 from tests.service.pushes import push_image
+from tests.service.test_leases import make
 from tests.store.helpers import text
 from tests.support.browser import running_browser
 from tests.support.server import running_service
@@ -102,7 +104,7 @@ def test_what_is_answered(tmp_path: Path) -> None:
         running_service(tmp_path / "data", PAGEPOOL_ALLOWED_ORIGINS="*") as running,
         httpx.Client(base_url=running.url) as http,
     ):
-        push_image(http, "team/app", "1", FILES)
+        tree, _ = make(http, "team/app", FILES)
         ask = {"Origin": UI, "Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "x-some"}
         before = http.options("/v2/team/app/manifests/1", headers=ask)
         assert before.status_code == 200
@@ -114,6 +116,12 @@ def test_what_is_answered(tmp_path: Path) -> None:
         assert listed.headers["access-control-allow-origin"] == "*"
         assert "access-control-allow-credentials" not in listed.headers
         assert "access-control-allow-origin" not in http.get("/v2/_catalog").headers
+        page = f"{tree}/objects/{blake3(FILES['lib/one']).hexdigest()}"
+        for _ in range(3):  # from the second one on it is answered before anything else is asked
+            read = http.get(page, headers={"Range": "bytes=0-4095"})
+            assert (read.status_code, "access-control-allow-origin" in read.headers) == (206, False)
+        read = http.get(page, headers={"Range": "bytes=0-4095", "Origin": UI})
+        assert (read.content, read.headers["access-control-allow-origin"]) == (FILES["lib/one"][:4096], "*")
 
 
 @pytest.mark.parametrize(

@@ -476,32 +476,30 @@ def test_who_comes_as_it_is_given_up_has_it_made_again(cache: RebuiltCache, monk
     assert blob.begun == 2
 
 
+def made_without_its_reader(cache: RebuiltCache, directory: Path) -> None:
+    """A blob is made to its end, though its only reader leaves in the middle."""
+    go_on = threading.Event()
+    blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
+    reader = cache.read(blob.remade, 0, SIZE)
+    next(reader)
+    reader.close()
+    go_on.set()
+    join(cache)
+    assert blob.path(directory).read_bytes() == blob.data
+
+
 def test_where_readers_cannot_be_seen_it_is_made_to_its_end(
     cache: RebuiltCache, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their locks mean nothing there."""
     be_impatient(monkeypatch)
     monkeypatch.setattr(rebuilt, "can_be_held", lambda *_: False)
-    go_on = threading.Event()
-    blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
-    reader = cache.read(blob.remade, 0, SIZE)
-    next(reader)
-    reader.close()
-    go_on.set()
-    join(cache)
-    assert blob.path(directory).read_bytes() == blob.data
+    made_without_its_reader(cache, directory)
 
 
 def test_who_lost_his_connection_finds_it_when_he_comes_back(cache: RebuiltCache, directory: Path) -> None:
     """It is made on for a while."""
-    go_on = threading.Event()
-    blob = Blob(gate=lambda number: number < 3 or go_on.wait(60))
-    reader = cache.read(blob.remade, 0, SIZE)
-    next(reader)
-    reader.close()
-    go_on.set()
-    join(cache)
-    assert blob.path(directory).read_bytes() == blob.data
+    made_without_its_reader(cache, directory)
 
 
 def test_what_nobody_reads_makes_room_for_what_somebody_waits_for(

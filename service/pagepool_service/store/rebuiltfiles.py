@@ -138,7 +138,7 @@ def hold(fd: int) -> None:
 
 
 def is_held(fd: int) -> bool:
-    """Whether somebody reads a file that this process makes. Yes where that cannot be told.
+    """Whether somebody reads a file that this process makes.
 
     Raises:
         OSError: the file system has no such locks.
