@@ -95,7 +95,7 @@ class Guard:
             self._look_for_life()
 
     def _look_for_life(self) -> None:
-        """See that the supervisor does not hang. Counted, as there: a machine that slept is not mistaken."""
+        """See that the supervisor does not hang. Looks are counted, not time: a machine that slept is not mistaken."""
         pulse = read_pulse(self._run)
         self._still = self._still + 1 if pulse == self._pulse else 0
         self._pulse = pulse
