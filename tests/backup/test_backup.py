@@ -547,7 +547,8 @@ def test_the_commands(data: Path, tmp_path: Path, run: Run) -> None:
     result = run("restore", "--snapshot", "1999", destination, tmp_path / "newer")
     assert (result.code, "1999" in result.err) == (3, True)
     assert run("backup", "--data", data, data / "backup").code == 4
-    assert run("backup", "--data", tmp_path / "none", destination).code == 1
+    assert run("backup", "--data", tmp_path / "none", tmp_path / "other").code == 1
+    assert not (tmp_path / "other").exists(), "a directory of backups of nothing"
 
 
 def test_the_example_in_the_documentation_is_what_is_written(tmp_path: Path) -> None:

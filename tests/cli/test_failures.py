@@ -54,6 +54,37 @@ def test_nothing_listens_where_a_service_is_looked_for(run: Run, monkeypatch: py
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["images"], "pagepool: error: {host} is no registry, or lists no repositories\n"),
+        (["stats"], "pagepool: error: {host} is not a pagepool service\n"),
+    ],
+)
+def test_a_server_that_is_no_registry(run: Run, arguments: list[str], said: str) -> None:
+    with scripted_server(lambda _: Reply(404, b"<h1>not here</h1>")) as server:
+        result = run(*arguments, "--server", server.url)
+        assert (result.code, result.err) == (1, said.format(host=_host(server.url)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b'{"errors":[{"code":"UNSUPPORTED","message":"this port speaks TLS: its address begins with https://"}]}',
+        b"Client sent an HTTP request to an HTTPS server.\n",
+        b"<center>The plain HTTP request was sent to HTTPS port</center>",
+    ],
+)
+@pytest.mark.parametrize("arguments", [["images"], ["ls", "a:1"], ["pull", "a:1", "never"]])
+def test_http_to_a_port_that_speaks_tls(run: Run, arguments: list[str], words: bytes) -> None:
+    """As a service of pagepool, a server in Go (docker-registry) and nginx answer it."""
+    with scripted_server(lambda _: Reply(400, words)) as server:
+        result = run(*arguments, "--server", server.url)
+        host = _host(server.url)
+    assert result.code == 6
+    assert result.err == f"pagepool: error: cannot reach {host}: this port speaks TLS: its address is https://{host}\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["kill", "web"], 2, "No such command 'kill': it is pagepool stop --time 0 (see pagepool --help)"),

@@ -104,6 +104,8 @@ def test_references(text: str, host: str | None, repository: str, tag: str | Non
         ("a.b/", "'a.b' is a host, and no name follows it"),
         ("a:1/", "'a:1' is a host, and no name follows it"),
         (f"{'h' * 60}.{'h' * 60}/{'a' * 200}", "255"),
+        ("./layout", "a path stands where"),
+        ("/srv/app.tar", "a path stands where"),
     ],
 )
 def test_bad_references_name_the_bad_part(text: str, word: str) -> None:

@@ -329,7 +329,7 @@ class Copier:
         if found is None:
             fail(errno.ENOENT, os.fsencode(source))
         if found.kind is Kind.DIRECTORY and not recursive:
-            fail(errno.EISDIR, os.fsencode(source))
+            raise IsADirectoryError(errno.EISDIR, f"{os.strerror(errno.EISDIR)}; -r copies directories", source)
         stack = [(source, target, found)]
         directories: list[tuple[str, str, Found]] = []
         while stack:

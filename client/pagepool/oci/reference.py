@@ -109,6 +109,8 @@ def _parse(text: str) -> Reference:
         raise ReferenceInvalidError(
             text[:512], f"a reference has no scheme: leave {scheme}:// out; a server's address has one"
         )
+    if text.startswith(("/", "./", "../")):
+        raise ReferenceInvalidError(text[:512], "a path stands where an image in a registry is named: HOST/NAME:TAG")
     rest, at, digest_text = text.partition("@")
     digest = Digest.parse(digest_text) if at else None
     host, rest = _split_host(rest)

@@ -40,6 +40,8 @@ _MAX_REDIRECTS = 5
 _MAX_ERROR_BODY = 64 << 10
 _MAX_CONNECTIONS = 64
 _BODILESS = ("GET", "HEAD")
+_WANTS_TLS = (b"port speaks TLS", b"HTTP request to an HTTPS server", b"HTTP request was sent to HTTPS port")
+"""What a port that speaks TLS answers to plain http: of pagepool's service, of servers in Go, and of nginx."""
 
 VerifyTypes = Verify
 
@@ -323,6 +325,9 @@ class Session:
             body = b""  # the status alone says enough
         finally:
             _close(response)
+        if response.status_code == 400 and response.url.scheme == "http" and any(word in body for word in _WANTS_TLS):
+            where = response.url.netloc.decode("ascii")
+            raise UnreachableError(where, f"this port speaks TLS: its address is https://{where}")
         raise error_of(response, body, call.about)
 
     def _read_whole(self, response: httpx.Response, call: Call) -> httpx.Response:

@@ -24,6 +24,7 @@ from pagepool.errors import (
     NotFoundError,
     PagepoolError,
     ResponseError,
+    UnsupportedError,
     UploadUnknownError,
 )
 from pagepool.oci import Descriptor, Index, Manifest, Readable, VerifyingReader, mediatypes, parse_manifest
@@ -78,10 +79,17 @@ class RegistryClient:
             raise ResponseError(404, "", f"{self.session.where} has no registry API") from None
 
     def catalog(self) -> Iterator[str]:
-        """All repositories, as far as the registry lists them, in its order."""
+        """All repositories, as far as the registry lists them, in its order.
+
+        Raises:
+            UnsupportedError: it has no such list, as what is no registry has none.
+        """
         call = Call("GET", "/v2/_catalog", Subject(NameUnknownError, "repositories"), scope=CATALOG_SCOPE)
-        for page in paging.pages(self.session, call):
-            yield from self._strings(page, "repositories")
+        try:
+            for page in paging.pages(self.session, call):
+                yield from self._strings(page, "repositories")
+        except NotFoundError:
+            raise UnsupportedError(f"{self.session.where} is no registry, or lists no repositories") from None
 
     def tags(self, repository: str, on_damage: Callable[[Mapping[str, Any]], object] = lambda _: None) -> Iterator[str]:
         """All tags of a repository, in the registry's order.

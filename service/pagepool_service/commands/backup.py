@@ -15,6 +15,7 @@ from pagepool_service.backup.restoring import check_snapshot
 from pagepool_service.backup.taking import take_backup
 from pagepool_service.commands.dataoption import data_option
 from pagepool_service.settings import Settings
+from pagepool_service.store.store import check_there
 
 if TYPE_CHECKING:
     from pagepool_service.backup.repository import Snapshot
@@ -74,6 +75,7 @@ def backup(
         return
     settings = Settings.load(data=data)
     check_apart(settings.data, destination)
+    check_there(settings.data)  # before anything is made of DEST
     result: dict[str, Any] = {}
     with open_repository(destination, write=True) as repository:
         with progress.counting("reading") as count:
