@@ -184,6 +184,18 @@ def test_every_setting_is_in_the_guide() -> None:
     assert told == set(settings._VARIABLES)
 
 
+def test_every_default_in_the_guide_is_that_of_the_code(tmp_path: Path) -> None:
+    """But for those that are words, such as "none"."""
+    page = (_ROOT / "docs" / "registry.md").read_text()
+    rows = re.findall(r"^\| `(PAGEPOOL_\w+)` \|[^|]*\| `?([^|`]+)`? \|", page, re.MULTILINE)
+    told = {name: default for name, default in rows if re.fullmatch(r"yes|no|\d+( ?\w+)?|[\d.:]+|[a-z]+", default)}
+    told = {name: default for name, default in told.items() if default not in ("none", "all")}
+    assert len(told) > 35
+    plain = settings.Settings.load({}, data=tmp_path)
+    for name, default in told.items():
+        assert settings.Settings.load({name: default}, data=tmp_path) == plain, f"{name}: {default}"
+
+
 def test_every_statistic_in_the_guide_exists(tmp_path: Path) -> None:
     page = (_ROOT / "docs" / "registry.md").read_text().split("`pagepool stats`\n")[1].split("\n## ")[0]
     told = set(
