@@ -115,7 +115,7 @@ def test_commands_in_pages_can_be_parsed(page: Path) -> None:
     """Every `pagepool ...` in a block has only arguments and options that the command takes."""
     from pagepool.cli.app import group
 
-    for line in (line for block in _blocks(page) for line in block.text.splitlines()):
+    for line in (line for block in _blocks(page) for line in block.text.replace("\\\n", " ").splitlines()):
         for arguments in _pagepool_commands(line):
             try:
                 _parse(group, "pagepool", arguments, None)
