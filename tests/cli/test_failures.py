@@ -23,6 +23,7 @@ from pagepool.cli.credentials import find_credentials
 from pagepool.errors import UnauthorizedError
 from pagepool.oci import Reference
 from pagepool.transport import Credentials
+from pagepool_service.store.store import Store
 from tests.cli.conftest import Run, program_command, program_environment
 from tests.oci.samples import Sample
 from tests.transport.peer import docker_registry
@@ -166,6 +167,24 @@ def test_with_json_every_error_is_json(run: Run, arguments: list[str]) -> None:
     result = run(*arguments)
     assert json.loads(result.err)["error"]["exit_code"] == result.code != 0
     assert result.out == ""
+
+
+@pytest.mark.parametrize("arguments", [["gc", "--dry-run"], ["fsck", "--help"]])
+def test_output_that_nobody_reads_ends_every_command_alike(tmp_path: Path, arguments: list[str]) -> None:
+    """Also the commands that print by click, which makes 1 of it."""
+    Store.open(tmp_path / "data").close()
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        program_command(*arguments),
+        env=program_environment() | {"PAGEPOOL_DATA": str(tmp_path / "data")},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 def test_json_of_the_program_in_a_container_is_not_ours(run: Run) -> None:

@@ -41,6 +41,15 @@ class LazyGroup(HintingGroup):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.lazy = lazy
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command. What prints by `click.echo`, and its help, ends as the others when nobody reads it."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click itself would end the process, with 1
+            from pagepool.cli.output import end_quietly
+
+            end_quietly()
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """All names, the client's first."""
         return [*self.lazy, *sorted(plugins.names().keys() - self.lazy.keys())]

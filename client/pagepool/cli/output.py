@@ -144,7 +144,8 @@ def _tell(text: str) -> None:
     sys.stderr.flush()
 
 
-def _end_quietly() -> NoReturn:
+def end_quietly() -> NoReturn:
+    """End the command, whose output nobody reads any more, without a word."""
     hush()
     from click.exceptions import Exit  # not loaded by what prints and has readers
 
@@ -157,7 +158,7 @@ def _write(text: str) -> None:
         if sys.stdout.isatty():
             sys.stdout.flush()
     except BrokenPipeError:
-        _end_quietly()
+        end_quietly()
 
 
 def write_bytes(data: bytes | memoryview) -> None:
@@ -166,7 +167,7 @@ def write_bytes(data: bytes | memoryview) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
     except BrokenPipeError:
-        _end_quietly()
+        end_quietly()
 
 
 def flush() -> None:
@@ -174,7 +175,7 @@ def flush() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _end_quietly()
+        end_quietly()
 
 
 def hush() -> None:
