@@ -34,4 +34,4 @@ def command(address: str | None, **server: Unpack[ServerOptions]) -> None:
     if output.current().json:
         output.print_json({"server": host, "erased": found})
     else:
-        output.note(f"the credentials of {host} were in {' and '.join(found)}")
+        output.note(f"took the credentials of {host} out of {' and '.join(found)}")
