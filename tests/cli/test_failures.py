@@ -214,6 +214,35 @@ def test_a_user_without_a_home(words: list[str]) -> None:
     assert "home" not in ended.stderr
 
 
+@pytest.mark.skipif(not _CAN_BE_STRANGER, reason="needs user namespaces, and unshare (util-linux 2.36)")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory to another user")
+@pytest.mark.parametrize(("command", "given"), [("fsck", True), ("gc", False)])
+def test_a_store_of_another_user(tmp_path: Path, command: str, *, given: bool) -> None:
+    """As the service's own user has it under systemd: whose it is is said, by option and by variable alike."""
+    data = tmp_path / "data"
+    Store.open(data).close()
+    data.chmod(0o700)
+    os.chown(data, 1, 1)
+    words = [
+        command,
+        *(["--data", str(data)] if given else []),
+        *([str(tmp_path / "to")] if command == "backup" else []),
+    ]
+    ended = subprocess.run(
+        [*_STRANGER, *program_command(*words)],
+        env=program_environment() | {"PAGEPOOL_DATA": str(data)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 7
+    assert re.fullmatch(
+        rf"pagepool: error: {data} may not be read: it belongs to the user \S+, as whom this has to be run\n",
+        ended.stderr,
+    )
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_streams(closed: str) -> None:
     """Standard streams that the caller has closed are no bug of ours, and no number of theirs becomes a socket's."""

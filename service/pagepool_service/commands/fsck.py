@@ -18,6 +18,7 @@ from pagepool_service.commands.watching import watching
 from pagepool_service.encoders import keep_compiled
 from pagepool_service.settings import Settings
 from pagepool_service.store.fsck import check_store
+from pagepool_service.store.store import check_there
 
 if TYPE_CHECKING:
     from pagepool_service.store.fsck import Report
@@ -87,6 +88,7 @@ def fsck(
     if repair and images:
         raise click.UsageError("--repair is of the whole store: give no IMAGE.", ctx)
     settings = Settings.load(data=data)
+    check_there(settings.data)
     keep_compiled(settings.data / "encoders", make=False)  # the service's, where it is the same user
     state = output.current()
     as_json, shown = state.json, sys.stderr.isatty() and not state.json and not state.quiet

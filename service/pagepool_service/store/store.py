@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 from typing import TYPE_CHECKING
 
-from pagepool.errors import StoreFormatError
+from pagepool.errors import DeniedError, StoreFormatError
 from pagepool_service.store.blobs import BlobStore, sync_directory
 from pagepool_service.store.disk import is_read_only, refused
 from pagepool_service.store.environment import FORMAT_VERSION, Environment
@@ -104,9 +105,27 @@ def check_there(data: Path) -> None:
 
     Raises:
         StoreFormatError: there is none.
+        DeniedError: it is another user's.
     """
-    if not (data / "store" / "data.mdb").exists():
-        raise StoreFormatError(f"{data} holds no pagepool store: --data, or PAGEPOOL_DATA, says where there is one")
+    try:
+        (data / "store" / "data.mdb").stat()
+    except PermissionError:
+        raise DeniedError(f"{data} may not be read: {_whose(data)}") from None
+    except OSError:
+        where = "--data, or PAGEPOOL_DATA, says where there is one"
+        raise StoreFormatError(f"{data} holds no pagepool store: {where}") from None
+
+
+def _whose(data: Path) -> str:
+    try:
+        user = data.stat().st_uid
+    except OSError:
+        return "a directory above it is closed to this user"
+    try:
+        name = pwd.getpwuid(user).pw_name
+    except KeyError:
+        name = str(user)
+    return f"it belongs to the user {name}, as whom this has to be run"
 
 
 def check_stamp(data: Path, *, whole: bool = True) -> None:
