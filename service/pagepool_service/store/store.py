@@ -111,7 +111,7 @@ def check_there(data: Path) -> None:
         (data / "store" / "data.mdb").stat()
     except PermissionError:
         raise DeniedError(f"{data} may not be read: {_whose(data)}") from None
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         where = "--data, or PAGEPOOL_DATA, says where there is one"
         raise StoreFormatError(f"{data} holds no pagepool store: {where}") from None
 
