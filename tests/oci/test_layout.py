@@ -35,6 +35,7 @@ from pagepool.oci import (
     mediatypes,
     parse_manifest,
 )
+from tests.faults import cut_power, small_file_system
 from tests.oci.samples import Sample, contents, multi_platform, simple, tar
 
 
@@ -68,6 +69,22 @@ def test_new_layout_holds_the_image(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/oci-layout").read_bytes()) == {"imageLayoutVersion": "1.0.0"}
     mode = (tmp_path / "out").stat().st_mode & 0o777
     assert mode == 0o777 & ~_umask()
+
+
+def test_a_layout_that_was_written_is_on_the_disk(tmp_path: Path) -> None:
+    """All of it, also the file that says what it is, when the power is lost right after."""
+    first, second = simple(2), simple(3)
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    with small_file_system(before, 64 << 20) as mounted:
+        _write(first, mounted / "out", "first")
+        _write(second, mounted / "out", "second")
+        cut_power(mounted)
+    with small_file_system(after, 64 << 20, image=before / "small.img") as mounted:
+        for sample, name in ((first, "first"), (second, "second")):
+            root, found = _read(mounted / "out", name)
+            assert (root.digest, found) == (sample.root().digest, sample.content)
 
 
 def _names(directory: Path) -> list[str]:

@@ -50,8 +50,8 @@ class LayoutSink:
         self._new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
         if self._new:
             self._place = make_stage(path)
-            with dropping(self._place):
-                (self._place / "oci-layout").write_bytes(MARKER)
+            with dropping(self._place), published(self._place / "oci-layout") as file:
+                file.write(MARKER)
         else:
             if not path.is_dir():
                 raise ImageInvalidError(str(path), "exists, and is not an OCI layout")
@@ -81,7 +81,8 @@ class LayoutSink:
     def commit(self, descriptor: Descriptor, root: Manifest | Index, /) -> None:
         """Take the root and name it in the index."""
         self.put_manifest(descriptor, root)
-        for directory in (self._place / "blobs").iterdir():
+        blobs = self._place / "blobs"
+        for directory in (*blobs.iterdir(), blobs):
             sync_directory(directory)
         with _locked(self._place):
             document = self._read_index()
