@@ -1,9 +1,9 @@
 """A disk with a volatile cache that writes in any order: every write and every flush of it is recorded.
 
-One file, served by a process of its own over FUSE, which a loop device lies on with direct I/O: what the file system on
-that device writes comes here as WRITE, and its flushes as FSYNC. `images` makes of the record what such a disk may
-have after its power was lost: everything that was written before the last flush that ended, and of what came later
-any part, in pieces of a block or of a sector.
+One file, served by a process of its own over FUSE, which a loop device lies on with direct I/O: what the file system
+on that device writes comes here as WRITE, and its flushes as FSYNC. `possible_images` makes of the record what such a
+disk may have after its power was lost: everything that was written before the last flush that ended, and of what came
+later any part, in pieces of a block or of a sector.
 
 The kernel needs no more for this than FUSE and loop devices; dm-log-writes, which records the same, many have not.
 The process that serves must not use the file system on the disk, nor wait for one who does.
@@ -30,6 +30,7 @@ from pagepool.image.member import Kind
 from pagepool.mount.fuse import protocol
 from pagepool.mount.fuse.protocol import InitFlag, Opcode
 from pagepool.vfs.interface import Attributes
+from tests.faults import needs_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -131,6 +132,37 @@ def _serve(directory: Path, target: Path) -> None:
     _Disk(device, directory).serve()
 
 
+# -- file systems -----------------------------------------------------------------------------------------------
+
+
+def new_file_system(directory: Path, size: int, kind: str) -> Path:
+    """Make the image of an empty file system in a directory, and return it."""
+    needs_mounts(kind)
+    image = directory / "empty.img"
+    with image.open("wb") as file:
+        file.truncate(size)
+    # ext4 all at once: what it would write later, in the background, says nothing about anybody.
+    options = {"ext4": ["-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"], "xfs": ["-f"], "btrfs": ["-f"]}
+    _run(f"mkfs.{kind}", "-q", *options[kind], str(image))
+    return image
+
+
+@contextlib.contextmanager
+def mounted_image(image: Path, target: Path, kind: str) -> Iterator[Path]:
+    """Mount an image, which its file system mends, for the length of the block.
+
+    Args:
+        target: a directory, made if it is not there.
+    """
+    target.mkdir(exist_ok=True)
+    # Another process's mount namespace may keep an earlier image mounted for a while, of the same UUID.
+    _run("mount", "-t", kind, "-o", "loop,nouuid" if kind == "xfs" else "loop", str(image), str(target))
+    try:
+        yield target
+    finally:
+        _unmount(target)
+
+
 # -- recording -----------------------------------------------------------------------------------------------
 
 
@@ -192,7 +224,7 @@ def recorded(directory: Path, image: Path, kind: str = "ext4", options: str = "n
 # -- what may be left ----------------------------------------------------------------------------------------
 
 
-def images(
+def possible_images(
     directory: Path, points: Sequence[int], randomness: random.Random, tear: int = BLOCK
 ) -> Iterator[tuple[int, str, Path]]:
     """What the disk may have after its power was lost, at each of some points of a record. Each image is removed next.
