@@ -14,6 +14,8 @@ import hashlib
 import json
 import os
 import random
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +23,12 @@ import httpx
 import pytest
 
 from pagepool import linux
+from pagepool.cli.keeping import store_credentials
 from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import BlobUnknownError
 from pagepool.overlay import OverlayFileSystem, storage
 from pagepool.pool import Pool
+from pagepool_service.auth.htpasswd import hash_password, load_htpasswd
 from pagepool_service.store.fsck import check_store
 from pagepool_service.store.store import Store
 from tests.fault.pushing import Acknowledged, Pusher, read_image
@@ -225,6 +229,28 @@ def _is_right(pool: Pool, digest: bytes) -> bool:
     with file:
         assert blake3_raw(bytes(file.view)) == digest
     return True
+
+
+def test_users_and_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XFS has the new name of a file on the disk long before what is in it, where nobody syncs that."""
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+    with recorded(tmp_path / "disk", new_file_system(tmp_path, 512 << 20, "xfs"), "xfs") as disk:
+        monkeypatch.setenv("DOCKER_CONFIG", str(disk.mounted))
+        users = disk.mounted / "users"
+        users.write_text(f"alice:{hash_password('secret', 5)}\n")
+        store_credentials("first.example", "alice", "secret")
+        os.sync()
+        command = [sys.executable, "-m", "pagepool.cli", "auth", "hash", "bob", "--password-stdin"]
+        subprocess.run([*command, "--file", str(users)], input=b"secret\n", check=True, timeout=60)
+        added = disk.position()
+        store_credentials("second.example", "alice", "secret")
+        linux.sync_directory(disk.mounted)
+        stored = disk.position()
+    for point, _, image in possible_images(disk.directory, [added, stored], random.Random(SEED)):
+        with mounted_image(image, tmp_path / "after", "xfs") as mounted:
+            assert set(load_htpasswd(mounted / "users").hashes) == {"alice", "bob"}
+            servers = set(json.loads((mounted / "config.json").read_bytes())["auths"])
+            assert servers == {"first.example", "second.example"} or (point == added and "first.example" in servers)
 
 
 def _crashes(disk: Recording, begin: int, end: int, positions: Sequence[int]) -> Iterator[tuple[int, Path]]:

@@ -108,6 +108,9 @@ def _write(path: Path, document: dict[str, Any]) -> None:
         with os.fdopen(descriptor, "w") as file:
             json.dump(document, file, indent="\t")
             file.write("\n")
+            # A loss of power leaves the older file or this one, not an empty one without anybody's credentials.
+            file.flush()
+            os.fsync(file.fileno())
         Path(part).rename(path)
     except BaseException:
         Path(part).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pagepool.cli import output
 from pagepool.cli.asking import ask_password
 from pagepool.cli.options import output_options
 from pagepool.errors import InvalidError
+from pagepool.linux import sync_directory
 from pagepool.oci import validate_repository
 from pagepool_service.auth.authority import Authority
 from pagepool_service.auth.htpasswd import COST, check_user, hash_password, load_htpasswd
@@ -172,14 +174,21 @@ def check_command(repositories: tuple[str, ...], users: tuple[str, ...], **files
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file in place of what was there, readable to its owner alone, or to whom the older one was."""
+    """Write a file in place of what was there, readable to its owner alone, or to whom the older one was.
+
+    On return it is on the disk: an empty one after a loss of power would lock everybody out.
+    """
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
     part = path.with_name(f".{path.name}.new")
     part.unlink(missing_ok=True)
     part.touch(mode=0o600, exist_ok=False)
-    part.write_text(text)
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     part.chmod(mode)
     part.rename(path)
+    sync_directory(path.parent)
 
 
 def _principals(authority: Authority, users: tuple[str, ...]) -> list[Principal]:
