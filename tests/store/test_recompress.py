@@ -129,11 +129,15 @@ def test_stopped_it_leaves_everything_as_it_was(data: Path) -> None:
     assert not check_store(data).problems
 
 
-def test_a_damaged_frame_is_passed_over(data: Path) -> None:
-    """As it is: the damage is still found where it is. The others are compressed."""
+@pytest.mark.parametrize("at", [1, 5000], ids=["role", "content"])
+def test_a_damaged_frame_is_passed_over(data: Path, at: int) -> None:
+    """As it is: the damage is still found where it is, whether a digest would tell of it or the checksum alone does.
+
+    The others are compressed.
+    """
     with Store.open(data) as store:
         numbers = [put_frame(store, text(200_000, seed)) for seed in range(3)]
-    flip_record(data, records(data, Table.FRAMES)[1], 5000)
+    flip_record(data, records(data, Table.FRAMES)[1], at)
     damaged = records(data, Table.FRAMES)[1]
     sizes = [len(record.value) for record in records(data, Table.FRAMES)]
     with Store.open(data) as store:
