@@ -75,6 +75,17 @@ def test_rights_add_up(tmp_path: Path) -> None:
     assert rights.names() == {"alice", "bob", "carol", "root"}
 
 
+def test_a_right_to_the_catalogue_is_of_those_who_are_named(tmp_path: Path) -> None:
+    """And an administrator needs no rule."""
+    path = tmp_path / "rights.toml"
+    path.write_text("admins = ['root']\n[[rules]]\nwho = ['monitor']\nactions = ['catalog']\n")
+    rights = load_rights(path)
+    who = [rights.principal(name) for name in ("root", "monitor", "stranger")]
+    assert [rights.catalog(principal) for principal in who] == [True, True, False]
+    assert [rights.has_any(principal) for principal in who] == [True, True, False]
+    assert [len(rights.actions(principal, "a")) for principal in who] == [3, 0, 0]
+
+
 def test_without_a_file() -> None:
     rights = everything_for_all(anonymous_pull=False)
     assert rights.actions(Principal("x"), "a") == {"pull", "push", "delete"}
@@ -123,6 +134,18 @@ def test_users(tmp_path: Path) -> None:
     assert not users.verify("nobody", "nobody")
     for odd in ("", "\0", "secret\0", "x" * 100):
         assert not users.verify("alice", odd)
+
+
+def test_what_can_be_no_password_is_nobodys(tmp_path: Path) -> None:
+    """Whatever it is compared with, so that the answer takes as long."""
+    path = tmp_path / "users"
+    path.write_text(f"alice:{bcrypt.hashpw(b'-', bcrypt.gensalt(5)).decode()}\n")
+    users = load_htpasswd(path)
+    assert users.verify("alice", "-")
+    for odd in ("", "-\0", "x" * 73):
+        assert not users.verify("alice", odd)
+        with pytest.raises(ValueError, match="the password"):
+            hash_password(odd)
 
 
 def test_more_than_bcrypt_looks_at_is_refused(tmp_path: Path) -> None:

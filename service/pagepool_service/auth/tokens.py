@@ -61,10 +61,6 @@ class Tokens:
         found = self.known.get(hash_token(token)) if is_token(token) else None
         return None if found is None or _has_ended(found) else found
 
-    def current(self, user: str) -> bool:
-        """Whether anybody of that name still has a token."""
-        return any(token.user == user and not _has_ended(token) for token in self.known.values())
-
     def stamp(self, hashed: str) -> StaticToken | None:
         """The token of a hash, if it has not expired."""
         found = self.known.get(hashed)
