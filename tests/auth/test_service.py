@@ -377,8 +377,8 @@ def test_another_server_of_tokens(tmp_path: Path) -> None:
     end = int(time.time()) + 60
     claims = {"iss": "tokens.example", "aud": "registry.example", "sub": "zoe", "exp": end, "access": access}
 
-    def bearer(private: ec.EllipticCurvePrivateKey) -> dict[str, str]:
-        return {"Authorization": f"Bearer {jwt.encode(claims, private, algorithm='ES256')}"}
+    def bearer(private: ec.EllipticCurvePrivateKey, algorithm: str = "ES256") -> dict[str, str]:
+        return {"Authorization": f"Bearer {jwt.encode(claims, private, algorithm=algorithm)}"}
 
     with running_service(tmp_path / "data", **settings) as service, httpx.Client(base_url=service.url) as http:
         challenge = http.get("/v2/").headers["WWW-Authenticate"]
@@ -388,6 +388,7 @@ def test_another_server_of_tokens(tmp_path: Path) -> None:
         assert http.post("/v2/a/c/blobs/uploads/", headers=bearer(key)).status_code == 401
         assert http.get("/v2/_catalog", headers=bearer(key)).status_code == 401
         assert http.get("/v2/", headers=bearer(ec.generate_private_key(ec.SECP256R1()))).status_code == 401
+        assert http.get("/v2/", headers=bearer(ec.generate_private_key(ec.SECP384R1()), "ES384")).status_code == 401
 
 
 def test_who_sees_figures_sees_no_names_of_files(tmp_path: Path) -> None:

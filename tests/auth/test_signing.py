@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from pagepool.errors import CorruptError
+from pagepool.errors import CorruptError, ReadOnlyError
 from pagepool_service.auth import FileInvalidError, bearer, keys
 from pagepool_service.auth.external import TokenServer, load_public_keys
 from pagepool_service.auth.keys import KeyRing
@@ -55,6 +55,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         "",
         "a.b.c",
         "x" * 10000,
+        base64.urlsafe_b64encode(b"[" * 9000).decode() + ".e30.x",
     ):
         assert bearer.verify(ring, "here", bad) is None
     assert bearer.verify(ring, "elsewhere", token) is None
@@ -98,6 +99,16 @@ def test_keys_that_may_not_be_written(tmp_path: Path) -> None:
         assert (bearer.verify(ring, "here", before) is not None) == (directory.name == "auth")
     assert (tmp_path / "auth" / "keys.json").read_bytes() == written
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_key_that_cannot_be_kept_signs_nothing(tmp_path: Path) -> None:
+    """Nobody else would know it: another worker, or this service when it is started again."""
+    (tmp_path / ".keys.json").mkdir()
+    ring = KeyRing(tmp_path)
+    with pytest.raises(ReadOnlyError, match=r"keys\.json"):
+        ring.prepare()
+    (tmp_path / ".keys.json").rmdir()
+    assert bearer.verify(KeyRing(tmp_path), "here", _sign(ring)) is not None
 
 
 def test_old_keys_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +203,31 @@ def test_another_server(tmp_path: Path) -> None:
     assert server("keys.pem").verify(b".".join((head, body, mac)).decode()) is None
     for change in ({"iss": "others"}, {"aud": "there"}, {"exp": int(time.time()) - 600}, {"access": "x"}):
         assert server("keys.pem").verify(jwt.encode(claims | change, private, algorithm="RS256")) is None
+
+
+def test_a_key_of_another_server_is_found_by_its_id(tmp_path: Path) -> None:
+    """While it changes its keys there are several, of any curve, with no word of the algorithm; a token may lack it."""
+    made = {"old": ec.generate_private_key(ec.SECP384R1()), "new": ec.generate_private_key(ec.SECP256R1())}
+    entries = [json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key())) for key in made.values()]
+    named = [entry | {"kid": name} for entry, name in zip(entries, made, strict=True)]
+    (tmp_path / "named").write_text(json.dumps({"keys": named}))
+    (tmp_path / "unnamed").write_text(json.dumps({"keys": entries}))
+    claims = {"iss": "them", "aud": "here", "sub": "zoe", "exp": int(time.time()) + 60, "access": None}
+
+    def is_taken(file: str, signer: str, headers: dict[str, str]) -> bool:
+        server = TokenServer("https://them/token", "them", "here", load_public_keys(tmp_path / file))
+        algorithm = "ES384" if signer == "old" else "ES256"
+        found = server.verify(jwt.encode(claims, made[signer], algorithm=algorithm, headers=headers))
+        return found is not None and found[:2] == ("zoe", Scope())
+
+    for name in made:
+        for file in ("named", "unnamed"):
+            assert is_taken(file, name, {"kid": name})
+            assert is_taken(file, name, {})
+            assert is_taken(file, name, {"kid": "one that only the server knows"})
+    assert not is_taken("named", "old", {"kid": "new"})
+    nested = base64.urlsafe_b64encode(b"[" * 9000).decode() + ".e30.x"
+    assert TokenServer("", "them", "here", load_public_keys(tmp_path / "named")).verify(nested) is None
 
 
 @pytest.mark.parametrize(

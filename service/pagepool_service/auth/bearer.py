@@ -94,5 +94,5 @@ def verify(keys: KeyRing, audience: str, token: str) -> Claims | None:
         )
         scope = decode_access(claims.get("access", []))
         return Claims(str(claims["sub"]), str(claims["use"]), scope, str(claims["stamp"]), float(claims["exp"]))
-    except (jwt.InvalidTokenError, KeyError, TypeError, ValueError):
+    except (jwt.PyJWTError, KeyError, TypeError, ValueError, RecursionError):  # deeply nested JSON, in earlier PyJWTs
         return None

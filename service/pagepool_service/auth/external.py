@@ -29,6 +29,9 @@ _ALGORITHMS = {
     "OKP": ("EdDSA",),
 }
 _SMALLEST_RSA = 2048
+# RecursionError: of JSON that is nested deeply, by earlier releases of PyJWT. InvalidKeyError is no InvalidTokenError:
+# it comes where a token names an algorithm that is of another curve than the key.
+_NOT_VALID = (jwt.PyJWTError, KeyError, TypeError, ValueError, RecursionError)
 _LEEWAY_S = 60
 
 
@@ -61,7 +64,7 @@ class TokenServer:
         """Who and what a token is for, and until when (Unix time), if it is one of that server's."""
         try:
             identity = str(jwt.get_unverified_header(token).get("kid", ""))
-        except jwt.InvalidTokenError:
+        except _NOT_VALID:
             return None
         fitting = [key for key in self.keys if key.id == identity] or [key for key in self.keys if not key.id]
         for key in fitting or self.keys:
@@ -77,7 +80,7 @@ class TokenServer:
                 )
                 scope = decode_access(claims.get("access") or [])
                 return str(claims.get("sub") or ""), scope, float(claims["exp"])
-            except (jwt.InvalidTokenError, KeyError, TypeError, ValueError):
+            except _NOT_VALID:
                 continue
         return None
 
