@@ -41,6 +41,10 @@ BLOBS: dict[str, tuple[bytes, ContentKind]] = {
     "one extent": (noise(EXTENT_SIZE), ContentKind.OBJECT),
     "one extent and a byte": (noise(EXTENT_SIZE + 1), ContentKind.OBJECT),
     "many extents": (noise(3_000_000), ContentKind.OBJECT),
+    "extents again, in another order": (
+        b"".join(noise(EXTENT_SIZE, seed) for seed in "xyyxzzxyz") + b"x",
+        ContentKind.OBJECT,
+    ),
     "zeros": (bytes(2_000_000), ContentKind.RECIPE),
     "small tar": (SMALL_TAR, ContentKind.RECIPE),
     "small gzip": (gzipped(SMALL_TAR), ContentKind.OBJECT),
@@ -150,6 +154,18 @@ def test_what_fails_in_the_transaction_leaves_the_upload_and_nothing_else(store:
     assert read(store, sums.digest) == noise(size)
 
 
+def test_a_small_upload_that_is_read_back_as_other_bytes_is_not_kept(store: Store) -> None:
+    """It is stored from its file, which was hashed on its way in: a disk may give other bytes back."""
+    path = store.uploads / "upload"
+    path.write_bytes(noise(1000))
+    sums = sum_file(path, "sha256").sums()
+    path.write_bytes(noise(1000, "other"))
+    with pytest.raises(CorruptError, match="what was uploaded"):
+        store.blobs.admit(path, sums, lambda _: pytest.fail("linked"))
+    assert path.exists()
+    _assert_nothing_kept(store, sums.digest)
+
+
 @pytest.mark.parametrize("call", ["fsync", "rename"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_a_disk_that_refuses_is_a_full_store(
@@ -213,9 +229,10 @@ def test_admitting_wakes_the_maintenance(store: Store) -> None:
     assert len(woken) == 2
 
 
+@pytest.mark.parametrize("again", ["sha512", "sha256"])
 @pytest.mark.parametrize("size", [1000, 500_000])
-def test_pushing_a_damaged_extent_again_mends_it(data: Path, size: int) -> None:
-    """The same bytes in another blob, small enough or settled, must not be taken for stored where they are damaged."""
+def test_pushing_a_damaged_extent_again_mends_it(data: Path, size: int, again: str) -> None:
+    """The same bytes, as another blob or the same one, must not be taken for stored where they are damaged."""
     from tests.faults import flip_record, records
 
     content = noise(size)
@@ -226,9 +243,9 @@ def test_pushing_a_damaged_extent_again_mends_it(data: Path, size: int) -> None:
     with Store.open(data) as store:
         with pytest.raises(CorruptError):
             read(store, Digest.of(content))
-        push(store, content, algorithm="sha512")
+        push(store, content, algorithm=again)
         ingest_all(store)
-        assert read(store, Digest.of(content, "sha512")) == content
+        assert read(store, Digest.of(content, again)) == content
         assert read(store, Digest.of(content)) == content
 
 
