@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagepool.errors import LayerInvalidError
-from pagepool_service.inflate import Compression, InflateLimits, inflate
+from pagepool_service.inflate import Compression, InflateLimits, detect, inflate
 from tests.store.helpers import noise, text
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def test_long_streams_come_in_bounded_chunks() -> None:
         (b"garbage", "after its last member come bytes that are not zeros, and no member"),
         (bytes(9000) + b"x", "after its last member come bytes that are not zeros, and no member"),
         (b"\x1f", "cut short"),
+        (b"\x1f\x8b\x08", "cut short"),
         (gzip.compress(b"more", mtime=0)[:-1], "cut short"),
         (b"\x1f\x00" + b"x" * 40, "wrapper"),
         (gzip.compress(b"more", mtime=0)[:-8] + bytes(8), "checksum"),
@@ -83,6 +84,32 @@ def test_reserved_flags_are_refused(before: bytes, bit: int, size: int) -> None:
     member[3] |= 1 << bit
     with pytest.raises(LayerInvalidError, match=f"flags {1 << bit:#04x}, of which some are reserved"):
         inflated(before + bytes(member), size)
+
+
+@pytest.mark.parametrize(
+    ("head", "compression"),
+    [
+        (b"\x4f\x2a\x4d\x18", Compression.NONE),
+        (b"\x50\x2a\x4d\x18", Compression.ZSTD),
+        (b"\x5f\x2a\x4d\x18", Compression.ZSTD),
+        (b"\x60\x2a\x4d\x18", Compression.NONE),
+        (b"\x5f\x2a\x4d", Compression.NONE),
+        (b"\x28\xb5\x2f\xfd", Compression.ZSTD),
+        (b"", Compression.NONE),
+    ],
+)
+def test_a_stream_is_known_by_its_head(head: bytes, compression: Compression) -> None:
+    """Sixteen kinds of frames that are skipped begin zstd streams, too (RFC 8878, 3.1.2); other letters are a tar's."""
+    assert detect(head) is compression
+
+
+def test_a_layer_may_have_all_of_the_limit() -> None:
+    blob = gzip.compress(PLAIN)
+    _, chunks = inflate(iter([blob]), InflateLimits(plain_size=len(PLAIN)))
+    assert b"".join(chunks) == PLAIN
+    _, chunks = inflate(iter([blob]), InflateLimits(plain_size=len(PLAIN) - 1))
+    with pytest.raises(LayerInvalidError, match="decompression bomb"):
+        list(chunks)
 
 
 @pytest.mark.parametrize("size", [5000, 1 << 17])

@@ -108,21 +108,42 @@ def test_one_writer(store: Store, uploads: Uploads) -> None:
 
 
 def test_finished_file_cannot_be_written_to(store: Store, uploads: Uploads) -> None:
-    """Not even by who had opened it before it became a blob in the spool."""
+    """Not even by who had the right to."""
     session = uploads.begin("a")
     data = os.urandom(200_000)
-    path = store.uploads / session.id
-    late = os.open(path, os.O_RDWR)
     upload = uploads.open("a", session.id)
     upload.write([data])
     digest = Digest.of(data)
     upload.finish(digest, store.registry.linker("a", digest))
     upload.close()
-    os.close(late)
     with pytest.raises(UploadUnknownError):
         uploads.open("a", session.id)
     with pytest.raises(UploadUnknownError):
         upload.write([b"more"])
+    assert b"".join(store.blobs.read(digest)) == data
+
+
+def test_file_that_becomes_a_blob_while_it_is_opened_cannot_be_written_to(
+    store: Store, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By who opens it before it is renamed into the spool, and has the lock after that."""
+    session = uploads.begin("a")
+    data = os.urandom(200_000)
+    upload = uploads.open("a", session.id)
+    upload.write([data])
+    digest = Digest.of(data)
+    real = os.open
+
+    def open_before(path: Path, flags: int) -> int:
+        monkeypatch.undo()
+        descriptor = real(path, flags)
+        upload.finish(digest, store.registry.linker("a", digest))
+        upload.close()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_before)
+    with pytest.raises(UploadUnknownError):
+        uploads.open("a", session.id)
     assert b"".join(store.blobs.read(digest)) == data
 
 
