@@ -374,6 +374,18 @@ def test_a_directory_of_others_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in data.iterdir()] == ["letters"]
 
 
+def test_a_data_directory_is_closed_to_others(tmp_path: Path) -> None:
+    """Not to its group; and by who only reads it, to nobody."""
+    data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(0o757)
+    for read_only, mode in ((True, 0o757), (False, 0o750)):
+        fd = lock_data(data, read_only=read_only)
+        assert fd is not None
+        os.close(fd)
+        assert stat.S_IMODE(data.stat().st_mode) == mode
+
+
 def test_what_belongs_into_a_data_directory_may_be_there_first(tmp_path: Path) -> None:
     for name in ("lost+found", "node", "logs", "ended", "store"):
         (tmp_path / name).mkdir()

@@ -27,7 +27,7 @@ from pagepool_service.store.clock import Moment, Timeline, note_clock
 from pagepool_service.store.store import Store
 from pagepool_service.supervisor import prepare
 from pagepool_service.uploadfiles import sweep
-from pagepool_service.uploads import Uploads
+from pagepool_service.uploads import OpenUpload, Uploads
 from tests.service.pushes import begin_upload, finishing, push_blob
 from tests.store.helpers import REPOSITORY, noise, push, read
 from tests.support.server import running_service
@@ -217,6 +217,33 @@ def test_what_could_not_be_synced_is_not_synced_again(
         uploads.open("a", session.id)
     assert not store.blobs.exists(digest)
     assert list(store.uploads.iterdir()) == []
+
+
+def test_what_the_repository_has_is_only_hashed(store: Store, uploads: Uploads) -> None:
+    """All of it: where a part has come before it was said what it is, the rest is written behind that."""
+    digest = push(store, b"hello world", repository="a")
+
+    def begin(repository: str, *before: bytes) -> OpenUpload:
+        upload = uploads.open(repository, uploads.begin(repository).id)
+        for piece in before:
+            upload.write([piece])
+        return upload
+
+    empty, begun, wrong, elsewhere = begin("a"), begin("a", b"hello "), begin("a"), begin("b")
+    asked = [upload.keep_nothing(digest) for upload in (empty, begun, wrong, elsewhere)]
+    assert asked == [True, False, True, False]
+    for upload, piece in ((empty, b"hello world"), (begun, b"world"), (wrong, b"hello"), (elsewhere, b"hello world")):
+        upload.write([piece])
+    sizes = {path.stat().st_size for path in store.uploads.iterdir() if path.suffix != ".json"}
+    assert sizes == {0, len(b"hello world")}
+    with pytest.raises(DigestMismatchError):
+        wrong.finish(digest, store.registry.linker("a", digest))
+    for upload, repository in ((empty, "a"), (begun, "a"), (elsewhere, "b")):
+        upload.finish(digest, store.registry.linker(repository, digest))
+    for upload in (empty, begun, wrong, elsewhere):
+        upload.close()
+    assert list(store.uploads.iterdir()) == []
+    assert read(store, digest) == b"hello world"
 
 
 def test_limit(uploads: Uploads) -> None:
