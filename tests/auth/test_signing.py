@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 SCOPE = Scope({"team/app": frozenset(("pull", "push"))}, catalog=True)
 PUBLIC = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
+# On secp112r1, which OpenSSL's command line knows.
+ODD_CURVE = b"""-----BEGIN PUBLIC KEY-----
+MDIwEAYHKoZIzj0CAQYFK4EEAAYDHgAEId4+EoB4CZ7wkCAoSP+WarrRtuoUp5NY
+wXMLug==
+-----END PUBLIC KEY-----
+"""
+
 
 def _sign(ring: KeyRing, **changes: object) -> str:
     options: dict[str, object] = {"use": "access", "life_s": 60, "stamp": "s", "scope": SCOPE} | changes
@@ -232,7 +239,15 @@ def test_a_key_of_another_server_is_found_by_its_id(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{}", b"[]", b'{"keys": []}', b'{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}', b"-----BEGIN X-----\n"],
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"keys": []}',
+        b'{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}',
+        b"-----BEGIN X-----\n",
+        pytest.param(ODD_CURVE, id="a curve that is not supported"),
+    ],
 )
 def test_no_public_keys(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "keys").write_bytes(text)

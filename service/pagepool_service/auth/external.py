@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -97,7 +98,7 @@ def load_public_keys(path: Path) -> tuple[PublicKey, ...]:
         raise FileInvalidError(str(path), error.strerror or str(error)) from None
     try:
         found = _parse_pem(raw) if b"-----BEGIN" in raw else _parse_set(raw)
-    except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
+    except (*_NOT_VALID, AttributeError, UnsupportedAlgorithm) as error:
         raise FileInvalidError(str(path), f"has no public keys: {error}") from None
     if not found:
         raise FileInvalidError(str(path), "has no public keys")
