@@ -358,6 +358,15 @@ def test_damaged_record_is_an_unknown_session(store: Store, uploads: Uploads, te
         uploads.size("a", session.id)
 
 
+def test_record_without_a_file_is_an_unknown_session(store: Store, uploads: Uploads) -> None:
+    """A crash may leave that, too: the record is written first."""
+    session = uploads.begin("a")
+    (store.uploads / session.id).unlink()
+    for ask in (uploads.size, uploads.open, uploads.cancel):
+        with pytest.raises(UploadUnknownError):
+            ask("a", session.id)
+
+
 def test_read_only_store(tmp_path: Path, store: Store) -> None:
     """Takes no sessions."""
     store.close()
