@@ -100,10 +100,10 @@ def test_a_renewal_is_told_to_a_collector_and_counts_from_its_own_transaction(
     with store.env.write() as txn:
         cycle.Cycle.begin(txn, clock.now)
     clock.now += 59 * 10**9
-    leases.renew(NAME, TREE, taken.id, "node a", 120)
-    leases.renew(NAME, TREE, taken.id, "node a", 60)  # well before its end: this needs no word
-    with store.env.read() as txn:
-        assert [found.key for found in cycle.notes_after(txn, 0, 10)] == [layer.key for layer in ORIGIN[1]]
+    for ttl_s in (120, 60):  # the second is well before its end: it needs no word
+        leases.renew(NAME, TREE, taken.id, "node a", ttl_s)
+        with store.env.read() as txn:
+            assert [found.key for found in cycle.notes_after(txn, 0, 10)] == [layer.key for layer in ORIGIN[1]]
     with ThreadPoolExecutor(1) as pool:
         with store.env.write():
             renewing = pool.submit(leases.renew, NAME, TREE, taken.id, "node a", 60)
@@ -173,6 +173,28 @@ def test_expired_ones_are_removed(leases: Leases, clock: Clock, store: Store) ->
     assert leases.remove_expired() == 3
     with store.env.read() as txn:
         assert [key for key, _ in txn.scan(Table.LEASES)] == [LeaseName(NAME, TREE, kept.id).key]
+
+
+def test_one_that_is_renewed_while_expired_ones_are_removed_stays(
+    leases: Leases, clock: Clock, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process, whose clock is a little behind. One that is released meanwhile is no matter."""
+    renewed, released, _ = (leases.take(NAME, TREE, holder, 60, ORIGIN).id for holder in "abc")
+    behind = clock()
+    clock.now += 61 * 10**9
+    write = store.env.write
+
+    def meanwhile() -> object:
+        monkeypatch.undo()
+        other = Leases(store.env, lambda: behind)
+        other.renew(NAME, TREE, renewed, "a", 600)
+        other.release(NAME, TREE, released)
+        return write()
+
+    monkeypatch.setattr(store.env, "write", meanwhile)
+    assert leases.remove_expired() == 1
+    with store.env.read() as txn:
+        assert [LeaseName.parse(key).id for key, _ in txn.scan(Table.LEASES)] == [renewed]
 
 
 def test_maintenance_removes_them(leases: Leases, clock: Clock, store: Store) -> None:
