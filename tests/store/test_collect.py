@@ -422,6 +422,23 @@ def test_an_extent_that_the_index_has_lost_is_kept_if_it_is_needed(store: Store)
     assert store.blobs.exists(layer(4).digest)
 
 
+def test_a_copy_that_was_stored_wrong_goes_once_there_is_a_right_one(store: Store, data: Path) -> None:
+    """The index leads to the other frame: what is needed is not needed here."""
+    name = blake3(FILES[4]).digest()
+    for content in (bytes(len(FILES[4])), FILES[4]):
+        with store.env.write() as txn:
+            store.extents.forget_unsound(txn, [name])
+            store.extents.put_frames(txn, [encode_frame([(name, content)], Role.FILES)])
+    image = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    ingest_all(store)
+    assert collect_totals(store)["dead_bytes"] == len(FILES[4])
+    collect(store)
+    assert u64(1) not in keys(store, Table.FRAMES)
+    assert collect_totals(store)["dead_bytes"] == 0
+    assert_whole(store, REPOSITORY, image)
+    assert check_store(data).problems == []
+
+
 def test_a_cycle_that_was_cut_off_is_dropped(store: Store, data: Path) -> None:
     with store.env.write() as txn:
         cycle.Cycle.begin(txn, 1)
