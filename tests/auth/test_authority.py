@@ -69,6 +69,71 @@ def test_each_credential_is_verified_once(authority: Authority, monkeypatch: pyt
     asyncio.run(talk())
 
 
+def test_what_was_verified_is_remembered_for_a_time_only(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it is asked for: then it is verified again."""
+    verified: list[str] = []
+    real = Htpasswd.verify
+
+    def counted(self: Htpasswd, name: str, secret: str) -> bool:
+        verified.append(name)
+        return real(self, name, secret)
+
+    monkeypatch.setattr(Htpasswd, "verify", counted)
+    monkeypatch.setattr("pagepool_service.auth.authority.REMEMBERED_S", -1.0)
+    good = _headers("alice", password("alice"))
+
+    async def talk() -> None:
+        for number in range(1, 3):
+            await authority.authenticate(good)
+            assert authority.known(good) is None
+            assert len(verified) == 2 * number - 1
+            await authority.login("alice", password("alice"))
+            assert len(verified) == 2 * number
+        authority.close()
+
+    asyncio.run(talk())
+
+
+def test_what_changes_while_it_is_verified_is_looked_at_the_next_time(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And who has lost the password is a stranger again."""
+    begun, go_on = threading.Event(), threading.Event()
+    real = Htpasswd.verify
+
+    def slow(self: Htpasswd, name: str, secret: str) -> bool:
+        begun.set()
+        assert go_on.wait(30)
+        return real(self, name, secret)
+
+    monkeypatch.setattr(Htpasswd, "verify", slow)
+    good = _headers("alice", password("alice"))
+
+    async def talk() -> None:
+        running = asyncio.create_task(authority.authenticate(good))
+        assert await asyncio.to_thread(begun.wait, 30)
+        write_users(tmp_path / "users", ("bob",))
+        assert authority.refresh()
+        authority.renew()
+        go_on.set()
+        await running
+        assert authority.known(good) is None
+        with pytest.raises(CredentialsError):
+            await authority.authenticate(good)
+        go_on.clear()
+        guesses = [asyncio.create_task(authority.login("alice", f"guess {number}")) for number in range(64)]
+        await asyncio.sleep(0)
+        try:
+            with pytest.raises(TooManyLoginsError):
+                await authority.authenticate(good)
+        finally:
+            go_on.set()
+            await asyncio.gather(*guesses, return_exceptions=True)
+        authority.close()
+
+    asyncio.run(talk())
+
+
 def test_only_so_many_wait(authority: Authority) -> None:
     """The rest is told to come again: nobody's passwords take all of the machine."""
 
@@ -118,7 +183,7 @@ def test_strangers_keep_nobody_waiting_who_was_in_before(authority: Authority, m
 
 
 def test_a_token_for_requests_ends_with_the_static_token_it_was_given_for(tmp_path: Path) -> None:
-    """With its end, though what was verified is remembered; and with its removal."""
+    """With its end, though what was verified is remembered; where it is another user's; and with its removal."""
     secret, path = new_token(), tmp_path / "tokens.toml"
     ends = datetime.datetime.now(datetime.UTC).replace(microsecond=0) + datetime.timedelta(seconds=100)
     path.write_text(f'[ci]\nsha256 = "{hash_token(secret)}"\nexpires = {ends.isoformat()}\n')
@@ -132,11 +197,12 @@ def test_a_token_for_requests_ends_with_the_static_token_it_was_given_for(tmp_pa
         access = await authority.authenticate(header)
         assert access is authority.known(header)
         assert access.until <= time.monotonic() + 100
-        path.write_text("")
-        assert authority.refresh()
-        authority.renew()
-        with pytest.raises(CredentialsError):
-            await authority.authenticate(header)
+        for text in (f'[ci]\nuser = "another"\nsha256 = "{hash_token(secret)}"\n', ""):
+            path.write_text(text)
+            assert authority.refresh()
+            authority.renew()
+            with pytest.raises(CredentialsError):
+                await authority.authenticate(header)
 
     asyncio.run(talk())
     authority.close()
