@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import bcrypt
 import pytest
 
 from pagepool.errors import PagepoolError
@@ -205,6 +206,25 @@ def test_a_token_for_requests_ends_with_the_static_token_it_was_given_for(tmp_pa
                 await authority.authenticate(header)
 
     asyncio.run(talk())
+    authority.close()
+
+
+def test_a_new_password_ends_what_was_given_for_the_one_before(authority: Authority, tmp_path: Path) -> None:
+    """Of its user, and of nobody else."""
+    given = {
+        user: authority.sign_refresh(authority.rights.principal(user), authority.stamp_of(user))
+        for user in ("alice", "bob")
+    }
+    lines = (tmp_path / "users").read_text().splitlines()
+    fresh = bcrypt.hashpw(b"new", bcrypt.gensalt(5)).decode()
+    lines = [f"alice:{fresh}" if line.startswith("alice:") else line for line in lines]
+    assert authority.redeem(given["alice"])[0].name == "alice"
+    (tmp_path / "users").write_text("\n".join(lines))
+    assert authority.refresh()
+    authority.renew()
+    with pytest.raises(CredentialsError):
+        authority.redeem(given["alice"])
+    assert authority.redeem(given["bob"])[0].name == "bob"
     authority.close()
 
 
