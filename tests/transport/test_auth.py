@@ -12,7 +12,7 @@ import pytest
 
 from pagepool.errors import DeniedError, UnauthorizedError
 from pagepool.transport import Credentials, RegistryClient, Session
-from pagepool.transport.auth import Authorizer, parse_challenges
+from pagepool.transport.auth import Authorizer, Challenge, parse_challenges
 from tests.transport.peer import docker_registry
 from tests.transport.scripted import Reply, Request, scripted_server, session
 
@@ -60,6 +60,11 @@ class TokenServer:
         token = f"token{len(self.fetched)}"
         self.valid.add(token)
         return Reply(200, json.dumps({"token": token, "expires_in": self.life_s}).encode())
+
+
+def test_challenges_are_gone_through_once() -> None:
+    """Whatever a registry sends: these would take hours if each comma were a place to begin anew."""
+    assert parse_challenges(["Basic " + "," * (1 << 20) + "\0", "," * (1 << 20)]) == [Challenge("basic", {})]
 
 
 def test_token_is_fetched_once_and_kept() -> None:

@@ -27,8 +27,9 @@ MAX_TOKEN_ANSWER = 1 << 20
 CATALOG_SCOPE = "registry:catalog:*"
 """What a token must allow to list what there is."""
 
+# Searched for, so nothing is said of what lies between items: it would be gone through once for each of its bytes.
 _ITEM = re.compile(
-    r"""[\s,]*(?:
+    r"""(?:
         (?P<key>[!#$%&'*+.^_`|~\w-]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+))
       | (?P<scheme>[!#$%&'*+.^_`|~\w-]+)
     )""",

@@ -37,7 +37,8 @@ USUALLY_LISTED = 1000
 
 UPLOAD_RANGE_PATTERN = r"^(bytes[ =])?[0-9]{1,19}-[0-9]{1,19}(/([0-9]{1,19}|\*))?$"
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]{1,19}|\*))?", re.IGNORECASE)
-_BYTE_RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,19})\s*-\s*([0-9]{0,19})\s*", re.IGNORECASE)
+# "*+": blanks that are given back would be tried again for each of them.
+_BYTE_RANGE = re.compile(r"bytes\s*=\s*+([0-9]{0,19})\s*-\s*+([0-9]{0,19})\s*", re.IGNORECASE)
 
 
 class RepositoryConvertor(Convertor[str]):

@@ -24,8 +24,10 @@ MOST_SEPARATE_RANGES = 1024
 _LONGEST_NUMBER = 19  # digits
 _APART = 80  # bytes that the head of a part takes, about
 _UNIT = re.compile(r"\s*bytes\s*=", re.IGNORECASE)
-_RANGE = re.compile(r"[ \t]*([0-9]*)[ \t]*-[ \t]*([0-9]*)[ \t]*")
-_TAG = re.compile(r'[ \t]*(W/)?("[^"]*")[ \t]*(?:,|$)')
+# Blanks before what may be nothing are never given back ("*+"), and none are before a tag, which is searched for: else
+# a header that is full of them would be gone through once for each.
+_RANGE = re.compile(r"[ \t]*+([0-9]*)[ \t]*-[ \t]*+([0-9]*)[ \t]*")
+_TAG = re.compile(r'(W/)?("[^"]*")[ \t]*(?:,|$)')
 
 CONDITIONS = frozenset((b"range", b"if-range", b"if-none-match", b"if-match"))
 """The headers that decide; without any of them the answer is all of the content."""
