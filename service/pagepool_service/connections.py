@@ -99,6 +99,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _head_size = 0
     _in_head = False
+    _in_body = False
+    _came = False
+    _between = 0
     refused = False
     _unread = 0
     idle_sweeps = 0
@@ -132,6 +135,8 @@ class BoundedProtocol(HttpToolsProtocol):
         # A scope is made when a head begins, and its method is known when the head has ended.
         if not self.scope or "method" in self.scope:
             self._in_head = False
+            if self._in_body:
+                self._bound_between(len(data))
         elif self._in_head:
             # What a head begins or ends in may be mostly bodies; a head that goes on over a whole read is all head.
             self._head_size += len(data)
@@ -171,13 +176,43 @@ class BoundedProtocol(HttpToolsProtocol):
         head += [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
         return b"".join([*head, b"\r\n"])
 
+    def _bound_between(self, size: int) -> None:
+        """Bound what is sent with a body and is none of it: trailers, of which the parser gathers one to its end, and
+        extensions of chunks.
+
+        Args:
+            size: of a read that did not end the request.
+        """
+        self._between = 0 if self._came else self._between + size
+        self._came = False
+        if self._between <= LONGEST_HEAD:
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self.end()  # it has its answer
+        else:
+            self.refuse(431, f"between and behind the chunks of a body there may be {LONGEST_HEAD} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header has ended. Trailers are left aside, as RFC 9110 (section 6.5.1) has it: whoever sits before the
+        service and looks at headers may not have looked at them."""
+        if "method" not in self.scope:
+            HttpToolsProtocol.on_header(self, name, value)
+
     def on_headers_complete(self) -> None:
         """A head has ended."""
         if not self.parser.should_upgrade():
             HttpToolsProtocol.on_headers_complete(self)
+            self._in_body = self._came = True
+            self._between = 0
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body has come."""
+        self._came = True
+        HttpToolsProtocol.on_body(self, body)
 
     def on_message_complete(self) -> None:
         """A request has ended."""
+        self._in_body = False
         if not self.parser.should_upgrade():
             HttpToolsProtocol.on_message_complete(self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -81,3 +82,47 @@ def test_who_sends_no_more_gets_the_answer(connection: socket.socket) -> None:
     while piece := connection.recv(65536):
         seen += piece
     assert [seen.count(b"HTTP/1.1 202 "), seen.count(b"HTTP/1.1 200 ")] == [1, 1], seen
+
+
+CHUNKED = b"GET /v2/a/blobs/%b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+
+
+def test_trailers_are_no_headers(connection: socket.socket) -> None:
+    """In one piece with their request, or behind it: who filters headers before the service has not seen them."""
+    blob = b"of ten by."
+    digest = hashlib.sha256(blob).hexdigest().encode()
+    upload = b"POST /v2/a/blobs/uploads/?digest=sha256:%b HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n%b"
+    connection.sendall(upload % (digest, blob))
+    assert connection.recv(65536).startswith(b"HTTP/1.1 201 ")
+    connection.sendall(CHUNKED % (b"sha256:" + digest) + b"Range: bytes=0-3\r\nX-Request-Id: mine\r\n\r\n")
+    seen = connection.recv(65536)
+    assert seen.startswith(b"HTTP/1.1 200 ")
+    assert seen.endswith(blob)
+    assert b"mine" not in seen
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [
+        (CHUNKED % b"uploads", b"a:b\r\n" * 10_000),
+        (CHUNKED % b"uploads" + b"X: ", b"a" * 50_000),
+        (b"POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;", b"a" * 50_000),
+    ],
+    ids=["many trailers", "one trailer", "an extension"],
+)
+def test_what_is_with_a_body_and_none_of_it_ends(connection: socket.socket, begin: bytes, piece: bytes) -> None:
+    """Whether the request was answered before or not; the parser would keep a trailer until it is whole."""
+    pieces = iter([begin, *[piece] * 1000])
+    with suppress(ConnectionError):
+        for one in pieces:
+            connection.sendall(one)
+    assert next(pieces, None), "it took all of it"
+
+
+def test_chunks_of_a_byte_are_a_body(connection: socket.socket) -> None:
+    """What is around them is much more than they are."""
+    connection.sendall(b"POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection.sendall(b"1;what=this\r\na\r\n" * 20_000 + b"0\r\nX: y\r\n\r\n" + KNOWN + b"\r\n")
+    seen = answer(connection)
+    assert b"HTTP/1.1 202 " in seen
+    assert seen.endswith(b'{"status":"ok"}')
