@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,25 @@ def test_a_file_that_was_exchanged(container: Container) -> None:
         (container.upper / "other").write_bytes(b"two")
         (container.upper / "other").rename(container.upper / "new")
         with pytest.raises(OSError, match="new") as caught:
+            now.read(new, 0, 3)
+        assert caught.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize("through", ["itself", "a link on the way"])
+def test_a_device_put_in_place_of_a_file_is_not_opened(container: Container, place: Path, through: str) -> None:
+    """As root in a container that runs can do meanwhile. Opened, this one would be ENXIO: there is no such device."""
+    with container.mounted() as at:
+        (at / "new").mkdir()
+        (at / "new/one").write_bytes(b"one")
+    with open_upper(container) as now:
+        new = now.lookup(now.lookup(ROOT, b"new"), b"one")
+        (container.upper / "new").rename(place / "moved")
+        directory = container.upper / "new" if through == "itself" else place / "outside"
+        directory.mkdir()
+        os.mknod(directory / "one", 0o600 | stat.S_IFCHR, os.makedev(4000, 0))
+        if through != "itself":
+            (container.upper / "new").symlink_to(directory)
+        with pytest.raises(OSError, match="new/one") as caught:
             now.read(new, 0, 3)
         assert caught.value.errno == errno.ESTALE
 

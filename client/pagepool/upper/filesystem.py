@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from pagepool.vfs import TreeFileSystem, Usage
 
-_OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LOOK_AT: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class UpperFileSystem:
@@ -248,11 +248,16 @@ class UpperFileSystem:
         number, descriptor = self._file
         if number == ino:
             return descriptor
-        opened = os.open(self._upper / os.fsdecode(node.path), _OPEN_FILE)
-        found = os.fstat(opened)
-        if (found.st_dev, found.st_ino) != node.identity:
-            os.close(opened)
-            fail(errno.ESTALE, node.path)
+        # A container that runs may have put something else there, or a link on the way: a device does something when it
+        # is opened, and is no device of the container's out here.
+        found = os.open(self._upper / os.fsdecode(node.path), _LOOK_AT)
+        try:
+            status = os.fstat(found)
+            if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) != node.identity:
+                fail(errno.ESTALE, node.path)
+            opened = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(found)
         if descriptor >= 0:
             os.close(descriptor)
         self._file = (ino, opened)
