@@ -272,6 +272,21 @@ def test_a_directory_outside_of_the_root_is_none_to_start_in(tmp_path: Path) -> 
     )
 
 
+def test_what_the_container_shows_as_proc_is_not_read(place: Place) -> None:
+    """An image may have /proc somewhere else; runc does not take it. Nobody would ever write to this FIFO."""
+    (place.root / "proc").rmdir()
+    (place.root / "proc").symlink_to("/elsewhere")
+    script = "rm /proc; mkdir -p /proc/thread-self; mkfifo /proc/thread-self/status; echo ready; exec sleep 1000"
+    if place.runtime == "runc":
+        assert place.run("--", "true").returncode == 125
+        return
+    started = begin(place, "--name", "web", "--", "sh", "-c", script)
+    done = place.call(*place.command("exec", "web", "grep", "CapPrm", "/elsewhere/self/status"))
+    assert (done.returncode, done.stdout) == (0, "CapPrm:\t00000000a00425fb\n"), done.stderr
+    started.terminate()
+    end(started)
+
+
 def test_keys_of_the_session_are_not_the_containers(web: Place) -> None:
     """Whoever starts it may have keys in its session, of Kerberos or a file system, which root could read there."""
     number = {"x86_64": (248, 250), "aarch64": (217, 219)}.get(os.uname().machine)

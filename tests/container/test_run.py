@@ -327,6 +327,16 @@ def test_the_kernels_files_are_protected(place: Place) -> None:
     assert place.run(*_sh("ls /sys/firmware /proc/scsi 2>/dev/null | grep -v :")).stdout.strip() == ""
 
 
+def test_what_hides_the_kernels_files_is_not_the_hosts(place: Place) -> None:
+    """Else the container could give the host's /dev/null another mode, or owner: here it is but its time."""
+    hidden = "for path in /proc/keys /proc/timer_list /dev/null; do touch -d 2001-02-03 $path; wc -c < $path; done"
+    before = Path("/dev/null").stat()
+    done = place.run(*_sh(hidden))
+    after = Path("/dev/null").stat()
+    assert done.stdout.split() == ["0"] * 3, done.stderr
+    assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+
+
 def test_an_images_device_nodes_are_no_devices(place: Place) -> None:
     disk = Path("/proc/partitions").read_text().splitlines()[2].split()
     os.mknod(place.root / "disk", 0o666 | stat.S_IFBLK, os.makedev(int(disk[0]), int(disk[1])))

@@ -225,6 +225,10 @@ def _restrict(root: int, path: str, *, mask: bool) -> None:
         mounts.mount("tmpfs", _proc(place), "tmpfs", mounts.MS_RDONLY, "size=0,nr_inodes=1")
     else:
         mounts.mount("/dev/null", _proc(place), flags=mounts.MS_BIND)
+        mounted = linux.open_in_root(root, path, os.O_PATH)
+        # It is the host's: whoever could write to the mount could give it another mode or owner, for all of the host.
+        mounts.restrict_mount(mounted, mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC)
+        os.close(mounted)
     os.close(place)
 
 

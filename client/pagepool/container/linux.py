@@ -36,8 +36,8 @@ RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_IN_ROOT: Final = 0x10
 
 _OPENAT2: Final = 437
-_OTHERS: Final = {"getcwd": 17, "pivot_root": 41, "capset": 91, "keyctl": 219, "seccomp": 277}
-_X86_64: Final = {"getcwd": 79, "pivot_root": 155, "capset": 126, "keyctl": 250, "seccomp": 317}
+_OTHERS: Final = {"getcwd": 17, "pivot_root": 41, "capget": 90, "capset": 91, "keyctl": 219, "seccomp": 277}
+_X86_64: Final = {"getcwd": 79, "pivot_root": 155, "capget": 125, "capset": 126, "keyctl": 250, "seccomp": 317}
 _SECCOMP_SET_MODE_FILTER: Final = 1
 _JOIN_SESSION_KEYRING: Final = 1
 _SIOCSIFFLAGS: Final = 0x8914
@@ -180,10 +180,10 @@ def keep_capabilities(numbers: set[int], own: frozenset[int] = frozenset()) -> N
 
 
 def _permitted() -> set[int]:
-    with open("/proc/thread-self/status", "rb") as file:  # noqa: PTH123 - nothing may be imported here any more
-        line = next(line for line in file if line.startswith(b"CapPrm:"))
-    mask = int(line.split()[1], 16)
-    return {number for number in range(64) if mask >> number & 1}
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    words = (_CapabilityData * 2)()
+    call("syscall", ctypes.c_long(_number("capget")), ctypes.byref(header), ctypes.byref(words), path="capget")
+    return {number for number in range(64) if words[number // 32].permitted >> number % 32 & 1}
 
 
 def _number(name: str) -> int:
