@@ -22,6 +22,7 @@ from pagepool_service.codedtrees import CodedTrees
 from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.making import Makings
 from pagepool_service.observing import Observer
+from pagepool_service.otherorigins import OwnOrigin
 from pagepool_service.pools import open_pool
 from pagepool_service.prebuild import WantedImages
 from pagepool_service.profiles import Profiles
@@ -62,7 +63,7 @@ from pagepool_service.uploadfiles import SessionLimit
 from pagepool_service.uploads import Uploads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from starlette.types import ASGIApp
@@ -156,7 +157,7 @@ def create_app(
     app = _make_app(lifespan)
     app.state.context = context
     observer = Observer(
-        objects.ObjectFront(_open_to_pages(ClientHabits(app), settings.allowed_origins), context),
+        objects.ObjectFront(_open_to_pages(ClientHabits(app), settings), context),
         metrics,
         tally,
         place,
@@ -166,15 +167,17 @@ def create_app(
     return observer
 
 
-def _open_to_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """Let web pages of other origins use the application from browsers (CORS), if there are any.
+def _open_to_pages(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """Let web pages of allowed origins use the application from browsers (CORS), and those of others change nothing.
 
     Their browsers send credentials that they remember only where origins are named one by one.
     """
+    origins = settings.allowed_origins
+    guarded = OwnOrigin(app, origins, settings.external_url)
     if not origins:
-        return app
+        return guarded
     return CORSMiddleware(
-        app,
+        guarded,
         allow_origins=origins,
         allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["*"],

@@ -56,6 +56,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.server_close()
 
 
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service with an origin that is allowed, and another name."""
+    environment = {"PAGEPOOL_ALLOWED_ORIGINS": UI, "PAGEPOOL_EXTERNAL_URL": "https://registry.example"}
+    with running_service(tmp_path_factory.mktemp("guarded") / "data", **environment) as running:
+        yield running.url
+
+
 def test_a_page_of_an_allowed_origin_uses_the_registry(browser: Browser, site: str, tmp_path: Path) -> None:
     """With credentials, which take a question before (OPTIONS), and with what it may read of an answer."""
     users = write_users(tmp_path / "users")
@@ -94,8 +102,15 @@ def test_other_origins_see_and_change_nothing(browser: Browser, site: str, tmp_p
             for method in ("GET", "PUT", "DELETE"):
                 with pytest.raises(Exception, match="Failed to fetch"):
                     page.evaluate(LOOK, [running.url, method, "/v2/team/app/manifests/1", {}])
+            before = len(list((running.data / "uploads").iterdir()))
+            with pytest.raises(Exception, match="Failed to fetch"):
+                page.evaluate(LOOK, [running.url, "POST", "/v2/team/app/blobs/uploads/", {}])
+            assert len(list((running.data / "uploads").iterdir())) == before
+            page.goto(running.url)
+            assert page.evaluate(LOOK, ["", "POST", "/v2/team/app/blobs/uploads/", {}])["status"] == 202
             page.close()
             assert http.get("/v2/team/app/manifests/1").status_code == 200
+            assert len(list((running.data / "uploads").iterdir())) > before
 
 
 def test_what_is_answered(tmp_path: Path) -> None:
@@ -122,6 +137,26 @@ def test_what_is_answered(tmp_path: Path) -> None:
             assert (read.status_code, "access-control-allow-origin" in read.headers) == (206, False)
         read = http.get(page, headers={"Range": "bytes=0-4095", "Origin": UI})
         assert (read.content, read.headers["access-control-allow-origin"]) == (FILES["lib/one"][:4096], "*")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 202),
+        ({"Origin": UI}, 202),
+        ({"Origin": "https://registry.example"}, 202),
+        ({"Origin": "http://LocalHost:5000", "Host": "localhost:5000"}, 202),
+        ({"Origin": "https://proxy.example", "Sec-Fetch-Site": "same-origin"}, 202),
+        ({"Origin": "https://other.example"}, 403),
+        ({"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://localhost:8080", "Host": "localhost:5000"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "null", "Host": ""}, 403),
+    ],
+)
+def test_who_may_post(guarded: str, headers: dict[str, str], status: int) -> None:
+    """Browsers say for which page they send something; other clients do not."""
+    assert httpx.post(f"{guarded}/v2/team/app/blobs/uploads/", headers=headers).status_code == status
 
 
 @pytest.mark.parametrize(
