@@ -9,7 +9,6 @@ other clients say nothing of the kind.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from pagepool.errors import DeniedError
 from pagepool_service.routes.errors import render
@@ -32,7 +31,7 @@ class OwnOrigin:
     def __init__(self, app: ASGIApp, allowed: Sequence[str], external_url: str | None) -> None:
         self.app = app
         self._all = "*" in allowed
-        self._hosts = {urlsplit(origin).netloc for origin in (*allowed, external_url or "")}
+        self._hosts = {_host_of(url) for url in (*allowed, external_url or "")} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on."""
@@ -49,5 +48,10 @@ class OwnOrigin:
         # Behind a proxy that says another name to us than it has, browsers know better, where they say it.
         if headers.get(b"sec-fetch-site") == b"same-origin":
             return True
-        host = urlsplit(origin).netloc if "://" in origin else ""
+        host = _host_of(origin)
         return bool(host) and (host in self._hosts or host == headers.get(b"host", b"").decode("latin-1").lower())
+
+
+def _host_of(url: str) -> str:
+    """Name and port of an origin, or of a URL, whatever they look like; "" of ``null``."""
+    return url.lower().partition("://")[2].partition("/")[0]

@@ -150,6 +150,7 @@ def test_what_is_answered(tmp_path: Path) -> None:
         ({"Origin": "https://other.example"}, 403),
         ({"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site"}, 403),
         ({"Origin": "http://localhost:8080", "Host": "localhost:5000"}, 403),
+        ({"Origin": "http://[evil", "Host": "localhost:5000"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": "null", "Host": ""}, 403),
     ],

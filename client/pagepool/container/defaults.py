@@ -49,6 +49,7 @@ CAPABILITY_NUMBERS: Final = {
 MASKED_PATHS: Final = (
     "/proc/asound",
     "/proc/acpi",
+    "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
