@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import resource
 import shutil
 import stat
 from pathlib import Path
@@ -256,16 +257,24 @@ def test_whiteouts_by_attribute(container: Container) -> None:
 
 
 def test_deep_directories(place: Path) -> None:
-    """Deeper than Python's stack."""
+    """Deeper than Python's stack, and than files may be open: a node has them for all containers."""
 
     container = KernelImage(place, TreeBuilder()).container()
     with container.mounted() as at:
         descriptor = os.open(at, os.O_RDONLY)
         for _ in range(400):
             os.mkdir("d", dir_fd=descriptor)
+            os.mkdir("e", dir_fd=descriptor)
             below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = below
         os.close(descriptor)
-    with open_upper(container) as now:
-        assert len(plan(now)) == 401
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 100, limits[1]))  # noqa: PTH208
+    try:
+        now = open_upper(container)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with now as opened:
+        assert len(plan(opened)) == 801
+        assert opened.is_current()

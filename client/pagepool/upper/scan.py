@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from pagepool.image.member import Kind, show_name
 
@@ -37,6 +38,8 @@ KINDS: Final = {
 }
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_ATTRIBUTES: Final = (errno.EOPNOTSUPP, errno.EPERM)
+_KEPT_OPEN: Final = 32
+"""Directories above the one that is being read: a program can make more of them than a node may have files open."""
 
 
 @dataclass(slots=True, eq=False)
@@ -112,12 +115,19 @@ def _state(node: UpperNode) -> tuple[object, ...]:
     return (node.path, *changed, node.marks, node.xattrs, node.target)
 
 
-class _Open(NamedTuple):
-    """A directory that is being read: it stays open until all below it is read."""
+@dataclass(slots=True)
+class _Open:
+    """A directory that is being read; its descriptor is -1 while what is far below it is read."""
 
     descriptor: int
     node: UpperNode
     left: list[bytes]
+
+    def close(self) -> None:
+        """Close it, if it is open."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
 
 
 def scan_upper(upper: Path) -> UpperNode:
@@ -128,7 +138,7 @@ def scan_upper(upper: Path) -> UpperNode:
 
     Raises:
         NotADirectoryError: it is none, or a symlink.
-        OSError: it cannot be read, or is deeper than files can be open; or it changed.
+        OSError: it cannot be read; or it changed.
     """
     descriptor = os.open(upper, _OPEN_DIRECTORY)
     stack = [_enter(descriptor, b"", os.fsencode(f"/proc/self/fd/{descriptor}"))]
@@ -137,7 +147,7 @@ def scan_upper(upper: Path) -> UpperNode:
         while stack:
             here = stack[-1]
             if not here.left:
-                os.close(stack.pop().descriptor)
+                _leave(stack)
                 continue
             name = here.left.pop()
             path = here.node.path + b"/" + name if here.node.path else name
@@ -146,12 +156,29 @@ def scan_upper(upper: Path) -> UpperNode:
             if stat.S_ISDIR(status.st_mode):
                 stack.append(_enter(os.open(name, _OPEN_DIRECTORY, dir_fd=here.descriptor), path, at))
                 here.node.children[name] = stack[-1].node
+                if len(stack) > _KEPT_OPEN:
+                    stack[-1 - _KEPT_OPEN].close()
             else:
                 here.node.children[name] = _read_node(path, status, at)
     finally:
         for one in stack:
-            os.close(one.descriptor)
+            one.close()
     return root
+
+
+def _leave(stack: list[_Open]) -> None:
+    """Go back to the directory that the innermost is in, opened again if need be.
+
+    Raises:
+        OSError: it is in another one by now.
+    """
+    with closing(stack.pop()) as here:
+        if stack and stack[-1].descriptor < 0:
+            above = stack[-1]
+            above.descriptor = os.open("..", _OPEN_DIRECTORY, dir_fd=here.descriptor)
+            found = os.fstat(above.descriptor)
+            if (found.st_dev, found.st_ino) != above.node.identity:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), here.node.path)
 
 
 def _enter(descriptor: int, path: bytes, at: bytes) -> _Open:
