@@ -48,6 +48,10 @@ _LINGER_BYTES: Final = 8 << 20
 _MOST_LINGERING: Final = 64
 _KEPT_FILES: Final = 256
 """Descriptors that are not for connections: the store, the pool's objects, logs."""
+_MOST_WAITING: Final = 16384
+"""Requests of all connections that wait for the answer to an earlier one of theirs. Each takes about 2 KiB of memory,
+and 18 bytes to send."""
+_LOOK_EVERY: Final = 64
 _UPLOADS: Final = "/blobs/uploads/"
 _WHOLE_OR_NOT: Final = (b"content-length", b"content-range")
 """Headers with which nothing of a body counts unless all of it comes (`routes.uploads`)."""
@@ -192,6 +196,13 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self.refuse(431, f"between and behind the chunks of a body there may be {LONGEST_HEAD} bytes")
 
+    def _bound_waiting(self) -> None:
+        """End the connection if too many requests wait: nobody sends so many who takes the answers."""
+        if isinstance(self.config, GuardedConfig) and self.config.guard.count_waiting() > _MOST_WAITING:
+            self.refused = True  # an answer in between would be taken for a part of the one under way
+            self.config.guard.ended += 1
+            self.drop()
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header has ended. Trailers are left aside, as RFC 9110 (section 6.5.1) has it: whoever sits before the
         service and looks at headers may not have looked at them."""
@@ -200,10 +211,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head has ended."""
-        if not self.parser.should_upgrade():
+        if not self.parser.should_upgrade() and not self.refused:
             HttpToolsProtocol.on_headers_complete(self)
             self._in_body = self._came = True
             self._between = 0
+            if self.pipeline and not len(self.pipeline) % _LOOK_EVERY:
+                self._bound_waiting()
 
     def on_body(self, body: bytes) -> None:
         """A part of a body has come."""
@@ -362,6 +375,10 @@ class ConnectionGuard:
             if address := _address(connection):
                 self._addresses[address] -= 1
                 self._addresses += Counter()  # forgets those of none
+
+    def count_waiting(self) -> int:
+        """Requests that wait for the answer to an earlier one of their connection."""
+        return sum(len(connection.pipeline) for connection in self._open)
 
     def _refuse(self, connection: BoundedProtocol, reason: str) -> None:
         self.refused += 1

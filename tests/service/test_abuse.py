@@ -228,6 +228,22 @@ def test_readers_that_take_nothing(small: Service) -> None:
         assert http.get(f"/v2/slow/blobs/{digest}").content == blob
 
 
+def test_requests_without_end_behind_an_answer_that_is_not_taken(tmp_path: Path) -> None:
+    """Small to send and large to keep: when there are too many, who sends more of them loses the connection."""
+    blob = noise(4 << 20)
+    with running_service(tmp_path / "data") as service, httpx.Client(base_url=service.url) as http:
+        digest = push_blob(http, "behind", blob)
+        head = f"GET /v2/behind/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        with connections(service, 8, head, receive=4096) as several:
+            poller = select.poll()
+            for one in several:
+                assert one.recv(16, socket.MSG_PEEK | socket.MSG_WAITALL) == b"HTTP/1.1 200 OK\r"
+                poller.register(one, select.POLLERR)
+                one.sendall(b"GET / HTTP/1.1\r\n\r\n" * 3500)
+            assert poller.poll(30_000)
+            is_answered(service)
+
+
 def test_readers_that_take_nothing_and_are_refused(small: Service) -> None:
     """Whose next bytes are no request: what was on its way to them is given up."""
     before = sockets(small)
