@@ -54,8 +54,8 @@ def test_ranges_mean_what_python_slices_mean(first: int, last: int, size: int) -
 
 @pytest.mark.parametrize("start", ["", "1", "1-", "-"])
 def test_blanks_are_gone_through_once(start: str) -> None:
-    """Else a header of 64 KiB would hold up a worker for seconds, and these for an hour."""
-    assert byte_range(f"bytes={start}{' ' * (1 << 20)}x", 10) is None
+    """Else a header of 64 KiB would hold up a worker for seconds, and these for minutes."""
+    assert byte_range(f"bytes={start}{' ' * (1 << 18)}x", 10) is None
 
 
 @given(st.binary(max_size=40))
