@@ -167,8 +167,48 @@ def test_malformed_maps(records: list[tuple[bytes, bytes]], data: bytes, reason:
     assert reason in ingest(make_pax_sparse(records, data) + END).problem
 
 
-def test_unknown_version_is_a_plain_file() -> None:
-    records = [(b"GNU.sparse.major", b"2"), (b"GNU.sparse.minor", b"0")]
+def binary(value: int) -> bytes:
+    """A number as GNU tar writes those that twelve octal digits do not hold."""
+    return b"\x80" + value.to_bytes(11, "big")
+
+
+def make_gnu_header(entry: bytes, size: bytes, data: bytes) -> bytes:
+    tail = bytes(41) + entry.ljust(96, b"\0") + b"\0" + size
+    return make_header(b"gnu", len(data), b"S", magic=GNU, tail=tail) + pad(data) + END
+
+
+def test_old_gnu_numbers_in_binary() -> None:
+    sink = ingest(make_gnu_header(binary(4096) + binary(3) + octal(5000) + octal(0), binary(5000), b"abc"))
+    assert sink.problem == ""
+    assert sink.files == {b"gnu": bytes(4096) + b"abc" + bytes(901)}
+
+
+@pytest.mark.parametrize(
+    ("entry", "size", "reason"),
+    [
+        (octal(0) + octal(3), b"x" * 12, "a bad size"),
+        (b"x" * 12 + octal(3), octal(9), "a bad number"),
+        (octal(0) + b"x" * 12, octal(9), "a bad number"),
+        (b"\xff" * 12 + octal(3), octal(9), "a negative number"),
+        (octal(3) + b"\xff" * 12, octal(9), "a negative number"),
+        (octal(0) + octal(3), b"\xff" * 12, "reaches beyond its size"),
+    ],
+)
+def test_malformed_old_gnu_maps(entry: bytes, size: bytes, reason: str) -> None:
+    assert reason in ingest(make_gnu_header(entry, size, b"abc")).problem
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [(b"GNU.sparse.major", b"2"), (b"GNU.sparse.minor", b"0")],
+        [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"1")],
+        [(b"GNU.sparse.major", b"0"), (b"GNU.sparse.minor", b"2")],
+        [(b"GNU.sparse.major", b"2"), (b"GNU.sparse.map", b"0,4"), (b"GNU.sparse.numblocks", b"1")],
+        [(b"GNU.sparse.minor", b"2"), (b"GNU.sparse.map", b"0,4"), (b"GNU.sparse.numblocks", b"1")],
+    ],
+)
+def test_unknown_version_is_a_plain_file(records: list[tuple[bytes, bytes]]) -> None:
     sink = ingest(make_pax_sparse(records, b"data") + END)
     assert sink.problem == ""
     assert sink.files == {b"short": b"data"}
