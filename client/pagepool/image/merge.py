@@ -109,9 +109,8 @@ class TreeMerger:
     def _make_parents(self, directory: bytes, name: bytes) -> Node:
         """The node of a directory, made where it is missing, with the way to `name` in it marked as touched."""
         names, nodes = resolve_path(self._root, directory)
-        names.append(name)
         here = self._root
-        for part, node in zip(names, nodes[1:], strict=False):
+        for part, node in zip(names, nodes[1:], strict=True):
             self._touched.setdefault(here, set()).add(part)
             if node is None or node.children is None:
                 assert here.children is not None
