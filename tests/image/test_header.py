@@ -145,10 +145,32 @@ def test_pax_records() -> None:
         (b"-0.5", -500_000_000),
         (b"1.", 10**9),
         (b"+3", 3 * 10**9),
+        (b"9223372036854775807", (2**63 - 1) * 10**9),
+        (b"-9223372036854775808", -(2**63) * 10**9),
     ],
 )
 def test_pax_times(text: bytes, value: int) -> None:
     assert only(make_pax(mtime=text) + make_header(b"a", 0)).mtime_ns == value
+
+
+@pytest.mark.parametrize("text", [b"x", b".5", b"1,5", b"9223372036854775808", b"-9223372036854775809"])
+def test_not_pax_times(text: bytes) -> None:
+    assert f"a bad time {text.decode()!r}" in ingest(make_pax(mtime=text) + make_file(b"a", b"")).problem
+
+
+@pytest.mark.parametrize("text", [b"9223372036854775808", b"-9223372036854775809", b"1" * 20])
+def test_pax_numbers_have_64_bits(text: bytes) -> None:
+    assert f"a bad number {text.decode()!r}" in ingest(make_pax(size=text) + make_file(b"a", b"")).problem
+    assert "over the limit of" in ingest(make_pax(size=b"9223372036854775807") + make_file(b"a", b"")).problem
+
+
+@pytest.mark.parametrize(
+    "record",
+    [(b"path", b"a\0b"), (b"linkpath", b"a\0"), (b"uname", b"\0"), (b"gname", b"\0g"), (b"SCHILY.xattr.a\0b", b"")],
+)
+def test_pax_records_with_a_nul_where_none_can_be(record: tuple[bytes, bytes]) -> None:
+    problem = ingest(make_extension(b"x", make_records([record])) + make_file(b"a", b"")).problem
+    assert "a record that is not key=value" in problem
 
 
 def test_pax_size_wins() -> None:
