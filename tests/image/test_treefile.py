@@ -10,11 +10,12 @@ import pytest
 
 from pagepool.digest import blake3_raw
 from pagepool.errors import CorruptError, DigestMismatchError
-from pagepool.extents import EXTENT_SIZE
+from pagepool.extents import EXTENT_SIZE, ZERO_EXTENT
 from pagepool.image import Kind, Node, Tree, TreeFile, encode_tree
 from pagepool.image.treefile import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 _KINDS = (Kind.DIRECTORY, Kind.REGULAR, Kind.REGULAR, Kind.REGULAR, Kind.SYMLINK, Kind.CHAR, Kind.BLOCK, Kind.FIFO)
@@ -152,6 +153,33 @@ def test_an_empty_tree() -> None:
     assert found.node(ROOT).mode == 0o700
     assert list(found.entries(ROOT)) == []
     assert found.object_count == found.extent_count == 0
+
+
+def test_holes_are_the_extents_of_zeros() -> None:
+    """At any place of an object, and none in a tree without zeros."""
+    zeros, other = ZERO_EXTENT, blake3_raw(b"other")
+    runs = {
+        b"none": [(2, other), (1, blake3_raw(b"more"))],
+        b"some": [(2, zeros), (1, other), (1, zeros), (3, other), (1, zeros)],
+        b"all": [(4, zeros)],
+    }
+    of_object = {blake3_raw(key): found for key, found in runs.items()}
+
+    def make(key: bytes) -> Node:
+        if key == b"one":
+            return Node(Kind.REGULAR, 0o644, size=EXTENT_SIZE, object=zeros)
+        size = sum(count for count, _ in runs[key]) * EXTENT_SIZE
+        return Node(Kind.REGULAR, 0o644, size=size, object=blake3_raw(key))
+
+    def holes(names: Iterable[bytes]) -> dict[bytes, list[tuple[int, int]]]:
+        root = Node(Kind.DIRECTORY, 0o755, children={name: make(name) for name in names})
+        found = TreeFile(encode_tree(Tree(root), lambda digest, _: of_object[digest]))
+        assert found.holes(-1) == found.holes(found.object_count) == []
+        return {name: found.holes(found.node(number).object) for name, number in found.entries(ROOT)}
+
+    expected = {b"all": [(0, 4)], b"none": [], b"one": [(0, 1)], b"some": [(0, 2), (3, 4), (7, 8)]}
+    assert holes(expected) == expected
+    assert holes([b"none"]) == {b"none": []}
 
 
 def test_another_digest() -> None:

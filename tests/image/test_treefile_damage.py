@@ -131,6 +131,19 @@ def test_objects_that_cannot_be(place: int, data: bytes, reason: str) -> None:
         patched(place, data).object(0)
 
 
+def test_holes_of_an_object_that_cannot_be() -> None:
+    """Asked for alone, as a listing with sizes does, they are of runs that are there."""
+    file = Node(Kind.REGULAR, 0o644, size=3 * EXTENT_SIZE, object=blake3_raw(b"f"))
+    root = Node(Kind.DIRECTORY, 0o755, children={b"f": file})
+    raw = bytearray(encode_tree(Tree(root), runs_of))
+    assert TreeFile(bytes(raw)).holes(0) == [(1, 2)]
+    place = HEADER.size + 2 * NODE.size + ENTRY.size + 40
+    for data in (_U32_MOST, struct.pack("<I", 1)):
+        raw[place : place + 4] = data
+        with pytest.raises(CorruptError, match="not there"):
+            TreeFile(bytes(raw)).holes(0)
+
+
 def test_an_unknown_version_or_file() -> None:
     """They are told apart."""
     with pytest.raises(CorruptError, match="of version 2"):
