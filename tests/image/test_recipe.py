@@ -219,6 +219,10 @@ BAD: dict[str, bytes] = {
     "no operations": encode(b"", b""),
     "too many operations": encode(b"\0" * 20000, b"\1" * 20000, literals=b"a" * 20000),
     "too many digests": encode(b"\0", b"\1", literals=b"a", digests=A * 2),
+    "too many literals": encode(
+        b"\0", struct.pack("<I", 4 * MIB + 1), literals=bytes(4 * MIB + 1),
+        head=struct.pack("<BBIII", 1, 2, 1, 0, 4 * MIB + 1),
+    ),
     "cut digests": encode(b"\1", b"\1", b"\0", digests=A)[:30],
     "cut frame": encode(b"\0", b"\1", literals=b"a")[:-1],
     "more after the frame": encode(b"\0", b"\1", literals=b"a", after=b"x"),
@@ -251,6 +255,21 @@ BAD: dict[str, bytes] = {
 def test_what_no_writer_writes(payload: bytes) -> None:
     with pytest.raises(CorruptError, match="corrupt recipe chunk 7:"):
         decode_chunk(payload, "7")
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("too many operations", "counts out of range"),
+        ("too many digests", "counts out of range"),
+        ("too many literals", "counts out of range"),
+        ("giant frame", "a frame of a size that does not agree"),
+    ],
+)
+def test_bounds_are_compared_before_anything_is_decompressed(case: str, reason: str) -> None:
+    """Else memory is taken for what is refused later."""
+    with pytest.raises(CorruptError, match=reason):
+        decode_chunk(BAD[case])
 
 
 def members(*ops: Op) -> list[tuple[bytes, list[Op]]]:
