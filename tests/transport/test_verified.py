@@ -13,7 +13,7 @@ from pagepool.errors import DigestMismatchError, LimitError, TreeUnknownError, U
 from pagepool.transport.answers import Subject
 from pagepool.transport.http import Call
 from pagepool.transport.verified import UnmadeError, download_verified
-from tests.transport.scripted import Reply, Script, scripted_server, session
+from tests.transport.scripted import Reply, Request, Script, scripted_server, session
 
 DATA = bytes(range(256)) * 4000
 CODED = zstandard.ZstdCompressor().compress(DATA)
@@ -52,9 +52,16 @@ def test_begins_again_when_the_connection_breaks() -> None:
 
 
 def test_gives_up() -> None:
-    """When it breaks again and again."""
+    """When it breaks again and again, as often as anything is tried."""
+    asked: list[Request] = []
+
+    def script(request: Request) -> Reply:
+        asked.append(request)
+        return Reply(body=CODED, headers=CODED_HEADERS, cut=100)
+
     with pytest.raises(UnreachableError):
-        download(lambda _: Reply(body=CODED, headers=CODED_HEADERS, cut=100))
+        download(script)
+    assert len(asked) == 4
 
 
 @pytest.mark.parametrize(
