@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -108,6 +109,34 @@ def test_a_stream_of_what_nobody_asked_for_has_an_end(run: Run) -> None:
         with pytest.raises(CorruptError, match="more than was asked for"):
             run(server.url, TREE, WANTED[:3], "app")
         assert len(server.requests) > 1
+
+
+@pytest.mark.parametrize("others", [3, 4])
+def test_two_records_for_each_extent_are_enough(run: Run, others: int) -> None:
+    """One of them brings it; what comes along is kept."""
+    more = {blake3_raw(data): data for data in (text(100, number) for number in range(others))}
+    asked = dict(list(CONTENTS.items())[:3])
+    sent = more | asked
+    with scripted_server(lambda _: Reply(200, b"".join(records_of(list(sent), sent)))) as server:
+        if others == 3:
+            assert run(server.url, TREE, list(asked), "app") == sent
+        else:
+            with pytest.raises(CorruptError, match="more than was asked for"):
+                run(server.url, TREE, list(asked), "app")
+
+
+def test_a_stream_without_its_end_is_asked_for_again(run: Run) -> None:
+    """Also where the answer itself is whole: a proxy may have cut it. Not for ever, if it brings nothing."""
+
+    def cut(request: Request) -> Reply:
+        return Reply(200, b"".join(records_of(parse_wanted(request.body), CONTENTS)[:5]))
+
+    with scripted_server(in_turn(cut, answers)) as server:
+        assert run(server.url, TREE, WANTED, "app") == CONTENTS
+    assert [parse_wanted(request.body) for request in server.requests] == [WANTED, WANTED[5:]]
+    nothing: list[Script] = [lambda _: Reply(200)] * 4
+    with scripted_server(in_turn(*nothing, answers)) as server, pytest.raises(CorruptError, match="breaks off"):
+        run(server.url, TREE, WANTED, "app")
 
 
 def test_a_stream_that_breaks_off_is_resumed_without_what_came(run: Run) -> None:
@@ -228,6 +257,19 @@ def test_error_answers_are_errors(run: Run, reply: Reply, error: type[PagepoolEr
     with scripted_server(lambda _: reply) as server, pytest.raises(error):
         run(server.url, TREE, WANTED, "app")
     assert len(server.requests) == 1
+
+
+def test_of_an_error_answer_the_beginning_is_read(run: Run) -> None:
+    """It is for people; whoever sends more could send any amount."""
+    body = bytes(32 << 20)
+    with scripted_server(lambda _: Reply(418, body)) as server:
+        tracemalloc.start()
+        try:
+            with pytest.raises(ResponseError):
+                run(server.url, TREE, WANTED, "app")
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
 
 
 def test_long_lists_are_asked_for_in_parts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,12 +21,12 @@ TAG = f'"{Digest.of(DATA, "blake3")}"'
 CODED_HEADERS = {"ETag": f'{TAG[:-1]}+zstd"', "Content-Encoding": "zstd"}
 
 
-def download(script: Script, *, limit: int = 1 << 30) -> bytes:
+def download(script: Script, *, limit: int = 1 << 30, waits: list[float] | None = None) -> bytes:
     """What is written behind what was there; nothing is left of a download that failed."""
     out = io.BytesIO(b"before")
     out.seek(6)
     call = Call("GET", "/thing", Subject(TreeUnknownError, "it"))
-    with scripted_server(script) as server, session(server.url) as connection:
+    with scripted_server(script) as server, session(server.url, waits) as connection:
         try:
             assert download_verified(connection, call, out, limit=limit) == Digest.of(DATA, "blake3")
         except BaseException:
@@ -52,16 +52,18 @@ def test_begins_again_when_the_connection_breaks() -> None:
 
 
 def test_gives_up() -> None:
-    """When it breaks again and again, as often as anything is tried."""
+    """When it breaks again and again, as often as anything is tried, with a longer wait each time."""
     asked: list[Request] = []
+    waits: list[float] = []
 
     def script(request: Request) -> Reply:
         asked.append(request)
         return Reply(body=CODED, headers=CODED_HEADERS, cut=100)
 
     with pytest.raises(UnreachableError):
-        download(script)
+        download(script, waits=waits)
     assert len(asked) == 4
+    assert waits == [0.25, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,7 @@ def test_an_answer_without_its_digest_is_refused(tag: str) -> None:
 
 def test_bombs_are_limited() -> None:
     """By plain bytes."""
+    assert download(lambda _: Reply(body=CODED, headers=CODED_HEADERS), limit=len(DATA)) == b"before" + DATA
     with pytest.raises(LimitError):
         download(lambda _: Reply(body=CODED, headers=CODED_HEADERS), limit=len(DATA) - 1)
 
