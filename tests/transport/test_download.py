@@ -58,11 +58,23 @@ def test_gives_up_without_progress() -> None:
     assert len(waits) < 10
 
 
-def test_another_range_than_asked_for_is_not_believed() -> None:
+@pytest.mark.parametrize(
+    "where",
+    [
+        "bytes 5-2999999/3000000",
+        "bytes */3000000",
+        "bytes \xb2-3",
+        "bytes -5",
+        "bytes",
+        "lines 1000-2999999/3000000",
+        "",
+    ],
+)
+def test_another_range_than_asked_for_is_not_believed(where: str) -> None:
     def script(request: Request) -> Reply:
         if "range" not in request.headers:
             return Reply(200, DATA, cut=1000)
-        return Reply(206, DATA[5:], {"Content-Range": f"bytes 5-{len(DATA) - 1}/{len(DATA)}"})
+        return Reply(206, DATA[5:], {"Content-Range": where})
 
     with pytest.raises(UnreachableError, match="another range"):
         _download(script)
