@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pagepool.digest import blake3_raw
 from pagepool.errors import CorruptError, InvalidError, RangeInvalidError, StoreFullError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Pool
@@ -111,6 +112,25 @@ def test_a_lying_list_of_extents_hurts_nobody_else(pool: Pool) -> None:
         assert again.missing(0, 5) == []
         assert bytes(again.view(0, SIZE)) == one.data
         assert again.write(0, one.parts[0])
+    check_account(pool.path, pool.stats())
+
+
+@pytest.mark.parametrize("last", [b"and more", b"."], ids=["longer", "shorter"])
+def test_an_extent_of_another_size_than_its_place_is_not_taken(pool: Pool, last: bytes) -> None:
+    """The list lies: it names what begins as the object ends, and goes on. Nothing is written beyond the object."""
+    one = Thing(thing(1, 2 * EXTENT_SIZE).data + b"and")
+    lie = [*one.extents[:2], blake3_raw(last)]
+    with pool.partial(one.digest, one.size, lie) as partial:
+        partial.write(0, one.parts[0])
+        partial.write(1, one.parts[1])
+        with pytest.raises(CorruptError, match=f"extent 2 should have 3 bytes, and has {len(last)}"):
+            partial.write(2, last)
+        assert partial.missing(0, 3) == [2]
+    assert pool.get(one.digest) is None
+    with pool.partial(one.digest, one.size, one.extents) as partial:
+        assert write_all(partial, range(3), one)
+    with pool.get(one.digest) or pytest.fail("not published") as file:
+        assert bytes(file.view) == one.data
     check_account(pool.path, pool.stats())
 
 

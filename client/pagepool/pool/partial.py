@@ -110,8 +110,8 @@ class Partial:
             whether the object is whole now, and has its name in the pool.
 
         Raises:
-            CorruptError: the bytes are not the extent, or the extents, all there, do not make the object: then it has
-                been given up.
+            CorruptError: the bytes are not the extent, or more or fewer than it has in the object, or the extents, all
+                there, do not make the object: then it has been given up.
             StoreFullError: it does not fit the budget or the disk. What was there stays.
         """
         plain = memoryview(data).cast("B")
@@ -119,6 +119,10 @@ class Partial:
         if got != self._extents[number]:
             reason = f"extent {number} should be {self._extents[number].hex()}, and is {got.hex()}"
             raise CorruptError("object", self.digest.hex(), f"{reason} ({len(plain)} bytes)")
+        # The list may lie: what goes beyond its place would make the file longer than the object that is hashed.
+        if len(plain) != (size := min(EXTENT_SIZE, self.size - number * EXTENT_SIZE)):
+            reason = f"extent {number} should have {size} bytes, and has {len(plain)}"
+            raise CorruptError("object", self.digest.hex(), reason)
         if (mark := self._marks[number]) != PRESENT:
             self._check_state()
             self._keeper.charge_extent(self, number)
