@@ -12,7 +12,7 @@ import pytest
 from pagepool.errors import CorruptError, PagepoolError, StoreFormatError
 from pagepool.overlay import OverlayFileSystem
 from pagepool.overlay.journal import frame, parse_header, scan
-from pagepool.overlay.records import Code, encode_sync
+from pagepool.overlay.records import Code, decode, encode_sync
 from pagepool.overlay.recovery import replay
 from pagepool.overlay.state import State
 from pagepool.vfs import RENAME_WHITEOUT
@@ -170,6 +170,22 @@ def test_blocks_that_were_not_synced_are_compared_after_the_death_of_the_process
             assert f"{sample.copy / 'blocks'}: slot {slot} " in str(outcome)
             found.add(slot)
     assert found
+
+
+@pytest.mark.parametrize("boot", [BOOT, OTHER_BOOT], ids=["same-boot", "other-boot"])
+def test_what_came_while_a_sync_was_under_way_is_not_covered_by_it(sample: Sample, boot: bytes) -> None:
+    """Though the record of the sync stands behind it, and nothing else: its block may be missing."""
+    tail = [record for record in sample.records if record.start >= sample.synced]
+    number, record = next(each for each in enumerate(tail) if each[1].body[0] == Code.CONTENT)
+    blocks = bytearray(sample.files["blocks"])
+    for _, slot, count in decode(record.body)[1][-2]:
+        blocks[slot * PAGE : (slot + count) * PAGE] = bytes(count * PAGE)
+    journal = sample.journal[: record.end] + frame(encode_sync(record.start), record.end, sample.nonce)
+    found = sample.outcome(journal, bytes(blocks), boot)
+    if boot == BOOT:
+        assert isinstance(found, CorruptError)
+    else:
+        assert found == sample.states[number]
 
 
 def test_an_arena_that_is_too_short_is_reported(sample: Sample) -> None:
