@@ -19,6 +19,7 @@ from pagepool.digest import blake3_raw
 from pagepool.errors import DeniedError
 from pagepool.pool import Pool
 from pagepool.pool.door import Door, door_path, knock
+from tests.support.descriptors import count_open
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: cloning a mount")
 
@@ -67,6 +68,26 @@ def test_a_door_that_somebody_else_made_is_not_trusted(pool_path: Path) -> None:
                     knock(pool_path)
         finally:
             os.seteuid(0)
+
+
+@pytest.mark.parametrize("what", ["a file", "nothing"])
+def test_a_door_that_hands_out_no_directory_is_not_taken(pool_path: Path, what: str) -> None:
+    """And what came is closed."""
+    with socket.socket(socket.AF_UNIX) as listener, (pool_path / "file").open("wb") as file:
+        listener.bind(os.fsencode(door_path(pool_path)))
+        listener.listen()
+        before = count_open()
+
+        def answer() -> None:
+            with listener.accept()[0] as connection:
+                socket.send_fds(connection, [b"."], [file.fileno()] if what == "a file" else [])
+
+        server = threading.Thread(target=answer)
+        server.start()
+        with pytest.raises(DeniedError, match="no directory"):
+            knock(pool_path)
+        server.join()
+        assert count_open() == before
 
 
 def test_what_was_handed_out_outlives_its_owner(pool_path: Path) -> None:

@@ -87,6 +87,10 @@ def test_what_is_received_is_compared(pool: Pool) -> None:
         send_objects(ours, [file])
         with pytest.raises(InvalidError):
             receive_objects(theirs, [one.digest, two.digest])
+        for said, digests in ((2, [one.digest, two.digest]), (2, [one.digest]), (0, [one.digest])):
+            socket.send_fds(ours, [bytes((said,))], [file.fd])
+            with pytest.raises(InvalidError):
+                receive_objects(theirs, digests)
         with pytest.raises(InvalidError):
             send_objects(ours, [])
         assert count_open() == before

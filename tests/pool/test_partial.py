@@ -12,6 +12,7 @@ from pagepool.digest import blake3_raw
 from pagepool.errors import CorruptError, InvalidError, RangeInvalidError, StoreFullError
 from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Pool
+from pagepool.pool.mapfile import MapFile, data_path, map_path
 from tests.pool.helpers import Thing, check_account, files_below, object_path, thing
 
 if TYPE_CHECKING:
@@ -212,3 +213,19 @@ def test_a_filling_can_be_given_up(pool: Pool) -> None:
     assert not files_below(pool.path / "partial")
     with pool.partial(one.digest, one.size, one.extents) as partial:
         assert partial.missing(0, 5) == [0, 1, 2, 3, 4]
+
+
+def test_files_that_are_no_partial_count_nothing(place: Path) -> None:
+    """A map that does not belong to its bytes: of another size, of another format, or cut."""
+    one = thing(1, SIZE)
+    with Pool.open(place, budget=16 << 20) as pool, pool.partial(one.digest, one.size, one.extents) as partial:
+        partial.write(0, one.parts[0])
+        key, marks, data = partial.key, map_path(place, partial.key), data_path(place, partial.key)
+        good = marks.read_bytes()
+        assert MapFile.read_charged(place, key) == EXTENT_SIZE
+        for bad in (b"x" + good[1:], good[:-1], good + b"\0", good[:10], b""):
+            marks.write_bytes(bad)
+            assert MapFile.read_charged(place, key) is None
+        marks.write_bytes(good)
+        os.truncate(data, SIZE - 1)
+        assert MapFile.read_charged(place, key) is None
