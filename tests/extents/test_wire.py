@@ -89,6 +89,12 @@ def test_a_stream_is_read_however_it_is_cut(size: int) -> None:
     assert records[-1] == EndRecord(2, 4, 2, sum(len(data) for contents in FRAMES for data in contents))
 
 
+def test_a_long_reason_is_cut_to_what_is_read() -> None:
+    """Else whoever is told could read nothing of the answer."""
+    (found, _) = decode([stream([], [FailureRecord(True, b"\1" * 32, "x" * 5000)])])
+    assert found == FailureRecord(True, b"\1" * 32, "x" * 1000)
+
+
 def test_a_stream_that_breaks_off_anywhere_is_not_whole() -> None:
     for end in (*range(0, 200), *range(len(WHOLE) - 60, len(WHOLE))):
         with pytest.raises(CorruptError, match="breaks off"):
