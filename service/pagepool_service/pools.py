@@ -58,11 +58,15 @@ def default_budget(directory: Path) -> int:
     Files in memory count as the service's. Beyond what its control group may have the kernel would end one process
     after the other, and would have nothing of that, since the files stay.
     """
-    memory = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_memory_limits()])
     while not directory.exists():
         directory = directory.parent
     status = os.statvfs(directory)
-    return min(_LARGEST_BUDGET, memory // _SHARE_OF_MEMORY, status.f_blocks * status.f_frsize // 2)
+    return min(_LARGEST_BUDGET, memory_size() // _SHARE_OF_MEMORY, status.f_blocks * status.f_frsize // 2)
+
+
+def memory_size() -> int:
+    """Bytes of memory that this process may have: the machine's, or less if its control groups say so."""
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_memory_limits()])
 
 
 def _memory_limits() -> Iterator[int]:

@@ -12,6 +12,7 @@ for itself. The supervisor holds the lock of the data directory and never has th
 
 A process that ends is started again, after a pause that grows while it keeps ending; but a worker that has ended a few
 times before all of them served ends the service, with what it said. One that was stopped is told to go on (`watching`).
+Where memory runs out the kernel ends one of these, and not the supervisor (`shortage`).
 SIGTERM, SIGINT and SIGHUP end all of them, the workers after the requests in flight. If the supervisor itself is killed
 the kernel kills the others, and the lock, which they share, is free when the last one is gone.
 """
@@ -41,6 +42,7 @@ from pagepool_service.openfiles import StartError, raise_limit
 from pagepool_service.roster import Roster
 from pagepool_service.seeing.tally import Tally
 from pagepool_service.settings import StandardEndpoint
+from pagepool_service.shortage import go_first
 from pagepool_service.store.clock import Moment, Timeline, read_timeline
 from pagepool_service.store.collect.collector import drop_cut_off
 from pagepool_service.store.disk import is_read_only, why_failed, why_gone
@@ -538,6 +540,7 @@ def _fork(run: Callable[[], None], settings: Settings, words_fd: int) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         logs.configure(settings)
+        go_first()
         run()
         status = 0
     except Exception as error:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pagepool.container.cgroup import remove_groups
 from pagepool.pool import Pool
 from pagepool.pool.door import door_path
 from pagepool_service import pools
@@ -21,10 +20,7 @@ from pagepool_service.pools import cache_directory, note_served, remove_abandone
 from pagepool_service.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-_GROUP = Path("/proc/self/cgroup")
+    from collections.abc import Callable
 
 
 @pytest.fixture
@@ -117,26 +113,6 @@ def test_a_pool_of_another_user_stays(tmp_path: Path, memory: Path) -> None:
     assert remove_abandoned() == []
     assert pool.exists()
     assert memory.exists()
-
-
-@pytest.fixture
-def limited() -> Iterator[Path]:
-    """A control group below this process's own, which may have 256 MiB of memory."""
-    own = {kinds: path for _, kinds, path in (line.split(":", 2) for line in _GROUP.read_text().splitlines())}
-    first = Path("/sys/fs/cgroup/memory", own.get("memory", "/").lstrip("/"))
-    top, name = (first, "memory.limit_in_bytes") if first.is_dir() else (Path("/sys/fs/cgroup"), "memory.max")
-    group = top / f"pagepool-test-{os.getpid()}"
-    try:
-        group.mkdir()
-        group.joinpath(name).write_text(str(256 << 20))
-    except OSError as error:
-        if group.exists():
-            group.rmdir()
-        pytest.skip(f"no control group can have a limit of memory here: {error}")
-    try:
-        yield group
-    finally:
-        remove_groups([group])
 
 
 def test_files_in_memory_leave_a_limited_service_its_own(limited: Path) -> None:
