@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pagepool.content import ObjectCache
-from pagepool.errors import PagepoolError, ResponseError, UnreachableError
+from pagepool.errors import NotFoundError, PagepoolError, ResponseError, UnreachableError
 from pagepool.node.lazy import LARGE
 from pagepool.node.links import Links
 from pagepool.node.places import NodePlaces
@@ -23,6 +24,9 @@ from pagepool.node.sessions import Sessions
 from pagepool.node.source import ATTEMPTS, Patience, open_session
 from pagepool.node.sources import Sources
 from pagepool.pool import Pool
+from pagepool.transport.answers import Subject
+from pagepool.transport.http import Call
+from tests.support.descriptors import count_open
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,6 +108,31 @@ def hanging() -> Iterator[tuple[str, list[socket.socket]]]:
         thread.join()
         for connection in came:
             connection.close()
+
+
+def test_connections_that_the_service_has_closed_are_let_go_of(
+    sources: Sources, record: SourceRecord, hanging: tuple[str, list[socket.socket]]
+) -> None:
+    """A tree is remembered for a day, and many are: what it has fetched over is not held as long."""
+    url, came = hanging
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    call = Call("GET", "/", Subject(NotFoundError, "x"))
+    first = sources.add(replace(record, url=url))
+    other = sources.add(replace(record, url=url, username="user", password="new"))
+    opened = count_open()
+    for number, source in enumerate((first, other)):
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(source.session.request, call)
+            while len(came) <= number:
+                time.sleep(0.001)
+            came[number].sendall(answer)
+            assert asked.result().status_code == 200
+    sources.close_expired()
+    assert count_open() == opened + 4, "one that has just been used is kept"
+    for connection in came:
+        connection.shutdown(socket.SHUT_RDWR)
+    sources.close_expired()
+    assert count_open() == opened + 2, "those of the service alone"
 
 
 def test_a_miss_while_the_service_hangs_waits_once(

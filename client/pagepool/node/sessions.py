@@ -42,16 +42,19 @@ class Sessions:
             return session
 
     def close_idle(self, idle_s: float = _IDLE_S) -> int:
-        """Close those that nobody has asked for in a while. Returns how many there are left."""
+        """Close those that nobody has asked for in a while, and of others what has not been used for some seconds.
+        Returns how many there are left."""
         until = time.monotonic() - idle_s
         with self._lock:
             old = {key: session for key, (session, used) in self._sessions.items() if used <= until}
             for key in old:
                 del self._sessions[key]
-            left = len(self._sessions)
+            left = [session for session, _ in self._sessions.values()]
         for session in old.values():
             session.close()
-        return left
+        for session in left:
+            session.close_expired()
+        return len(left)
 
 
 def prepare() -> None:

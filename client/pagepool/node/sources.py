@@ -208,6 +208,14 @@ class Sources:
             one.close()
         return gone
 
+    def close_expired(self) -> None:
+        """Close the connections of trees that nobody has asked anything of for some seconds: a tree is remembered for a
+        day, and its connections would be held as long, by the dozen for each."""
+        with self._lock:
+            sources = [*self._sources.values(), *(source for _, source in self._replaced)]
+        for source in sources:
+            source.session.close_expired()
+
     def close(self) -> None:
         """End all connections; what is written down stays."""
         for source in self.all():

@@ -278,6 +278,7 @@ class Worker:
                     self.images.forget_unused(known)
                     self.images.forget_notes(known | {record.manifest.rpartition(":")[2] for record in records})
                     self.sessions.close_idle()
+                    self.sources.close_expired()
                     look_at_authorities()
             except Exception:
                 log.exception("tending the node failed")

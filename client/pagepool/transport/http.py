@@ -30,6 +30,7 @@ from pagepool.transport.addresses import is_loopback
 from pagepool.transport.answers import Subject, error_of
 from pagepool.transport.auth import MAX_TOKEN_ANSWER, Authorizer, add_params
 from pagepool.transport.credentials import Credentials
+from pagepool.transport.openpools import close_expired
 from pagepool.transport.pace import pace
 from pagepool.transport.retry import RETRY_STATUSES, RetryPolicy
 from pagepool.transport.tracecontext import trace_headers
@@ -205,6 +206,11 @@ class Session:
     def close(self) -> None:
         """Close all connections; requests of other threads fail."""
         self._client.close()
+
+    def close_expired(self) -> None:
+        """Close connections that have not been used for some seconds: see `openpools`. Others are made when needed."""
+        if self._opened is not None and not self._opened.is_closed:
+            close_expired(self._opened)
 
     def leave_connections(self) -> None:
         """In a forked child: leave the parent's connections, and make others once they are needed.

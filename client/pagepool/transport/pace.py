@@ -14,17 +14,17 @@ from typing import Any, Final
 
 import httpx
 
+from pagepool.transport.openpools import pools_of
+
 FLOOR: Final = 256.0
 """Bytes a second: slower than any line, also where the 64 connections of a session share it."""
 
 
 def pace(client: httpx.Client) -> httpx.Client:
     """Have a client's answers come in time, over all connections that it makes from now on. Returns it."""
-    # There is no public way to give httpx a backend of httpcore's. What is not httpx's own transport is a test's.
-    for transport in (client._transport, *client._mounts.values()):
-        pool = getattr(transport, "_pool", None)
-        if pool is not None:
-            pool._network_backend = _PacedBackend(pool._network_backend)
+    # There is no public way to give httpx a backend of httpcore's.
+    for pool in pools_of(client):
+        pool._network_backend = _PacedBackend(pool._network_backend)
     return client
 
 
