@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,21 @@ def test_trim(store: Path) -> None:
             found = txn.get(Table.FRAMES, bytes(32))
             assert found is not None
             assert bytes(found) == _VALUE
+
+
+def test_what_is_committed_without_a_descriptor_left(tmp_path: Path) -> None:
+    """It counts, and is not said to have failed, though the process cannot look at what it has mapped."""
+    key, (soft, hard) = bytes(32), resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Environment.open(tmp_path / "store") as env:
+        with env.write() as txn:
+            txn.put(Table.FRAMES, key, _VALUE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            for _ in range(100):
+                with env.write() as txn:
+                    assert txn.get(Table.FRAMES, key) is not None
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_file_that_is_not_mapped(tmp_path: Path) -> None:

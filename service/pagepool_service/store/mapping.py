@@ -48,12 +48,19 @@ class MappedFile:
         return pages * mmap.PAGESIZE > most and self.release()
 
     def release(self) -> bool:
-        """Forget the resident pages of the mapping. Returns whether a mapping was found."""
-        if self._start is None or self._pid != os.getpid():
-            self._start, self._pid = self._find(), os.getpid()
-        if self._start is None:
+        """Forget the resident pages of the mapping. Returns whether they were.
+
+        Nothing is raised where that cannot be done, for want of descriptors, or of /proc: what was committed before
+        counts, and the next look is another try.
+        """
+        try:
+            if self._start is None or self._pid != os.getpid():
+                self._start, self._pid = self._find(), os.getpid()
+            if self._start is None:
+                return False
+            size = self._path.stat().st_size
+        except OSError:
             return False
-        size = self._path.stat().st_size
         return bool(_libc.madvise(self._start, size, _MADV_DONTNEED) == 0)
 
     def _find(self) -> int | None:
