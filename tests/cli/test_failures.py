@@ -255,6 +255,13 @@ def test_closed_streams(closed: str) -> None:
     assert ended.stdout == ("" if " >" in f" {closed}" else "x\n")
 
 
+def test_remarks_that_cannot_be_written(layout: tuple[Path, Sample], peer: str) -> None:
+    """What was done is done, also where a log of remarks is on a full disk."""
+    command = ["sh", "-c", 'exec "$@" 2>/dev/full', "-", *program_command("push", layout[0], f"{peer}/full:1")]
+    ended = subprocess.run(command, env=program_environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout.startswith("sha256:")) == (0, True)
+
+
 def test_interrupted_before_anything_is_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

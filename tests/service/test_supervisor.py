@@ -69,6 +69,20 @@ def test_what_only_root_can_do_is_no_news(tmp_path: Path) -> None:
         service.stop()
 
 
+def test_nothing_can_be_said_on_standard_output(tmp_path: Path) -> None:
+    """The disk of a log is full, which is no other disk's business; what is started again is, all the same."""
+    service = Service(tmp_path / "data", prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
+    service.start()
+    try:
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+        before = service.children()
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: len(service.children().keys() - before.keys()) == 1, "another one is there")
+        assert service.stop() == 0
+    finally:
+        service.kill()
+
+
 def test_one_service_for_a_data_directory(tmp_path: Path) -> None:
     """The second says which process has it; when the first is gone, another may start."""
     with running_service(tmp_path / "data") as first:

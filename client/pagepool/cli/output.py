@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pagepool import units
@@ -140,8 +141,10 @@ def pick(value: Mapping[str, Any], name: str) -> str:
 
 
 def _tell(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    """Say something on standard error. What cannot be written, for want of room, is no failure of what was done."""
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def end_quietly() -> NoReturn:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pagepool.cli import output
 from pagepool.linux.notify import notify
 from pagepool.transport.addresses import is_loopback
 from pagepool_service import logs
@@ -152,4 +153,8 @@ def announce(settings: Settings, address: str) -> None:
             )
     mode = ", read-only" if settings.read_only else ""
     notify(os.environ.get("NOTIFY_SOCKET", ""), "READY=1")
-    click.echo(f"pagepool serving on {address} data {settings.data} workers {settings.workers}{mode}")
+    try:
+        click.echo(f"pagepool serving on {address} data {settings.data} workers {settings.workers}{mode}")
+    except OSError as error:  # its disk is full, or its reader has gone: clients are served all the same
+        output.hush()
+        log.warning("serving on %s cannot be said on standard output: %s", address, error)
