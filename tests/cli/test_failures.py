@@ -26,6 +26,7 @@ from pagepool.transport import Credentials
 from pagepool_service.store.store import Store
 from tests.cli.conftest import Run, program_command, program_environment
 from tests.oci.samples import Sample
+from tests.support.groups import counted_group
 from tests.transport.peer import docker_registry
 from tests.transport.scripted import Reply, Request, scripted_server
 
@@ -260,6 +261,18 @@ def test_remarks_that_cannot_be_written(layout: tuple[Path, Sample], peer: str) 
     command = ["sh", "-c", 'exec "$@" 2>/dev/full', "-", *program_command("push", layout[0], f"{peer}/full:1")]
     ended = subprocess.run(command, env=program_environment(), capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout.startswith("sha256:")) == (0, True)
+
+
+def test_no_more_threads(layout: tuple[Path, Sample]) -> None:
+    with scripted_server(lambda _: Reply(404)) as server, counted_group() as group:
+        group.joinpath("pids.max").write_text("1")
+        command = program_command("push", "--no-wait", layout[0], f"{_host(server.url)}/a:1")
+        enter = ["sh", "-c", f'echo 0 > {group}/cgroup.procs && exec "$@"', "-"]
+        ended = subprocess.run(
+            [*enter, *command], env=program_environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (ended.returncode, ended.stderr.count("\n")) == (9, 1), ended.stderr
+    assert ended.stderr.startswith("pagepool: error: no more threads can be started: see ulimit -u")
 
 
 def test_interrupted_before_anything_is_imported(

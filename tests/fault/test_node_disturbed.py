@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pagepool.container.cgroup import remove_groups
 from pagepool.errors import BusyError, UnreachableError
 from pagepool.linux import mounts
 from pagepool.node.client import KernelMountOptions, NodeClient
@@ -28,6 +27,7 @@ from tests.fault.conftest import QUICK
 from tests.fault.test_node import LAZILY, contents, point, push
 from tests.fault.test_node_life import kill_all, mounted_below, none_left
 from tests.faults import filled
+from tests.support.groups import counted_group
 from tests.support.nodeserver import end_node, require_kernel_mounts, running_node
 from tests.support.server import Service
 
@@ -167,20 +167,8 @@ def test_a_node_that_cannot_begin(node: NodeClient) -> None:
 @pytest.fixture
 def counted() -> Iterator[Path]:
     """A cgroup of its own, that counts processes and threads."""
-    first, second = Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")
-    controllers = second / "cgroup.subtree_control"
-    if not first.is_dir() and (not controllers.exists() or "pids" not in controllers.read_text()):
-        pytest.skip("there are no cgroups that count processes")
-    group = (first if first.is_dir() else second) / f"pagepool-test-{os.getpid()}"
-    group.mkdir()
-    try:
+    with counted_group() as group:
         yield group
-    finally:
-        group.joinpath("pids.max").write_text("max")
-        for process in group.joinpath("cgroup.procs").read_text().split():
-            with contextlib.suppress(OSError):
-                group.parent.joinpath("cgroup.procs").write_text(process)
-        remove_groups([group])  # waits for those that end just now
 
 
 def test_a_node_that_may_have_no_more_threads(

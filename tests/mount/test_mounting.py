@@ -37,6 +37,7 @@ from pagepool.vfs import TreeFileSystem
 from tests.mount.conftest import kill
 from tests.mount.memoryfs import MemoryFileSystem, open_memory
 from tests.mount.overlays import open_overlay
+from tests.support.groups import counted_group
 from tests.support.trees import TreeBuilder
 from tests.support.unmounters import unmount_at_once
 
@@ -70,6 +71,15 @@ def open_wrongly() -> NoReturn:
 def open_and_die() -> NoReturn:
     """End without a word."""
     os._exit(3)
+
+
+@contextlib.contextmanager
+def open_counted(group: Path) -> Iterator[MemoryFileSystem]:
+    """In a control group with room for the main thread and one more."""
+    group.joinpath("pids.max").write_text("2")
+    group.joinpath("cgroup.procs").write_text("0")
+    with open_memory() as filesystem:
+        yield filesystem
 
 
 def _states(records: Path, place: Path) -> list[MountState]:
@@ -288,6 +298,16 @@ def test_what_opening_raises(
     assert mounted_at(point) is None
     assert list(records.glob("*.json")) == []
     assert [path for path in records.glob("*.log") if not path.stat().st_size] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: control groups")
+def test_a_server_without_another_thread(point: Path, records: Path) -> None:
+    """A mount is not said to be there when its server ends for want of what it needs to stay."""
+    with counted_group() as group:
+        opener = partial(open_counted, group)
+        with pytest.raises(RuntimeError, match=r"^can't start new thread$"):
+            serve_in_background(opener, point, max_threads=1, directory=records)
+    assert mounted_at(point) is None
 
 
 def test_places_that_cannot_be_mounted_upon(point: Path, records: Path) -> None:

@@ -17,7 +17,8 @@ import click
 from pagepool.cli import exits, output
 from pagepool.cli.lazy import LazyGroup
 from pagepool.cli.options import DEFAULT_SERVER
-from pagepool.errors import ContainerError, PagepoolError, StoreFullError, UnreachableError
+from pagepool.errors import BusyError, ContainerError, PagepoolError, StoreFullError, UnreachableError
+from pagepool.linux import threads
 from pagepool.version import __version__
 
 _COMMANDS = {
@@ -153,6 +154,10 @@ def guard(state: output.State, work: Callable[[], object]) -> int:
         return _fail(state, type(error).__name__, _words(error), _code(state, error))
     except OSError as error:
         return _os_error(state, error)
+    except RuntimeError as error:
+        if not threads.is_want_of_threads(error):
+            raise
+        return _fail(state, BusyError.__name__, threads.WORDS, _code(state, BusyError(threads.WORDS)))
     return result if isinstance(result, int) else exits.OK
 
 

@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from pagepool.errors import PagepoolError, UnreachableError
 from pagepool.linux.signals import Signals
+from pagepool.linux.threads import is_want_of_threads
 from pagepool.mount import records
 from pagepool.mount.device import MountOptions
 from pagepool.mount.fuse.server import MAX_THREADS
@@ -127,7 +128,7 @@ def _wrap(error: BaseException) -> Any:
     """An error as something that can be pickled; pagepool's own take more than a message to make."""
     if isinstance(error, PagepoolError):
         return type(error), error.args, error.__dict__
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or is_want_of_threads(error):
         return error
     return RuntimeError("".join(traceback.format_exception(error)))
 
@@ -173,9 +174,10 @@ def _serve(task: _Task, answers: IO[bytes]) -> None:
         task.opener() as filesystem,
         _mount(task, filesystem) as mount,
     ):
+        # Before anybody is told that the mount can be used: there may be no more threads.
+        Thread(target=_tell, args=(mount, signals), daemon=True).start()
         pickle.dump(records.read_record(task.directory, task.path), answers)
         answers.close()
-        Thread(target=_tell, args=(mount, signals), daemon=True).start()
         signals.wait()
 
 

@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from pagepool import errors
+from pagepool.linux.threads import is_want_of_threads
 from pagepool_service import requestids
 from pagepool_service.auth import TooManyLoginsError
 from pagepool_service.uploadfiles import TooManyUploadsError
@@ -187,8 +188,8 @@ async def _on_disconnect(request: Request, _error: Exception) -> JSONResponse:
 
 
 async def _on_runtime_error(request: Request, error: Exception) -> JSONResponse:
-    """Python says no other way that there may be no more threads."""
-    if str(error) != "can't start new thread":
+    """There may be no more threads."""
+    if not is_want_of_threads(error):
         raise error
     busy = errors.BusyError("no more threads can be started: see ulimit -u, and pids.max of the service's cgroup")
     return await _on_pagepool_error(request, busy)
