@@ -13,8 +13,9 @@ for itself. The supervisor holds the lock of the data directory and never has th
 A process that ends is started again, after a pause that grows while it keeps ending; but a worker that has ended a few
 times before all of them served ends the service, with what it said. One that was stopped is told to go on (`watching`).
 Where memory runs out the kernel ends one of these, and not the supervisor (`shortage`).
-SIGTERM, SIGINT and SIGHUP end all of them, the workers after the requests in flight. If the supervisor itself is killed
-the kernel kills the others, and the lock, which they share, is free when the last one is gone.
+SIGTERM, SIGINT and SIGHUP, unless nohup has that ignored, end all of them, the workers after the requests in flight.
+If the supervisor itself is killed the kernel kills the others, and the lock, which they share, is free when the last
+one is gone.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError, ListenError, PagepoolError, StoreFailedError, UnsupportedError
+from pagepool.linux.signals import heeded
 from pagepool_service import collecting, logs, poolkeeper, recompressing
 from pagepool_service.auth import open_authority
 from pagepool_service.metrics.directory import make_directory, remove_directory
@@ -66,7 +68,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pagepool.supervisor")
 
-_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 _SHORTEST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _STEADY_S = 60.0  # a process that lived so long starts from the shortest pause again
@@ -159,6 +161,8 @@ class Supervisor:
         self._timeline = Timeline(Moment.now())
         self._words = (-1, -1)
         self._said: dict[int, str] = {}
+        # Not in a process that nohup has started: blocked, as these are, it would come though it is ignored.
+        self._signals = (*_SIGNALS, *heeded([signal.SIGHUP]))
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Blocks.
@@ -186,7 +190,7 @@ class Supervisor:
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._words = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may have had it ignored, and so no zombies
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         gc.collect()
         gc.freeze()
         self._children = self._make_children(_Shared(listener, wake_fd, ready_write, metrics, authority, certificate))
@@ -315,7 +319,7 @@ class Supervisor:
             raise StoreFailedError(failed)
 
     def _take_signal(self, timeout_s: float) -> None:
-        info = signal.sigtimedwait(_SIGNALS, timeout_s)
+        info = signal.sigtimedwait(self._signals, timeout_s)
         if info is not None and info.si_signo != signal.SIGCHLD:
             self._stopping = True
         self._reap()
@@ -538,7 +542,8 @@ def _fork(run: Callable[[], None], settings: Settings, words_fd: int) -> int:
             os._exit(1)
         # An interrupt from the terminal reaches the whole group: only the supervisor decides what it means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that it ends, whatever this process was started with
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_SIGNALS, signal.SIGHUP))
         logs.configure(settings)
         go_first()
         run()

@@ -550,6 +550,20 @@ def test_credential_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doc
     assert find_credentials("h", "a") == Credentials(identity_token="s")
 
 
+def test_started_by_whoever_ignores_children(tmp_path: Path) -> None:
+    """Programs that fail do so all the same, as a helper that has no credentials."""
+    program = tmp_path / "bin/docker-credential-test"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    with scripted_server(lambda _: Reply(200, b'{"tags":["x"]}')) as server:
+        _docker_config(tmp_path / "home", {"credHelpers": {_host(server.url): "test"}})
+        command = ["env", "--ignore-signal=CHLD", *program_command("tags", "a", "--server", server.url)]
+        environment = {**program_environment(), "PATH": f"{program.parent}:/usr/bin:/bin"}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, ended.stderr) == ("x\n", "")
+
+
 @pytest.mark.parametrize(
     "document",
     [

@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from pagepool.linux.signals import Signals, set_soon
+from pagepool.container.attending import watch_signals
+from pagepool.linux.signals import Signals, heeded, set_soon
 
 BOTH = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -109,3 +110,16 @@ def test_an_event_is_set_by_a_handler_of_one_who_waits_for_it() -> None:
         assert event.wait(60)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_what_nohup_has_ignored_stays_so() -> None:
+    """Also in who takes that signal else: a container that `nohup pagepool run` runs outlives the terminal."""
+    wanted = (signal.SIGTERM, signal.SIGHUP)
+    assert heeded(wanted) == wanted
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert heeded(wanted) == (signal.SIGTERM,)
+        with watch_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

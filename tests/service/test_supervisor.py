@@ -83,6 +83,24 @@ def test_nothing_can_be_said_on_standard_output(tmp_path: Path) -> None:
         service.kill()
 
 
+def test_a_service_that_nohup_has_started(tmp_path: Path) -> None:
+    """It outlives its terminal, whose end is a SIGHUP; and ends when it is told to, whatever else was ignored."""
+    words = ("env", "--ignore-signal=HUP", "--ignore-signal=TERM")
+    service = Service(tmp_path / "data", ("--graceful-timeout", "0s"), prefix=words)
+    service.start()
+    try:
+        process, before = service.process, service.children()
+        assert process is not None
+        process.send_signal(signal.SIGHUP)
+        os.kill(min(before), signal.SIGKILL)  # which is heard after that
+        until(lambda: process.poll() is not None or len(service.children().keys() - before.keys()) == 1, "another one")
+        assert process.poll() is None, "it has ended"
+        assert service.stop() == 0
+        assert "did not end in time" not in service.log()
+    finally:
+        service.kill()
+
+
 def test_one_service_for_a_data_directory(tmp_path: Path) -> None:
     """The second says which process has it; when the first is gone, another may start."""
     with running_service(tmp_path / "data") as first:

@@ -15,6 +15,7 @@ from pagepool.digest import Digest
 from pagepool.errors import NotFoundError, UnreachableError, UnsupportedError
 from pagepool.library import Client, Image
 from pagepool.library.mounted import mount_image, mount_in_background, plan_mount
+from pagepool.linux.signals import heeded
 from pagepool.mount import MountOptions
 from pagepool.overlay import OverlayInfo, OverlayUnknownError, read_info
 
@@ -90,7 +91,7 @@ def _noted(upper: Path) -> OverlayInfo | None:
 def _serve(image: Image, path: Path, upper: Path | None, mode: MountOptions) -> None:
     """Serve a mount by this process until somebody unmounts it, or it is told to end."""
     told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in heeded((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
         signal.signal(number, lambda *_: told.set())
     with mount_image(image, path, upper=upper, options=mode) as mounted:
         output.note(f"mounted {mode.source} at {mounted.path}; Ctrl-C unmounts it")

@@ -17,12 +17,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         open_streams()
+        heed_children()
         from pagepool.cli.quick import main as run_and_exit
 
         run_and_exit(arguments)
     except KeyboardInterrupt:  # which commands make an exit code of
         sys.stderr.write("pagepool: error: interrupted\n")
         sys.exit(_INTERRUPTED)
+
+
+def heed_children() -> None:
+    """Have the kernel keep the exit codes of processes that are started here.
+
+    Whoever had SIGCHLD ignored hands that on, and then there are none: programs that failed seem to have succeeded.
+    """
+    import signal
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def open_streams() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pagepool.container.options import OptionInvalidError
-from pagepool.linux.signals import Signals, find_signal
+from pagepool.linux.signals import Signals, find_signal, heeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,7 +66,7 @@ def size_terminal(process: dict[str, Any]) -> None:
 
 def watch_signals() -> Signals:
     """Takes all signals that a program is to get, or to notice; to be entered before it is started."""
-    return Signals((*_FORWARDED, signal.SIGWINCH))
+    return Signals((*heeded(_FORWARDED), signal.SIGWINCH))
 
 
 class Attendance:

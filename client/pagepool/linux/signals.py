@@ -41,6 +41,11 @@ def find_signal(text: str) -> int:
     return number if (signal.SIGRTMIN if start else 1) <= number < signal.NSIG else 0
 
 
+def heeded(numbers: Iterable[signal.Signals]) -> tuple[signal.Signals, ...]:
+    """Of signals that a program would take, those that it should: SIGHUP stays ignored for who was started by nohup."""
+    return tuple(one for one in numbers if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN)
+
+
 class Signals:
     """Takes signals for as long as it is entered, and gives them back afterwards.
 
