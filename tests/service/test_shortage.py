@@ -33,7 +33,7 @@ def test_the_kernel_ends_what_is_started_again(tmp_path: Path, limited: Path) ->
     enter = ("sh", "-c", f'echo 0 > {limited}/cgroup.procs && exec "$@"', "sh")
     # So that it is none of the hog's turn, which has more than any of them.
     rather = ("sh", "-c", 'echo 600 > /proc/self/oom_score_adj && exec "$@"', "sh")
-    service = Service(tmp_path / "data", ("--cache-size", "16MiB"), prefix=(*enter, *rather))
+    service = Service(tmp_path / "data", ("--cache-size", "16MiB", "--ingest-processes", "1"), prefix=(*enter, *rather))
     service.start()
     words = [*enter, sys.executable, "-c", _HOG]
     try:
