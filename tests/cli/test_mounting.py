@@ -49,6 +49,14 @@ def test_a_wish_that_would_be_forgotten_is_refused(
     assert said in refused.err
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: kernel mounts")
+def test_a_pool_of_the_environment_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It chooses FUSE, and whoever has it set may not think of it."""
+    monkeypatch.setenv("PAGEPOOL_POOL", str(tmp_path / "pool"))
+    refused = run("mount", "app:1", tmp_path, "--rw", "--node-run", tmp_path / "run", "--server", "http://127.0.0.1:9")
+    assert "need the backend kernel: --foreground and --pool, or PAGEPOOL_POOL, are for FUSE" in refused.err
+
+
 @pytest.mark.parametrize("command", ["mount", "run"])
 def test_options_have_one_name_in_the_help(run: Run, command: str) -> None:
     """What the other command called them before is taken, too."""

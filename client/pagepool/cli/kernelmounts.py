@@ -47,7 +47,7 @@ def choose(wanted: str, node: NodeClient, upper: Path | None, *, needs_fuse: boo
         return Choice("fuse", "it was asked for")
     if wanted == "auto":
         if needs_fuse:
-            return Choice("fuse", "--foreground and --pool are for FUSE")
+            return Choice("fuse", "--foreground and --pool, or PAGEPOOL_POOL, are for FUSE")
         before = None if upper is None else upper_backend(upper)
         if before == "fuse":
             return Choice("fuse", f"{upper} was made by FUSE")
