@@ -210,7 +210,7 @@ class Sources:
 
     def close_expired(self) -> None:
         """Close the connections of trees that nobody has asked anything of for some seconds: a tree is remembered for a
-        day, and its connections would be held as long, by the dozen for each."""
+        day, and its connections would be held as long."""
         with self._lock:
             sources = [*self._sources.values(), *(source for _, source in self._replaced)]
         for source in sources:
