@@ -158,6 +158,7 @@ def hold(directory: Path, container: str, name: str = "") -> Held:
 
     Raises:
         BusyError: a container of this id or name is there.
+        OSError: it cannot be made; nothing is left of it.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(directory / ".names"):
@@ -171,7 +172,12 @@ def hold(directory: Path, container: str, name: str = "") -> Held:
         lock = os.open(own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         held = Held(own, lock)
-        held.write(Record(container, name, "", (), "", 0.0, os.getpid()))
+        try:
+            held.write(Record(container, name, "", (), "", 0.0, os.getpid()))
+        except OSError:  # what is left would take of the room that was lacking
+            os.close(lock)
+            remove_directory(own)
+            raise
     return held
 
 

@@ -93,12 +93,17 @@ def write_record(directory: Path, record: MountRecord) -> None:
 
     Raises:
         DeniedError: the directory belongs to somebody else.
+        OSError: it cannot be written; nothing is left of it.
     """
     ready_directory(directory)
     target = _file(directory, record.path)
     part = target.with_suffix(f".{record.pid}.part")
-    part.write_text(json.dumps(asdict(record)))
-    part.replace(target)
+    try:
+        part.write_text(json.dumps(asdict(record)))
+        part.replace(target)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def log_file(directory: Path, path: Path) -> Path:
