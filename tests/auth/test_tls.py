@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from pagepool.cli.app import run as run_program
-from pagepool.errors import UnreachableError, UnsupportedError
+from pagepool.errors import UnreachableError
 from pagepool.transport import RegistryClient, Session
 from pagepool.transport.retry import RetryPolicy
 from pagepool.transport.trust import AuthorityInvalidError, _system, explain
@@ -154,7 +154,7 @@ def test_clients_believe_whom_they_are_told_to(
     assert "its certificate is refused" in str(caught.value)
     assert "--ca-certificate" in str(caught.value)
     plain = Session(service.url.replace("https", "http"), retry=RetryPolicy(attempts=1))
-    with plain as session, pytest.raises(UnsupportedError, match="begins with https://"):
+    with plain as session, pytest.raises(UnreachableError, match="this port speaks TLS: its address is https://"):
         RegistryClient(session).ping()
     (tmp_path / "none.pem").write_text("none")
     for path in (tmp_path / "none.pem", tmp_path / "away.pem"):
