@@ -19,7 +19,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from pagepool_service.app import create_app
-from pagepool_service.connections import BoundedProtocol, ConnectionGuard, GuardedConfig, GuardedServer, Limits
+from pagepool_service.boundedhttp import BoundedProtocol
+from pagepool_service.connections import ConnectionGuard, GuardedConfig, GuardedServer, Limits
 from pagepool_service.encoders import keep_compiled
 from pagepool_service.observing import Observer
 from pagepool_service.panic import end_at_once
