@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pagepool.digest import Digest
     from pagepool_service.store.schema import BlobRecord
 
-TAR = make_tar({f"f{number}": text(90_000, number) + noise(9_000, number) for number in range(20)})
+TAR = make_tar({f"f{number}": text(10_000, number) + noise(9_000, number) for number in range(20)})
 """Compressed it has more than an extent."""
 
 
