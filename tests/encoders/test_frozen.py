@@ -156,18 +156,15 @@ def test_the_encoder_is_found_behind_much_that_is_alike() -> None:
 
 
 def test_what_no_encoder_makes_has_no_candidate() -> None:
+    small = mixed(100_000)
+    other = zstandard.ZstdCompressor(level=19).compress(small)
+    for one in (other, b"\x1f\x8b" + os.urandom(1000), b"", b"\x1f", small[:5000]):
+        assert list(candidates(one, small, len(small))) == []
+
+
+def test_what_only_begins_as_an_encoder_makes_it_is_not_equal() -> None:
     plain = mixed()
     blob = gzip.compress(plain[: 1 << 20]) + gzip.compress(plain[1 << 20 :])
-    other = zstandard.ZstdCompressor(level=19).compress(plain)
-    for one in (
-        other,
-        b"\x1f\x8b" + os.urandom(1000),
-        b"\x28\xb5\x2f\xfd" + os.urandom(1000),
-        b"",
-        b"\x1f",
-        plain[:5000],
-    ):
-        assert list(candidates(one[:PROBE_SIZE], plain[:PROBE_SIZE], len(plain))) == []
     for found in candidates(blob[:PROBE_SIZE], plain[:PROBE_SIZE], len(plain)):
         assert b"".join(found.compress([plain])) != blob
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from pagepool.node.client import NodeClient
 
-SECONDS = float(os.environ.get("PAGEPOOL_DEATH_SECONDS", "3"))
+SECONDS = float(os.environ.get("PAGEPOOL_DEATH_SECONDS", "2"))
 CONTAINERS = 8
 # A service that is started on a machine with fifty things to do besides takes minutes: that is no error of the node's.
 PATIENCE_S = 240.0

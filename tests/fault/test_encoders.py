@@ -173,9 +173,10 @@ def test_a_full_disk_breaks_no_pull(template: Path, layer: bytes, tmp_path: Path
             assert not service.faults()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("doing", ["run", "wait", "compile"])
-def test_a_service_that_ends_leaves_no_encoder(data: Path, layer: bytes, number: int, doing: str) -> None:
+@pytest.mark.parametrize(
+    ("doing", "number"), [("run", signal.SIGKILL), ("wait", signal.SIGTERM), ("compile", signal.SIGKILL)]
+)
+def test_a_service_that_ends_leaves_no_encoder(data: Path, layer: bytes, doing: str, number: int) -> None:
     """Nor files, once it is started again; whatever the encoders were about to do."""
     if doing == "compile":
         shutil.rmtree(data / "encoders")

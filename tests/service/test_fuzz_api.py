@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.support.server import Service
 
 REPOSITORY = "fuzz/target"
-_EXAMPLES = 10
+_EXAMPLES = 7
 _CHECKS = [
     not_a_server_error,
     status_code_conformance,
