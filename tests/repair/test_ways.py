@@ -1,80 +1,45 @@
-"""Where repair gets content from, what it does to what it cannot get, and what it leaves alone."""
+"""Where repair gets content from."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import random
 import shutil
-import signal
-import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bcrypt
-import httpx
 import pytest
 from blake3 import blake3
 
 from pagepool.digest import Digest
-from pagepool.errors import BlobUnknownError, BusyError
 from pagepool.extents import EXTENT_SIZE
-from pagepool.oci import parse_manifest
-from pagepool.oci.mediatypes import OCI_FOREIGN_LAYER_GZIP, OCI_MANIFEST
 from pagepool.pool import Pool
 from pagepool.transport import Session
 from pagepool_service.backup.repository import open_repository
 from pagepool_service.backup.taking import take_backup
-from pagepool_service.repair import context as acting
-from pagepool_service.repair import layers
-from pagepool_service.repair import run as running
 from pagepool_service.repair.bits import mend_record
-from pagepool_service.repair.sources import BackupSource, LayoutSource, RegistrySource
-from pagepool_service.store.catalogue import tag_key
-from pagepool_service.store.collect.collector import lock_collection
+from pagepool_service.repair.sources import BackupSource, RegistrySource
 from pagepool_service.store.environment import Table, checksum
 from pagepool_service.store.schema import ContentKind, LayerState, u64
 from pagepool_service.store.store import Store
 from tests.backup.helpers import blobs_of, content
-from tests.faults import flip_file, flip_pages, flip_record, in_child, records, replace_record
+from tests.faults import flip_file, flip_pages, records, replace_record
 from tests.ingest.sparse import sparse_tar
-from tests.repair.helpers import ROUNDS, file_frames, first, opaque_frames, repair, wreck, wreck_all
+from tests.repair.helpers import ROUNDS, file_frames, opaque_frames, repair, wreck, wreck_all
 from tests.store.checking import check
 from tests.store.helpers import gzipped, ingest_all, make_tar, noise, push, text
 from tests.store.samples import APP, OPAQUE, SPOOLED
 from tests.support.certificates import TestAuthority
-from tests.support.cli import pagepool
 from tests.support.server import running_service
 
 if TYPE_CHECKING:
-    from pagepool_service.repair.context import Action, Context
     from tests.backup.conftest import Made
     from tests.cli.conftest import Result, Run
 
-
-@pytest.fixture(autouse=True)
-def checked_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fsck in this process, but where it may crash, or the command is tested; and no waiting for a disk."""
-    monkeypatch.setattr(layers, "_AGAIN_S", (0.0, 0.0))
-    if not {"crashing", "run"} & set(request.fixturenames):
-        monkeypatch.setattr(running, "check_store", lambda data, quick, watch: check(data, quick=quick))  # noqa: ARG005
-
-
-@pytest.fixture
-def crashing() -> None:
-    """Of tests whose checks may crash."""
-
-
-@pytest.fixture
-def alone(data: Path) -> Path:
-    """A store in which nothing has the files of the plain layer APP but that layer itself."""
-    with Store.open(data) as store:
-        store.registry.delete_blob("multi", Digest.of(gzipped(APP)))
-        assert store.blobs.stat(Digest.of(APP)).content is ContentKind.RECIPE
-    return data
+pytestmark = pytest.mark.usefixtures("checked_here")
 
 
 # -- one bit ---------------------------------------------------------------------------------------------------
@@ -344,215 +309,6 @@ def test_a_backup_that_has_lost_files_gives_what_it_still_has(data: Path, made: 
         assert not store.blobs.exists(Digest.of(OPAQUE))
 
 
-# -- quarantine ------------------------------------------------------------------------------------------------
-
-
-def test_what_nothing_brings_back_is_named_and_can_be_pushed_again(alone: Path, tmp_path: Path, run: Run) -> None:
-    layout = tmp_path / "layout"
-    with running_service(alone) as service:
-        pagepool("pull", f"{service.host}/lib/two:1", layout)
-    wreck_all(alone, [*file_frames(alone), *opaque_frames(alone, OPAQUE)])
-    _heal_from_layout(alone, tmp_path / "healed", layout)
-    result = run("fsck", "--repair", "--json", "--data", alone)
-    assert result.code == 5
-    told = result.json
-    lost = {(a["kind"], a["name"]): a for a in told["actions"] if a["outcome"] == "quarantined"}
-    app, opaque = str(Digest.of(APP)), str(Digest.of(OPAQUE))
-    assert set(lost) == {("layer", app), ("blob", app), ("blob", opaque)}
-    layer = lost["layer", app]
-    assert layer["images"] == lost["blob", app]["images"] == ["lib/two:1"]
-    assert layer["paths"] == [f"{Digest.of(APP)} {path}" for path in ("srv/app", "srv/small")]
-    assert told["remaining"] == []
-    quarantine = Path(told["quarantine"])
-    lines = [json.loads(line) for line in (quarantine / "listing.jsonl").read_text().splitlines()]
-    assert str(Digest.of(APP)) in {line["name"] for line in lines}
-    assert all((quarantine / name).is_file() for line in lines for name in line["files"])
-    assert "image: lib/two:1" in (quarantine / "listing.txt").read_text()
-    assert run("fsck", "--repair", "--data", alone).code == 0
-    with running_service(alone) as service:
-        for repository, name in (("lib/two", app), ("lib/one", opaque)):
-            assert httpx.head(f"{service.url}/v2/{repository}/blobs/{name}").status_code == 404
-        pagepool("push", layout, f"{service.host}/lib/two:1")
-        pagepool("pull", f"{service.host}/lib/two:1", tmp_path / "again")
-    assert {p.name for p in (tmp_path / "again" / "blobs").rglob("*")} == {
-        p.name for p in (layout / "blobs").rglob("*")
-    }
-    assert check(alone).problems == []
-
-
-def test_what_an_earlier_repair_has_taken_out_is_fetched(data: Path, made: Made, tmp_path: Path, run: Run) -> None:
-    """If a manifest still lists it, and only there; a dry run and a place without it change nothing."""
-    wreck_all(data, records(data, Table.FRAMES))
-    assert run("fsck", "--repair", "--data", data).code == 5
-    with Store.open(data, readonly=True) as store:
-        lost = [digest for digest in made.sample.blobs if not store.blobs.exists(digest)]
-    assert lost
-    with open_repository(tmp_path / "backup", write=True) as repository:
-        take_backup(made.data, repository)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    _name_elsewhere(data, "lib/thief", APP)
-    before = content(data)
-    for more in (("--from", tmp_path / "empty"), ("--from", tmp_path / "backup", "--dry-run")):
-        assert run("fsck", "--repair", "--data", data, *more).code == 0
-        assert content(data) == before
-    done = run("fsck", "--repair", "--json", "--data", data, "--from", tmp_path / "backup")
-    assert (done.code, done.json["remaining"]) == (0, []), done.out
-    brought = {action["name"] for action in done.json["actions"]}
-    assert {action["outcome"] for action in done.json["actions"]} == {"repaired"}
-    manifests = [record.value for record in records(data, Table.MANIFESTS)]
-    assert all(any(name.encode() in manifest for manifest in manifests) for name in brought)
-    listed = {str(digest) for digest in lost if any(str(digest).encode() in manifest for manifest in manifests)}
-    assert str(Digest.of(APP)) in listed
-    assert brought & set(map(str, lost)) == listed  # there are configurations, too
-    with Store.open(data, readonly=True) as store:
-        assert {str(digest) for digest in lost if store.blobs.exists(digest)} == listed
-        assert store.registry.stat_blob("lib/two", Digest.of(APP)).size == len(APP)
-        with pytest.raises(BlobUnknownError):
-            store.registry.stat_blob("lib/thief", Digest.of(APP))
-    wanted = [digest for digest in made.sample.blobs if str(digest) in brought]
-    assert blobs_of(data, wanted) == {digest: made.sample.blobs[digest] for digest in wanted}
-    again = run("fsck", "--repair", "--json", "--data", data, "--from", tmp_path / "backup")
-    assert (again.code, again.json["actions"]) == (0, [])
-
-
-def _name_elsewhere(data: Path, repository: str, blob: bytes) -> None:
-    """Put a manifest there that names somebody else's blob, as a layer that a repository need not have."""
-    elsewhere = {"mediaType": OCI_FOREIGN_LAYER_GZIP, "digest": str(Digest.of(blob)), "size": len(blob)}
-    elsewhere["urls"] = ["https://example.com/layer"]
-    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": elsewhere, "layers": [elsewhere]}
-    raw = json.dumps(document).encode()
-    with Store.open(data) as store:
-        store.registry.put_manifest(repository, Digest.of(raw), parse_manifest(raw, OCI_MANIFEST))
-
-
-def _heal_from_layout(data: Path, copy: Path, layout: Path) -> None:
-    shutil.copytree(data, copy)
-    wreck_all(copy, [first(copy, Table.MANIFESTS)])
-    done = repair(copy, sources=[LayoutSource(layout, None)])
-    assert any(str(layout) in action.how for action in done.actions), done.actions
-    assert blobs_of(copy, [Digest.of(APP)]) == {Digest.of(APP): APP}
-    assert done.after.problems == []
-
-
-def test_a_dry_run_changes_nothing(alone: Path, run: Run) -> None:
-    wreck_all(alone, file_frames(alone))
-    for table in (Table.MANIFESTS, Table.TAGS, Table.LINKS, Table.LEASES, Table.JOBS):
-        wreck(alone, first(alone, table), random.Random(1))
-    before = {table: records(alone, table) for table in Table}
-    result = run("fsck", "--repair", "--dry-run", "--data", alone)
-    assert result.code == 5
-    assert "would be quarantined: layer" in result.out
-    assert "nothing was changed" in result.out
-    assert {table: records(alone, table) for table in Table} == before
-    assert not (alone / "quarantine").exists()
-    assert [path.name for path in (alone / "uploads").iterdir()] == []
-
-
-def test_what_cannot_be_asked_for(data: Path, run: Run, tmp_path: Path) -> None:
-    assert run("fsck", "--dry-run", "--data", data).code == 2
-    assert run("fsck", "--from", "x", "--data", data).code == 2
-    assert run("fsck", "--repair", "lib/one:1", "--data", data).code == 2
-    result = run("fsck", "--repair", "--from", tmp_path / "none", "--data", data)
-    assert (result.code, "there is no such file" in result.err) == (4, True)
-    assert run("fsck", "--repair", "--data", tmp_path / "none").code == 1
-    # A place that cannot be asked may have everything: nothing is given up for lost.
-    wreck_all(data, records(data, Table.FRAMES))
-    assert run("fsck", "--repair", "--from", "http://127.0.0.1:9", "--data", data).code == 6
-    assert not (data / "quarantine").exists()
-    shutil.rmtree(data)
-    Store.open(data).close()
-    assert "no problems found" in run("fsck", "--repair", "--data", data).out
-
-
-# -- a service that runs ---------------------------------------------------------------------------------------
-
-
-def test_beside_a_service(data: Path, made: Made, run: Run) -> None:
-    """The service's own maintenance reads the layers again that the repair asks for."""
-    wreck_all(data, file_frames(data))
-    wreck(data, first(data, Table.LAYERS), random.Random(3))
-    with running_service(data) as service:
-        result = run("fsck", "--repair", "--json", "--data", data)
-        assert result.code == 0, result.out
-        assert result.json["live"]
-        for digest, blob in made.sample.blobs.items():
-            for repository in ("lib/one", "lib/two", "lib/three", "multi", "waiting"):
-                answer = httpx.get(f"{service.url}/v2/{repository}/blobs/{digest}")
-                assert answer.status_code in (200, 404)
-                assert answer.status_code == 404 or answer.content == blob
-        assert service.faults() == ""
-    assert check(data).problems == []
-    assert blobs_of(data, made.sample.blobs) == made.sample.blobs
-
-
-def test_it_waits_for_a_collection_and_keeps_others_from_beginning(data: Path) -> None:
-    record = first(data, Table.TAGS)
-    flip_record(data, record, 2)
-    said: list[str] = []
-    busy: list[bool] = []
-
-    def hear(text: str) -> None:
-        said.append(text)
-        if text == "repairing frames":
-            with pytest.raises(BusyError, match="collects"), lock_collection(data):
-                pytest.fail("a collection began")
-            busy.append(True)
-
-    with ThreadPoolExecutor(1) as pool:
-        with lock_collection(data):
-            repairing = pool.submit(repair, data, tell=hear)
-            while not said and not repairing.done():
-                time.sleep(0.01)
-            time.sleep(0.3)
-            assert said == ["waiting until no collection runs"]
-            assert not repairing.done()
-        assert repairing.result().clean
-    assert busy == [True]
-    assert first(data, Table.TAGS) == record
-
-
-@pytest.mark.parametrize("table", [Table.MANIFESTS, Table.TAGS])
-def test_what_is_pushed_while_it_is_taken_out_stays(data: Path, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Store.open(data) as store:
-        image = store.registry.listings.images(1)[0][0]
-        raw = store.registry.manifest(image.repository, image.tag)
-    key = tag_key(image.repository, image.tag) if table is Table.TAGS else image.digest.key
-    wreck_all(data, [first(data, table, lambda record: record.key == key)])
-    keep = acting.Context._keep
-    pushed: list[bool] = []
-
-    def push_first(self: Context, action: Action, *rest: object) -> None:
-        if not pushed and action.kind == table.label.rstrip("s"):
-            pushed.append(True)
-            document = parse_manifest(raw.raw, raw.media_type)
-            self.store.registry.put_manifest(image.repository, image.digest, document, [image.tag])
-        keep(self, action, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(acting.Context, "_keep", push_first)
-    repair(data)
-    assert pushed
-    assert repair(data).before.clean
-    with Store.open(data) as store:
-        assert store.registry.manifest(image.repository, image.tag).raw == raw.raw
-
-
-def test_a_damaged_database_needs_the_service_stopped(data: Path, run: Run) -> None:
-    flip_pages(data, random.Random("live"), 40, trees=True)
-    lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT)
-    import fcntl
-
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        before = (data / "store" / "data.mdb").read_bytes()
-        result = run("fsck", "--repair", "--data", data)
-        assert result.code == 9
-        assert "stop the service" in result.err
-        assert (data / "store" / "data.mdb").read_bytes() == before
-    finally:
-        os.close(lock)
-
-
 # -- pages -----------------------------------------------------------------------------------------------------
 
 
@@ -590,41 +346,4 @@ def test_a_database_with_damaged_pages_is_saved(data: Path, made: Made, how: str
                 assert how != "heads"
     if how == "heads":  # nothing but where the trees begin is lost
         assert blobs_of(data, made.sample.blobs) == made.sample.blobs
-    assert repair(data).actions == []
-
-
-# -- ended -----------------------------------------------------------------------------------------------------
-
-
-def _killed(data: Path, after: int, before_writing: bool) -> str:
-    """A repair that is killed at its n-th change."""
-    keep, count = acting.Context._keep, []
-
-    def counted(self: Context, action: Action, lost: object, files: object) -> None:
-        count.append(action)
-        if len(count) == after and not before_writing:
-            os.kill(os.getpid(), signal.SIGKILL)
-        keep(self, action, lost, files)  # type: ignore[arg-type]
-        if len(count) == after:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    acting.Context._keep = counted  # type: ignore[method-assign]
-    setattr(running, "check_store", lambda data, quick, watch: check(data, quick=quick))  # noqa: ARG005, B010
-    repair(data)
-    return "not killed"
-
-
-@pytest.mark.parametrize(("after", "before_writing"), [(2, True), (5, False)][: 1 + ROUNDS // 8])
-def test_a_repair_that_is_killed_is_done_again(data: Path, made: Made, after: int, before_writing: bool) -> None:
-    randomness = random.Random("killed")
-    wreck_all(data, file_frames(data))
-    for table in (Table.BLOBS, Table.LINKS, Table.OBJECTS, Table.REFERRERS, Table.JOBS):
-        wreck(data, first(data, table), randomness)
-    assert in_child(_killed, data, after, before_writing).signal is signal.SIGKILL
-    done = repair(data)
-    assert done.after.problems == []
-    with Store.open(data) as store:
-        for digest, blob in made.sample.blobs.items():
-            if store.blobs.exists(digest):
-                assert b"".join(store.blobs.read(digest)) == blob
     assert repair(data).actions == []

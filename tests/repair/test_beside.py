@@ -1,0 +1,154 @@
+"""Repair beside a service, a collection and pushes; and repair that is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from pagepool.errors import BusyError
+from pagepool.oci import parse_manifest
+from pagepool_service.repair import context as acting
+from pagepool_service.repair import run as running
+from pagepool_service.store.catalogue import tag_key
+from pagepool_service.store.collect.collector import lock_collection
+from pagepool_service.store.environment import Table
+from pagepool_service.store.store import Store
+from tests.backup.helpers import blobs_of
+from tests.faults import flip_pages, flip_record, in_child
+from tests.repair.helpers import ROUNDS, file_frames, first, repair, wreck, wreck_all
+from tests.store.checking import check
+from tests.support.server import running_service
+
+if TYPE_CHECKING:
+    from pagepool_service.repair.context import Action, Context
+    from tests.backup.conftest import Made
+    from tests.cli.conftest import Run
+
+pytestmark = pytest.mark.usefixtures("checked_here")
+
+
+def test_beside_a_service(data: Path, made: Made, run: Run) -> None:
+    """The service's own maintenance reads the layers again that the repair asks for."""
+    wreck_all(data, file_frames(data))
+    wreck(data, first(data, Table.LAYERS), random.Random(3))
+    with running_service(data) as service:
+        result = run("fsck", "--repair", "--json", "--data", data)
+        assert result.code == 0, result.out
+        assert result.json["live"]
+        for digest, blob in made.sample.blobs.items():
+            for repository in ("lib/one", "lib/two", "lib/three", "multi", "waiting"):
+                answer = httpx.get(f"{service.url}/v2/{repository}/blobs/{digest}")
+                assert answer.status_code in (200, 404)
+                assert answer.status_code == 404 or answer.content == blob
+        assert service.faults() == ""
+    assert check(data).problems == []
+    assert blobs_of(data, made.sample.blobs) == made.sample.blobs
+
+
+def test_it_waits_for_a_collection_and_keeps_others_from_beginning(data: Path) -> None:
+    record = first(data, Table.TAGS)
+    flip_record(data, record, 2)
+    said: list[str] = []
+    busy: list[bool] = []
+
+    def hear(text: str) -> None:
+        said.append(text)
+        if text == "repairing frames":
+            with pytest.raises(BusyError, match="collects"), lock_collection(data):
+                pytest.fail("a collection began")
+            busy.append(True)
+
+    with ThreadPoolExecutor(1) as pool:
+        with lock_collection(data):
+            repairing = pool.submit(repair, data, tell=hear)
+            while not said and not repairing.done():
+                time.sleep(0.01)
+            time.sleep(0.3)
+            assert said == ["waiting until no collection runs"]
+            assert not repairing.done()
+        assert repairing.result().clean
+    assert busy == [True]
+    assert first(data, Table.TAGS) == record
+
+
+@pytest.mark.parametrize("table", [Table.MANIFESTS, Table.TAGS])
+def test_what_is_pushed_while_it_is_taken_out_stays(data: Path, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(data) as store:
+        image = store.registry.listings.images(1)[0][0]
+        raw = store.registry.manifest(image.repository, image.tag)
+    key = tag_key(image.repository, image.tag) if table is Table.TAGS else image.digest.key
+    wreck_all(data, [first(data, table, lambda record: record.key == key)])
+    keep = acting.Context._keep
+    pushed: list[bool] = []
+
+    def push_first(self: Context, action: Action, *rest: object) -> None:
+        if not pushed and action.kind == table.label.rstrip("s"):
+            pushed.append(True)
+            document = parse_manifest(raw.raw, raw.media_type)
+            self.store.registry.put_manifest(image.repository, image.digest, document, [image.tag])
+        keep(self, action, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(acting.Context, "_keep", push_first)
+    repair(data)
+    assert pushed
+    assert repair(data).before.clean
+    with Store.open(data) as store:
+        assert store.registry.manifest(image.repository, image.tag).raw == raw.raw
+
+
+def test_a_damaged_database_needs_the_service_stopped(data: Path, run: Run) -> None:
+    flip_pages(data, random.Random("live"), 40, trees=True)
+    lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT)
+    import fcntl
+
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        before = (data / "store" / "data.mdb").read_bytes()
+        result = run("fsck", "--repair", "--data", data)
+        assert result.code == 9
+        assert "stop the service" in result.err
+        assert (data / "store" / "data.mdb").read_bytes() == before
+    finally:
+        os.close(lock)
+
+
+def _killed(data: Path, after: int, before_writing: bool) -> str:
+    """A repair that is killed at its n-th change."""
+    keep, count = acting.Context._keep, []
+
+    def counted(self: Context, action: Action, lost: object, files: object) -> None:
+        count.append(action)
+        if len(count) == after and not before_writing:
+            os.kill(os.getpid(), signal.SIGKILL)
+        keep(self, action, lost, files)  # type: ignore[arg-type]
+        if len(count) == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    acting.Context._keep = counted  # type: ignore[method-assign]
+    setattr(running, "check_store", lambda data, quick, watch: check(data, quick=quick))  # noqa: ARG005, B010
+    repair(data)
+    return "not killed"
+
+
+@pytest.mark.parametrize(("after", "before_writing"), [(2, True), (5, False)][: 1 + ROUNDS // 8])
+def test_a_repair_that_is_killed_is_done_again(data: Path, made: Made, after: int, before_writing: bool) -> None:
+    randomness = random.Random("killed")
+    wreck_all(data, file_frames(data))
+    for table in (Table.BLOBS, Table.LINKS, Table.OBJECTS, Table.REFERRERS, Table.JOBS):
+        wreck(data, first(data, table), randomness)
+    assert in_child(_killed, data, after, before_writing).signal is signal.SIGKILL
+    done = repair(data)
+    assert done.after.problems == []
+    with Store.open(data) as store:
+        for digest, blob in made.sample.blobs.items():
+            if store.blobs.exists(digest):
+                assert b"".join(store.blobs.read(digest)) == blob
+    assert repair(data).actions == []
