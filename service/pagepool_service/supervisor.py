@@ -15,7 +15,7 @@ times before all of them served ends the service, with what it said. One that wa
 Where memory runs out the kernel ends one of these, and not the supervisor (`shortage`).
 SIGTERM, SIGINT and SIGHUP, unless nohup has that ignored, end all of them, the workers after the requests in flight.
 If the supervisor itself is killed the kernel kills the others, and the lock, which they share, is free when the last
-one is gone.
+one is gone; the next service waits for that.
 """
 
 from __future__ import annotations

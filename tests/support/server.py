@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pagepool.linux.processes import has_ended
 from tests.support.forkserver import Forked, fork
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Service:
         self.process.kill()
         self.process.wait()
         deadline = time.monotonic() + 60
-        while any(_alive(pid) for pid in pids):
+        while not all(has_ended(pid) for pid in pids):
             assert time.monotonic() < deadline, f"{pids} do not end"
             time.sleep(0.01)
 
@@ -168,10 +169,3 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
     # What a service does while it has nothing else to do would slow the next test down.
     usual = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PAGEPOOL_RECOMPRESS": "no", "PAGEPOOL_GC": "no"}
     return {**kept, **usual, **more}
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import time
 from typing import TYPE_CHECKING
 
 from pagepool.errors import BusyError, InvalidError
+from pagepool.linux.processes import has_ended
 from pagepool_service.store.disk import refused
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ _OURS = {
 """What a data directory may hold before it is one: of a start that was cut off, or put there for it."""
 _BESIDE = {"node", "logs", "ended"}
 """What a node and the containers of root keep in `/var/lib/pagepool`, which is root's data directory, too."""
+_ENDING_S = 15.0
+"""What the processes of a service that was killed are given to be gone: one that writes to a disk ends after that."""
 _NOBODYS = {"lost+found", ".snapshot", ".gitkeep", ".gitignore", ".keep", ".DS_Store"}
 
 
@@ -32,6 +36,7 @@ class DataDirectoryInvalidError(InvalidError):
 def lock_data(data: Path, *, read_only: bool) -> int | None:
     """Take the lock of a data directory: one service each. Returns the descriptor that holds it.
 
+    Where the process that took it is no more, those that it left are waited for: they share the lock, and are ending.
     Returns None where a read-only service cannot even make the lock file.
 
     Raises:
@@ -48,15 +53,24 @@ def lock_data(data: Path, *, read_only: bool) -> int | None:
         if read_only:
             return None
         raise refused(error, str(error.filename)) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(fd)
-        raise BusyError(f"{data} is in use by process {holder}") from None
+    deadline = time.monotonic() + _ENDING_S
+    while not _take(fd):
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        if not (holder.isdecimal() and has_ended(int(holder))) or time.monotonic() > deadline:
+            os.close(fd)
+            raise BusyError(f"{data} is in use by process {holder or 'unknown'}")
+        time.sleep(0.02)
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def _take(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_beside(name: str) -> bool:
