@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from pagepool_service.allocator import share_one_arena
 from pagepool_service.app import create_app
 from pagepool_service.boundedhttp import BoundedProtocol
 from pagepool_service.connections import ConnectionGuard, GuardedConfig, GuardedServer, Limits
@@ -160,6 +161,7 @@ def run_worker(
         tally: of all workers.
         pushes: where traces of pushes are noted.
     """
+    share_one_arena()
     with Store.open(settings.data, quota_bytes=settings.quota_bytes, readonly=settings.read_only) as store:
         store.registry.renewed_after_ns = settings.renewed_after_ns
         keep_compiled(settings.data / "encoders")
