@@ -183,6 +183,24 @@ def test_upgrade(place: Path) -> None:
         assert both.worker() == worker
 
 
+def test_signals_while_it_is_loaded(place: Path) -> None:
+    """It has its post by then, and dies of none: what came last is done."""
+    with pair(place) as both:
+        both.wait_ready()
+        supervisor = both.supervisor()
+        assert supervisor is not None
+        for _ in range(100):
+            os.kill(supervisor, signal.SIGHUP)
+            time.sleep(0.005)
+        assert both.supervisor() == supervisor
+        os.kill(supervisor, signal.SIGHUP)
+        os.kill(supervisor, signal.SIGTERM)
+        _wait_gone(supervisor)
+        assert "there is no supervisor" not in both.log()
+        assert "the node has ended" in both.log()
+    assert _processes(place) == set()
+
+
 @pytest.mark.parametrize("by_worker", [True, False])
 def test_the_end(place: Path, by_worker: bool) -> None:
     """Whoever is told to end the node, both end, and nobody is started again."""

@@ -46,6 +46,16 @@ def heeded(numbers: Iterable[signal.Signals]) -> tuple[signal.Signals, ...]:
     return tuple(one for one in numbers if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN)
 
 
+@contextlib.contextmanager
+def blocked(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Keep signals waiting in this thread, and in a program that it starts or becomes: see `Signals.let_in`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Signals:
     """Takes signals for as long as it is entered, and gives them back afterwards.
 
@@ -75,6 +85,10 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         self._undo.close()
+
+    def let_in(self) -> None:
+        """Take those, too, that came since before this program began: whoever started it kept them waiting."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
 
     def read(self) -> Iterator[signal.Signals]:
         """Those that came, in their order."""

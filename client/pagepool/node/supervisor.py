@@ -6,6 +6,8 @@ another one (`guard`), which finds the worker at its post. Its signals:
     SIGTERM, SIGINT   the node ends: the worker is told to (SIGTERM), and after `END_S` made to
     SIGHUP            it executes itself anew, from the code that is there by then, and replaces the worker
 
+What comes while it is being loaded waits.
+
 A worker that ends, by itself or by whatever killed it, is replaced at once, unless the node was told to end. One that
 ends before it was ever ready is replaced after a while that doubles each time, up to 30 s. A worker that gives no sign
 of life is killed and replaced. One that was killed and does not die, since it waits for its own answer, is helped
@@ -29,7 +31,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import BusyError
-from pagepool.linux.signals import Signals
+from pagepool.linux.signals import Signals, blocked
 from pagepool.node.handover import (
     READY,
     SUPERVISOR,
@@ -53,6 +55,8 @@ _LOOKS: Final = 8
 _HELP_S: Final = 10.0  # less than what counts as hanging
 _REPLACE: Final = "replace"
 _DETACH: Final = "detach"
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Blocked until it takes them: one that has its post, and is still being loaded, would die of them."""
 _COMMAND: Final = (sys.executable, "-P", "-m", "pagepool.node.supervisor")
 
 _log = logging.getLogger(__name__)
@@ -97,7 +101,9 @@ def start_supervisor(handover: Handover, lock: int) -> None:
     Raises:
         OSError: it cannot be started.
     """
-    handover.start([*_COMMAND, _DETACH], lock, detaches=True).wait()
+    with blocked(_SIGNALS):
+        process = handover.start([*_COMMAND, _DETACH], lock, detaches=True)
+    process.wait()
     note_start(Path(handover.run), SUPERVISOR)
 
 
@@ -120,7 +126,7 @@ class Supervisor:
         self._run = Path(handover.run)
         self._post = Post(self._run, WORKER)
         self._pulse = Pulse(self._run)
-        self._signals = Signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        self._signals = Signals(_SIGNALS)
         self._vacancies: SimpleQueue[_Vacancy] = SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
         self._inherited: int | None = None
@@ -138,6 +144,7 @@ class Supervisor:
             replace: whether the worker that is there is to be replaced.
         """
         with self._signals:
+            self._signals.let_in()
             if replace:
                 self._inherited = self._post.holder()
                 self._end_worker()
@@ -277,7 +284,8 @@ class Supervisor:
         self._pulse.pause()
         _log.warning("the supervisor starts again, to replace the worker")
         try:
-            os.execv(_COMMAND[0], [*_COMMAND, _REPLACE])
+            with blocked(_SIGNALS):
+                os.execv(_COMMAND[0], [*_COMMAND, _REPLACE])
         except OSError as error:
             _log.error("the supervisor cannot start again, and goes on: %s", error)
 
