@@ -15,7 +15,13 @@ import httpx
 import pytest
 
 import pagepool
-from pagepool.errors import InvalidError, PoolFullError, ReferenceInvalidError, UnreachableError
+from pagepool.errors import (
+    InvalidError,
+    ManifestUnknownError,
+    PoolFullError,
+    ReferenceInvalidError,
+    UnreachableError,
+)
 from pagepool.image.treestore import TreeStore
 from pagepool.library.mounted import mount_in_background, plan_mount
 from pagepool.pool import Scrubber
@@ -140,7 +146,10 @@ def test_a_client_takes_some_time() -> None:
 
 
 def test_a_commit_goes_to_its_own_service(service: Service, tmp_path: Path) -> None:
-    """A name of another host is refused, as `image` does: it would be pushed here, and looked for there."""
+    """A name of another host is refused, as `image` does: it would be pushed here, and looked for there.
+
+    Over an image that was opened by its tree alone there is none: nobody noted a manifest that could get a layer more.
+    """
     with pagepool.Client(service.url, directory=tmp_path / "client") as client:
         with client.image("app:1").overlay(tmp_path / "upper") as root:
             root.write_bytes("new", b"new")
@@ -150,6 +159,11 @@ def test_a_commit_goes_to_its_own_service(service: Service, tmp_path: Path) -> N
             root.commit(f"{service.host}/app:2")
         with client.image("app:2").open() as root:
             assert root.read_bytes("new") == b"new"
+        with client.tree("app", client.image("app:2").tree).overlay(tmp_path / "other") as root:
+            root.write_bytes("new", b"newer")
+            with pytest.raises(ManifestUnknownError, match=str(root.image.tree)):
+                root.commit("app:3")
+            assert b"newer" in b"".join(root.diff())
 
 
 def test_what_a_kernel_mount_wrote_is_no_overlay(service: Service, tmp_path: Path) -> None:

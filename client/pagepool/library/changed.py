@@ -30,7 +30,11 @@ class Changed(Rootfs):
         raise NotImplementedError
 
     def parent(self) -> Reference:
-        """The image that this lies over: by digest where that was noted, because its tag may have moved."""
+        """The image that this lies over: by digest where that was noted, because its tag may have moved.
+
+        Raises:
+            ManifestUnknownError: neither was noted, since the image was opened by its tree alone.
+        """
         raise NotImplementedError
 
     def diff(self) -> Iterator[bytes | memoryview]:
@@ -64,7 +68,7 @@ class Changed(Rootfs):
         Raises:
             ReferenceInvalidError: no reference, or one of another host.
             UnchangedError: nothing was changed, and the options do not allow that.
-            ManifestUnknownError: the image that it lies over is not there any more.
+            ManifestUnknownError: the image that it lies over is not there any more, or was opened by its tree alone.
             LayerInvalidError, CorruptError, UnreachableError: as `diff`.
         """
         target = self.image.client.parse_reference(reference)

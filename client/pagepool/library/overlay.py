@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pagepool.digest import Digest
-from pagepool.errors import InvalidError
+from pagepool.errors import InvalidError, ManifestUnknownError
 from pagepool.library.changed import Changed
 from pagepool.oci import Reference
 from pagepool.overlay import OverlayFileSystem, discard, plan_overlay, read_info
@@ -85,6 +85,8 @@ class Overlay(Changed, MutableRootfs):
         noted = read_info(self.directory).info
         if "manifest" in noted:
             return Reference(self.image.repository, digest=Digest.parse(str(noted["manifest"])))
+        if "image" not in noted:  # it was made over a tree alone
+            raise ManifestUnknownError(str(self.image.tree))
         return Reference.parse(str(noted["image"]))
 
 
