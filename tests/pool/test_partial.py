@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,10 +16,10 @@ from pagepool.extents import EXTENT_SIZE
 from pagepool.pool import Pool
 from pagepool.pool.mapfile import MapFile, data_path, map_path
 from tests.pool.helpers import Thing, check_account, files_below, object_path, thing
+from tests.support.descriptors import count_open
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from pagepool.pool import Partial
 
@@ -229,3 +231,21 @@ def test_files_that_are_no_partial_count_nothing(place: Path) -> None:
         marks.write_bytes(good)
         os.truncate(data, SIZE - 1)
         assert MapFile.read_charged(place, key) is None
+
+
+def test_a_whole_object_that_cannot_be_mapped(place: Path) -> None:
+    """As where addresses are limited (ulimit -v). Its descriptor is closed once: later the number may be another's."""
+    one = Thing(bytes(32 << 20))
+    names = one.digest, one.size, one.extents
+    with Pool.open(place, budget=64 << 20) as pool, pool.put(one.digest, one.data) or pytest.fail("it fits"):
+        before, limits = count_open(place), resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])  # once what can be collected is
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (8 << 20), limits[1]))
+        try:
+            with pytest.raises(OSError, match="allocate memory"):
+                pool.partial(*names)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+        assert count_open(place) == before
+        with pool.partial(*names) as whole:
+            assert whole.finish()

@@ -63,11 +63,7 @@ class Filler:
         """An object that needs no filling any more, as a partial. The file is closed."""
         with whole:
             descriptor = os.dup(whole.fd)  # of the same open file: it stays held
-        try:
-            return Partial(self, b"", digest, extents, descriptor, None)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        return Partial(self, b"", digest, extents, descriptor, None)
 
     def open(self, digest: bytes, size: int, extents: Sequence[bytes]) -> Partial:
         """Open or begin a partial: see `Pool.partial`."""

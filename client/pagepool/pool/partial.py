@@ -59,8 +59,11 @@ class Partial:
         key: its name in the pool.
         digest: of the object.
         extents: the digests of its extents, in order.
-        descriptor: of its bytes, held; owned by this object from now on.
+        descriptor: of its bytes, held; owned by this object from now on, which closes it where it cannot be mapped.
         marks: its map; None if the object is whole and the descriptor is that of the object.
+
+    Raises:
+        OSError: it cannot be mapped.
     """
 
     def __init__(
