@@ -210,6 +210,21 @@ def test_partials_that_nobody_has_open_go_too(place: Path) -> None:
         held.close()
 
 
+def test_a_partial_that_is_used_outlives_a_scan(place: Path) -> None:
+    """As a whole object does: it is opened again and again by whoever reads a part of a large file."""
+    with Pool.open(place, budget=16 * EXTENT_SIZE) as pool:
+        used, unused = thing(1, 2 * EXTENT_SIZE), thing(2, 2 * EXTENT_SIZE)
+        for one in (used, unused, used):
+            with pool.partial(one.digest, one.size, one.extents) as partial:
+                partial.write(0, one.parts[0])
+        for number in range(10, 40):
+            put(pool, thing(number, EXTENT_SIZE))
+        with pool.partial(used.digest, used.size, used.extents) as partial:
+            assert partial.missing(0, 2) == [1]
+        with pool.partial(unused.digest, unused.size, unused.extents) as partial:
+            assert partial.missing(0, 2) == [0, 1]
+
+
 def test_a_reader_that_locks_files_stops_nobody(pool: Pool) -> None:
     """Anyone who can open an object can lock it: that keeps it from being evicted, and from nothing else."""
     one = thing(1)

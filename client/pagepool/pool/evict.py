@@ -340,6 +340,7 @@ class Evictor:
         for what, size, name in records:
             if what == event.ACCESS:
                 queue.access(name)
+                queue.access(name + _P)
             elif what == event.OBJECT:
                 queue.insert(name, size)
             elif what == event.PARTIAL:
