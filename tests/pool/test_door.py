@@ -40,6 +40,7 @@ def test_root_cannot_write_through_it(pool_path: Path) -> None:
     with closing(Door(pool_path)) as door:
         threading.Thread(target=door.serve, daemon=True).start()
         descriptor = knock(pool_path)
+        assert not os.get_inheritable(descriptor)
         try:
             with Pool.open(pool_path, budget=1 << 20) as owner:
                 attached = Pool.attach(Path(f"/proc/self/fd/{descriptor}"), owner.id)

@@ -55,7 +55,10 @@ def mount_dir(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_objects_over_a_socket(pool: Pool) -> None:
-    """What arrives is the object, open for reading, and held until the receiver lets go of it."""
+    """What arrives is the object, open for reading, and held until the receiver lets go of it.
+
+    No program that the receiver starts has it: it would go on holding it.
+    """
     things = [thing(number, 1000 * number + 1) for number in range(5)]
     put(pool, *things)
     ours, theirs = socket.socketpair()
@@ -65,6 +68,7 @@ def test_objects_over_a_socket(pool: Pool) -> None:
         for file in files:
             file.close()
         received = receive_objects(theirs, [one.digest for one in things], verify=True)
+        assert not any(os.get_inheritable(file.fd) for file in received)
         assert [bytes(file.view) for file in received] == [one.data for one in things]
         assert pool.stats(inspect=True).held_bytes == sum(-(-one.size // PAGE) * PAGE for one in things)
         for file in received:

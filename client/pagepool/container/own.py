@@ -25,6 +25,7 @@ from pagepool.container.process import Task, close_all, container_error, exit_co
 from pagepool.container.program import FILTER, KILL
 from pagepool.errors import ContainerError
 from pagepool.linux import mounts
+from pagepool.linux.descriptors import receive_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +61,7 @@ class _Keeper:
         """Read what was told."""
         while self.status is not None:
             try:
-                data, descriptors, _, _ = socket.recv_fds(self._told, 65536, 1, socket.MSG_CMSG_CLOEXEC)
+                data, descriptors = receive_descriptors(self._told, 65536, 1)
             except BlockingIOError:
                 return
             except OSError:

@@ -6,7 +6,6 @@ that has the device ends, by whatever cause, what is left is a mount whose every
 
 from __future__ import annotations
 
-import array
 import errno
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import BusyError, UnsupportedError
 from pagepool.linux import mounts, syncfs
+from pagepool.linux.descriptors import receive_descriptors
 from pagepool.mount.fuse.protocol import MAX_IO
 from pagepool.mount.holders import MountUnknownError
 from pagepool.mount.mountinfo import FUSE_TYPE, mounted_at
@@ -186,12 +186,10 @@ def _run_helper(arguments: Sequence[str], descriptor: int | None = None, **envir
 
 
 def _receive_descriptor(ours: socket.socket) -> int:
-    size = array.array("i").itemsize
-    _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(data) >= size:
-            return int(array.array("i", data[:size])[0])
-    raise OSError(errno.EIO, f"{_HELPER} handed no device over")
+    _, descriptors = receive_descriptors(ours, 1, 1)
+    if not descriptors:
+        raise OSError(errno.EIO, f"{_HELPER} handed no device over")
+    return descriptors[0]
 
 
 def _escape(value: str) -> str:

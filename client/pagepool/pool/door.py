@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import DeniedError
 from pagepool.linux import mounts
+from pagepool.linux.descriptors import receive_descriptors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,7 +112,7 @@ def knock(pool: Path) -> int:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         if _CREDENTIALS.unpack(credentials)[1] != owner:
             raise DeniedError(f"{door_path(pool)} is not of user {owner}, whose pool it is")
-        _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+        _, descriptors = receive_descriptors(connection, 1, 1)
     if len(descriptors) != 1 or not stat.S_ISDIR(os.fstat(descriptors[0]).st_mode):
         for descriptor in descriptors:
             os.close(descriptor)

@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import CorruptError, InvalidError
+from pagepool.linux.descriptors import receive_descriptors
 from pagepool.pool.files import PoolFile, hash_file
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def receive_objects(channel: socket.socket, digests: Sequence[bytes], *, verify:
         InvalidError: it sent another number of descriptors.
         CorruptError: `verify`, and one is not what it should be.
     """
-    message, descriptors, _, _ = socket.recv_fds(channel, 1, MOST_AT_ONCE)
+    message, descriptors = receive_descriptors(channel, 1, MOST_AT_ONCE)
     files = [PoolFile(descriptor, os.fstat(descriptor).st_size, b"", _never) for descriptor in descriptors]
     try:
         if not message:

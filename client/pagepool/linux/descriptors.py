@@ -1,0 +1,35 @@
+"""Descriptors that come over a Unix socket (SCM_RIGHTS, unix(7))."""
+
+from __future__ import annotations
+
+import array
+import socket
+from typing import Final
+
+_INT: Final = array.array("i").itemsize
+
+
+def receive_descriptors(channel: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """Receive bytes, and the descriptors that come with them. Blocks as the socket does.
+
+    No program that this process starts inherits them, not even one that another thread starts at this very moment:
+    `socket.recv_fds` takes flags for that, and hands them on to nobody (Python 3.11).
+
+    Args:
+        channel: a connected Unix socket.
+        size: bytes, at most.
+        most: descriptors; what comes beyond them is closed by the kernel.
+
+    Returns:
+        the bytes, empty if the other end has gone; and the descriptors, which the caller closes.
+
+    Raises:
+        OSError: the connection broke, or there is nothing yet on a socket that does not block.
+    """
+    room = socket.CMSG_LEN(most * _INT)
+    data, ancillary, _, _ = channel.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    found = array.array("i")
+    for level, kind, part in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(part[: len(part) - len(part) % _INT])
+    return data, found.tolist()
