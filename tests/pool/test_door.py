@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -116,6 +117,27 @@ def test_what_was_handed_out_outlives_its_owner(pool_path: Path) -> None:
             os.close(knock(pool_path))
     finally:
         os.close(descriptor)
+
+
+def test_a_door_stays_open_though_no_file_may_be(pool_path: Path) -> None:
+    """Whoever knocks meanwhile waits until its owner may open files again."""
+    program = (
+        "import sys; from pathlib import Path; from pagepool.pool.door import Door\n"
+        "door = Door(Path(sys.argv[1])); print('open', flush=True); door.serve()"
+    )
+    command = [sys.executable, "-c", program, str(pool_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stderr is not None
+        assert owner.stdout.readline() == "open\n"
+        _, most = limits = resource.prlimit(owner.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(owner.pid, resource.RLIMIT_NOFILE, (0, most))
+        with socket.socket(socket.AF_UNIX) as knocking:
+            knocking.connect(os.fsencode(door_path(pool_path)))
+            assert "has to wait: [Errno 24]" in owner.stderr.readline()
+            resource.prlimit(owner.pid, resource.RLIMIT_NOFILE, limits)
+            os.close(knock(pool_path))
+        owner.kill()
 
 
 def test_there_is_no_door(tmp_path: Path) -> None:

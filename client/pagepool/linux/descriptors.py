@@ -1,12 +1,19 @@
-"""Descriptors that come over a Unix socket (SCM_RIGHTS, unix(7))."""
+"""Descriptors: those that come over a Unix socket (SCM_RIGHTS, unix(7)), and those that cannot be had just now."""
 
 from __future__ import annotations
 
 import array
+import errno
 import socket
 from typing import Final
 
 _INT: Final = array.array("i").itemsize
+_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EINTR)
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether what was refused, a file or a connection, may be had a moment later: once others have closed theirs."""
+    return error.errno in _PASSING
 
 
 def receive_descriptors(channel: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pagepool import errors
 from pagepool.errors import PagepoolError
+from pagepool.linux.descriptors import is_passing
 from pagepool.node.control import Channel, encode_error
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
 
-_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EINTR)
 _AGAIN_S: Final = 0.1
 
 log = logging.getLogger("pagepool.node")
@@ -67,7 +66,7 @@ class ControlServer:
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
-                if error.errno not in _PASSING:
+                if not is_passing(error):
                     log.info("no more commands are taken: %s", error)
                     return
                 log.warning("a command has to wait: %s", error)

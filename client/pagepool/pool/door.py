@@ -12,22 +12,28 @@ read every image that the pool's owner serves.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import stat
 import struct
+import time
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import DeniedError
 from pagepool.linux import mounts
-from pagepool.linux.descriptors import receive_descriptors
+from pagepool.linux.descriptors import is_passing, receive_descriptors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _RESTRICT: Final = mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC
 _TIMEOUT_S: Final = 5.0
+_AGAIN_S: Final = 0.1
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: process, user, group
+
+
+log = logging.getLogger("pagepool.pool")
 
 
 def open_read_only(path: Path) -> int:
@@ -81,8 +87,12 @@ class Door:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if not is_passing(error):
+                    return
+                log.warning("who wants the pool at %s has to wait: %s", self.path, error)
+                time.sleep(_AGAIN_S)
+                continue
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(_TIMEOUT_S)
                 socket.send_fds(connection, [b"."], [self._mount])
