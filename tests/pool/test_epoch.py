@@ -12,7 +12,8 @@ import pytest
 from pagepool import linux
 from pagepool.errors import BusyError, StoreFormatError
 from pagepool.extents import EXTENT_SIZE
-from pagepool.pool import Pool, writing
+from pagepool.pool import Pool
+from pagepool.pool import pool as pools
 from pagepool.pool.mapfile import map_path
 from tests.faults import cut_power, filled, small_file_system, thin_file_system
 from tests.pool.helpers import check_account, files_below, fill, object_path, thing
@@ -176,7 +177,7 @@ def test_a_pool_that_is_not_durable_is_emptied(tmp_path: Path, reboot: Callable[
 
 def test_a_pool_syncs_itself_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When so many bytes were published, by whoever publishes."""
-    monkeypatch.setattr(writing, "SYNC_BYTES", 10 * 4096)
+    monkeypatch.setattr(pools, "SYNC_BYTES", 10 * 4096)
     place = tmp_path / "pool"
     with Pool.open(place, budget=BUDGET, durable=True) as pool:
         put(pool, *range(10))
@@ -185,6 +186,10 @@ def test_a_pool_syncs_itself_now_and_then(tmp_path: Path, monkeypatch: pytest.Mo
         assert "synced 0" in (place / "epoch").read_text()
         put(pool, *range(11, 22))
         assert "synced 1" in (place / "epoch").read_text()
+        one = thing(9, EXTENT_SIZE + 10 * 4096)
+        with pool.partial(one.digest, one.size, one.extents) as partial:
+            assert fill(partial, one)
+        assert "synced 2" in (place / "epoch").read_text()
 
 
 def test_readers_wait_for_the_owner(tmp_path: Path, reboot: Callable[[], None]) -> None:

@@ -34,7 +34,7 @@ from pagepool.pool.mapfile import (
 from pagepool.pool.partial import Partial
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from pagepool.pool.evict import Evictor
@@ -51,13 +51,17 @@ class Filler:
         ledger: its account.
         evictor: makes room.
         log: gets to know what comes and goes.
+        on_published: called after each object got its name, without the account's lock.
     """
 
-    def __init__(self, path: Path, ledger: Ledger, evictor: Evictor, log: Log) -> None:
+    def __init__(
+        self, path: Path, ledger: Ledger, evictor: Evictor, log: Log, on_published: Callable[[], object]
+    ) -> None:
         self._path = path
         self._ledger = ledger
         self._evictor = evictor
         self._log = log
+        self._on_published = on_published
 
     def open_whole(self, digest: bytes, extents: Sequence[bytes], whole: PoolFile) -> Partial:
         """An object that needs no filling any more, as a partial. The file is closed."""
@@ -141,6 +145,7 @@ class Filler:
             cells[cell.CONTENT] += partial.size
             self._log.append(event.GONE, partial.key)
             self._log.append(event.OBJECT, partial.digest, charged)
+        self._on_published()
 
     def discard_partial(self, partial: Partial, /) -> None:
         """Give an object up; what was filled counts until nobody has it open."""

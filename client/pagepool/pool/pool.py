@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pagepool.pool")
 
+SYNC_BYTES = 256 << 20
+"""A durable pool is synced when so much was published since it last was, by whoever publishes."""
 _FLUSH = 64  # hits and misses that a process keeps to itself
 _MOST_KEPT = 4096
 _BATCH = 256  # objects that are looked at while the ledger is locked
@@ -91,10 +93,10 @@ class Pool:
             undo.callback(self._custody.close)
             self._evictor = Evictor(path, self._ledger, self._log, self._flush, self._custody)
             parts = (path, self._ledger, self._evictor, self._log)
-            self._filler = Filler(*parts)
+            self._filler = Filler(*parts, self._sync_if_due)
             sealing = can_seal(self._temporary)
             directories = self._objects, self._temporary
-            self._writer = Writer(*parts, directories, self._check_lost, durable=durable, sealing=sealing)
+            self._writer = Writer(*parts, directories, self._sync_if_due, durable=durable, sealing=sealing)
             self.protection = protection(path, sealed=sealing)
             self._begin(budget, initial, reserve)
             undo.pop_all()
@@ -394,6 +396,10 @@ class Pool:
         log.warning("object %s was damaged when the machine went down; it is removed", digest.hex())
         self.remove(digest)
         return False
+
+    def _sync_if_due(self) -> None:
+        if self.durable and self._ledger.seen(cell.UNSYNCED) > SYNC_BYTES:
+            epoch.sync(self.path, self._ledger, self._check_lost, wait=False)
 
     def _check_lost(self, stamp: int) -> None:
         """Compare with their names, as the disk has them, the objects that no sync has covered."""

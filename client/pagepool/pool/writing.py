@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from pagepool.pool.ledger import Ledger
     from pagepool.pool.log import Log
 
-SYNC_BYTES = 256 << 20
-"""A durable pool is synced when so much was published since it last was, by whoever publishes."""
-
 
 class Writer:
     """Writes objects. Thread-safe.
@@ -40,8 +37,8 @@ class Writer:
         evictor: makes room.
         log: gets to know what comes.
         directories: descriptors of `objects/` and `tmp/`; they stay the caller's.
-        on_lost: see `epoch.sync`.
-        durable: whether objects are stamped, and synced now and then.
+        on_published: called after each object got its name, without the account's lock.
+        durable: whether objects are stamped.
         sealing: whether objects are sealed with fs-verity.
     """
 
@@ -52,7 +49,7 @@ class Writer:
         evictor: Evictor,
         log: Log,
         directories: tuple[int, int],
-        on_lost: Callable[[int], object],
+        on_published: Callable[[], object],
         *,
         durable: bool,
         sealing: bool,
@@ -62,7 +59,7 @@ class Writer:
         self._evictor = evictor
         self._log = log
         self._objects, self.directory = directories
-        self._on_lost = on_lost
+        self._on_published = on_published
         self._durable = durable
         self._sealing = sealing
         self.renew()
@@ -156,9 +153,7 @@ class Writer:
             cells[cell.OBJECTS] += 1
             cells[cell.CONTENT] += size
             self._log.append(event.OBJECT, digest, charged)
-            behind = cells[cell.UNSYNCED] > SYNC_BYTES
-        if behind:
-            epoch.sync(self._path, self._ledger, self._on_lost, wait=False)
+        self._on_published()
         return True
 
     def _give_up(self, name: str, size: int, descriptor: int) -> None:
