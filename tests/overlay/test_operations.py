@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pagepool.image import Kind
-from pagepool.overlay import storage
+from pagepool.overlay import arena, storage
 from pagepool.overlay.limits import MAX_LINKS
 from pagepool.vfs import Changes, WritableFileSystem
 from tests.overlay.harness import PAGE
@@ -231,6 +232,15 @@ def test_a_view_shows_what_was_there(overlay: OverlayFileSystem) -> None:
     other = make(overlay)
     overlay.write(other, 0, b"z" * 20 * PAGE)
     assert [bytes(view) for view in views] == before
+
+
+def test_much_is_read_in_pieces(overlay: OverlayFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel reads less than 2 GiB at a time: here it is asked for no more than a block."""
+    monkeypatch.setattr(arena, "_READ_AT_ONCE", PAGE)
+    ino, data = make(overlay), random.Random(1).randbytes(5 * PAGE + 7)
+    overlay.write(ino, 0, data)
+    for start, size in ((0, len(data)), (1, 2 * PAGE), (PAGE - 1, 2), (PAGE, PAGE), (5, 3 * PAGE - 5)):
+        assert overlay.read(ino, start, size) == data[start : start + size]
 
 
 def test_a_write_copies_no_more_blocks_than_it_touches(overlay: OverlayFileSystem) -> None:

@@ -37,6 +37,8 @@ _PUNCH_SLOTS: Final = 256
 _PUNCH_HOLE_KEEP_SIZE: Final = 3
 # At a time: 2 MiB, the largest piece in which the kernel keeps a file.
 _AGAIN_SLOTS: Final = 512
+# Bytes of one call: pread(2) stops at 2 GiB less a page, and does not say why.
+_READ_AT_ONCE: Final = 1 << 30
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -129,7 +131,12 @@ class Arena:
         Raises:
             CorruptError: the file ends before that.
         """
-        data = os.pread(self._fd, size, slot * PAGE_SIZE + start)
+        offset = slot * PAGE_SIZE + start
+        data = os.pread(self._fd, min(size, _READ_AT_ONCE), offset)
+        if size > _READ_AT_ONCE:
+            rest = range(_READ_AT_ONCE, size, _READ_AT_ONCE)
+            pieces = (os.pread(self._fd, min(size - at, _READ_AT_ONCE), offset + at) for at in rest)
+            data = b"".join((data, *pieces))
         if len(data) != size:
             raise CorruptError("overlay", str(self.path), f"it ends in slot {slot + (start + len(data)) // PAGE_SIZE}")
         return data
