@@ -6,7 +6,7 @@ microsecond a record. Immutable. Out of bytes that are no tree come wrong answer
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pagepool.errors import CorruptError
 from pagepool.image.treefile import DIGEST_SIZE, ENTRY, HEADER, KINDS, NODE, OBJECT, RUN
@@ -18,6 +18,39 @@ if TYPE_CHECKING:
 
 DIRECTORY, REGULAR, SYMLINK, CHAR, BLOCK, FIFO = range(len(KINDS))
 """Kinds as they stand in node records."""
+
+
+class NodeRecord(NamedTuple):
+    """A node as it stands in the file (docs/format/tree.md).
+
+    Args:
+        kind: one of those above.
+        mode: permission bits with setuid, setgid and sticky.
+        links: how many names it has.
+        uid: owner.
+        gid: group.
+        seconds: of the modification time, since 1970.
+        ns: the rest of it, nanoseconds.
+        xattrs: the place of its extended attributes, plus one; 0: none.
+        size: bytes of a regular file, or of a symlink's target.
+        first: of a directory its first entry; of a regular file its object, plus one, 0 if it is empty; of a symlink
+            where its target begins; of a device the major number.
+        second: of a directory how many entries it has; of a symlink bytes of the target; of a device the minor number.
+        parent: of a directory, the one that it is in; 0 of the root.
+    """
+
+    kind: int
+    mode: int
+    links: int
+    uid: int
+    gid: int
+    seconds: int
+    ns: int
+    xattrs: int
+    size: int
+    first: int
+    second: int
+    parent: int
 
 
 class TreeScan:
@@ -42,16 +75,15 @@ class TreeScan:
         self._strings = bytes(tree.raw[strings_at:])
         self._entry_count, self.node_count = entries, nodes
 
-    def nodes(self) -> Iterator[tuple[int, ...]]:
-        """Every node's record, by number: kind, mode, links, owner, group, seconds, nanoseconds, place of xattrs, size,
-        first, second, parent (docs/format/tree.md says what the last three are of which kind).
+    def nodes(self) -> Iterator[NodeRecord]:
+        """Every node's record, by number.
 
         Raises:
             CorruptError: one is of a kind that does not exist.
         """
-        for record in NODE.iter_unpack(self._raw[HEADER.size : self._entries_at]):
-            if record[0] >= len(KINDS):
-                raise CorruptError("tree", "", f"a node is of kind {record[0]}")
+        for record in map(NodeRecord._make, NODE.iter_unpack(self._raw[HEADER.size : self._entries_at])):
+            if record.kind >= len(KINDS):
+                raise CorruptError("tree", "", f"a node is of kind {record.kind}")
             yield record
 
     def entries(self, number: int, first: int, count: int) -> list[tuple[bytes, int]]:

@@ -103,10 +103,10 @@ def read_contents(tree: TreeFile) -> TreeContents:
     uses = array("Q", bytes(8 * len(infos)))
     sizes: list[tuple[int, int]] = []
     for number, record in enumerate(scan.nodes(), 1):
-        if record[0] == REGULAR:
-            sizes.append((record[8], number))
-            if 0 < record[9] <= len(uses):
-                uses[record[9] - 1] += 1
+        if record.kind == REGULAR:
+            sizes.append((record.size, number))
+            if 0 < record.first <= len(uses):
+                uses[record.first - 1] += 1
     objects = {key_of(info.digest): info.size for info in infos}
     names: dict[int, int] = dict.fromkeys(objects, 0)
     for info, count in zip(infos, uses, strict=True):
@@ -134,11 +134,11 @@ def _extents(infos: Iterable[ObjectInfo]) -> dict[int, int]:
 def _largest(tree: TreeFile, scan: TreeScan, wanted: list[tuple[int, int]]) -> tuple[LargeFile, ...]:
     """The files of these sizes and node numbers, with a path of each."""
     told = {number for _, number in wanted}
-    told.update(number for number, record in enumerate(scan.nodes(), 1) if record[0] == DIRECTORY)
+    told.update(number for number, record in enumerate(scan.nodes(), 1) if record.kind == DIRECTORY)
     places: dict[int, tuple[int, bytes]] = {}  # of a file or directory, where it is and what it is called there
     for number, record in enumerate(scan.nodes(), 1):
-        if record[0] == DIRECTORY:
-            entries = scan.entries(number, record[9], record[10])
+        if record.kind == DIRECTORY:
+            entries = scan.entries(number, record.first, record.second)
             places.update((child, (number, name)) for name, child in entries if child in told)
     found = []
     for size, number in wanted:

@@ -132,16 +132,16 @@ class _Layout:
         self._whiteouts: set[int] = set()
         owners: dict[int, int] = {}  # set of attributes -> a node that has it
         for number, record in enumerate(self._scan.nodes(), 1):
-            if record[0] == treescan.CHAR and not erofs.encode_device(record[9], record[10]):
+            if record.kind == treescan.CHAR and not erofs.encode_device(record.first, record.second):
                 self._whiteouts.add(number)
                 continue
-            times[record[5], record[6]] += 1
-            if record[7]:
-                sets[record[7], record[0]] += 1
-                owners.setdefault(record[7], number)
-            if record[0] == treescan.REGULAR and record[9]:
+            times[record.seconds, record.ns] += 1
+            if record.xattrs:
+                sets[record.xattrs, record.kind] += 1
+                owners.setdefault(record.xattrs, number)
+            if record.kind == treescan.REGULAR and record.first:
                 digest, _ = self._object(number, record)
-                if record[8] > self._inline_max:
+                if record.size > self._inline_max:
                     objects[digest] += 1
         self._built = min(times, key=lambda time: (-times[time], time))
 
@@ -150,21 +150,21 @@ class _Layout:
 
         self._xattrs = XattrTable(sets, read, objects)
 
-    def _object(self, number: int, record: tuple[int, ...]) -> tuple[bytes, int]:
-        place = record[9] - 1
+    def _object(self, number: int, record: treescan.NodeRecord) -> tuple[bytes, int]:
+        place = record.first - 1
         found = self._objects[place] if place < len(self._objects) else (b"", -1)
-        if found[1] != record[8]:
+        if found[1] != record.size:
             raise CorruptError(
-                "tree", "", f"node {number} has {record[8]} bytes, and its content is not there or of another size"
+                "tree", "", f"node {number} has {record.size} bytes, and its content is not there or of another size"
             )
         return found
 
-    def _place(self, number: int, record: tuple[int, ...]) -> None:
+    def _place(self, number: int, record: treescan.NodeRecord) -> None:
         """Append an inode with what belongs to it."""
-        code, size, first, second = record[0], record[8], record[9], record[10]
+        code = record.kind
         self._types[number] = _TYPES[code]
         if code == treescan.REGULAR:
-            if size > self._inline_max:
+            if record.size > self._inline_max:
                 self._place_chunks(number, record)
             else:
                 self._place_small(number, record)
@@ -173,10 +173,10 @@ class _Layout:
         elif code == treescan.SYMLINK:
             self._place_symlink(number, record)
         else:
-            device = erofs.encode_device(first, second) if code != treescan.FIFO else 0
-            self._append(number, record, erofs.PLAIN, 0, device, self._xattrs.of(record[7], record[0]))
+            device = erofs.encode_device(record.first, record.second) if code != treescan.FIFO else 0
+            self._append(number, record, erofs.PLAIN, 0, device, self._xattrs.of(record.xattrs, record.kind))
 
-    def _place_chunks(self, number: int, record: tuple[int, ...]) -> None:
+    def _place_chunks(self, number: int, record: treescan.NodeRecord) -> None:
         """A file whose data is in the pool: one hole."""
         digest, size = self._object(number, record)
         bits = min(max((size - 1).bit_length() - erofs.BLOCK_BITS, 0), erofs.MOST_CHUNK_BITS)
@@ -184,25 +184,25 @@ class _Layout:
         if count > _LARGEST_TAIL // 4:
             raise LimitError("file", size, _LARGEST_TAIL // 4 << (bits + erofs.BLOCK_BITS))
         tail = erofs.NO_BLOCK * count
-        self._append(number, record, erofs.CHUNKS, size, bits, self._xattrs.of_data(record[7], digest), tail)
+        self._append(number, record, erofs.CHUNKS, size, bits, self._xattrs.of_data(record.xattrs, digest), tail)
 
-    def _place_small(self, number: int, record: tuple[int, ...]) -> None:
+    def _place_small(self, number: int, record: treescan.NodeRecord) -> None:
         """A file whose content is in the image; it comes later."""
-        size, xattrs = record[8], self._xattrs.of(record[7], record[0])
+        size, xattrs = record.size, self._xattrs.of(record.xattrs, record.kind)
         if not size:
             self._append(number, record, erofs.PLAIN, 0, 0, xattrs)
             return
         self._object(number, record)
         block, tail_at = self._append_data(number, record, size, xattrs, bytes(size % erofs.BLOCK))
-        self._contents.setdefault(record[9] - 1, []).append((block, tail_at))
+        self._contents.setdefault(record.first - 1, []).append((block, tail_at))
         self.inlined += 1
         self.inlined_bytes += size
 
-    def _place_directory(self, number: int, record: tuple[int, ...]) -> None:
-        entries = self._scan.entries(number, record[9], record[10])
+    def _place_directory(self, number: int, record: treescan.NodeRecord) -> None:
+        entries = self._scan.entries(number, record.first, record.second)
         if self._whiteouts:
             entries = [entry for entry in entries if entry[1] not in self._whiteouts]
-        parent = record[11] or ROOT
+        parent = record.parent or ROOT
         if parent > self._scan.node_count:
             raise CorruptError("tree", "", f"node {number} is said to be in {parent}, which is not there")
         entries += [(b".", number), (b"..", parent)]
@@ -213,25 +213,26 @@ class _Layout:
         self._directories.append(_Directory(entries, *self._place_entries(number, record, entries)))
 
     def _place_entries(
-        self, number: int, record: tuple[int, ...], entries: list[tuple[bytes, int]]
+        self, number: int, record: treescan.NodeRecord, entries: list[tuple[bytes, int]]
     ) -> tuple[list[int], int, int]:
         ends, used = split_blocks(entries)
         size = (len(ends) - 1) * erofs.BLOCK + used
         block, tail_at = self._append_data(
-            number, record, size, self._xattrs.of(record[7], record[0]), bytes(used % erofs.BLOCK)
+            number, record, size, self._xattrs.of(record.xattrs, record.kind), bytes(used % erofs.BLOCK)
         )
         return ends, block, tail_at
 
-    def _place_symlink(self, number: int, record: tuple[int, ...]) -> None:
-        target = self._scan.string(record[9], record[10])
+    def _place_symlink(self, number: int, record: treescan.NodeRecord) -> None:
+        target = self._scan.string(record.first, record.second)
         if len(target) > _LONGEST_TARGET:
             raise LimitError("target of a symlink", len(target), _LONGEST_TARGET)
-        block, tail_at = self._append_data(number, record, len(target), self._xattrs.of(record[7], record[0]), target)
+        xattrs = self._xattrs.of(record.xattrs, record.kind)
+        block, tail_at = self._append_data(number, record, len(target), xattrs, target)
         if not tail_at:
             self._targets.append((block, target))
 
     def _append_data(
-        self, number: int, record: tuple[int, ...], size: int, xattrs: bytes, tail: bytes
+        self, number: int, record: treescan.NodeRecord, size: int, xattrs: bytes, tail: bytes
     ) -> tuple[int, int]:
         """Append an inode that has data. Returns its first block, and where its tail is, 0 if that is in a block."""
         if tail and len(tail) <= _LARGEST_TAIL and erofs.EXTENDED.size + len(xattrs) + len(tail) <= erofs.BLOCK:
@@ -246,7 +247,7 @@ class _Layout:
     def _append(
         self,
         number: int,
-        record: tuple[int, ...],
+        record: treescan.NodeRecord,
         layout: int,
         size: int,
         detail: int,
