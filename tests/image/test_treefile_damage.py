@@ -157,7 +157,8 @@ def test_a_closed_file_is_an_error_of_ours() -> None:
     found = TreeFile(RAW)
     view = found.extents
     found.close()
-    for ask in (found.node, found.xattrs, found.object, lambda number: list(found.entries(number))):
+    questions = (found.node, found.xattrs, found.object, found.object_key, lambda number: list(found.entries(number)))
+    for ask in questions:
         with pytest.raises(CorruptError, match="closed"):
             ask(ROOT)
     assert len(view) % 32 == 0

@@ -260,9 +260,7 @@ class TreeFile:
         Raises:
             CorruptError: there is none, or its record cannot be right.
         """
-        if not 0 <= index < self.object_count:
-            raise self._corrupt(f"there is no object {index}" if self._data else "it was closed")
-        digest, size, first, count = OBJECT.unpack_from(self._data, self._objects_at + index * OBJECT.size)
+        digest, size, first, count = self._object(index)
         if not count:
             if not 0 < size <= EXTENT_SIZE:
                 raise self._corrupt(f"object {digest.hex()} of {size} bytes has no extents")
@@ -305,8 +303,12 @@ class TreeFile:
         return place if place < self.extent_count and self._extent(place) == ZERO_EXTENT else -1
 
     def object_key(self, index: int) -> tuple[bytes, int]:
-        """The digest and the size of an object, without its extents."""
-        digest, size, _, _ = OBJECT.unpack_from(self._data, self._objects_at + index * OBJECT.size)
+        """The digest and the size of an object, without its extents.
+
+        Raises:
+            CorruptError: there is none.
+        """
+        digest, size, _, _ = self._object(index)
         return digest, size
 
     def find_object(self, digest: bytes) -> int:
@@ -383,6 +385,11 @@ class TreeFile:
             found = -1
         if found != size:
             raise self._corrupt(f"node {number} has {size} bytes, and its content is not there or of another size")
+
+    def _object(self, index: int) -> tuple[bytes, int, int, int]:
+        if not 0 <= index < self.object_count:
+            raise self._corrupt(f"there is no object {index}" if self._data else "it was closed")
+        return OBJECT.unpack_from(self._data, self._objects_at + index * OBJECT.size)
 
     def _object_digest(self, index: int) -> bytes:
         start = self._objects_at + index * OBJECT.size
