@@ -16,6 +16,7 @@ What is handed over is in one variable of the environment. It is no setting: nob
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -28,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import UnsupportedError
-from pagepool.linux.descriptors import is_passing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +47,7 @@ MOST_LOG: Final = 16 << 20
 _KEPT_LOG: Final = 1 << 20
 _LONGEST_DELAY_S: Final = 30.0
 _FIRST_DELAY_S: Final = 0.1
+_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _AGAIN_S: Final = 0.1
 
 
@@ -137,7 +138,7 @@ class Post:
             try:
                 return self._lock(fcntl.LOCK_EX)
             except OSError as error:
-                if not is_passing(error):
+                if error.errno not in _PASSING:
                     raise
             time.sleep(_AGAIN_S)
 
