@@ -20,7 +20,6 @@ one is gone; the next service waits for that.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import logging
@@ -28,23 +27,23 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pagepool.errors import CorruptError, ListenError, PagepoolError, StoreFailedError, UnsupportedError
+from pagepool.errors import CorruptError, StoreFailedError, UnsupportedError
 from pagepool.linux.signals import heeded
-from pagepool_service import collecting, logs, poolkeeper, recompressing
+from pagepool_service import collecting, poolkeeper, recompressing
 from pagepool_service.auth import open_authority
+from pagepool_service.children import SIGNALS, Child, describe_end, start_process
+from pagepool_service.listening import address_of, listen
 from pagepool_service.metrics.directory import make_directory, remove_directory
 from pagepool_service.openfiles import StartError, raise_limit
 from pagepool_service.roster import Roster
 from pagepool_service.seeing.tally import Tally
 from pagepool_service.settings import StandardEndpoint
-from pagepool_service.shortage import go_first
 from pagepool_service.store.clock import Moment, Timeline, read_timeline
 from pagepool_service.store.collect.collector import drop_cut_off
 from pagepool_service.store.disk import is_read_only, why_failed, why_gone
@@ -68,38 +67,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pagepool.supervisor")
 
-_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
-_SHORTEST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 10.0
 _STEADY_S = 60.0  # a process that lived so long starts from the shortest pause again
 _SWEEP_S = 600.0
 _LOOK_S = 10.0  # between two looks whether the data directory is there
 _MOST_STARTS = 5  # of a worker, until it is believed that it cannot serve here
 _LONGEST_WORDS = 64 << 10
-_PR_SET_PDEATHSIG = 1
-
-
-@dataclass(slots=True)
-class Child:
-    """A process to keep alive.
-
-    Args:
-        name: for the log.
-        run: what it does, in the child.
-        pid: 0 while it does not run.
-        due: when it is to be started, on the monotonic clock.
-        ended: how often it has.
-        why: how it did the last time.
-    """
-
-    name: str
-    run: Callable[[], None]
-    pid: int = 0
-    started: float = 0.0
-    due: float = 0.0
-    pause_s: float = field(default=_SHORTEST_PAUSE_S)
-    ended: int = 0
-    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +134,7 @@ class Supervisor:
         self._words = (-1, -1)
         self._said: dict[int, str] = {}
         # Not in a process that nohup has started: blocked, as these are, it would come though it is ignored.
-        self._signals = (*_SIGNALS, *heeded([signal.SIGHUP]))
+        self._signals = (*SIGNALS, *heeded([signal.SIGHUP]))
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Blocks.
@@ -338,16 +310,12 @@ class Supervisor:
             if self._stopping:
                 continue
             self._hear()
-            child.why = self._said.pop(pid, "") or _how(status)
-            self._postpone(child, steady=time.monotonic() - child.started >= _STEADY_S)
-            log.error("%s ended (%s); it starts again in %.1f s", child.name, _how(status), child.pause_s)
+            child.why = self._said.pop(pid, "") or describe_end(status)
+            child.postpone(steady=time.monotonic() - child.started >= _STEADY_S)
+            log.error("%s ended (%s); it starts again in %.1f s", child.name, describe_end(status), child.pause_s)
             if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS:
                 data = self._settings.data
                 log.error("if it was the database in %s, this repairs it: pagepool fsck --repair --data %s", data, data)
-
-    def _postpone(self, child: Child, *, steady: bool) -> None:
-        child.pause_s = _SHORTEST_PAUSE_S if steady else min(2 * child.pause_s, _LONGEST_PAUSE_S)
-        child.due = time.monotonic() + child.pause_s
 
     def _hear(self) -> None:
         """Take what processes said of why they ended: each a line, with its number before it."""
@@ -360,11 +328,11 @@ class Supervisor:
         for place, child in enumerate(self._children):
             if not child.pid and not self._stopping and child.due <= time.monotonic():
                 try:
-                    child.pid = _fork(child.run, self._settings, self._words[1])
+                    child.pid = start_process(child.run, self._settings, self._words[1])
                 except OSError as error:  # there are too many processes, or too little memory: others go on
                     child.ended += 1
                     child.why = f"it cannot be started: {error.strerror}"
-                    self._postpone(child, steady=False)
+                    child.postpone(steady=False)
                     log.error("%s cannot be started: %s; next try in %.1f s", child.name, error.strerror, child.pause_s)
                     continue
                 child.started = time.monotonic()
@@ -402,36 +370,6 @@ class Supervisor:
         for child in self._children:
             if child.pid:
                 os.kill(child.pid, number)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        ListenError: the address is not ours, or in use.
-    """
-    where = f"{host}:{port}"
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit it: a client that vanished without a word does not hold its request for ever.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listener.bind(address)
-        listener.listen(2048)
-        listener.setblocking(False)
-    except OSError as error:
-        raise ListenError(where, error.strerror or str(error)) from error
-    return listener
-
-
-def address_of(listener: socket.socket, *, secure: bool = False) -> str:
-    """The URL of a listening socket, with the port it really has."""
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if secure else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def prepare(settings: Settings) -> Timeline:
@@ -521,52 +459,3 @@ def _recompress(shared: _Shared, settings: Settings) -> None:
 def _collect(shared: _Shared, settings: Settings) -> None:
     shared.close_listeners()
     collecting.run(settings)
-
-
-def _fork(run: Callable[[], None], settings: Settings, words_fd: int) -> int:
-    """Run a function in a process of its own, which dies with this one. Returns its id.
-
-    Args:
-        words_fd: gets what it fails with, in a line.
-    """
-    parent = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-        # An interrupt from the terminal reaches the whole group: only the supervisor decides what it means.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that it ends, whatever this process was started with
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_SIGNALS, signal.SIGHUP))
-        logs.configure(settings)
-        go_first()
-        run()
-        status = 0
-    except Exception as error:
-        # What our own errors say needs no traceback, and may be said every ten seconds while a disk is broken.
-        log.critical("a process of the service failed: %s", error, exc_info=not isinstance(error, PagepoolError))
-        with suppress(BlockingIOError):
-            words = " ".join(f"{os.getpid()} {error}".split())
-            os.write(words_fd, words.encode(errors="replace")[: select.PIPE_BUF - 1] + b"\n")
-    finally:
-        # Not sys.exit: what the supervisor would do at its end is not this process's to do.
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _how(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"status {code}"
-    if -code == signal.SIGBUS:
-        return "signal SIGBUS: a part of a file could not be read; the kernel's log says whether the disk has failed"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:  # most real-time signals have no name
-        return f"signal {-code}"

@@ -20,10 +20,11 @@ import httpx
 import pytest
 
 from pagepool.digest import Digest
+from pagepool_service.children import Child
 from pagepool_service.roster import Roster
 from pagepool_service.settings import Settings
 from pagepool_service.store.locking import lock_data
-from pagepool_service.supervisor import Child, Supervisor
+from pagepool_service.supervisor import Supervisor
 from tests.service.pushes import begin_upload, finishing, push_blob, push_image
 from tests.support.server import Service, ServiceError, running_service
 
