@@ -434,10 +434,16 @@ RULES = (
         ("pagepool_service.ingest", "from pagepool.cli import output\n"),
     ),
     Rule(
-        "only store.environment imports lmdb",
-        "it checks every record's checksum, counts the quota and translates errors: a second door would go round that; "
+        "only store.environment imports lmdb, and store.transactions, which it hands out",
+        "they check every record's checksum, count the quota and translate errors: a second door would go round that; "
         "the benchmark's prototype is a store of its own, and shows what one without all this is worth",
-        _nobody_but(("pagepool_service.store.environment", "pagepool_service.bench.prototype"), "lmdb"),
+        _nobody_but(
+            (
+                *("pagepool_service.store.environment", "pagepool_service.store.transactions"),
+                "pagepool_service.bench.prototype",
+            ),
+            "lmdb",
+        ),
         ("pagepool_service.store.fast", "import lmdb\n"),
     ),
     Rule(
