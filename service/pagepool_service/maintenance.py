@@ -1,12 +1,12 @@
-"""The maintenance processes: each takes jobs off the queue, one at a time.
+"""Jobs of the store, taken off its queue one at a time: what each comes to, and what becomes of it when it fails.
 
 INGEST understands a blob as a layer (`ingest`); SETTLE moves a blob's bytes out of the spool to where they
 stay; REBUILD looks for what makes a blob again that is kept as it came (`copies`). Ingest goes first: an image is ready
-before its blobs are settled. While there are no jobs the first process makes
-trees and their images (`prebuild`). A job that fails for a reason of the
-layer's is finished with that reason; one that fails for a reason of the store's is tried again with a growing
-pause; one that takes its process down with it is given up after a few attempts. Any number of processes may run this
-on one data directory, each with a slot of its own. Between jobs the first of them removes leases that have expired.
+before its blobs are settled. While there are no jobs the first process makes trees and their images (`prebuild`).
+A job that fails for a reason of the layer's is finished with that reason; one that fails for a reason of the store's is
+tried again with a growing pause; one that takes its process down with it is given up after a few attempts. Any number
+of processes may run this on one data directory, each with a slot of its own (`maintaining`). Between jobs the first of
+them removes leases that have expired.
 
 What a job found out is merged into the blob's record as it is when the job ends, and only if that is of the push
 that the job was made for: a blob may be removed and pushed again at any moment.
@@ -15,13 +15,9 @@ that the job was made for: a blob may be removed and pushed again at any moment.
 from __future__ import annotations
 
 import contextlib
-import gc
-import importlib
 import logging
 import os
 import select
-import signal
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -36,35 +32,30 @@ from pagepool.errors import (
     StoreFullError,
 )
 from pagepool.image import Limits
-from pagepool_service.allocator import give_back, keep_large_blocks
+from pagepool_service.allocator import give_back
 from pagepool_service.committing import discard_recipe
 from pagepool_service.copies import Copies
-from pagepool_service.encoders import keep_compiled
 from pagepool_service.inflate import Compression, InflateLimits, inflate
 from pagepool_service.ingest import LayerIngest
 from pagepool_service.logfields import working_on
-from pagepool_service.panic import end_at_once
-from pagepool_service.prebuild import Prebuilder
 from pagepool_service.settling import PutOffError, move_into_frames
 from pagepool_service.store.blobs import SpoolFailedError
 from pagepool_service.store.environment import Table
 from pagepool_service.store.rebuild import read_chunk
 from pagepool_service.store.schema import ContentKind, JobKind, LayerRecord, LayerState, recipe_key
-from pagepool_service.store.store import Store
-from pagepool_service.verifying import HereVerifier, VerifierProcess
+from pagepool_service.verifying import HereVerifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from pagepool.digest import Digest
     from pagepool_service.copies import Tried
     from pagepool_service.ingest import Ingested
-    from pagepool_service.settings import Settings
+    from pagepool_service.prebuild import Prebuilder
     from pagepool_service.store.environment import Environment, Reader, Writer
     from pagepool_service.store.schema import BlobRecord, Job
+    from pagepool_service.store.store import Store
     from pagepool_service.tracing.exporting import Tracing
-    from pagepool_service.tracing.notes import PushNotes
     from pagepool_service.verifying import Verifier
 
 log = logging.getLogger("pagepool.maintenance")
@@ -77,88 +68,8 @@ _LEASES_EVERY_S = 60.0
 _IDLE_S = 1.0  # how often the queue is looked at without being woken
 
 
-def run(
-    settings: Settings,
-    wake_fd: int,
-    slot: int = 0,
-    figures: Path | None = None,
-    pushes: PushNotes | None = None,
-) -> None:
-    """Work until the process is ended. Blocks.
-
-    Args:
-        settings: of the service.
-        wake_fd: becomes readable when a job was added.
-        slot: number of this process; no other that runs has it.
-        figures: directory for metrics; None to keep none.
-        pushes: traces of pushes.
-    """
-    tune()
-    keep_compiled(settings.data / "encoders")
-    with (
-        VerifierProcess.start(settings.data) as verifier,
-        Store.open(settings.data, quota_bytes=settings.quota_bytes) as store,
-    ):
-        store.env.on_panic = end_at_once
-        limits, inflate_limits = limits_of(settings)
-        Maintenance(
-            store,
-            slot=slot,
-            verifier=verifier,
-            rebuild_compressed=settings.rebuild_compressed,
-            limits=limits,
-            inflate_limits=inflate_limits,
-            observe=_open_metrics(figures, slot),
-            tracing=_open_tracing(settings, slot, pushes),
-        ).run_forever(wake_fd, Prebuilder(store, settings.data) if slot == 0 else None)
-
-
-def limits_of(settings: Settings) -> tuple[Limits, InflateLimits]:
-    """What the settings say that a tar may claim, and what a compressed stream may grow to."""
-    largest = settings.max_layer_bytes
-    limits = Limits(largest, largest, setting="PAGEPOOL_MAX_LAYER_SIZE")
-    return limits, InflateLimits(plain_size=largest, ratio=settings.max_layer_ratio)
-
-
-def _open_metrics(figures: Path | None, slot: int) -> Callable[[str, float], None]:
-    if figures is None:
-        return _observe_nothing
-    recording = importlib.import_module("pagepool_service.metrics.recording")
-    observe: Callable[[str, float], None] = recording.ingest_observer(
-        recording.keep_in(figures, f"maintenance-{slot + 1}")
-    )
-    return observe
-
-
-def _open_tracing(settings: Settings, slot: int, pushes: PushNotes | None) -> Tracing | None:
-    """The tracer of this process, which sends what is left when the process is told to end."""
-    if settings.trace_endpoint is None:
-        return None
-    made: Tracing = importlib.import_module("pagepool_service.tracing.exporting").Tracing(
-        settings, f"maintenance {slot + 1}", pushes
-    )
-
-    def end(_number: int, _frame: object) -> None:
-        made.close()
-        os._exit(0)
-
-    signal.signal(signal.SIGTERM, end)
-    return made
-
-
-def _observe_nothing(_result: str, _seconds: float) -> None:
+def observe_nothing(_result: str, _seconds: float) -> None:
     """What nobody asked for is not counted."""
-
-
-def tune() -> None:
-    """Set this process up for reading layers."""
-    # Threads of ours hold the GIL for microseconds between long calls that release it. With the default of 5
-    # ms a thread that comes back from such a call waits for the splitting thread to be switched out.
-    sys.setswitchinterval(0.0005)
-    # Members and operations come by the thousand and are in no cycles: looking for some takes 2 % of the time.
-    gc.freeze()
-    gc.set_threshold(20_000)
-    keep_large_blocks()
 
 
 class Maintenance:
@@ -183,7 +94,7 @@ class Maintenance:
         rebuild_compressed: bool = False,
         limits: Limits | None = None,
         inflate_limits: InflateLimits | None = None,
-        observe: Callable[[str, float], None] = _observe_nothing,
+        observe: Callable[[str, float], None] = observe_nothing,
         tracing: Tracing | None = None,
     ) -> None:
         self._store = store

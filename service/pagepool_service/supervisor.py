@@ -193,7 +193,7 @@ class Supervisor:
         ]
         if not settings.read_only:
             # Here, so that its processes share what it loads; a service that reads no layers does without.
-            maintain: Maintain = importlib.import_module("pagepool_service.maintenance").run
+            maintain: Maintain = importlib.import_module("pagepool_service.maintaining").run
             children += [
                 Child(f"maintenance {slot + 1}", partial(_maintain, maintain, shared, settings, slot, self._pushes))
                 for slot in range(settings.ingest_processes)

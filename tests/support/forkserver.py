@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _ROOT: Final = Path(__file__).parents[2]
 _LONGEST: Final = 4 << 20
 """Of a request, bytes: the environment is most of it."""
-_MODULES: Final = ("pagepool_service.supervisor", "pagepool_service.maintenance", "pagepool.cli.app")
+_MODULES: Final = ("pagepool_service.supervisor", "pagepool_service.maintaining", "pagepool.cli.app")
 _LOCK: Final = Lock()
 _PACKAGES: Final = ("pagepool.cli.commands", "pagepool_service.commands")
 

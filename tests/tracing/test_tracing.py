@@ -206,7 +206,7 @@ def test_nothing_is_loaded_without() -> None:
     """A service that makes no traces imports nothing that makes or sends any. (FastAPI imports their interface.)"""
     code = (
         "import sys, pagepool, pagepool.transport.http, pagepool_service.app, pagepool_service.worker,"
-        " pagepool_service.maintenance, pagepool_service.supervisor, pagepool_service.commands.serve\n"
+        " pagepool_service.maintaining, pagepool_service.supervisor, pagepool_service.commands.serve\n"
         "print(sorted(name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter',"
         " 'google.protobuf', 'requests'))))"
     )

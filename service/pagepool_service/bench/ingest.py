@@ -14,7 +14,8 @@ from threading import BrokenBarrierError
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
-from pagepool_service.maintenance import Maintenance, tune
+from pagepool_service.maintaining import tune
+from pagepool_service.maintenance import Maintenance
 from pagepool_service.store.recompress import Recompressor
 from pagepool_service.store.schema import JobKind, LayerState
 from pagepool_service.store.store import Store

@@ -31,7 +31,7 @@ from pagepool.errors import CorruptError
 from pagepool.extents import EXTENT_SIZE
 from pagepool_service.bench.ingest import IngestTime
 from pagepool_service.inflate import InflateLimits, inflate
-from pagepool_service.maintenance import tune
+from pagepool_service.maintaining import tune
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -116,7 +116,7 @@ def _repair(
     shown: bool,
 ) -> None:
     from pagepool_service.commands import repairing
-    from pagepool_service.maintenance import limits_of
+    from pagepool_service.maintaining import limits_of
     from pagepool_service.pools import cache_directory
     from pagepool_service.repair.run import Plan, repair_store
     from pagepool_service.store.checks import Message
