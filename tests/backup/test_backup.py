@@ -18,13 +18,13 @@ from blake3 import blake3
 from pagepool.digest import Digest
 from pagepool.errors import BusyError, CorruptError, PagepoolError, StoreFormatError, StoreFullError
 from pagepool.extents import Role, encode_frame
+from pagepool.linux import sync_directory
 from pagepool.oci.mediatypes import OCI_LAYER_GZIP
 from pagepool_service.backup import repository as repository_module
 from pagepool_service.backup import restoring, segments, taking
 from pagepool_service.backup.repository import BackupInvalidError, Repository, check_apart, open_repository
 from pagepool_service.backup.restoring import check_snapshot, restore
 from pagepool_service.backup.taking import take_backup
-from pagepool_service.store.blobs import sync_directory
 from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
 from pagepool_service.store.store import Store

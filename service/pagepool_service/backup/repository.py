@@ -39,7 +39,7 @@ from pagepool.errors import (
     StoreFormatError,
     StoreFullError,
 )
-from pagepool_service.store.blobs import sync_directory
+from pagepool.linux import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from pagepool.digest import new_hasher
 from pagepool.errors import BusyError, CorruptError, StoreFormatError
 from pagepool.extents import FrameHead
+from pagepool.linux import sync_directory
 from pagepool_service.backup.repository import BackupInvalidError, parse_digest, read_piece, writing
 from pagepool_service.backup.segments import decode_segment
-from pagepool_service.store.blobs import sync_directory
 from pagepool_service.store.checks.naming import name_record
 from pagepool_service.store.disk import why_gone
 from pagepool_service.store.environment import FORMAT_VERSION, Environment, Table

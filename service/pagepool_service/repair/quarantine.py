@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pagepool.digest import blake3_raw
-from pagepool_service.store.blobs import sync_directory
+from pagepool.linux import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,10 +17,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pagepool.errors import CorruptError
+from pagepool.linux import sync_directory
 from pagepool_service.repair.bits import is_sound
 from pagepool_service.repair.context import Action
 from pagepool_service.repair.lmdbfile import SUBTREE, DatabaseFile
-from pagepool_service.store.blobs import sync_directory
 from pagepool_service.store.environment import FORMAT_VERSION, Environment, Table
 from pagepool_service.store.recount import recount_totals
 from pagepool_service.store.totals import Totals

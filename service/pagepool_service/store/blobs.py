@@ -30,6 +30,7 @@ from pagepool.errors import (
     RangeInvalidError,
 )
 from pagepool.extents import EXTENT_SIZE, Role, check_extent, encode_frame
+from pagepool.linux import sync_directory
 from pagepool_service.encoders import decode, remake
 from pagepool_service.store.cycle import NoteKind, note
 from pagepool_service.store.disk import UnsyncedError, refused
@@ -374,12 +375,3 @@ def _sync_file(path: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise UnsyncedError(f"cannot keep {path.name}: {error.strerror}") from error
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -9,7 +9,8 @@ import re
 from typing import TYPE_CHECKING
 
 from pagepool.errors import DeniedError, StoreFormatError
-from pagepool_service.store.blobs import BlobStore, sync_directory
+from pagepool.linux import sync_directory
+from pagepool_service.store.blobs import BlobStore
 from pagepool_service.store.disk import is_read_only, refused
 from pagepool_service.store.environment import FORMAT_VERSION, Environment
 from pagepool_service.store.extents import ExtentStore
