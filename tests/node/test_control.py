@@ -47,7 +47,8 @@ def path(tmp_path: Path) -> Iterator[Path]:
         def refuse(*_: object) -> None:
             raise BusyError("it is in use")
 
-        ControlServer(listener, {"say": lambda _, request: request["word"], "refuse": refuse}).start()
+        say = {"say": lambda _, request: request["word"]}
+        ControlServer(listener, {**say, "refuse": refuse, "count": lambda found, _: len(found.descriptors)}).start()
         yield path
         listener.shutdown(socket.SHUT_RDWR)
 
@@ -67,6 +68,15 @@ def test_errors(path: Path, tmp_path: Path) -> None:
     said = decode_error(encode_error(UnreachableError("http://service", "gone")))
     assert isinstance(said, UnreachableError)
     assert not isinstance(said, NodeGoneError)
+
+
+def test_descriptors_that_nobody_asked_for(path: Path) -> None:
+    """The node keeps none: with them it would soon be out of its own, and containers' files could not be opened."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(path))
+        channel = Channel(connection)
+        channel.send({"op": "count"}, (connection.fileno(),) * 8)
+        assert channel.receive() == {"ok": 0}
 
 
 def test_what_is_answered_before_anything_was_asked_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

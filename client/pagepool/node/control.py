@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _LIMIT: Final = 16 << 20
 _CHUNK: Final = 64 << 10
-_MOST_DESCRIPTORS: Final = 8
 _MOST_DEATHS: Final = 4
 """Of workers during one conversation, which is then had with the next one."""
 
@@ -39,10 +38,12 @@ class Channel:
 
     Args:
         connection: a connected Unix stream socket; belongs to this object.
+        takes: so many descriptors are taken with a piece of a message; the kernel drops others that come with it.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, takes: int = 0) -> None:
         self._socket = connection
+        self._takes = takes
         self._received = b""
         self.descriptors: list[int] = []
         """What came with the lines so far, and was not taken."""
@@ -69,7 +70,7 @@ class Channel:
         while b"\n" not in self._received:
             if len(self._received) > _LIMIT:
                 raise ValueError("a message is too long")
-            data, descriptors, _, _ = socket.recv_fds(self._socket, _CHUNK, _MOST_DESCRIPTORS)
+            data, descriptors, _, _ = socket.recv_fds(self._socket, _CHUNK, self._takes)
             self.descriptors += descriptors
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)
@@ -146,7 +147,7 @@ def converse(
     except OSError as error:
         connection.close()
         raise NodeGoneError(os.fspath(path), error.strerror or "no node") from error
-    channel = Channel(connection)
+    channel = Channel(connection, takes=1)
     try:
         with suppress(ConnectionError):  # a node without threads has answered before it was asked, and is gone
             channel.send(request)
