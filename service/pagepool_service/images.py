@@ -25,7 +25,7 @@ from pagepool.oci import (
     parse_manifest,
     select_platform,
 )
-from pagepool.oci.mediatypes import DOCUMENTS
+from pagepool.oci.mediatypes import DOCUMENTS, MAX_CONFIG_SIZE
 from pagepool.oci.platform import is_attestation
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import LayerState
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 PENDING, READY, UNMOUNTABLE = "pending", "ready", "unmountable"
 DAMAGED = "damaged"
 """In the list of images only: what asks for such an image gets the error."""
-MAX_CONFIG_SIZE = 8 << 20
 # What is looked at of one image at most: an index may list any number of others, and these as many again.
 MAX_DOCUMENTS = 1000
 MAX_DOCUMENT_BYTES = 16 << 20

@@ -1,16 +1,21 @@
-"""The tree files and metadata images of a node: how long they are kept."""
+"""The tree files and metadata images of a node: how long they are kept, and what they take while they come."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
+import tracemalloc
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pagepool.digest import Digest
+from pagepool.errors import DigestMismatchError
 from pagepool.node.images import Images
 from pagepool.node.links import Links
 from pagepool.transport import Session
+from tests.transport.scripted import Reply, scripted_server, session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,3 +83,19 @@ def test_what_is_used_is_not_the_oldest(places: NodePlaces, record: SourceRecord
             assert images._is_verified(path)
             images.forget_unused((), 0)
             assert path.exists()
+
+
+def test_a_tree_file_takes_no_memory_while_it_comes(places: NodePlaces) -> None:
+    """It may be of gigabytes, and of some service's making; the node is everybody's. Nothing is left of a wrong one."""
+    body = bytes(32 << 20)
+    reply = Reply(body=body, headers={"ETag": f'"{Digest.of(body, "blake3")}"'})
+    before, images = sorted(places.tree_files.iterdir()), Images(places, Links())
+    with scripted_server(lambda _: reply) as server, session(server.url) as connection:
+        tracemalloc.start()
+        try:
+            with pytest.raises(DigestMismatchError):
+                images.tree(connection, "app", Digest.of(b"another", "blake3"))
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
+    assert sorted(places.tree_files.iterdir()) == before

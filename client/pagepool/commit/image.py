@@ -18,6 +18,7 @@ from pagepool.commit.document import encode_config, encode_image, layer_media_ty
 from pagepool.commit.stage import StagedLayer
 from pagepool.errors import ImageInvalidError, InvalidError, LimitError
 from pagepool.oci import MAX_INDEX_DEPTH, Index, Manifest, Platform, parse_config, read_verified, select_platform
+from pagepool.oci.mediatypes import MAX_CONFIG_SIZE
 from pagepool.overlay import iter_layer
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from pagepool.oci.mediatypes import Compression
     from pagepool.overlay import Change
     from pagepool.vfs import FileSystem
-
-MAX_CONFIG_SIZE = 8 << 20
 
 
 class UnchangedError(InvalidError):

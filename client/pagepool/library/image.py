@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal, overload
 
 from pagepool.content import Ticker, TreeContent
-from pagepool.errors import ManifestInvalidError, ManifestUnknownError, PoolFullError
-from pagepool.oci import Manifest, parse_config, read_verified
+from pagepool.errors import ManifestUnknownError, PoolFullError
+from pagepool.oci import parse_config
 from pagepool.transport.extents import ExtentClient
 from pagepool.units import human_size
 from pagepool.vfs import Rootfs, TreeFileSystem
@@ -104,11 +104,7 @@ class Image:
         """
         if self.manifest is None:
             raise ManifestUnknownError(str(self.tree))
-        registry = self.client.registry
-        found = registry.get_manifest(self.repository, str(self.manifest)).manifest
-        if not isinstance(found, Manifest):
-            raise ManifestInvalidError(str(self.manifest), "is an index")
-        return parse_config(read_verified(registry.open_raw_blob(self.repository, found.config), found.config))
+        return parse_config(self.client.registry.get_config(self.repository, str(self.manifest)))
 
     def open(self) -> Rootfs:
         """Its file system, to read. No privileges; pages straight from the pool. The caller closes it.

@@ -18,13 +18,13 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pagepool.digest import Digest, blake3_raw
-from pagepool.errors import CorruptError, DigestMismatchError, ManifestInvalidError, ResponseError, UnreachableError
+from pagepool.errors import CorruptError, DigestMismatchError, ResponseError, UnreachableError
 from pagepool.image.treefile import TreeFile
 from pagepool.node.source import is_down
-from pagepool.oci import Manifest, parse_config, read_verified
+from pagepool.oci import parse_config
 from pagepool.transport import RegistryClient
 from pagepool.transport.trees import TreeClient
 
@@ -132,17 +132,18 @@ class Images:
             try:
                 TreeFile.open(path, tree.raw).close()
             except FileNotFoundError:
-                _replace(path, self._fetch(session, repository, tree))
+                self._fetch(session, repository, tree, path)
             except (CorruptError, DigestMismatchError) as error:
                 log.warning("the tree file %s is fetched again: %s", path.name, error)
-                _replace(path, self._fetch(session, repository, tree))
+                self._fetch(session, repository, tree, path)
             self._note_use(path)
 
-    def _fetch(self, session: Session, repository: str, tree: Digest) -> bytes:
+    def _fetch(self, session: Session, repository: str, tree: Digest, path: Path) -> None:
         begun = time.monotonic()
-        data = TreeClient(session).fetch(repository, tree)
-        self._links.note(session.where, len(data), time.monotonic() - begun)
-        return data
+        with _replaced(path) as out:
+            TreeClient(session).fetch_into(repository, tree, out)
+            size = out.tell()
+        self._links.note(session.where, size, time.monotonic() - begun)
 
     def metadata(self, session: Session, repository: str, tree: Digest, patience: Patience | None = None) -> Path:
         """The metadata image of a tree, verified. It is read whole once by this process.
@@ -189,11 +190,7 @@ class Images:
             parse_config(found.encode())
             _touch(path)
             return found
-        registry = RegistryClient(session)
-        image = registry.get_manifest(repository, manifest).manifest
-        if not isinstance(image, Manifest):
-            raise ManifestInvalidError(manifest, "is an index")
-        data = read_verified(registry.open_raw_blob(repository, image.config), image.config)
+        data = RegistryClient(session).get_config(repository, manifest)
         parse_config(data)
         with contextlib.suppress(OSError):
             self._notes.mkdir(mode=0o700, exist_ok=True)
@@ -306,9 +303,17 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def _replace(path: Path, data: bytes) -> None:
+    with _replaced(path) as out:
+        out.write(data)
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name at the end of the block; if that raises nothing is left of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        part.write_bytes(data)
+        with part.open("wb") as out:
+            yield out
         part.rename(path)
     finally:
         part.unlink(missing_ok=True)

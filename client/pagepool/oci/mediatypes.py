@@ -49,6 +49,9 @@ ACCEPT_MANIFESTS: Final = (OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST_LIST, DOCKER
 MAX_MANIFEST_SIZE: Final = 4 << 20
 """Bytes of manifest that every registry should take (distribution-spec 1.1, "Pushing manifests")."""
 
+MAX_CONFIG_SIZE: Final = 8 << 20
+"""Bytes of an image's configuration that are read at most."""
+
 Compression = Literal["none", "gzip", "zstd"]
 
 _FOREIGN: Final = frozenset(

@@ -19,6 +19,8 @@ MOST_OBJECTS = 16384
 """Of one start."""
 MOST_EXTENTS = 65536
 """Of all objects of one start."""
+_MOST_SAID = 8 << 20
+"""Bytes of a profile with as many of both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +76,17 @@ class ProfileClient:
 
         Raises:
             TreeUnknownError: the repository does not have the tree.
+            LimitError, ResponseError: the answer is too large, or of too many extents, or cannot be understood.
         """
         params = (("similar", "1"),) if similar else ()
         about = Subject(TreeUnknownError, str(tree), name)
-        call = Call("GET", _path(name, tree), about, params=params, scope=repository_scope(name))
+        call = Call("GET", _path(name, tree), about, params=params, scope=repository_scope(name), limit=_MOST_SAID)
         try:
             answer = load_object(self._session.request(call).content, "answer", answer_error)
         except ProfileUnknownError:
             return None
         objects = tuple(_raw(answer, text) for text in answer.strings("objects"))
-        extents = answer.string_map("extents").items()
-        parts = {_raw(answer, digest): _numbers(answer, text) for digest, text in extents}
+        parts = _parts(answer)
         return Profile(objects, answer.integer("starts"), answer.digest("tree"), answer.integer("updated_ns"), parts)
 
     def record(
@@ -158,11 +160,19 @@ def _texts(objects: Sequence[bytes], parts: Mapping[bytes, Collection[int]]) -> 
     return texts
 
 
-def _numbers(answer: Object, text: str) -> tuple[int, ...]:
-    try:
-        return parse_ranges(text, MOST_EXTENTS, MOST_EXTENTS)
-    except (InvalidError, LimitError):
-        answer.refuse("extents", f"{text[:80]!r} is no list of extents")
+def _parts(answer: Object) -> dict[bytes, tuple[int, ...]]:
+    """The extents of all objects together are bounded: a few bytes can stand for very many."""
+    found, left = {}, MOST_EXTENTS
+    for digest, text in answer.string_map("extents").items():
+        try:
+            numbers = parse_ranges(text, MOST_EXTENTS, left)
+        except InvalidError:
+            answer.refuse("extents", f"{text[:80]!r} is no list of extents")
+        except LimitError:
+            answer.refuse("extents", f"are more than {MOST_EXTENTS}")
+        found[_raw(answer, digest)] = numbers
+        left -= len(numbers)
+    return found
 
 
 def _raw(answer: Object, text: str) -> bytes:

@@ -19,6 +19,8 @@ from pagepool.errors import (
     DigestInvalidError,
     DigestMismatchError,
     DigestUnsupportedError,
+    LimitError,
+    ManifestInvalidError,
     ManifestUnknownError,
     NameUnknownError,
     NotFoundError,
@@ -27,7 +29,16 @@ from pagepool.errors import (
     UnsupportedError,
     UploadUnknownError,
 )
-from pagepool.oci import Descriptor, Index, Manifest, Readable, VerifyingReader, mediatypes, parse_manifest
+from pagepool.oci import (
+    Descriptor,
+    Index,
+    Manifest,
+    Readable,
+    VerifyingReader,
+    mediatypes,
+    parse_manifest,
+    read_verified,
+)
 from pagepool.oci.fields import Object, load_object
 from pagepool.transport import paging, referrers
 from pagepool.transport.answers import Subject
@@ -148,6 +159,26 @@ class RegistryClient:
         manifest = parse_manifest(raw, said if said in mediatypes.ACCEPT_MANIFESTS else None)
         descriptor = manifest.descriptor
         return Pulled(manifest, replace(descriptor, digest=asked) if asked else descriptor)
+
+    def get_config(self, repository: str, manifest: str) -> bytes:
+        """Fetch the configuration of an image, as it is stored.
+
+        Args:
+            repository: repository name.
+            manifest: digest of its manifest, one platform's.
+
+        Raises:
+            ManifestUnknownError, BlobUnknownError: it is not there.
+            ManifestInvalidError: that is an index, or nothing this client understands.
+            LimitError: it is larger than any configuration.
+            DigestMismatchError: it is not what the manifest says.
+        """
+        found = self.get_manifest(repository, manifest).manifest
+        if not isinstance(found, Manifest):
+            raise ManifestInvalidError(manifest, "is an index")
+        if found.config.size > mediatypes.MAX_CONFIG_SIZE:
+            raise LimitError("configuration", found.config.size, mediatypes.MAX_CONFIG_SIZE)
+        return read_verified(self.open_raw_blob(repository, found.config), found.config)
 
     def put_manifest(self, repository: str, reference: str, manifest: Manifest | Index) -> Digest:
         """Push a manifest; all it refers to must be there already.

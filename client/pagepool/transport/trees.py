@@ -35,6 +35,8 @@ MOST_OBJECTS = 16384
 _PAUSE_S = 0.2
 _ZSTD = {"Accept-Encoding": "zstd"}
 _LARGEST_TREE = 1 << 31
+_MOST_SAID = 4 << 20
+"""Bytes of what the service says of an image: with the digests of all layers that it waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ class TreeClient:
             params=params,
             headers=waiting.headers,
             scope=repository_scope(name),
+            limit=_MOST_SAID,
         )
         end = self._clock() + timeout_s
         while True:
@@ -130,20 +133,28 @@ class TreeClient:
             self._session.retry.sleep(_PAUSE_S)
 
     def fetch(self, name: str, tree: Digest) -> bytes:
-        """The tree file. It comes compressed.
+        """The tree file. Raises as `fetch_into`, but for OSError."""
+        out = io.BytesIO()
+        self.fetch_into(name, tree, out)
+        return out.getvalue()
+
+    def fetch_into(self, name: str, tree: Digest, out: BinaryIO) -> None:
+        """Write the tree file into a file. It comes compressed, and may be much larger than what is sent.
+
+        Args:
+            out: written from where it stands, and can be cut there again.
 
         Raises:
             TreeUnknownError: no image of the repository has it any more.
-            DigestMismatchError: it is another one.
+            DigestMismatchError: it is another one; `out` may have some of that.
             UnreachableError: the connection broke, again and again.
+            OSError: it cannot be written.
         """
         about = Subject(TreeUnknownError, str(tree), name)
         call = Call("GET", f"/v1/{name}/trees/{tree}", about, headers=_ZSTD, scope=repository_scope(name))
-        out = io.BytesIO()
         got = download_verified(self._session, call, out, limit=_LARGEST_TREE)
         if got != tree:
             raise DigestMismatchError(tree, got, out.tell())
-        return out.getvalue()
 
     def fetch_erofs(self, name: str, tree: Digest, out: BinaryIO | Path, patience: Patience | None = None) -> Digest:
         """The EROFS image of a tree (docs/format/erofs.md). Blocks while the service makes it and it is loaded.
