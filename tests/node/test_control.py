@@ -14,6 +14,7 @@ from pagepool.errors import BusyError, UnreachableError
 from pagepool.node.answering import ControlServer
 from pagepool.node.client import NodeClient
 from pagepool.node.control import Channel, NodeGoneError, ask, converse, decode_error, encode_error
+from pagepool.oci.mediatypes import MAX_CONFIG_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +58,13 @@ def test_short_of_descriptors(path: Path) -> None:
     """Commands wait, and are answered."""
     assert converse(path, {"op": "say", "word": "hello"}) == "hello"
     assert converse(path, {"op": "say", "word": "again"}) == "again"
+
+
+def test_a_large_configuration_of_an_image(path: Path) -> None:
+    """It comes in one message, where it is three times as large."""
+    config = "\u00e9" * (3 << 20)
+    assert len(config.encode()) < MAX_CONFIG_SIZE
+    assert converse(path, {"op": "say", "word": config}) == config
 
 
 def test_errors(path: Path, tmp_path: Path) -> None:

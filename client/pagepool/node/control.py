@@ -21,7 +21,8 @@ from pagepool.errors import PagepoolError, UnreachableError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_LIMIT: Final = 16 << 20
+_LIMIT: Final = 64 << 20
+"""Bytes of a message. An image's configuration is in one, and may take six times its size in JSON."""
 _CHUNK: Final = 64 << 10
 _MOST_DEATHS: Final = 4
 """Of workers during one conversation, which is then had with the next one."""
@@ -44,7 +45,7 @@ class Channel:
     def __init__(self, connection: socket.socket, takes: int = 0) -> None:
         self._socket = connection
         self._takes = takes
-        self._received = b""
+        self._received = bytearray()
         self.descriptors: list[int] = []
         """What came with the lines so far, and was not taken."""
 
@@ -67,7 +68,9 @@ class Channel:
             ValueError: it is no JSON object, or too long.
             OSError: the connection broke.
         """
-        while b"\n" not in self._received:
+        looked = 0
+        while (end := self._received.find(b"\n", looked)) < 0:
+            looked = len(self._received)
             if len(self._received) > _LIMIT:
                 raise ValueError("a message is too long")
             data, descriptors, _, _ = socket.recv_fds(self._socket, _CHUNK, self._takes)
@@ -77,7 +80,8 @@ class Channel:
             if not data:
                 return None
             self._received += data
-        line, _, self._received = self._received.partition(b"\n")
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
         try:
             message = json.loads(line)
         except RecursionError as error:
