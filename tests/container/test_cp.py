@@ -92,20 +92,34 @@ def test_what_is_refused(place: Place, tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_system_is_left_out(place: Place, tmp_path: Path) -> None:
-    """Of a directory above it; a file of it can be named."""
+    """Of a directory above it; a file of it can be named, but no symlink of the container leads to one."""
     (tmp_path / "volume").mkdir()
     (tmp_path / "volume" / "file").write_text("x")
     options = ("--name", "web", "-v", f"{tmp_path / 'volume'}:/dev/volume")
-    started = begin(place, *options, "--", "sh", "-c", READY)
+    script = "ln -s /proc /all; ln -s /proc/sys/kernel/ostype /type; ln -s /proc/1/oom_score_adj /oom; "
+    started = begin(place, *options, "--", "sh", "-c", script + READY)
     code, err = _cp(place, "-r", "web:/dev", tmp_path / "out")
     assert (code, "/dev/null is neither" in err) == (0, True)
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")}
     assert {"shm", "volume", "volume/file"} <= found
     assert not found & {"pts", "mqueue"}
     (record,) = place.containers()
-    assert {"/proc", "/sys", "/dev/pts", "/dev/mqueue"} <= find_views(record.pid)
+    assert {"/proc", "/sys", "/dev/pts", "/dev/mqueue"} <= find_views(record.pid).keys()
     assert _cp(place, "web:/proc/sys/kernel/ostype", tmp_path / "kernel") == (0, "")
     assert (tmp_path / "kernel").read_text() == "Linux\n"
+    assert _cp(place, "web:/proc/sys/../sys/kernel/ostype", tmp_path / "kernel") == (0, "")
+    (tmp_path / "score").write_text("77\n")
+    for words in (
+        ("web:/type", tmp_path),
+        ("web:/all/sys/kernel/ostype", tmp_path),
+        ("web:/proc/../type", tmp_path),
+        (tmp_path / "score", "web:/oom"),
+        ("-r", "web:/all/.", tmp_path / "everything"),
+    ):
+        code, err = _cp(place, *words)
+        assert (code, "Invalid argument" in err) == (1, True), (words, err)
+    done = place.call(*place.command("exec", "web", "cat", "/proc/1/oom_score_adj"))
+    assert done.stdout != "77\n"
     assert place.call(*place.command("stop", "-t", "0", "web")).returncode == 0
     assert end(started)[0] == 137
 

@@ -132,6 +132,20 @@ def test_users_are_the_containers(web: Place) -> None:
     assert (done.returncode, "has no 'ghost'" in done.stderr) == (125, True)
 
 
+@pytest.mark.parametrize("place", ["own"], indirect=True)  # runc reads them itself, whatever they are
+def test_tables_that_the_container_has_replaced(web: Place) -> None:
+    """Nobody reads them but for --user, and what the kernel makes is none: to read it may wait for ever (kmsg)."""
+    (web.root / "etc" / "passwd").rename(web.root / "etc" / "was")
+    (web.root / "etc" / "passwd").symlink_to("/proc/kmsg")
+    assert _exec(web, "-u", "77", "web", "id", "-u").stdout == "77\n"
+    (web.root / "etc" / "passwd").unlink()
+    with (web.root / "etc" / "passwd").open("wb") as file:
+        file.truncate(1 << 40)
+    assert _exec(web, "web", "pwd").stdout == "/srv\n"
+    done = _exec(web, "-u", "77", "web", "true")
+    assert (done.returncode, "larger than" in done.stderr) == (125, True)
+
+
 def test_input(web: Place) -> None:
     assert _exec(web, "-i", "web", "cat", given="a\nb").stdout == "a\nb"
     assert _exec(web, "web", "cat", given="a\nb").stdout == ""

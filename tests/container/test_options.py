@@ -105,6 +105,8 @@ def test_files_are_read_inside_of_the_root(tmp_path: Path) -> None:
             assert read_file(opened, f"/etc/{name}") == b""
         with pytest.raises(ImageInvalidError):
             read_file(opened, "/etc/plain", limit=3)
+    with open_root(Path("/")) as machine:
+        assert read_file(machine, "/proc/sys/kernel/ostype") == b""
 
 
 def test_places_are_made_inside_of_the_root(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ They are what the container's programs see, with volumes and all that is mounted
 meanwhile, and make it a symlink to anywhere: every path is resolved as inside of the container's root (openat2), what
 is read or written is opened only once it is known to be a regular file, and owners and modes are set on what was
 opened. Symlinks are followed inside of the root, as in an overlay. What is no file system but the kernel's own view of
-itself (/proc, /sys) is left out of directories above it: whoever wants a file of it names that.
+itself (/proc, /sys) is left out of directories above it: whoever wants a file of it names that, and no symlink leads to
+one. To read it may never end, and to write it changes what the kernel does.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,10 +31,10 @@ _VIEWS = ("proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue")
 _NOT_SET = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP)
 
 
-def find_views(process: int) -> frozenset[str]:
-    """Where a process, by its number, sees what is no file system: /proc, for one."""
+def find_views(process: int) -> dict[str, int]:
+    """Where a process, by its number, sees what is no file system (/proc, for one), and the device number of that."""
     points = parse_mountinfo(Path(f"/proc/{process}/mountinfo").read_bytes())
-    return frozenset(str(point.path) for point in points if point.type in _VIEWS)
+    return {str(point.path): os.makedev(*point.device) for point in points if point.type in _VIEWS}
 
 
 class InsidePlace:
@@ -40,12 +42,12 @@ class InsidePlace:
 
     Args:
         root: a descriptor of the container's root; stays the caller's.
-        left_out: paths that are not named as what is in a directory.
+        views: see `find_views`. Their paths are not named as what is in a directory.
     """
 
-    def __init__(self, root: int, left_out: frozenset[str] = frozenset()) -> None:
+    def __init__(self, root: int, views: Mapping[str, int] | None = None) -> None:
         self._root = root
-        self._left_out = left_out
+        self._views = views or {}
 
     def look(self, path: str, /, *, follow: bool = False) -> Found | None:
         """See `Place`."""
@@ -59,7 +61,7 @@ class InsidePlace:
         """See `Place`."""
         with self._opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
             names = sorted(os.listdir(descriptor))  # noqa: PTH208 - a descriptor is no path
-        return [name for name in names if f"{path.rstrip('/')}/{name}" not in self._left_out]
+        return [name for name in names if f"{path.rstrip('/')}/{name}" not in self._views]
 
     def link_target(self, path: str, /) -> str:
         """See `Place`."""
@@ -136,14 +138,21 @@ class InsidePlace:
     def _regular(self, path: str, flags: int) -> Iterator[int]:
         """A regular file, opened: a device or a FIFO may do something, or wait, when it is."""
         with self._at(path, follow=True) as found:
-            mode = os.fstat(found).st_mode
-            if not stat.S_ISREG(mode):
-                fail(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, os.fsencode(path))
+            status = os.fstat(found)
+            if not stat.S_ISREG(status.st_mode):
+                fail(errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL, os.fsencode(path))
+            if status.st_dev in self._views.values() and not self._is_in_view(path):
+                fail(errno.EINVAL, os.fsencode(path))
             descriptor = os.open(_proc(found), flags | os.O_CLOEXEC)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
+
+    def _is_in_view(self, path: str) -> bool:
+        """Whether a path, as it is written, is of what is no file system."""
+        written = posixpath.normpath(f"/{path.strip('/')}")
+        return any(written.startswith(f"{view}/") for view in self._views)
 
     @contextmanager
     def _above(self, path: str) -> Iterator[tuple[int, str]]:

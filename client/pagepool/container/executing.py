@@ -90,7 +90,9 @@ def exec_in_container(
     with contextlib.ExitStack() as undo:
         first, root = open_inside(record, directory, undo)
         config = _read(record, directory)
-        config["process"] = plan_exec(config, options, read_file(root, "/etc/passwd"), read_file(root, "/etc/group"))
+        # Only where they are needed: the container may have anything in their place.
+        tables = (read_file(root, path) if options.user else b"" for path in ("/etc/passwd", "/etc/group"))
+        config["process"] = plan_exec(config, options, *tables)
         if options.tty:
             size_terminal(config["process"])
         task = Task(

@@ -36,27 +36,30 @@ def open_root(path: Path) -> Iterator[int]:
 
 
 def read_file(root: int, path: str, limit: int = MAX_TABLE) -> bytes:
-    """The content of a regular file; nothing where there is none.
+    """The content of a regular file; nothing where there is none, or one that the kernel makes (/proc).
 
     Raises:
         ImageInvalidError: it is larger than the limit.
         OSError: it cannot be read.
     """
     try:
-        # Not blocking: the name may be a fifo, and one without a writer would keep us for ever.
-        descriptor = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        found = open_in_root(root, path, os.O_PATH)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return b""
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        return b""
-    with os.fdopen(descriptor, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ImageInvalidError(path, f"is larger than {limit} bytes")
-    return data
+    try:
+        # Looked at before it is opened: a fifo without a writer would keep us for ever, a device may do something.
+        status = os.fstat(found)
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        if status.st_size > limit:
+            raise ImageInvalidError(path, f"is larger than {limit} bytes")
+        # No more than its size: files of /proc have none, and to read one may wait (kmsg), or take from others.
+        with open(f"/proc/self/fd/{found}", "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+            return file.read(status.st_size)
+    finally:
+        os.close(found)
 
 
 def make_directory(root: int, path: str, mode: int = 0o755) -> int:
