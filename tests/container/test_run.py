@@ -240,6 +240,13 @@ def test_nothing_is_made_in_a_volume_that_is_dev(place: Place, tmp_path: Path) -
     assert made == ["null"]
 
 
+@pytest.mark.parametrize("place", ["own"], indirect=True)  # runc says that it needs /dev/null there
+def test_a_volume_that_is_dev_without_devices(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    done = place.run("-v", f"{tmp_path / 'volume'}:/dev", *_sh("ls /dev; echo ran"))
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+
+
 def test_a_file_as_a_volume_where_the_image_has_a_directory(place: Place, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = place.run("-v", f"{tmp_path / 'file'}:/usr/bin", "--", "true")

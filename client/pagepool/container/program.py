@@ -192,11 +192,12 @@ def _look_up(name: str, search: str) -> str:
 
 def let_go() -> None:
     """Hold nobody's input and output: only the program's being open counts."""
-    nothing = os.open("/dev/null", os.O_RDWR)
+    # Not /dev/null, which may be the container's by now: a volume at /dev need not have it.
+    nothing, other = os.pipe2(os.O_CLOEXEC)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
-    if nothing > 2:
-        os.close(nothing)
+    for number in {nothing, other} - {0, 1, 2}:
+        os.close(number)
 
 
 def supervise(child: int, kills: int = 0) -> int:
