@@ -103,7 +103,8 @@ def _outcome(path: Path) -> int:
 
 def test_credentials_that_have_expired(tmp_path: Path) -> None:
     """An error for what is not here, which `pagepool mounts` tells; mounting with new ones repairs all mounts. Whoever
-    mounts the image while its service cannot be asked, with whatever credentials, takes them from nobody."""
+    mounts the image while its service cannot be asked, with whatever credentials, takes them from nobody; nor does who
+    mounts it from another service."""
     files = contents(1)
     at, again, meanwhile = point(tmp_path), point(tmp_path, "again"), point(tmp_path, "meanwhile")
     with (
@@ -134,3 +135,9 @@ def test_credentials_that_have_expired(tmp_path: Path) -> None:
                 errors.pop(str(meanwhile), None)  # a mount namespace that another test makes just now may still have it
                 assert errors == {str(at): None, str(again): None}
             assert {name: (at / name).read_bytes() for name in files} == files
+        # One that is mounted from two is asked for where it was mounted from last, and then where it was before.
+        others = contents(2, 5)
+        both = push(service, "both", others)
+        with node.mount(service.url, both, at, LAZILY), node.mount(door.url, both, again, LAZILY, credentials=new):
+            door.password = "newer"
+            assert {name: (at / name).read_bytes() for name in others} == others

@@ -78,6 +78,28 @@ def test_mounted_again_with_other_credentials(sources: Sources, record: SourceRe
     assert not first.session._client.is_closed
 
 
+def test_mounted_from_another_place(sources: Sources, record: SourceRecord, places: NodePlaces) -> None:
+    """Both are asked, the last one first, also by another worker; one that nothing was mounted from any more is not."""
+    other, digest = replace(record, repository="other"), _digest(sources, sources.add(record).record)
+    for one in (other, replace(record, username="new"), other):
+        sources.add(one)
+    assert [source.record.access for source, _ in sources._find(digest)] == [
+        other.access,
+        replace(record, username="new").access,
+    ]
+    next_one = Sources(places, ObjectCache(None), 0.1, lambda _digest: False)
+    next_one.load()
+    assert [source.record.access for source, _ in next_one._find(digest)] == [
+        source.record.access for source, _ in sources._find(digest)
+    ]
+    next_one.update(record.tree, released=uptime_s() - 90_000)
+    next_one.add(replace(record, repository="third", released=uptime_s() - 90_000))
+    assert "other" not in [source.record.repository for source, _ in next_one._find(digest)]
+    next_one.forget_released()
+    assert list(places.sources.glob("*.json")) == []
+    next_one.close()
+
+
 def test_what_went_wrong_is_noted_until_something_goes_right(sources: Sources, record: SourceRecord) -> None:
     source = sources.add(record)
     assert source.failure is None

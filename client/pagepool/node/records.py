@@ -67,6 +67,11 @@ class SourceRecord:
     released: float = 0.0
 
     @property
+    def place(self) -> tuple[str, str]:
+        """Which image of which service it is."""
+        return (self.url, self.repository)
+
+    @property
     def access(self) -> tuple[object, ...]:
         """What requests depend on."""
         who = (self.username, self.password, self.identity_token)

@@ -2,8 +2,9 @@
 `lazy.ObjectSource`.
 
 An object is asked for by its digest alone. It is served if a tree that was mounted here has it, out of the repository
-that the tree came from, with the credentials of who mounted it. A tree whose last mount went is remembered for a while:
-a container may live on in a mount namespace that the node does not see.
+that the tree was mounted from last, with the credentials of who did; and if that fails, out of others that it was
+mounted from (`elsewhere`). A tree whose last mount went is remembered for a while: a container may live on in a mount
+namespace that the node does not see.
 
 `bring` puts an object into the pool and gives it a second name, under which overlayfs looks next
 (`pagepool.pool.custody`).
@@ -29,6 +30,7 @@ from pagepool.errors import ObjectUnknownError, PagepoolError
 from pagepool.image.treefile import TreeFile
 from pagepool.linux.uncached import read_uncached
 from pagepool.node.coming import Streams
+from pagepool.node.elsewhere import Elsewhere
 from pagepool.node.figures import LOOKUP, READ, Figures
 from pagepool.node.inuse import ObjectsInUse
 from pagepool.node.lazy import LARGE
@@ -90,6 +92,7 @@ class Sources:
         self._sources: OrderedDict[str, Source] = OrderedDict()
         self._adding = threading.Lock()
         self._replaced: list[tuple[float, Source]] = []
+        self._elsewhere = Elsewhere(places.sources)
         self._in_use = ObjectsInUse()
         self._lazy: dict[bytes, float] = {}
         self._streams = Streams()
@@ -102,10 +105,15 @@ class Sources:
 
     def load(self) -> None:
         """Take up what an earlier process has written down. A tree whose file is gone is left out, and logged."""
-        for record in read_records(self._places.sources, SourceRecord):
+        records = list(read_records(self._places.sources, SourceRecord))
+        own = {record.tree: record for record in records}  # the last one of a tree: see `elsewhere`
+        for record in records:
             try:
                 with self._adding:
-                    self._add(record, noted=True)
+                    if record is own[record.tree]:
+                        self._add(record, noted=True)
+                    else:
+                        self._elsewhere.put(self._open(record), noted=True)
             except (OSError, PagepoolError) as error:
                 log.error("tree %s of %s cannot be taken up again: %s", record.tree, record.image, error)
 
@@ -129,10 +137,9 @@ class Sources:
 
     def _add(self, record: SourceRecord, *, noted: bool = False) -> Source:
         former = self._sources.get(record.tree)
-        if former is not None and (former.record.url, former.record.repository) == (record.url, record.repository):
+        if former is not None and former.record.place == record.place:
             record = replace(record, lease=former.record.lease)
-        tree = TreeFile.open(self._places.tree_files / record.tree)
-        source = Source(record, tree, self._cache, self._timeout_s, self._figures)
+        source = self._open(record)
         self._index(source)
         if not noted:
             write_record(self._record(record.tree), record)
@@ -140,8 +147,23 @@ class Sources:
             before = self._sources.pop(record.tree, None)
             self._sources[record.tree] = source
             if before is not None:
-                self._replaced.append((time.monotonic(), before))
+                replaced = (self._elsewhere.take(record), self._put_elsewhere(before, record))
+                self._replaced += [(time.monotonic(), one) for one in replaced if one is not None]
         return source
+
+    def _open(self, record: SourceRecord) -> Source:
+        tree = TreeFile.open(self._places.tree_files / record.tree)
+        return Source(record, tree, self._cache, self._timeout_s, self._figures)
+
+    def _put_elsewhere(self, before: Source, record: SourceRecord) -> Source | None:
+        """Go on asking where a tree came from that is mounted from another place now. Returns what is not needed."""
+        if before.record.released or before.record.place == record.place:
+            return before
+        try:
+            return self._elsewhere.put(before)
+        except OSError as error:  # only another worker will not know of it
+            log.warning("%s: that it came from %s, too, is not noted: %s", record.image, before.record.url, error)
+            return self._elsewhere.put(before, noted=True)
 
     def _take_up(self, record: SourceRecord) -> Source | None:
         """The source that is known of a tree, if it comes from the same place with the same credentials."""
@@ -202,6 +224,7 @@ class Sources:
                 ]
                 for one in gone:
                     del self._sources[one.record.tree]
+                    old += self._elsewhere.forget(one.record.tree)
             for one in gone:
                 self._record(one.record.tree).unlink(missing_ok=True)
         for one in (*gone, *old):
@@ -212,13 +235,16 @@ class Sources:
         """Close the connections of trees that nobody has asked anything of for some seconds: a tree is remembered for a
         day, and its connections would be held as long."""
         with self._lock:
-            sources = [*self._sources.values(), *(source for _, source in self._replaced)]
+            replaced = [source for _, source in self._replaced]
+            sources = [*self._sources.values(), *replaced, *self._elsewhere.all()]
         for source in sources:
             source.session.close_expired()
 
     def close(self) -> None:
         """End all connections; what is written down stays."""
-        for source in self.all():
+        with self._lock:
+            sources = [*self._sources.values(), *self._elsewhere.all()]
+        for source in sources:
             source.close()
 
     def busy(self) -> bool:
@@ -506,11 +532,15 @@ class Sources:
         return memoryview(buffer) if got == len(buffer) else None
 
     def _find(self, digest: bytes) -> list[tuple[Source, int]]:
-        """The trees that have an object, and where: those that are mounted first."""
+        """The trees that have an object, and where: those that are mounted first, other places that they came from
+        last."""
         found = [(source, source.tree.find_object(digest)) for source in reversed(self.all())]
-        return sorted(
+        having = sorted(
             ((source, index) for source, index in found if index >= 0), key=lambda pair: bool(pair[0].record.released)
         )
+        with self._lock:
+            others = [(other, index) for source, index in having for other in self._elsewhere.of(source.record.tree)]
+        return having + others
 
     def _record(self, tree: str) -> Path:
         return self._places.sources / f"{tree}.json"
