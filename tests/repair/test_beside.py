@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from pagepool.digest import Digest
 from pagepool.errors import BusyError
 from pagepool.oci import parse_manifest
 from pagepool_service.repair import context as acting
 from pagepool_service.repair import run as running
-from pagepool_service.store.catalogue import tag_key
+from pagepool_service.store.catalogue import link_key, tag_key
 from pagepool_service.store.collect.collector import lock_collection
 from pagepool_service.store.environment import Table
 from pagepool_service.store.store import Store
 from tests.backup.helpers import blobs_of
-from tests.faults import flip_pages, flip_record, in_child
+from tests.faults import flip_pages, flip_record, in_child, replace_record
 from tests.repair.helpers import ROUNDS, file_frames, first, repair, wreck, wreck_all
 from tests.store.checking import check
+from tests.store.samples import OPAQUE
 from tests.support.server import running_service
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pagepool_service.repair.context import Action, Context
     from tests.backup.conftest import Made
     from tests.cli.conftest import Run
@@ -79,6 +83,21 @@ def test_it_waits_for_a_collection_and_keeps_others_from_beginning(data: Path) -
     assert first(data, Table.TAGS) == record
 
 
+def meanwhile(monkeypatch: pytest.MonkeyPatch, kind: str, act: Callable[[Store], None]) -> list[str]:
+    """Have somebody do something once a repair has decided what to do about a record. Returns that record's name."""
+    keep = acting.Context._keep
+    acted: list[str] = []
+
+    def act_first(self: Context, action: Action, *rest: object) -> None:
+        if not acted and action.kind == kind:
+            acted.append(action.name)
+            act(self.store)
+        keep(self, action, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(acting.Context, "_keep", act_first)
+    return acted
+
+
 @pytest.mark.parametrize("table", [Table.MANIFESTS, Table.TAGS])
 def test_what_is_pushed_while_it_is_taken_out_stays(data: Path, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.open(data) as store:
@@ -86,22 +105,53 @@ def test_what_is_pushed_while_it_is_taken_out_stays(data: Path, table: Table, mo
         raw = store.registry.manifest(image.repository, image.tag)
     key = tag_key(image.repository, image.tag) if table is Table.TAGS else image.digest.key
     wreck_all(data, [first(data, table, lambda record: record.key == key)])
-    keep = acting.Context._keep
-    pushed: list[bool] = []
 
-    def push_first(self: Context, action: Action, *rest: object) -> None:
-        if not pushed and action.kind == table.label.rstrip("s"):
-            pushed.append(True)
-            document = parse_manifest(raw.raw, raw.media_type)
-            self.store.registry.put_manifest(image.repository, image.digest, document, [image.tag])
-        keep(self, action, *rest)  # type: ignore[arg-type]
+    def push(store: Store) -> None:
+        document = parse_manifest(raw.raw, raw.media_type)
+        store.registry.put_manifest(image.repository, image.digest, document, [image.tag])
 
-    monkeypatch.setattr(acting.Context, "_keep", push_first)
-    repair(data)
+    pushed = meanwhile(monkeypatch, table.label.rstrip("s"), push)
+    assert repair(data).clean
     assert pushed
-    assert repair(data).before.clean
     with Store.open(data) as store:
         assert store.registry.manifest(image.repository, image.tag).raw == raw.raw
+
+
+def test_a_tag_that_is_pushed_while_it_is_mended_is_the_pushed_one(
+    data: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = first(data, Table.TAGS, lambda record: record.key == tag_key("lib/one", "1"))
+    replace_record(data, Table.TAGS, record.key, bytes(8) + record.value[8:])
+    pushed = made.sample.images["about"]
+
+    def push(store: Store) -> None:
+        stored = store.registry.manifest("lib/one", pushed)
+        store.registry.put_manifest("lib/one", pushed, parse_manifest(stored.raw, stored.media_type), ["1"])
+
+    acted = meanwhile(monkeypatch, "tag", push)
+    done = repair(data)
+    assert acted == ["lib/one:1"]
+    assert done.clean, "there is nothing left to do, and it has seen that"
+    with Store.open(data) as store:
+        assert store.registry.manifest("lib/one", "1").digest == pushed
+
+
+@pytest.mark.parametrize("table", [Table.MANIFEST_LINKS, Table.LINKS])
+def test_what_is_deleted_while_it_is_mended_does_not_come_back(
+    data: Path, made: Made, monkeypatch: pytest.MonkeyPatch, table: Table
+) -> None:
+    digest = Digest.of(OPAQUE) if table is Table.LINKS else made.sample.images["about"]
+    wreck_all(data, [first(data, table, lambda record: record.key == link_key("lib/one", digest))])
+
+    def delete(store: Store) -> None:
+        (store.registry.delete_blob if table is Table.LINKS else store.registry.delete_manifest)("lib/one", digest)
+
+    acted = meanwhile(monkeypatch, table.label.replace("_", " ").rstrip("s"), delete)
+    done = repair(data)
+    assert acted == [f"lib/one@{digest}"]
+    assert done.clean
+    with Store.open(data) as store, store.env.read() as txn:
+        assert store.registry.link_record(txn, table, "lib/one", digest) is None
 
 
 def test_a_damaged_database_needs_the_service_stopped(data: Path, run: Run) -> None:

@@ -18,7 +18,7 @@ from pagepool_service.repair.blobs import remove_blob
 from pagepool_service.repair.context import Action, expect
 from pagepool_service.repair.fetching import fetch_blob
 from pagepool_service.repair.keys import find_keys, split_held
-from pagepool_service.store.catalogue import StoredManifest, Tag, holder_key, link_key, referrer_key, repository_prefix
+from pagepool_service.store.catalogue import StoredManifest, Tag, holder_key, link_key, repository_prefix
 from pagepool_service.store.checks.naming import is_reverse, split_link, split_referrer
 from pagepool_service.store.environment import CHECKSUM_SIZE, Table
 from pagepool_service.store.listings import describe_referrer
@@ -60,12 +60,13 @@ def read_manifest(context: Context, digest: Digest) -> StoredManifest | None:
 
 def _fetch_or_remove(context: Context, kind: str, name: str, digest: Digest, holder: str | None = None) -> None:
     holders = sorted({*context.manifest_holders(digest), *([holder] if holder else [])})
+    seen = context.value(Table.MANIFESTS, digest.key)
     for source in context.sources:
         found = source.manifest(holders, digest)
         if found is not None and Digest.of(found[1], digest.algorithm) == digest:
             stored = StoredManifest(digest, found[0], time.time_ns(), found[1])
             how = f"it was fetched from {source.where}"
-            context.repaired(kind, name, how, _putting(Table.MANIFESTS, digest.key, stored.encode()))
+            context.repaired(kind, name, how, _putting(Table.MANIFESTS, digest.key, stored.encode(), seen))
             return
     lost: list[Lost] = [(Table.MANIFESTS, digest.key)]
     for repository in holders:
@@ -109,8 +110,9 @@ def repair_links(context: Context) -> None:
 
 def _repair_link(context: Context, table: Table, named: tuple[str, str], repository: str, digest: Digest) -> None:
     forward, reverse = link_key(repository, digest), holder_key(repository, digest)
-    sound = [key for key in (forward, reverse) if context.is_sound(table, key)]
-    present = [key for key in (forward, reverse) if context.value(table, key) is not None]
+    seen = {key: context.value(table, key) for key in (forward, reverse)}
+    present = [key for key, value in seen.items() if value is not None]
+    sound = [key for key, value in seen.items() if value is not None and is_sound(table, key, value)]
     if not present:
         return
     if not _has_target(context, table, digest):
@@ -122,6 +124,8 @@ def _repair_link(context: Context, table: Table, named: tuple[str, str], reposit
         payload = time.time_ns().to_bytes(8, "big")
 
         def apply(txn: Writer) -> None:
+            for key, value in seen.items():  # what was deleted meanwhile must not come back
+                expect(txn, table, key, value)
             if forward not in sound:
                 txn.put(table, forward, payload)
             txn.put(table, reverse, b"")
@@ -215,7 +219,7 @@ def _repair_tag(context: Context, name: str, key: bytes, value: bytes) -> None:
             if sum(one == other for one, other in zip(key_digest[1:], digest.raw, strict=False)) >= _NEAR:
                 tag = Tag(digest, time.time_ns())
                 how = f"most of its digest is that of {digest}, which the repository has"
-                context.repaired("tag", name, how, _putting(Table.TAGS, key, tag.encode()))
+                context.repaired("tag", name, how, _putting(Table.TAGS, key, tag.encode(), value))
                 return
     _remove_named(context, "tag", name, "it cannot be known which manifest it pointed to", lost=True, seen=value)
 
@@ -230,7 +234,8 @@ def repair_referrers(context: Context) -> None:
     """Make referrers again from the manifests that they describe."""
     for name in context.names("referrer"):
         found = find_keys("referrer", name)
-        if found is None or context.value(Table.REFERRERS, found[1][0]) is None:
+        seen = context.value(Table.REFERRERS, found[1][0]) if found else None
+        if found is None or seen is None:
             continue
         key = found[1][0]
         try:
@@ -243,9 +248,8 @@ def repair_referrers(context: Context) -> None:
         document = parse_manifest(stored.raw, stored.media_type) if stored and linked else None
         if document is not None and document.subject is not None and document.subject.digest == subject:
             payload = describe_referrer(referrer, document)
-            right = referrer_key(repository, subject, referrer)
             how = "it was made again from its manifest"
-            context.repaired("referrer", name, how, _putting(Table.REFERRERS, right, payload))
+            context.repaired("referrer", name, how, _putting(Table.REFERRERS, key, payload, seen))
         else:
             _remove_named(context, "referrer", name, "the repository has no such manifest about this subject")
 
@@ -313,8 +317,11 @@ def _deleting(context: Context, lost: list[Lost]) -> Callable[[Writer], None]:
     return apply
 
 
-def _putting(table: Table, key: bytes, payload: bytes) -> Callable[[Writer], None]:
+def _putting(table: Table, key: bytes, payload: bytes, seen: bytes | None) -> Callable[[Writer], None]:
+    """What writes a record, if what lies there is still what was looked at."""
+
     def apply(txn: Writer) -> None:
+        expect(txn, table, key, seen)
         txn.put(table, key, payload)
 
     return apply

@@ -145,6 +145,7 @@ class Context:
                 with self.env.write() as txn:
                     apply(txn)
             except ChangedError:
+                self.look_again = True
                 return False
         self.actions.append(action)
         self._blobs = None
