@@ -22,13 +22,14 @@ from pagepool_service.backup.repository import open_repository
 from pagepool_service.backup.taking import take_backup
 from pagepool_service.repair.bits import mend_record
 from pagepool_service.repair.sources import BackupSource, RegistrySource
+from pagepool_service.store.catalogue import tag_key
 from pagepool_service.store.environment import Table, checksum
 from pagepool_service.store.schema import ContentKind, LayerState, u64
 from pagepool_service.store.store import Store
 from tests.backup.helpers import blobs_of, content
 from tests.faults import flip_file, flip_pages, records, replace_record
 from tests.ingest.sparse import sparse_tar
-from tests.repair.helpers import ROUNDS, file_frames, opaque_frames, repair, wreck, wreck_all
+from tests.repair.helpers import ROUNDS, file_frames, first, opaque_frames, repair, wreck, wreck_all
 from tests.store.checking import check
 from tests.store.helpers import gzipped, ingest_all, make_tar, noise, push, text
 from tests.store.samples import APP, OPAQUE, SPOOLED
@@ -67,6 +68,52 @@ def test_all_frames_of_files_are_lost_and_compressed_layers_bring_them_back(data
     assert repair(data).clean
     assert check(data).problems == []
     assert blobs_of(data, made.sample.blobs) == made.sample.blobs  # APP was pushed compressed, too
+
+
+@pytest.mark.parametrize("left", [16, 15])
+def test_half_of_a_tags_digest_says_which_manifest_it_was(data: Path, made: Made, left: int) -> None:
+    record = first(data, Table.TAGS, lambda record: record.key == tag_key("lib/one", "1"))
+    time_of, digest, check_sum = record.value[:9], record.value[9:41], record.value[41:]
+    wrong = bytes(byte ^ 0xFF for byte in digest[left:])
+    replace_record(data, Table.TAGS, record.key, time_of + digest[:left] + wrong + check_sum)
+    done = repair(data)
+    outcome = "repaired" if left == 16 else "quarantined"
+    assert [(action.name, action.outcome) for action in done.actions] == [("lib/one:1", outcome)]
+    assert done.after.problems == []
+    with Store.open(data) as store:
+        tags = store.registry.listings.tags("lib/one", 10).names
+        assert tags == (["1"] if left == 16 else [])
+        if tags:
+            assert store.registry.manifest("lib/one", "1").digest == made.sample.images["lib/one:1"]
+
+
+@pytest.mark.parametrize("how", ["record", "key"])
+def test_a_lost_referrer_is_listed_again(data: Path, made: Made, how: str) -> None:
+    """Who asks for signatures must not be told that there are none."""
+    record = first(data, Table.REFERRERS)
+    replace_record(data, Table.REFERRERS, record.key, None)
+    if how == "key":
+        replace_record(data, Table.REFERRERS, record.key[:-9] + bytes(9), record.value)
+    done = repair(data)
+    assert done.clean
+    assert {action.kind for action in done.actions} == {"referrer"}
+    subject, about = (made.sample.images[name] for name in ("lib/one:1", "about"))
+    with Store.open(data) as store:
+        (listed,) = store.registry.listings.referrers("lib/one", subject).descriptors
+    assert listed["digest"] == str(about)
+    assert first(data, Table.REFERRERS) == record
+
+
+def test_a_manifest_that_is_taken_out_takes_no_referrers_of_others_along(data: Path, made: Made) -> None:
+    subject, about = (made.sample.images[name] for name in ("lib/one:1", "about"))
+    wreck_all(data, [first(data, Table.MANIFESTS, lambda record: record.key == subject.key)])
+    done = repair(data)
+    assert [action.outcome for action in done.actions if action.kind == "manifest"] == ["quarantined"]
+    assert "referrer" not in {action.kind for action in done.actions}
+    with Store.open(data) as store:
+        assert store.registry.listings.tags("lib/one", 10).names == []
+        (listed,) = store.registry.listings.referrers("lib/one", subject).descriptors
+    assert listed["digest"] == str(about)
 
 
 def test_the_index_is_made_again_from_the_frames(data: Path, made: Made) -> None:

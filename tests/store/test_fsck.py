@@ -386,6 +386,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Path], None], set[str], bool, str]] = 
     "manifest gone": (_drop(Table.MANIFESTS), {"manifest link"}, True, "is not there"),
     "manifest of another digest": (_with_other_manifest, {"manifest"}, True, "digest"),
     "manifest link gone": (_drop(Table.MANIFEST_LINKS), {"manifest link"}, True, "one direction"),
+    "referrer gone": (_drop(Table.REFERRERS), {"referrer"}, True, "is not there, and its manifest"),
     "referrer of another": (_with_lying_referrer, {"referrer"}, True, "describes"),
     "wrong totals": (_with_wrong_totals, {"totals"}, True, "was counted"),
 }

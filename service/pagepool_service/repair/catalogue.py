@@ -15,7 +15,7 @@ from pagepool.errors import CorruptError, InvalidError, PagepoolError
 from pagepool.oci import Index, parse_manifest
 from pagepool_service.repair.bits import is_sound
 from pagepool_service.repair.blobs import remove_blob
-from pagepool_service.repair.context import Action, expect
+from pagepool_service.repair.context import Action, ChangedError, expect
 from pagepool_service.repair.fetching import fetch_blob
 from pagepool_service.repair.keys import find_keys, split_held
 from pagepool_service.store.catalogue import StoredManifest, Tag, holder_key, link_key, repository_prefix
@@ -233,25 +233,35 @@ def _linked(context: Context, repository: str) -> list[Digest]:
 def repair_referrers(context: Context) -> None:
     """Make referrers again from the manifests that they describe."""
     for name in context.names("referrer"):
-        found = find_keys("referrer", name)
-        seen = context.value(Table.REFERRERS, found[1][0]) if found else None
-        if found is None or seen is None:
-            continue
-        key = found[1][0]
-        try:
-            repository, subject, referrer = split_referrer(key)
-        except (InvalidError, ValueError, IndexError):
-            _remove_named(context, "referrer", name, "its key cannot be read")
-            continue
-        stored = read_manifest(context, referrer)
-        linked = stored is not None and _is_linked(context, repository, referrer)
-        document = parse_manifest(stored.raw, stored.media_type) if stored and linked else None
-        if document is not None and document.subject is not None and document.subject.digest == subject:
-            payload = describe_referrer(referrer, document)
-            how = "it was made again from its manifest"
-            context.repaired("referrer", name, how, _putting(Table.REFERRERS, key, payload, seen))
+        if found := find_keys("referrer", name):
+            _repair_referrer(context, name, found[1][0])
+
+
+def _repair_referrer(context: Context, name: str, key: bytes) -> None:
+    seen = context.value(Table.REFERRERS, key)
+    try:
+        repository, subject, referrer = split_referrer(key)
+    except (InvalidError, ValueError, IndexError):
+        _remove_named(context, "referrer", name, "its key cannot be read")
+        return
+    stored = read_manifest(context, referrer)
+    linked = stored is not None and _is_linked(context, repository, referrer)
+    document = parse_manifest(stored.raw, stored.media_type) if stored and linked else None
+    if document is None or document.subject is None or document.subject.digest != subject:
+        if seen is None:
+            context.look_again = True  # it went with its manifest meanwhile
         else:
             _remove_named(context, "referrer", name, "the repository has no such manifest about this subject")
+        return
+    payload = describe_referrer(referrer, document)
+
+    def apply(txn: Writer) -> None:
+        expect(txn, Table.REFERRERS, key, seen)
+        if not txn.has(Table.MANIFEST_LINKS, link_key(repository, referrer)):
+            raise ChangedError
+        txn.put(Table.REFERRERS, key, payload)
+
+    context.repaired("referrer", name, "it was made again from its manifest", apply)
 
 
 def _is_linked(context: Context, repository: str, manifest: Digest) -> bool:

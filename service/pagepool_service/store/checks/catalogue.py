@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 from pagepool.digest import Digest
 from pagepool.errors import CorruptError, InvalidError
 from pagepool.oci import parse_manifest
-from pagepool_service.store.catalogue import StoredManifest, Tag, holder_key, link_key
-from pagepool_service.store.checks.naming import is_reverse, split_link, split_referrer
+from pagepool_service.store.catalogue import StoredManifest, Tag, holder_key, link_key, referrer_key
+from pagepool_service.store.checks.naming import is_reverse, name_record, split_link, split_referrer
 from pagepool_service.store.checks.walk import walk
 from pagepool_service.store.clock import Moment, read_timeline
 from pagepool_service.store.environment import Table
@@ -48,7 +48,7 @@ def _check_links(context: Context, table: Table, target: Table, what: str) -> No
 
 
 def check_manifests(context: Context) -> None:
-    """Every manifest has its digest, and is one."""
+    """Every manifest has its digest, and is one, and is listed as the referrer that it is."""
 
     def visit(txn: Reader, key: bytes, payload: memoryview) -> None:
         digest = _parsed(Digest.from_key, key)
@@ -59,13 +59,26 @@ def check_manifests(context: Context) -> None:
             got = Digest.of(stored.raw, digest.algorithm)
             raise CorruptError("manifest", str(digest), f"its bytes have the digest {got}")
         try:
-            parse_manifest(stored.raw, stored.media_type)
+            document = parse_manifest(stored.raw, stored.media_type)
         except InvalidError as error:
             raise CorruptError("manifest", str(digest), str(error)) from error
+        if document.subject is not None:
+            _check_listed(context, txn, document.subject.digest, digest)
         if next(txn.scan(Table.MANIFEST_LINKS, digest.key, check=False), None) is None:
             context.findings.note(f"manifest {digest} is in no repository")
 
     walk(context, Table.MANIFESTS, visit)
+
+
+def _check_listed(context: Context, txn: Reader, subject: Digest, referrer: Digest) -> None:
+    """Each repository that has a manifest lists it as a referrer of its subject."""
+    for key, _ in txn.scan(Table.MANIFEST_LINKS, referrer.key, check=False):
+        repository = key[len(referrer.key) :].decode(errors="replace")
+        entry = referrer_key(repository, subject, referrer)
+        # A link in this direction only has a problem of its own, and its repository may not have the manifest.
+        if txn.has(Table.MANIFEST_LINKS, link_key(repository, referrer)) and not txn.has(Table.REFERRERS, entry):
+            reason = "it is not there, and its manifest is in the repository"
+            context.findings.problem(*name_record(Table.REFERRERS, entry), reason)
 
 
 def check_tags(context: Context) -> None:
