@@ -9,10 +9,11 @@ from blake3 import blake3
 
 from pagepool.digest import Digest
 from pagepool.extents import EXTENT_SIZE
+from pagepool.oci import parse_manifest
 from pagepool_service.committing import Batch, Committer
 from pagepool_service.store import cycle, links
 from pagepool_service.store.catalogue import link_key, link_time, referrer_key
-from pagepool_service.store.collect import Collector, Policy
+from pagepool_service.store.collect import Collector, Policy, catalogue, collector, frames, marking
 from pagepool_service.store.collect.marking import Marker
 from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
@@ -28,6 +29,7 @@ from tests.store.collecting import (
     assert_whole,
     collect,
     cut,
+    gone,
     keys,
     layer,
     push_image,
@@ -36,6 +38,8 @@ from tests.store.helpers import ingest_all, make_tar, noise, push, read, text
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pagepool.oci import Index, Manifest
 
 
 class Interrupting(Collector):
@@ -75,6 +79,49 @@ def test_what_is_pushed_again_while_it_goes_is_whole(store: Store, data: Path, s
     collect(store)
     assert_whole(store, REPOSITORY, again[0])
     assert keys(store, Table.EXTENTS) == again[0].extents | push_image(store, "x", [layer(3, 4)], note="stays").extents
+
+
+def test_in_the_smallest_of_snapshots_and_batches(store: Store, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a store of millions of records, where each part goes on behind what the one before has come to."""
+    for module, name, value in (
+        (marking, "_RECORDS", 1),
+        (marking, "_NOTES_AT_ONCE", 1),
+        (frames, "_SNAPSHOT_S", 0.0),
+        (collector, "_NOTES_AT_ONCE", 1),
+    ):
+        monkeypatch.setattr(module, name, value)
+    kept = push_image(store, REPOSITORY, [layer(3, 4, 20)], tags=["2"], note="stays")
+    lost = push_image(store, REPOSITORY, [layer(6, 13, 20)], tags=["1"])
+    ingest_all(store)
+    store.registry.delete_manifest(REPOSITORY, lost.digest)
+    pushed: list[Pushed] = []
+    Interrupting(store, "records", lambda: pushed.append(push_image(store, "x", [layer(13)], tags=["1"]))).run()
+    assert keys(store, Table.BLOBS) == {digest.key for image in (kept, *pushed) for digest in image.blobs}
+    assert not any(key.startswith(b"collecting") for key in keys(store, Table.META))
+    for repository, image in ((REPOSITORY, kept), ("x", pushed[0])):
+        assert_whole(store, repository, image)
+    ingest_all(store)
+    assert check_store(data).problems == []
+    collect(store)
+    assert keys(store, Table.EXTENTS) == kept.extents | pushed[0].extents
+
+
+def test_a_manifest_that_is_deleted_while_it_looks_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [push_image(store, REPOSITORY, [layer(4, 5 + n)], tags=[str(n)], note=str(n)) for n in range(2)]
+    deleted: list[Pushed] = []
+
+    def delete_first(raw: bytes, media_type: str | None) -> Manifest | Index:
+        if not deleted:  # the other of the two
+            deleted.extend(image for image in images if image.digest != Digest.of(raw))
+            store.registry.delete_manifest(REPOSITORY, deleted[0].digest)
+        return parse_manifest(raw, media_type)
+
+    monkeypatch.setattr(catalogue, "parse_manifest", delete_first)
+    report = collect(store)
+    assert len(deleted) == 1
+    assert report.problems == []
+    assert gone(store, deleted[0])
+    assert_whole(store, REPOSITORY, next(image for image in images if image not in deleted))
 
 
 @pytest.mark.parametrize("step", ["repositories", "marking", "records"])
