@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ from pagepool.linux import sync_directory
 from pagepool.oci.mediatypes import OCI_LAYER_GZIP
 from pagepool_service.backup import repository as repository_module
 from pagepool_service.backup import restoring, segments, taking
-from pagepool_service.backup.repository import BackupInvalidError, Repository, check_apart, open_repository
+from pagepool_service.backup.repository import BackupInvalidError, Repository, Snapshot, check_apart, open_repository
 from pagepool_service.backup.restoring import check_snapshot, restore
 from pagepool_service.backup.taking import take_backup
 from pagepool_service.store.environment import Table
@@ -481,6 +483,20 @@ def test_directories_that_cannot_be_meant(made: Made, data: Path, tmp_path: Path
     (tmp_path / "backup" / "format").write_text("pagepool backup 9\n")
     with pytest.raises(StoreFormatError, match="pagepool backup 9"):
         back_up(made.data, tmp_path / "backup")
+
+
+def test_snapshots_of_another_version_are_refused(made: Made, tmp_path: Path) -> None:
+    """What a later pagepool has written may look the same, and mean something else."""
+    name = back_up(made.data, tmp_path / "backup")
+    with open_repository(tmp_path / "backup", write=True) as repository:
+        snapshot = repository.load(name)
+        store_of_later = repository.save(replace(snapshot, store_format=snapshot.store_format + 1))
+        later = json.loads(snapshot.encode()) | {"format": repository_module.VERSION + 1}
+        with pytest.raises(StoreFormatError, match="has format 2"):
+            Snapshot.decode(json.dumps(later).encode(), "later")
+    with pytest.raises(StoreFormatError, match=r"of store format \d+; this pagepool writes"):
+        restored(tmp_path / "backup", tmp_path / "new", store_of_later)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_restore_that_was_cut_off_is_not_served_and_can_be_done_again(

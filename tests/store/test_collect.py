@@ -80,6 +80,25 @@ def test_a_dry_run_changes_nothing_and_needs_no_writing(data: Path) -> None:
     assert (data / "store" / "data.mdb").read_bytes() == before
 
 
+def test_what_nothing_needs_is_estimated_by_what_is_stored_of_it(store: Store) -> None:
+    """By which the service decides whether to collect."""
+    push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    plain, opaque = push(store, layer(5, 11).blob, repository="x"), push(store, noise(200_000), repository="x")
+    ingest_all(store)
+    diff_id = store.blobs.stat(plain).diff_id
+    assert diff_id is not None
+    store.registry.delete_blob("x", plain)
+    dead = estimate_garbage(store)
+    assert 131_072 < dead < 300_000, "of its files, some are noise"
+    store.registry.delete_blob("x", opaque)
+    both = estimate_garbage(store)
+    assert dead + 150_000 < both < dead + 250_000
+    store.leases.take(REPOSITORY, bytes(32), "node", 3600, (plain, [diff_id]))
+    assert estimate_garbage(store) <= both - 131_072
+    collect(store)
+    assert estimate_garbage(store) == 0
+
+
 # -- roots ---------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from pagepool_service.committing import Batch, Committer
 from pagepool_service.store import cycle, links
 from pagepool_service.store.catalogue import link_key, link_time, referrer_key
 from pagepool_service.store.collect import Collector, Policy, catalogue, collector, frames, marking
+from pagepool_service.store.collect.collector import CycleLostError
 from pagepool_service.store.collect.marking import Marker
 from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
@@ -104,6 +105,25 @@ def test_in_the_smallest_of_snapshots_and_batches(store: Store, data: Path, monk
     assert check_store(data).problems == []
     collect(store)
     assert keys(store, Table.EXTENTS) == kept.extents | pushed[0].extents
+
+
+@pytest.mark.parametrize("step", ["marking", "records"])
+def test_nothing_more_goes_once_another_collection_has_begun(store: Store, step: str) -> None:
+    """Whoever writes from then on tells the other one, and not this one."""
+    push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    digest = push(store, layer(6, 13).blob, repository=REPOSITORY)
+    ingest_all(store)
+    store.registry.delete_blob(REPOSITORY, digest)
+    before = {table: keys(store, table) for table in (Table.LAYERS, Table.RECIPES, Table.OBJECTS, Table.FRAMES)}
+
+    def begin() -> None:
+        with store.env.write() as txn:
+            cycle.Cycle.begin(txn, 1)
+
+    with pytest.raises(CycleLostError):
+        Interrupting(store, step, begin).run()
+    assert {table: keys(store, table) for table in before} == before
+    assert collect(store).freed["layers"] == 1
 
 
 def test_a_manifest_that_is_deleted_while_it_looks_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
