@@ -16,8 +16,11 @@ import pytest
 from pagepool.digest import Digest
 from pagepool.errors import BusyError
 from pagepool.oci import parse_manifest
+from pagepool_service.backup.repository import open_repository
+from pagepool_service.backup.taking import take_backup
 from pagepool_service.repair import context as acting
 from pagepool_service.repair import run as running
+from pagepool_service.repair.sources import BackupSource
 from pagepool_service.store.catalogue import link_key, tag_key
 from pagepool_service.store.collect.collector import lock_collection
 from pagepool_service.store.environment import Table
@@ -152,6 +155,33 @@ def test_what_is_deleted_while_it_is_mended_does_not_come_back(
     assert done.clean
     with Store.open(data) as store, store.env.read() as txn:
         assert store.registry.link_record(txn, table, "lib/one", digest) is None
+
+
+def test_a_blob_that_is_deleted_while_it_is_fetched_does_not_come_back(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has it then, and nobody would ever remove it."""
+    digest = Digest.of(OPAQUE)
+    with open_repository(tmp_path / "backup", write=True) as backups:
+        name = take_backup(data, backups)
+    wreck_all(data, [first(data, Table.BLOBS, lambda record: record.key == digest.key)])
+    holders = acting.Context.holders
+    deleted: list[str] = []
+
+    def delete_then(self: Context, wanted: Digest) -> list[str]:
+        found = holders(self, wanted)
+        if wanted == digest and not deleted:
+            deleted.extend(found)
+            self.store.registry.delete_blob("lib/one", digest)
+        return found
+
+    monkeypatch.setattr(acting.Context, "holders", delete_then)
+    with open_repository(tmp_path / "backup", write=False) as backups:
+        done = repair(data, sources=[BackupSource(backups, backups.load(name))])
+    assert deleted == ["lib/one"]
+    assert done.clean
+    with Store.open(data) as store:
+        assert not store.blobs.exists(digest)
 
 
 def test_a_damaged_database_needs_the_service_stopped(data: Path, run: Run) -> None:

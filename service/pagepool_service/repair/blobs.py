@@ -50,10 +50,11 @@ def repair_blobs(context: Context) -> None:
             continue
         if context.value(Table.BLOBS, digest.key) is None:
             continue  # the link to it is what is wrong
-        if not context.is_sound(Table.BLOBS, digest.key) and not _remake_record(context, digest):
-            _fetch_or_remove(context, digest, None)
-            continue
-        _repair_bytes(context, digest)
+        with context.unless_changed():
+            if context.is_sound(Table.BLOBS, digest.key) or _remake_record(context, digest):
+                _repair_bytes(context, digest)
+            else:
+                _fetch_or_remove(context, digest, None)
 
 
 # -- bytes -----------------------------------------------------------------------------------------------------

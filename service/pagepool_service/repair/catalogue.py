@@ -105,7 +105,8 @@ def repair_links(context: Context) -> None:
             except InvalidError:
                 _remove_named(context, kind, name, "its key cannot be read")
                 continue
-            _repair_link(context, table, (kind, name), repository, digest)
+            with context.unless_changed():
+                _repair_link(context, table, (kind, name), repository, digest)
 
 
 def _repair_link(context: Context, table: Table, named: tuple[str, str], repository: str, digest: Digest) -> None:

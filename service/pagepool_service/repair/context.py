@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +16,7 @@ from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import BlobRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from pagepool_service.repair.quarantine import Quarantine
@@ -150,6 +150,14 @@ class Context:
         self.actions.append(action)
         self._blobs = None
         return True
+
+    @contextmanager
+    def unless_changed(self) -> Iterator[None]:
+        """Leave to the next round what turns out to be another than it was, within the block."""
+        try:
+            yield
+        except ChangedError:
+            self.look_again = True
 
     def _keep(self, action: Action, lost: Iterable[Lost], files: Iterable[Path]) -> None:
         kept: list[str] = []

@@ -81,9 +81,10 @@ def _missed(context: Context, blobs: set[Digest]) -> dict[Digest, tuple[int, dic
     return found
 
 
-def _fetch(context: Context, digest: Digest, size: int, repositories: Iterable[str]) -> str | None:
+def _fetch(context: Context, digest: Digest, size: int, repositories: list[str]) -> str | None:
     """A registry may have it in one repository only."""
-    found = (fetch_blob(context, digest, size, holder=repository) for repository in repositories)
+    link_all = _linking(repositories, digest)
+    found = (fetch_blob(context, digest, size, holder=name, also=link_all) for name in repositories)
     return next(filter(None, found), None)
 
 

@@ -17,13 +17,14 @@ from pagepool.errors import (
     StoreFullError,
 )
 from pagepool.oci import Index, parse_manifest
-from pagepool_service.store.catalogue import StoredManifest
+from pagepool_service.repair.context import ChangedError
+from pagepool_service.store.catalogue import StoredManifest, holder_key, link_key
 from pagepool_service.store.checks.walk import walk_values
 from pagepool_service.store.environment import Table
 from pagepool_service.store.sums import Summer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pagepool_service.repair.context import Context
     from pagepool_service.store.environment import Reader, Writer
@@ -37,6 +38,7 @@ def fetch_blob(
     size: int | None,
     before: Callable[[], None] = lambda: None,
     holder: str | None = None,
+    also: Callable[[Writer], None] | None = None,
 ) -> str | None:
     """Take a blob in again from one of the places that were given.
 
@@ -44,24 +46,31 @@ def fetch_blob(
         size: bytes of it, if that is known.
         before: called once its bytes are here, and right, before it is taken in.
         holder: a repository that has it, though nothing but its own link says so.
+        also: links it to repositories that do not have it, in the transaction that takes it in.
 
     Returns:
         where it was found; None if nowhere.
 
     Raises:
+        ChangedError: the repositories that had it have deleted it meanwhile.
         UnreachableError, UnauthorizedError, StoreFullError: it is not known whether it could be had.
     """
     holders = [*([holder] if holder else []), *context.holders(digest)]
     size = find_size(context, digest) if size is None else size
+    also = also or _still_held(holders, digest)
     for source in context.sources:
         pieces = source.blob(holders, digest, size)
-        if pieces is not None and admit_blob(context, digest, pieces, before):
+        if pieces is not None and admit_blob(context, digest, pieces, before, also):
             return source.where
     return None
 
 
 def admit_blob(
-    context: Context, digest: Digest, pieces: Iterable[bytes], before: Callable[[], None] = lambda: None
+    context: Context,
+    digest: Digest,
+    pieces: Iterable[bytes],
+    before: Callable[[], None] = lambda: None,
+    also: Callable[[Writer], None] | None = None,
 ) -> bool:
     """Take a blob in, as the end of an upload does, if its bytes have its digest. Returns whether they do.
 
@@ -69,7 +78,12 @@ def admit_blob(
 
     Args:
         before: called when they do, before it is taken in.
+        also: done in the transaction that takes it in; without it, it is seen to that those who have it have it still.
+
+    Raises:
+        ChangedError: they do not.
     """
+    also = also or _still_held(context.holders(digest), digest)
     path = context.store.uploads / f"repair-{secrets.token_hex(8)}"
     summer = Summer(digest.algorithm)
     try:
@@ -85,7 +99,7 @@ def admit_blob(
             return False
         if not context.dry_run:
             before()
-            context.store.blobs.admit(path, sums, _nothing)
+            context.store.blobs.admit(path, sums, also)
             context.jobs.add(digest)
     except OSError as error:
         raise StoreFullError(f"{path}: {error.strerror}") from error
@@ -105,8 +119,15 @@ def _as_far_as_right(pieces: Iterable[bytes]) -> Iterator[bytes]:
         log.info("a blob breaks off: %s", error)
 
 
-def _nothing(_txn: Writer) -> None:
-    """The repositories that have it have it still."""
+def _still_held(holders: Sequence[str], digest: Digest) -> Callable[[Writer], None]:
+    """What raises ChangedError where none of some repositories has a blob any more: nobody would ever remove it."""
+    links = [key for name in holders for key in (link_key(name, digest), holder_key(name, digest))]
+
+    def apply(txn: Writer) -> None:
+        if links and not any(txn.has(Table.LINKS, key) for key in links):
+            raise ChangedError
+
+    return apply
 
 
 def find_size(context: Context, digest: Digest) -> int | None:

@@ -132,7 +132,8 @@ def repair_layers(context: Context) -> None:
     for diff_id in layers:
         _fill_holes(context, diff_id)
     for diff_id in layers:
-        _repair_layer(context, diff_id)
+        with context.unless_changed():
+            _repair_layer(context, diff_id)
 
 
 def _repair_layer(context: Context, diff_id: Digest) -> None:
