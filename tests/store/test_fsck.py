@@ -9,7 +9,7 @@ import random
 import shutil
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from pagepool.digest import Digest
 from pagepool.errors import ManifestUnknownError, NameUnknownError, ReferenceInvalidError, StoreFormatError
+from pagepool.extents import EXTENT_SIZE
 from pagepool_service.commands.fsck import fsck
 from pagepool_service.repair.run import Plan, repair_store
 from pagepool_service.store import fsck as fsck_module
@@ -26,9 +27,10 @@ from pagepool_service.store.checks import CONCERN, STAGES, Message, Problem, Req
 from pagepool_service.store.checks.naming import name_record
 from pagepool_service.store.environment import Table, checksum
 from pagepool_service.store.fsck import Report, check_store
-from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord, LayerState, Location, u64
+from pagepool_service.store.schema import BlobRecord, ContentKind, LayerRecord, LayerState, Location, ObjectRecord, u64
 from pagepool_service.store.store import Store
 from tests.faults import Record, flip_file, flip_pages, flip_record, records, replace_record
+from tests.ingest.sparse import sparse_tar
 from tests.store.checking import check
 from tests.store.helpers import gzipped, ingest_all, noise, push
 from tests.store.samples import ALONE, APP, BASE, OPAQUE, SPOOLED, Sample, make_sample
@@ -324,10 +326,15 @@ def _with_exchanged_recipes(data: Path) -> None:
     resum(data, Table.LAYERS, two.key, one.value[:-8])
 
 
+def _with_longer_layer(data: Path) -> None:
+    """As where the last chunk of its recipe is lost."""
+    record = _first(data, Table.LAYERS)
+    layer = LayerRecord.decode(record.value[:-8])
+    resum(data, Table.LAYERS, record.key, replace(layer, plain_size=layer.plain_size + 512).encode())
+
+
 def _with_other_diff_id(data: Path) -> None:
     key, record = _blob(data, Digest.of(APP))
-    from dataclasses import replace
-
     resum(data, Table.BLOBS, key, replace(record, diff_id=Digest.of(b"another")).encode())
 
 
@@ -376,6 +383,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Path], None], set[str], bool, str]] = 
     "object shorter": (_with_shorter_object, {"object"}, True, "bytes"),
     "recipe gone": (_drop(Table.RECIPES), {"recipe"}, True, "not there"),
     "recipe with a gap": (_with_gap_in_recipe, {"recipe"}, True, "the chunk before it ends at 0"),
+    "recipe shorter than its layer": (_with_longer_layer, {"recipe"}, True, "and its layer has"),
     "recipes exchanged": (_with_exchanged_recipes, {"layer"}, False, "rebuilds to"),
     "layer gone": (_drop(Table.LAYERS), {"blob"}, True, "its layer"),
     "another diff_id": (_with_other_diff_id, {"blob"}, True, "its layer"),
@@ -400,6 +408,18 @@ def test_contradictions_are_found(copy: Path, name: str) -> None:
     assert expected & {problem.kind for problem in report.problems}, report.problems
     assert any(word in problem.reason for problem in report.problems), report.problems
     assert check(copy, quick=True).clean != quick_sees
+
+
+def test_a_hole_that_became_something_else_is_found(data: Path) -> None:
+    """The layer is rebuilt without the holes of sparse files: nothing but the file itself tells."""
+    with Store.open(data) as store:
+        push(store, sparse_tar("file", 3 * EXTENT_SIZE, [(0, b"data")]))
+        ingest_all(store)
+    (record,) = [one for one in records(data, Table.OBJECTS) if one.value[:8] == u64(3 * EXTENT_SIZE)]
+    first, hole = ObjectRecord.decode(memoryview(record.value)[:-8], "").runs
+    assert hole[0] == 2
+    resum(data, Table.OBJECTS, record.key, record.value[:8] + (3).to_bytes(4, "big") + first[1])
+    assert {problem.kind for problem in check(data).problems} == {"object"}
 
 
 def test_a_frame_that_nothing_refers_to_may_be_damaged(copy: Path) -> None:
