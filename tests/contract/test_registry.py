@@ -132,13 +132,17 @@ def test_manifest_comes_back_as_it_went_in(registry: httpx.Client) -> None:
         assert answer.headers["docker-content-digest"] == str(digest)
         head = registry.head(f"/v2/contract/image/manifests/{reference}", headers={"Accept": OCI_MANIFEST})
         assert (head.status_code, head.headers["content-length"]) == (200, str(len(manifest)))
+        for name in ("content-type", "docker-content-digest"):
+            assert head.headers[name] == answer.headers[name]
 
 
 def test_manifest_the_client_has_is_not_sent(registry: httpx.Client) -> None:
     """If-None-Match with its digest."""
     digest = push_image(registry, "contract/known", "latest")
     headers = {"Accept": OCI_MANIFEST, "If-None-Match": f'"{digest}"'}
-    assert registry.get("/v2/contract/known/manifests/latest", headers=headers).status_code == 304
+    for method in ("GET", "HEAD"):
+        answer = registry.request(method, "/v2/contract/known/manifests/latest", headers=headers)
+        assert (answer.status_code, answer.content) == (304, b"")
 
 
 def test_manifest_needs_its_blobs(registry: httpx.Client) -> None:
