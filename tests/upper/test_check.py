@@ -13,6 +13,7 @@ import pytest
 
 from pagepool.errors import DeniedError
 from pagepool.image import Kind
+from pagepool.linux import mounts
 from pagepool.upper import check_upper, make_upper, make_work
 from tests.support.kernelmounts import Container
 from tests.support.trees import TreeBuilder
@@ -39,6 +40,16 @@ def test_a_new_upper(container: Container) -> None:
     _check(container)
     with pytest.raises(FileExistsError):
         make_upper(container.upper, container.image.fs.tree)
+
+
+def test_an_upper_that_cannot_be_made(place: Path) -> None:
+    """Nothing is left of it: the next try would find an upper that lacks what the image says."""
+    builder = TreeBuilder()
+    builder.directory("", xattrs={b"user.root": b"1"})
+    mounts.mount("ramfs", place, "ramfs", 0)  # it has no extended attributes
+    with pytest.raises(OSError, match="not supported"):
+        make_upper(place / "upper", builder.build())
+    assert not list(place.iterdir())
 
 
 def test_a_new_work_directory(container: Container) -> None:
@@ -315,6 +326,34 @@ def test_deep_below(container: Container) -> None:
         _check(container)
 
 
+def test_a_directory_that_was_moved_out_of_what_was_not_changed(place: Path) -> None:
+    """It is still seen at its old place, unless something above that is hidden; whatever else the upper has."""
+    builder = TreeBuilder()
+    builder.file("a/f", b"f")
+    builder.file("z/deep/below/f", b"f")
+    upper = place / "upper"
+    (upper / "a").mkdir(parents=True)
+    (upper / "dir").mkdir()
+    _mark(upper / "dir", "redirect", b"/z/deep/below")
+    with pytest.raises(DeniedError, match=r"/dir has .*: the directory is still at its old place"):
+        check_upper(upper, builder.build())
+    os.mknod(upper / "z", stat.S_IFCHR, 0)
+    check_upper(upper, builder.build())
+
+
+def test_versions_of_metadata_alone(container: Container) -> None:
+    """The kernel's header of four bytes, which says the length, or nothing: whatever else is of a later version."""
+    with container.mounted() as at:
+        (at / "a/g").chmod(0o600)
+    for value in (b"", b"\0\4\0\0", b"\0\x24\0\1" + bytes(32)):
+        _mark(container.upper / "a/g", "metacopy", value)
+        _check(container)
+    for value in (b"\0", b"\0\3\0", b"\0\5\0\0", b"\1\4\0\0"):
+        _mark(container.upper / "a/g", "metacopy", value)
+        with pytest.raises(DeniedError, match="no version that is known"):
+            _check(container)
+
+
 def test_devices(container: Container) -> None:
     """A mount without devices may have their nodes; whiteouts may always be there."""
     with container.mounted() as at:
@@ -360,8 +399,6 @@ def test_where_it_is(container: Container) -> None:
 
 def test_another_file_system(container: Container) -> None:
     """A mount inside of it is none of the upper."""
-    from pagepool.linux import mounts
-
     (container.upper / "mounted").mkdir()
     mounts.mount("tmpfs", container.upper / "mounted", "tmpfs", 0)
     with pytest.raises(DeniedError, match="another file system"):

@@ -28,13 +28,15 @@ LINKS = {
     "tofile": "etc/passwd/",
     "slashes": "//etc///./passwd",
 }
+CHAIN = {"1": "etc/passwd"} | {f"{links}": f"{links - 1}" for links in range(2, 42)}
+"""Each leads to a file over so many links."""
 
 
 def build() -> TreeBuilder:
     tree = TreeBuilder()
     tree.file("etc/passwd", b"root:x:0:0::/root:/bin/sh\n")
     tree.directory("a/b/c")
-    for name, target in LINKS.items():
+    for name, target in {**LINKS, **CHAIN}.items():
         tree.symlink(name, target)
     return tree
 
@@ -45,10 +47,11 @@ def fs() -> TreeFileSystem:
 
 
 def number(fs: FileSystem, path: str) -> int:
-    """The errno of resolving, 0 if it is found."""
+    """The errno of resolving, 0 if it is found. An error names the path, as it was given."""
     try:
         resolve(fs, path)
     except OSError as error:
+        assert error.filename == path
         return error.errno or -1
     return 0
 
@@ -84,6 +87,29 @@ def test_symlinks_are_followed_inside_the_root(fs: TreeFileSystem, name: str) ->
 )
 def test_errors_are_those_of_linux(fs: TreeFileSystem, path: str, expected: int) -> None:
     assert number(fs, path) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("40", 0),
+        ("41", errno.ELOOP),
+        ("etc/passwd".rjust(4095, "/"), 0),
+        ("etc/passwd".rjust(4096, "/"), errno.ENAMETOOLONG),
+    ],
+    ids=["links", "too many links", "long", "too long"],
+)
+def test_limits_are_those_of_linux(
+    fs: TreeFileSystem, tmp_path_factory: pytest.TempPathFactory, path: str, expected: int
+) -> None:
+    """The most symlinks on the way to a file, and bytes of a path: one more is an error, in the kernel too."""
+    assert number(fs, path) == _in_root(_plain(tmp_path_factory), path) == expected
+
+
+def test_a_slash_follows_a_symlink(fs: TreeFileSystem) -> None:
+    """Though the last component is not to be followed: as lstat(2) has it."""
+    assert resolve(fs, "dirlink/", follow=False) == resolve(fs, "etc")
+    assert resolve(fs, "dirlink", follow=False) != resolve(fs, "etc")
 
 
 def test_a_null_byte_is_refused(fs: TreeFileSystem) -> None:
@@ -127,7 +153,7 @@ def _plain(factory: pytest.TempPathFactory) -> Path:
         (root / "etc").mkdir()
         (root / "etc/passwd").write_text("x")
         (root / "a/b/c").mkdir(parents=True)
-        for name, target in LINKS.items():
+        for name, target in {**LINKS, **CHAIN}.items():
             (root / name).symlink_to(target)
         _roots.append(root)
     return _roots[0]
