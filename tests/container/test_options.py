@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from pagepool.container import OptionInvalidError, RunOptions, Volume
-from pagepool.container.options import check_options, parse_env, parse_env_file, parse_memory, parse_volume
+from pagepool.container.options import (
+    Port,
+    Tmpfs,
+    check_options,
+    parse_env,
+    parse_env_file,
+    parse_memory,
+    parse_volume,
+)
 from pagepool.container.rootfiles import make_directory, make_file, open_root, read_file
 from pagepool.errors import ImageInvalidError
 
@@ -71,10 +79,16 @@ def test_variables() -> None:
     [
         RunOptions(name="a/b"),
         RunOptions(hostname="-x"),
-        RunOptions(hostname="a" * 65),
+        RunOptions(hostname="a" * 64),
+        RunOptions(hostname=f"{'a' * 32}.{'b' * 32}"),
+        RunOptions(network="a/b"),
+        RunOptions(ports=(Port(80, 80),)),
+        RunOptions(ports=(Port(80, 80),), network="none"),
+        RunOptions(ports=(Port(80, 80), Port(80, 81)), network="bridge"),
         RunOptions(workdir="relative"),
         RunOptions(pids_limit=0),
         RunOptions(volumes=(Volume(Path("/"), "/a"), Volume(Path("/"), "/a/"))),
+        RunOptions(volumes=(Volume(Path("/"), "/a"),), tmpfs=(Tmpfs("/a/"),)),
         RunOptions(volumes=(Volume(Path("/not/there"), "/a"),)),
     ],
 )
@@ -83,7 +97,13 @@ def test_options_that_cannot_be_used(options: RunOptions) -> None:
         check_options(options)
 
 
-@pytest.mark.parametrize("hostname", ["a_b", "_a", "a-b_c.d_e", "a" * 63])
+def test_options_that_can_be_used() -> None:
+    """One port of this machine may be two: by another protocol, or of another address."""
+    ports = (Port(80, 80), Port(80, 80, "udp"), Port(80, 80, address="127.0.0.1"), Port(81, 80))
+    check_options(RunOptions(ports=ports, network="bridge", pids_limit=1, tmpfs=(Tmpfs("/a"), Tmpfs("/b"))))
+
+
+@pytest.mark.parametrize("hostname", ["a_b", "_a", "a-b_c.d_e", "a" * 63, f"{'a' * 32}.{'b' * 31}"])
 def test_names_of_hosts(hostname: str) -> None:
     check_options(RunOptions(hostname=hostname, workdir="", user=""))
 

@@ -95,6 +95,7 @@ def test_environment() -> None:
         ("1000", (1000, 0, [0])),
         ("1000:log", (1000, 4, [4])),
         (":log", (0, 4, [4])),
+        ("2147483647:2147483647", (2147483647, 2147483647, [2147483647])),
     ],
 )
 def test_users(user: str, expected: tuple[int, int, list[int]]) -> None:
@@ -104,10 +105,19 @@ def test_users(user: str, expected: tuple[int, int, list[int]]) -> None:
     assert _plan({"Cmd": ["a"], "User": "www"}, user=user or "0")["process"]["user"] == found["user"]
 
 
-@pytest.mark.parametrize("user", ["ghost", "www:ghost", "4294967296", "-1", "www:2147483648"])
+@pytest.mark.parametrize("user", ["ghost", "www:ghost", "4294967296", "2147483648", "-1", "www:2147483648"])
 def test_users_that_are_none(user: str) -> None:
     with pytest.raises(UserInvalidError, match=user.rpartition(":")[0] or user):
         _plan({"Cmd": ["a"]}, user=user)
+
+
+def test_more_groups() -> None:
+    """By name or number, each once; a number need not be in the image's table."""
+    found = _plan({"Cmd": ["a"], "User": "www"}, group_add=("log", "77", "34", "2147483647"))["process"]["user"]
+    assert (found["gid"], found["additionalGids"]) == (34, [34, 4, 77, 2147483647])
+    for name in ("ghosts", "2147483648", "-1", ""):
+        with pytest.raises(UserInvalidError, match=f"'{name}'"):
+            _plan({"Cmd": ["a"]}, group_add=(name,))
 
 
 def test_tables_that_are_damaged() -> None:
