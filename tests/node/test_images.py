@@ -8,13 +8,15 @@ import time
 import tracemalloc
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from pagepool.digest import Digest
-from pagepool.errors import DigestMismatchError
+from pagepool.errors import DigestMismatchError, UnreachableError
 from pagepool.node.images import Images
 from pagepool.node.links import Links
-from pagepool.transport import Session
+from pagepool.transport import RetryPolicy, Session
+from tests.oci.samples import simple
 from tests.transport.scripted import Reply, scripted_server, session
 
 if TYPE_CHECKING:
@@ -99,3 +101,44 @@ def test_a_tree_file_takes_no_memory_while_it_comes(places: NodePlaces) -> None:
         finally:
             tracemalloc.stop()
     assert sorted(places.tree_files.iterdir()) == before
+
+
+@pytest.mark.parametrize("found", [b"", b"{", bytes(100), b"null", b"{}", b"\xff"], ids=range(6))
+def test_a_configuration_that_was_torn_is_fetched_again(places: NodePlaces, found: bytes) -> None:
+    """After a loss of power a file may be there without its content: no container of the image could be started."""
+    sample = simple()
+    config = next(data for data in sample.content.values() if b"diff_ids" in data).decode()
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        kind, digest = request.url.path.rsplit("/", 2)[-2:]
+        asked.append(kind)
+        media_type = sample.root().media_type if kind == "manifests" else "application/octet-stream"
+        stream = httpx.ByteStream(sample.content[Digest.parse(digest)])
+        return httpx.Response(200, stream=stream, headers={"Content-Type": media_type})
+
+    images = Images(places, Links())
+    with Session("http://127.0.0.1", transport=httpx.MockTransport(answer)) as session:
+        digest = str(sample.root().digest)
+        assert images.config(session, "app", digest) == config
+        (note,) = (places.state / "images").iterdir()
+        note.write_bytes(found)
+        assert images.config(session, "app", digest) == note.read_text() == config
+        assert images.config(session, "app", digest) == config
+    assert asked == ["manifests", "blobs"] * 2
+
+
+@pytest.mark.parametrize("found", ["", "null", "[]", "{}", '{"tree": "torn", "manifest": ""}'], ids=range(5))
+def test_what_a_name_meant_that_cannot_be_read_is_not_known(places: NodePlaces, found: str) -> None:
+    """What is wrong is that the service is gone."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    images, transport = Images(places, Links()), httpx.MockTransport(answer)
+    with Session("http://127.0.0.1", transport=transport, retry=RetryPolicy(attempts=1)) as session:
+        note = images._note(session.where, "app", "1", None)
+        note.parent.mkdir()
+        note.write_text(found)
+        with pytest.raises(UnreachableError):
+            images.resolve(session, "app", "1", None, 1.0)

@@ -48,12 +48,13 @@ def fs() -> TreeFileSystem:
 
 def number(fs: FileSystem, path: str) -> int:
     """The errno of resolving, 0 if it is found. An error names the path, as it was given."""
+    named, found = path, 0
     try:
         resolve(fs, path)
     except OSError as error:
-        assert error.filename == path
-        return error.errno or -1
-    return 0
+        named, found = error.filename, error.errno or -1
+    assert named == path
+    return found
 
 
 @pytest.mark.parametrize("name", ["abs", "rel", "etc/up", "far", "dirlink/passwd", "a/b/c/back/rel", "slashes"])

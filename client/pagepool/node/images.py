@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pagepool.digest import Digest, blake3_raw
-from pagepool.errors import CorruptError, DigestMismatchError, ResponseError, UnreachableError
+from pagepool.errors import CorruptError, DigestMismatchError, InvalidError, ResponseError, UnreachableError
 from pagepool.image.treefile import TreeFile
 from pagepool.node.source import is_down
 from pagepool.oci import parse_config
@@ -41,6 +41,8 @@ MOST_UNUSED: Final = 1 << 30
 """Bytes of files that no known tree needs."""
 MOST_NOTES: Final = 64 << 20
 """Bytes on the disk of what is noted of images, their configurations among it."""
+_TORN: Final = (OSError, ValueError, KeyError, TypeError, InvalidError)
+"""What comes of a note that is not there, or that was torn by a loss of power: it says nothing."""
 _USED_S: Final = 3600.0
 """What was used within that time stays: a mount may be under way."""
 
@@ -103,7 +105,7 @@ class Images:
         except (UnreachableError, ResponseError) as error:
             if not is_down(error):
                 raise
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(*_TORN):
                 found = json.loads(note.read_text())
                 _touch(note)
                 return Resolved(Digest.parse(found["tree"]), str(found["manifest"]), offline=True)
@@ -185,11 +187,11 @@ class Images:
             return self._config(session, repository, manifest, path)
 
     def _config(self, session: Session, repository: str, manifest: str, path: Path) -> str:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            found = path.read_text()
-            parse_config(found.encode())
+        with contextlib.suppress(*_TORN):
+            found = path.read_bytes()
+            parse_config(found)
             _touch(path)
-            return found
+            return found.decode()
         data = RegistryClient(session).get_config(repository, manifest)
         parse_config(data)
         with contextlib.suppress(OSError):
@@ -292,7 +294,7 @@ def _is_noted(path: Path, needed: Collection[str]) -> bool:
     """Whether a file is about one of these trees or manifests."""
     if path.suffix == ".config":
         return path.stem in needed
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(*_TORN):
         return Digest.parse(json.loads(path.read_bytes())["tree"]).hex in needed
     return False
 
