@@ -13,11 +13,12 @@ import zstandard
 
 from pagepool.commit import CommitOptions, UnchangedError, build_commit, parse_instruction
 from pagepool.commit.document import encode_config
+from pagepool.commit.image import MAX_CONFIG_SIZE
 from pagepool.digest import Digest
-from pagepool.errors import DigestMismatchError, ImageInvalidError, LayerInvalidError
+from pagepool.errors import DigestMismatchError, ImageInvalidError, LayerInvalidError, LimitError
 from pagepool.image import Kind
 from pagepool.layout import open_sink, plan_copy, run_copy
-from pagepool.oci import Descriptor, mediatypes, parse_config
+from pagepool.oci import MAX_INDEX_DEPTH, Descriptor, mediatypes, parse_config
 from tests.commit.changed import Changed
 from tests.image.umoci import needs_umoci
 from tests.oci.samples import Sample
@@ -150,6 +151,27 @@ def test_the_image_for_this_platform_out_of_an_index(changed: Changed) -> None:
     with build_commit(changed.now, changed.plan(), parent, CommitOptions(platform=entries[0].platform)) as new:
         assert len(new.manifest.layers) == 3
         assert json.loads(new.config)["architecture"] == "s390x"
+
+
+def test_indexes_of_indexes(changed: Changed) -> None:
+    """As deep as registries have them, and no deeper."""
+    for _ in range(MAX_INDEX_DEPTH):
+        changed.parent.add_index([changed.parent.root()])
+    build_commit(changed.now, changed.plan(), changed.parent, CommitOptions()).close()
+    changed.parent.add_index([changed.parent.root()])
+    with pytest.raises(LimitError, match="depth of indexes"):
+        build_commit(changed.now, changed.plan(), changed.parent, CommitOptions())
+
+
+def test_a_config_that_is_too_large(changed: Changed) -> None:
+    """It is not read to find that out."""
+    manifest = json.loads(changed.parent.content[changed.parent.root().digest])
+    manifest["config"]["size"] = MAX_CONFIG_SIZE + 1
+    changed.parent.top = changed.parent.add(mediatypes.OCI_MANIFEST, json.dumps(manifest).encode())
+    changed.parent.opened.clear()
+    with pytest.raises(ImageInvalidError, match=f"a config of {MAX_CONFIG_SIZE + 1} bytes"):
+        build_commit(changed.now, changed.plan(), changed.parent, CommitOptions())
+    assert changed.parent.opened == []
 
 
 def test_a_parent_that_contradicts_itself(changed: Changed) -> None:

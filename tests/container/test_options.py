@@ -15,6 +15,7 @@ from pagepool.container.options import (
     parse_env,
     parse_env_file,
     parse_memory,
+    parse_size,
     parse_volume,
 )
 from pagepool.container.rootfiles import make_directory, make_file, open_root, read_file
@@ -54,6 +55,7 @@ def test_volumes_that_are_none(text: str) -> None:
 
 def test_sizes() -> None:
     assert [parse_memory(text) for text in ("6291456", "10m", "1.5g", "64MB")] == [6 << 20, 10 << 20, 3 << 29, 64 << 20]
+    assert [parse_size(text) for text in ("1", "2b", "3k", "4KB", "1t")] == [1, 2, 3 << 10, 4 << 10, 1 << 40]
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1m", "5m", "1e9", "10 m", "10mm"])
@@ -78,6 +80,8 @@ def test_variables() -> None:
     "options",
     [
         RunOptions(name="a/b"),
+        RunOptions(name="a" * 129),
+        RunOptions(name=".a"),
         RunOptions(hostname="-x"),
         RunOptions(hostname="a" * 64),
         RunOptions(hostname=f"{'a' * 32}.{'b' * 32}"),
@@ -101,6 +105,7 @@ def test_options_that_can_be_used() -> None:
     """One port of this machine may be two: by another protocol, or of another address."""
     ports = (Port(80, 80), Port(80, 80, "udp"), Port(80, 80, address="127.0.0.1"), Port(81, 80))
     check_options(RunOptions(ports=ports, network="bridge", pids_limit=1, tmpfs=(Tmpfs("/a"), Tmpfs("/b"))))
+    check_options(RunOptions(name="a" * 128, workdir="/srv", hostname="box"))
 
 
 @pytest.mark.parametrize("hostname", ["a_b", "_a", "a-b_c.d_e", "a" * 63, f"{'a' * 32}.{'b' * 31}"])

@@ -275,6 +275,31 @@ def test_whoever_is_given_a_post_is_the_last_to_sign(place: Path, monkeypatch: p
         process.wait()
 
 
+def test_whether_a_worker_serves_is_what_the_one_at_the_post_says(place: Path) -> None:
+    """Not what one before it has left, nor half of a line. Asking keeps nothing open."""
+    post = Post(place, WORKER)
+    assert not handover.is_ready(place)
+    lock = post.take()
+    assert lock is not None
+    os.pwrite(lock, b"%20d\n" % os.getpid(), 0)
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208 - as are the names
+    said = {
+        b"%d 1 ready   " % os.getpid(): True,
+        b"%d 1 starting" % os.getpid(): False,
+        b"%d 1 ready   " % os.getppid(): False,
+        b"%d 1" % os.getpid(): False,
+        b"": False,
+    }
+    for beat, expected in said.items():
+        (place / "beat").write_bytes(beat)
+        assert handover.is_ready(place) is expected, beat
+    post.send(signal.SIGCONT)
+    assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
+    os.close(lock)
+    (place / "beat").write_bytes(next(iter(said)))
+    assert not handover.is_ready(place)
+
+
 def test_a_log_that_has_become_large_is_begun_anew(place: Path) -> None:
     """Whoever writes to it goes on, and what was said last is kept."""
     log = place / "log"

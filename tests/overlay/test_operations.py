@@ -13,7 +13,7 @@ import pytest
 from pagepool.image import Kind
 from pagepool.overlay import arena, storage
 from pagepool.overlay.limits import MAX_LINKS
-from pagepool.vfs import Changes, WritableFileSystem
+from pagepool.vfs import Changes, RawFile, WritableFileSystem
 from tests.overlay.harness import PAGE
 
 if TYPE_CHECKING:
@@ -403,6 +403,20 @@ def test_what_is_held_outlives_a_compaction(opened: Callable[..., OverlayFileSys
     overlay = opened()
     with refused(errno.ESTALE):
         overlay.attributes(overlay._state.next_ino - 1)
+
+
+def test_a_file_that_is_closed_twice_is_let_go_of_once(overlay: OverlayFileSystem) -> None:
+    """Another one that is open goes on reading, though its last name is gone."""
+    ino = make(overlay)
+    overlay.write(ino, 0, b"kept")
+    one, other = (RawFile(overlay, ino, readable=True) for _ in range(2))
+    one.close()
+    one.close()
+    overlay.unlink(1, b"new")
+    assert other.readall() == b"kept"
+    other.close()
+    with refused(errno.ESTALE):
+        overlay.attributes(ino)
 
 
 def test_two_overlays_of_one_image_never_see_each_other(opened: Callable[..., OverlayFileSystem]) -> None:

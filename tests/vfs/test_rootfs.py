@@ -16,7 +16,7 @@ from pagepool.vfs import ROOT, RawFile, Rootfs
 from tests.support.trees import TreeBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 LARGE = bytes(range(256)) * 2048  # half a megabyte: several extents
 TEXT = "première ligne\nsecond\r\nthird"
@@ -78,6 +78,11 @@ def test_a_raw_file_reads_without_copying(root: Rootfs) -> None:
                 file.view(offset, size)
         assert (file.seek(0, os.SEEK_HOLE), file.seek(3, os.SEEK_DATA)) == (len(LARGE), 3)
         assert file.readall() == LARGE[3:]
+        assert (file.seek(0), file.tell()) == (0, 0)
+        for offset, whence in ((-1, os.SEEK_SET), (-1, os.SEEK_CUR), (-len(LARGE) - 1, os.SEEK_END), (0, 9)):
+            with pytest.raises(OSError, match="Invalid"):
+                file.seek(offset, whence)
+        assert file.seek(5, os.SEEK_END) == len(LARGE) + 5
         buffer = bytearray(10)
         assert file.readinto(buffer) == 0
     assert view == LARGE[100:5100], "a view outlives the file"
@@ -118,6 +123,31 @@ def test_listing(root: Rootfs) -> None:
         if b"deep" in directories:
             directories.remove(b"deep")
     assert pruned == [b"/", b"/data", b"/dev", b"/raw"]
+
+
+def test_inodes_of_another_kind(root: Rootfs) -> None:
+    """As the kernel asks for them, which may be late: each question has its errno."""
+    fs = root.fs
+    file, directory, link = (root.lstat(path).ino for path in ("data/text", "data", "data/link"))
+    last = fs.usage().inodes
+    questions: list[tuple[Callable[[], object], int]] = [
+        (lambda: fs.lookup(file, b"a"), errno.ENOTDIR),
+        (lambda: fs.parent(file), errno.ENOTDIR),
+        (lambda: fs.entries(file), errno.ENOTDIR),
+        (lambda: fs.readlink(file), errno.EINVAL),
+        (lambda: fs.read(directory, 0, 1), errno.EISDIR),
+        (lambda: fs.read(link, 0, 1), errno.EINVAL),
+        (lambda: fs.seek(file, 0, os.SEEK_SET), errno.EINVAL),
+        (lambda: fs.seek(file, -1, os.SEEK_DATA), errno.ENXIO),
+        (lambda: fs.seek(file, len(TEXT.encode()), os.SEEK_HOLE), errno.ENXIO),
+        (lambda: fs.attributes(0), errno.ESTALE),
+        (lambda: fs.attributes(last + 1), errno.ESTALE),
+    ]
+    for number, (ask, expected) in enumerate(questions):
+        with pytest.raises(OSError) as caught:  # noqa: PT011 # the errno says it
+            ask()
+        assert caught.value.errno == expected, number
+    assert fs.attributes(last).ino == last
 
 
 def test_questions(root: Rootfs) -> None:
