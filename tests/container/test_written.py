@@ -101,7 +101,14 @@ def test_mounts() -> None:
             parse_device,
             (
                 *("", "dev/null", "/dev/null:dev/x", "/dev/null:/x", "/dev/null:/dev/../x", "/dev/null:/dev/"),
-                *("/dev/null:rwx", "/dev/null:rr", "/dev/null:", "/dev/null:/dev/x:r:w", "/dev/nothing-of-the-kind"),
+                *(
+                    "/dev/null:rwx",
+                    "/dev/null:rr",
+                    "/dev/null:",
+                    "/dev/null:/dev/x:r:w",
+                    "/dev/null:/dev/x:/dev/y",
+                    "/dev/nothing-of-the-kind",
+                ),
                 *("/etc/passwd:/dev/x", "/etc:/dev/x"),
             ),
         ),

@@ -251,6 +251,22 @@ def test_reads_are_noted_of_objects_that_were_met_during_the_start() -> None:
     assert parts.noted(0.0) == {}
 
 
+def test_whoever_waits_for_starts_is_told_of_the_first_and_the_last() -> None:
+    """However many containers there are of an image, and whatever starts of which nothing is read in parts."""
+    told: list[bool] = []
+    parts = Parts(told.append)
+    parts.begin("whole", in_parts=False)
+    parts.end("whole")
+    assert told == []
+    for tree in ("one", "one", "other"):
+        parts.begin(tree, in_parts=True)
+    for tree in ("one", "one"):
+        parts.end(tree)
+    assert told == [True]
+    parts.end("other")
+    assert told == [True, False]
+
+
 def test_overlays_are_to_let_go_of_wholes_ever_more_seldom() -> None:
     now = [100.0]
     letting_go = LetGo(lambda: now[0])
