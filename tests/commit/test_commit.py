@@ -13,12 +13,12 @@ import zstandard
 
 from pagepool.commit import CommitOptions, UnchangedError, build_commit, parse_instruction
 from pagepool.commit.document import encode_config
-from pagepool.commit.image import MAX_CONFIG_SIZE
 from pagepool.digest import Digest
 from pagepool.errors import DigestMismatchError, ImageInvalidError, LayerInvalidError, LimitError
 from pagepool.image import Kind
 from pagepool.layout import open_sink, plan_copy, run_copy
 from pagepool.oci import MAX_INDEX_DEPTH, Descriptor, mediatypes, parse_config
+from pagepool.oci.mediatypes import MAX_CONFIG_SIZE
 from tests.commit.changed import Changed
 from tests.image.umoci import needs_umoci
 from tests.oci.samples import Sample

@@ -100,6 +100,19 @@ def test_mounted_from_another_place(sources: Sources, record: SourceRecord, plac
     next_one.close()
 
 
+def test_of_many_places_the_last_are_asked(sources: Sources, record: SourceRecord, places: NodePlaces) -> None:
+    """Also by another worker: each would be asked in turn for what none has."""
+    for number in range(20):
+        sources.add(replace(record, repository=f"app{number}"))
+    digest = _digest(sources, record)
+    expected = [f"app{number}" for number in range(19, 10, -1)]
+    assert [source.record.repository for source, _ in sources._find(digest)] == expected
+    next_one = Sources(places, ObjectCache(None), 0.1, lambda _digest: False)
+    next_one.load()
+    assert {source.record.repository for source, _ in next_one._find(digest)} == set(expected)
+    next_one.close()
+
+
 def test_what_went_wrong_is_noted_until_something_goes_right(sources: Sources, record: SourceRecord) -> None:
     source = sources.add(record)
     assert source.failure is None

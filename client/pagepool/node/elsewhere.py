@@ -2,12 +2,13 @@
 
 What a tree's objects are asked for first is where it was mounted from last (`sources`). That may be gone, refuse, or be
 wrong, while another place from which it was mounted before has all of it: then that is asked. One source for each other
-place, the last one that was known; noted beside the tree's own record, which is read after it. Not thread-safe.
+place, the last one that was known; noted beside the tree's own record, which is read after it. Of many places the last
+few are kept. Not thread-safe.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import blake3_raw
 from pagepool.node.records import write_record
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from pagepool.node.records import SourceRecord
     from pagepool.node.source import Source
+
+_MOST: Final = 8
+"""Of one tree: each has connections, and is asked in turn for what no other has."""
 
 
 class Elsewhere:
@@ -38,14 +42,14 @@ class Elsewhere:
         """Those of all trees."""
         return [source for sources in self._sources.values() for source in sources.values()]
 
-    def put(self, source: Source, *, noted: bool = False) -> Source | None:
+    def put(self, source: Source, *, noted: bool = False) -> list[Source]:
         """Keep a source of a tree that is mounted from another place from now on.
 
         Args:
             noted: whether there is a record of it.
 
         Returns:
-            the one of this place that it replaces.
+            those that are not kept any more: the one of this place before it, or the oldest of too many.
 
         Raises:
             OSError: it cannot be noted.
@@ -56,7 +60,12 @@ class Elsewhere:
         sources = self._sources.setdefault(record.tree, {})
         before = sources.pop(record.place, None)
         sources[record.place] = source
-        return before
+        gone = [] if before is None else [before]
+        while len(sources) > _MOST:
+            oldest = sources.pop(next(iter(sources)))
+            self._path(oldest.record).unlink(missing_ok=True)
+            gone.append(oldest)
+        return gone
 
     def take(self, record: SourceRecord) -> Source | None:
         """Forget the one of a place, from which the tree is mounted again."""

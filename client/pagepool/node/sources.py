@@ -147,18 +147,19 @@ class Sources:
             before = self._sources.pop(record.tree, None)
             self._sources[record.tree] = source
             if before is not None:
-                replaced = (self._elsewhere.take(record), self._put_elsewhere(before, record))
-                self._replaced += [(time.monotonic(), one) for one in replaced if one is not None]
+                taken = self._elsewhere.take(record)
+                replaced = [*([] if taken is None else [taken]), *self._put_elsewhere(before, record)]
+                self._replaced += [(time.monotonic(), one) for one in replaced]
         return source
 
     def _open(self, record: SourceRecord) -> Source:
         tree = TreeFile.open(self._places.tree_files / record.tree)
         return Source(record, tree, self._cache, self._timeout_s, self._figures)
 
-    def _put_elsewhere(self, before: Source, record: SourceRecord) -> Source | None:
+    def _put_elsewhere(self, before: Source, record: SourceRecord) -> list[Source]:
         """Go on asking where a tree came from that is mounted from another place now. Returns what is not needed."""
         if before.record.released or before.record.place == record.place:
-            return before
+            return [before]
         try:
             return self._elsewhere.put(before)
         except OSError as error:  # only another worker will not know of it
