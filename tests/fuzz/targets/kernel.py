@@ -103,10 +103,10 @@ def _fuse(data: bytes) -> None:
         server = FuseServer(ours.fileno(), filesystem, read_only=bool(data[:1] == b"\1"))
         try:
             for opcode, request in _requests(data[1:], ROOT):
-                server._handle(Request(), memoryview(request))
+                server.handle(Request(), memoryview(request))
                 _check(kernel, opcode, request)
             last = protocol.IN_HEADER.pack(56, Opcode.GETATTR, 1000, ROOT, 0, 0, 0, 0, 0) + bytes(16)
-            server._handle(Request(), memoryview(last))
+            server.handle(Request(), memoryview(last))
             assert protocol.OUT_HEADER.unpack_from(kernel.recv(1 << 20))[1] == 0
         finally:
             fuse_server._open_devices.discard(ours.fileno())

@@ -1,14 +1,8 @@
-"""Serves a file system over an open FUSE device: threads that each read a request, handle it, and answer.
+"""Serves a file system over an open FUSE device, by up to `MAX_THREADS` threads (`threads`).
 
-A thread is busy for as long as its request takes, so there is always one more that waits: whoever takes the last one's
-place starts another, up to `MAX_THREADS`, and those that are too many end. A request that waits for the network
-therefore holds nobody up.
-
-A request that fails is answered with an errno (`errnos`), whatever is wrong with it or with the code that handles it;
-a thread ends only when the kernel says that the mount is gone. READ can be interrupted: who answers it, the thread
-that reads or the one that is told of the signal, is who takes its number out of `_reading`.
-
-Memory: a buffer of 1 MiB for each thread, of which only what requests touch is resident.
+A request that fails is answered with an errno (`errnos`), whatever is wrong with it or with the code that handles it.
+READ can be interrupted: who answers it, the thread that reads or the one that is told of the signal, is who takes its
+number out of `_reading`.
 """
 
 from __future__ import annotations
@@ -17,8 +11,7 @@ import errno
 import logging
 import os
 import time
-from collections import Counter, OrderedDict
-from threading import Event, Lock, Thread, get_ident
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import PagepoolError, UnsupportedError
@@ -26,6 +19,7 @@ from pagepool.mount.fuse import protocol
 from pagepool.mount.fuse.errnos import is_refusal, to_errno, to_read_errno
 from pagepool.mount.fuse.operations import NeverAgainError, Operations, Request
 from pagepool.mount.fuse.protocol import InitFlag, Opcode, ProtocolError
+from pagepool.mount.fuse.threads import IDLE_THREADS, ThreadedServer
 from pagepool.mount.fuse.writing import WritingOperations
 from pagepool.vfs.interface import WritableFileSystem
 
@@ -34,11 +28,8 @@ if TYPE_CHECKING:
     from pagepool.vfs.interface import FileSystem
 
 MAX_THREADS: Final = 128
-_IDLE_THREADS: Final = 4
 _EARLY_KEPT: Final = 256
 _MOMENT_S: Final = 0.05
-_GONE: Final = (errno.ENODEV, errno.ECONNABORTED)
-_AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 
 _FLAGS: Final = (
     InitFlag.ASYNC_READ
@@ -72,7 +63,7 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
-class FuseServer:
+class FuseServer(ThreadedServer[Request]):
     """Serves one mount.
 
     Args:
@@ -85,7 +76,7 @@ class FuseServer:
     def __init__(
         self, descriptor: int, filesystem: FileSystem, *, read_only: bool, max_threads: int = MAX_THREADS
     ) -> None:
-        self._descriptor = descriptor
+        super().__init__(descriptor, "fuse", max_threads=max_threads, buffer_size=protocol.BUFFER_SIZE)
         _open_devices.add(descriptor)
         self._writing = not read_only and isinstance(filesystem, WritableFileSystem) and not filesystem.read_only
         operations = WritingOperations(filesystem) if self._writing else Operations(filesystem)  # type: ignore[arg-type]
@@ -98,17 +89,8 @@ class FuseServer:
         self._handlers: list[Handler | None] = [None] * (max(Opcode) + 1)
         for opcode, handler in handlers.items():
             self._handlers[opcode] = handler
-        self._max_threads = max_threads
-        self._lock = Lock()
-        self._threads: set[Thread] = set()
-        self._idle = 0
-        self._ready = Event()
-        self._ended = Event()
-        self._refused: UnsupportedError | None = None
         self._reading: set[int] = set()
         self._early: OrderedDict[int, None] = OrderedDict()
-        self.requests: Counter[int] = Counter()
-        """How many came, by opcode. Exact as long as requests come one at a time."""
 
     def start(self) -> None:
         """Begin to serve. Does not block.
@@ -117,26 +99,10 @@ class FuseServer:
             RuntimeError: there are no threads; the device is closed.
         """
         try:
-            with self._lock:
-                for _ in range(min(_IDLE_THREADS, self._max_threads)):
-                    self._add_thread()
+            self._add_threads(min(IDLE_THREADS, self._max_threads))
         except RuntimeError:
             self._leave()
             raise
-
-    def wait_ready(self, timeout_s: float) -> bool:
-        """Wait until the kernel has begun to use the mount.
-
-        Returns:
-            False if that took longer, or never will be, since it is unmounted already.
-
-        Raises:
-            UnsupportedError: this kernel cannot.
-        """
-        self._ready.wait(timeout_s)
-        if self._refused is not None:
-            raise self._refused
-        return self._ready.is_set() and not self._ended.is_set()
 
     def wait_quiet(self, timeout_s: float) -> bool:
         """Wait until no request has come for a moment, and none is being handled. False if that took longer."""
@@ -154,79 +120,17 @@ class FuseServer:
         """Whether the mount is gone, and nobody serves it any more."""
         return self._ended.is_set()
 
-    @property
-    def threads(self) -> int:
-        """How many threads there are now."""
-        return len(self._threads)
+    def _new_request(self) -> Request:
+        return Request()
 
-    def join(self, timeout_s: float | None = None) -> bool:
-        """Wait until the mount is gone and every request is handled.
+    def _let_go(self) -> None:
+        """Close the device."""
+        _open_devices.discard(self._descriptor)
+        os.close(self._descriptor)
+        self._operations.lookups.clear()
 
-        Returns:
-            False if that took longer.
-        """
-        return self._ended.wait(timeout_s)
-
-    def _add_thread(self) -> None:
-        thread = Thread(target=self._serve, name=f"fuse-{len(self._threads)}", daemon=True)
-        self._threads.add(thread)
-        self._idle += 1
-        try:
-            thread.start()
-        except RuntimeError:
-            self._threads.discard(thread)
-            self._idle -= 1
-            if not self._threads:
-                raise
-            _log.warning("no more threads can be started than %d", len(self._threads))
-
-    def _serve(self) -> None:
-        buffer = bytearray(protocol.BUFFER_SIZE)
-        request = Request()
-        view = memoryview(buffer)
-        try:
-            while (size := self._next(buffer)) > 0:
-                with self._lock:
-                    self._idle -= 1
-                    if not self._idle and len(self._threads) < self._max_threads:
-                        self._add_thread()
-                self._handle(request, view[:size])
-                with self._lock:
-                    if self._idle >= _IDLE_THREADS:
-                        return
-                    self._idle += 1
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        """End this thread; the last one closes the device."""
-        with self._lock:
-            self._threads = {thread for thread in self._threads if thread.ident != get_ident()}
-            last = not self._threads
-        if not last:
-            return
-        try:
-            _open_devices.discard(self._descriptor)
-            os.close(self._descriptor)
-            self._operations.lookups.clear()
-        finally:
-            self._ended.set()
-            self._ready.set()
-
-    def _next(self, buffer: bytearray) -> int:
-        """Wait for a request; 0 when there will be none any more."""
-        while True:
-            try:
-                return os.readv(self._descriptor, (buffer,))
-            except OSError as error:
-                if error.errno in _AGAIN:
-                    continue  # the request was taken back
-                if error.errno not in _GONE:
-                    _log.exception("the FUSE device cannot be read")
-                return 0
-
-    def _handle(self, request: Request, data: memoryview) -> None:
-        """Handle a request and answer it. Raises nothing."""
+    def handle(self, request: Request, data: memoryview) -> None:
+        """See `ThreadedServer`."""
         if len(data) < protocol.IN_HEADER.size:
             _log.error("a request of %d bytes has no header", len(data))
             return
@@ -252,16 +156,6 @@ class FuseServer:
         header = protocol.encode_header(unique, len(reply))
         if not self._send(unique, (header, reply) if len(reply) else (header,)):
             self._send(unique, (protocol.encode_error(unique, errno.EIO),))
-
-    def _send(self, unique: int, parts: tuple[bytes | memoryview, ...]) -> bool:
-        """Write an answer. False if the kernel does not take it as it is."""
-        try:
-            os.writev(self._descriptor, parts)
-        except OSError as error:
-            if error.errno != errno.ENOENT and error.errno not in _GONE:
-                _log.error("the answer to request %d cannot be sent: %s", unique, error)
-                return False
-        return True
 
     def _judge(self, request: Request, error: Exception) -> int:
         """The errno of an error; what an administrator should know is logged."""

@@ -1,7 +1,6 @@
 """Serves the lazy mount over an open FUSE device, in place of a server that has died if need be.
 
-Threads each read a request, handle it and answer, as `mount.fuse.server` does it: one more than are busy waits, so no
-request waits for another one that is slow, up to `MAX_THREADS` of them.
+Up to `MAX_THREADS` threads do so (`mount.fuse.threads`): no request waits for another one that is slow.
 
 What a death leaves: the mount, as long as somebody else holds the device; requests that come meanwhile wait in the
 kernel. The next server on the same device has the kernel hand out again what was not answered (see `wire`), and knows
@@ -19,10 +18,8 @@ import fcntl
 import logging
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Lock, Thread, get_ident
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import PagepoolError, UnsupportedError
@@ -30,6 +27,7 @@ from pagepool.mount.device import DEVICE
 from pagepool.mount.fuse import protocol
 from pagepool.mount.fuse.errnos import to_errno, to_read_errno
 from pagepool.mount.fuse.protocol import Opcode, ProtocolError
+from pagepool.mount.fuse.threads import GONE, IDLE_THREADS, ThreadedServer
 from pagepool.node.lazy import wire
 from pagepool.node.lazy.mounting import READ_AHEAD_KIB
 from pagepool.node.lazy.nodes import NodeTable
@@ -37,6 +35,8 @@ from pagepool.node.lazy.operations import Operations, Request
 from pagepool.node.lazy.waiting import Waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
     from pagepool.node.lazy.operations import Handler
@@ -46,12 +46,9 @@ LARGE: Final = 8 << 20
 MAX_THREADS: Final = 512
 """Most of them wait for the network, if there are so many; a thread takes some 100 KiB."""
 
-_IDLE_THREADS: Final = 4
 _BACKGROUND: Final = 256
 """Read-ahead is for all files together: so many may wait for the network before others have to do without."""
 _LOOK_S: Final = 0.02
-_GONE: Final = (errno.ENODEV, errno.ECONNABORTED)
-_AGAIN: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 _GIVE_UP: Final = frozenset((int(Opcode.LOOKUP), int(Opcode.READ)))
 _INIT_FILE: Final = "init.json"
 _NODES_FILE: Final = "nodes"
@@ -74,7 +71,7 @@ class LazyOptions:
     resend: bool = True
 
 
-class LazyServer:
+class LazyServer(ThreadedServer[Request]):
     """Serves the lazy mount.
 
     Args:
@@ -98,25 +95,17 @@ class LazyServer:
         options: LazyOptions | None = None,
     ) -> None:
         self._options = options or LazyOptions(large)
+        super().__init__(descriptor, "lazy", max_threads=self._options.max_threads, buffer_size=wire.BUFFER_SIZE)
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._agreement_file = state / _INIT_FILE
         self._table = NodeTable(state / _NODES_FILE)
         self._operations = Operations(source, self._table, self._options.large)
         self._handlers: dict[int, Handler] = self._operations.handlers() | {Opcode.INTERRUPT: self._interrupt}
-        self._descriptor = descriptor
         self._cloned = False
         self._retired = False
         self._waiting = Waiting(self._give_up)
-        self._lock = Lock()
-        self._threads: set[Thread] = set()
-        self._idle = 0
-        self._ready = Event()
-        self._ended = Event()
-        self._refused: UnsupportedError | None = None
         self.agreement: wire.Agreement | None = None
         """What kernel and server agreed on; None before INIT."""
-        self.requests: Counter[int] = Counter()
-        """How many came, by opcode. Exact as long as requests come one at a time."""
 
     def start(self) -> None:
         """Begin to serve, with what a server before this one has left. Does not block."""
@@ -126,10 +115,8 @@ class LazyServer:
             self._ready.set()
         else:
             self._ask_again()  # INIT, if somebody died of it
-        with self._lock:
-            # Before INIT is answered there is nothing else to do, and it may decide from which device to read.
-            for _ in range(_IDLE_THREADS if self.agreement is not None else 1):
-                self._add_thread()
+        # Before INIT is answered there is nothing else to do, and it may decide from which device to read.
+        self._add_threads(IDLE_THREADS if self.agreement is not None else 1)
 
     def _take_over(self, agreement: wire.Agreement) -> None:
         if agreement.resend and self._options.resend:
@@ -142,7 +129,7 @@ class LazyServer:
         try:
             os.write(self._descriptor, wire.encode_resend())
         except OSError as error:
-            if error.errno not in (*_GONE, errno.EINVAL):
+            if error.errno not in (*GONE, errno.EINVAL):
                 raise
 
     def _clone(self) -> None:
@@ -154,21 +141,6 @@ class LazyServer:
             os.close(descriptor)
             raise
         self._descriptor, self._cloned = descriptor, True
-
-    def wait_ready(self, timeout_s: float) -> bool:
-        """Wait until the kernel has begun to use the mount. False if that took longer, or never will be.
-
-        Raises:
-            UnsupportedError: this kernel cannot.
-        """
-        self._ready.wait(timeout_s)
-        if self._refused is not None:
-            raise self._refused
-        return self._ready.is_set() and not self._ended.is_set()
-
-    def join(self, timeout_s: float | None = None) -> bool:
-        """Wait until the mount is gone and every request is handled. False if that took longer."""
-        return self._ended.wait(timeout_s)
 
     def large_objects(self) -> list[bytes]:
         """The objects that are, or were, files of the mount: digests."""
@@ -189,71 +161,23 @@ class LazyServer:
                 time.sleep(_LOOK_S)
         self._retired = True
 
-    @property
-    def threads(self) -> int:
-        """How many threads there are now."""
-        return len(self._threads)
+    # -- requests ------------------------------------------------------------------------------------------------
 
-    # -- threads -------------------------------------------------------------------------------------------------
+    def _new_request(self) -> Request:
+        return Request()
 
-    def _add_thread(self) -> None:
-        thread = Thread(target=self._serve, name=f"lazy-{len(self._threads)}", daemon=True)
-        self._threads.add(thread)
-        self._idle += 1
-        try:
-            thread.start()
-        except RuntimeError:
-            self._threads.discard(thread)
-            self._idle -= 1
-            if not self._threads:
-                raise
-            _log.warning("no more threads can be started than %d", len(self._threads))
+    def _may_grow(self) -> bool:
+        """Not before INIT is answered: that may decide from which device to read."""
+        return self._ready.is_set()
 
-    def _serve(self) -> None:
-        buffer = bytearray(wire.BUFFER_SIZE)
-        request, view = Request(), memoryview(buffer)
-        try:
-            while (size := self._next(buffer)) > 0:
-                with self._lock:
-                    self._idle -= 1
-                    if not self._idle and len(self._threads) < self._options.max_threads and self._ready.is_set():
-                        self._add_thread()
-                self.handle(request, view[:size])
-                with self._lock:
-                    if self._idle >= _IDLE_THREADS:
-                        return
-                    self._idle += 1
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        """End this thread; the last one lets go of everything."""
-        with self._lock:
-            self._threads = {thread for thread in self._threads if thread.ident != get_ident()}
-            if self._threads:
-                return
+    def _let_go(self) -> None:
+        """Leave the device to a later server."""
         self._table.close()
         if self._cloned:
             os.close(self._descriptor)
-        self._ended.set()
-        self._ready.set()
-
-    def _next(self, buffer: bytearray) -> int:
-        """Wait for a request; 0 when there will be none any more."""
-        while True:
-            try:
-                return os.readv(self._descriptor, (buffer,))
-            except OSError as error:
-                if error.errno in _AGAIN:
-                    continue  # the request was taken back
-                if error.errno not in _GONE:
-                    _log.exception("the FUSE device cannot be read")
-                return 0
-
-    # -- requests ------------------------------------------------------------------------------------------------
 
     def handle(self, request: Request, data: memoryview) -> None:
-        """Handle a request and answer it. Raises nothing."""
+        """See `ThreadedServer`."""
         if len(data) < protocol.IN_HEADER.size:
             _log.error("a request of %d bytes has no header", len(data))
             return
@@ -285,17 +209,9 @@ class LazyServer:
             except Exception:  # noqa: BLE001 - it is answered already
                 _log.exception("it was not taken note of what the kernel knows")
 
-    def _send(self, unique: int, parts: tuple[Buffer, ...]) -> bool:
-        """Write an answer. False if the kernel does not take it as it is."""
-        if self._retired:
-            return True
-        try:
-            os.writev(self._descriptor, parts)
-        except OSError as error:
-            if error.errno != errno.ENOENT and error.errno not in _GONE:
-                _log.error("the answer to request %d cannot be sent: %s", unique, error)
-                return False
-        return True
+    def _send(self, unique: int, parts: Sequence[Buffer]) -> bool:
+        """See `ThreadedServer`; who has retired leaves the answer to the next server."""
+        return self._retired or super()._send(unique, parts)
 
     def _give_up(self, unique: int) -> None:
         self._send(unique, (protocol.encode_error(unique, errno.EINTR),))
