@@ -146,6 +146,13 @@ def test_tables_that_the_container_has_replaced(web: Place) -> None:
     assert (done.returncode, "larger than" in done.stderr) == (125, True)
 
 
+@pytest.mark.parametrize("place", ["own"], indirect=True)  # whose first process cannot be looked into
+def test_without_the_right_to_look_into_it(web: Place) -> None:
+    words = ("setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace")
+    done = web.call(*words, *web.command("exec", "web", "true"))
+    assert (done.returncode, "container web takes CAP_SYS_PTRACE" in done.stderr) == (125, True), done.stderr
+
+
 def test_input(web: Place) -> None:
     assert _exec(web, "-i", "web", "cat", given="a\nb").stdout == "a\nb"
     assert _exec(web, "web", "cat", given="a\nb").stdout == ""

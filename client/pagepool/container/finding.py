@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pagepool.container.records import DEAD, DEFAULT_DIRECTORY, Record, has_ended, list_containers
-from pagepool.errors import BusyError, InvalidError, NotFoundError
+from pagepool.errors import BusyError, InvalidError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -116,6 +116,7 @@ def open_inside(record: Record, directory: Path, undo: contextlib.ExitStack) -> 
     Raises:
         ContainerUnknownError: it has ended.
         BusyError: it does not run yet.
+        UnsupportedError: we may not.
     """
     name = record.name or record.id
     found = look_again(record, directory)
@@ -129,6 +130,8 @@ def open_inside(record: Record, directory: Path, undo: contextlib.ExitStack) -> 
     undo.callback(os.close, first)
     try:
         root = os.open(f"/proc/{found.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError as error:  # its first process lets nobody look into it who may not trace everybody
+        raise UnsupportedError(f"looking into container {name} takes CAP_SYS_PTRACE") from error
     except OSError as error:
         raise ContainerUnknownError(name) from error
     undo.callback(os.close, root)
