@@ -49,6 +49,8 @@ def test_blob_comes_back_as_it_went_in(registry: httpx.Client, size: int) -> Non
     assert answer.headers["etag"] == f'"{digest}"'
     head = registry.head(url)
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(size))
+    for name in ("content-type", "docker-content-digest", "etag"):
+        assert head.headers[name] == answer.headers[name]
 
 
 def test_chunks_follow_each_other(registry: httpx.Client) -> None:
