@@ -169,6 +169,14 @@ def test_push_by_digest(http: httpx.Client, algorithm: str) -> None:
         assert (got.content, got.headers["docker-content-digest"]) == (manifest, str(digest))
 
 
+def test_what_may_be_kept(http: httpx.Client) -> None:
+    """By digest for ever; where a tag points is asked each time, also by caches on the way."""
+    digest = push_image(http, "kept", "latest")
+    for method in ("GET", "HEAD"):
+        assert http.request(method, "/v2/kept/manifests/latest").headers["cache-control"] == "no-cache"
+        assert "immutable" in http.request(method, f"/v2/kept/manifests/{digest}").headers["cache-control"]
+
+
 def test_bad_tag_parameters(http: httpx.Client) -> None:
     """Nothing is stored if any of them is bad."""
     push_image(http, "badtags", "latest")
