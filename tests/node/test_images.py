@@ -13,13 +13,14 @@ import pytest
 
 from pagepool.digest import Digest
 from pagepool.errors import DigestMismatchError, UnreachableError
-from pagepool.node.images import Images
+from pagepool.node.images import Images, Resolved
 from pagepool.node.links import Links
 from pagepool.transport import RetryPolicy, Session
 from tests.oci.samples import simple
 from tests.transport.scripted import Reply, scripted_server, session
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pagepool.node.places import NodePlaces
@@ -103,9 +104,9 @@ def test_a_tree_file_takes_no_memory_while_it_comes(places: NodePlaces) -> None:
     assert sorted(places.tree_files.iterdir()) == before
 
 
-@pytest.mark.parametrize("found", [b"", b"{", bytes(100), b"null", b"{}", b"\xff"], ids=range(6))
-def test_a_configuration_that_was_torn_is_fetched_again(places: NodePlaces, found: bytes) -> None:
-    """After a loss of power a file may be there without its content: no container of the image could be started."""
+@pytest.fixture
+def app() -> Iterator[tuple[Session, str, str, list[str]]]:
+    """A service with one image: its session, the digest of the manifest, the configuration, and what was asked for."""
     sample = simple()
     config = next(data for data in sample.content.values() if b"diff_ids" in data).decode()
     asked: list[str] = []
@@ -117,28 +118,52 @@ def test_a_configuration_that_was_torn_is_fetched_again(places: NodePlaces, foun
         stream = httpx.ByteStream(sample.content[Digest.parse(digest)])
         return httpx.Response(200, stream=stream, headers={"Content-Type": media_type})
 
-    images = Images(places, Links())
     with Session("http://127.0.0.1", transport=httpx.MockTransport(answer)) as session:
-        digest = str(sample.root().digest)
-        assert images.config(session, "app", digest) == config
-        (note,) = (places.state / "images").iterdir()
-        note.write_bytes(found)
-        assert images.config(session, "app", digest) == note.read_text() == config
-        assert images.config(session, "app", digest) == config
-    assert asked == ["manifests", "blobs"] * 2
+        yield session, str(sample.root().digest), config, asked
 
 
-@pytest.mark.parametrize("found", ["", "null", "[]", "{}", '{"tree": "torn", "manifest": ""}'], ids=range(5))
-def test_what_a_name_meant_that_cannot_be_read_is_not_known(places: NodePlaces, found: str) -> None:
-    """What is wrong is that the service is gone."""
+@pytest.fixture
+def gone() -> Iterator[Session]:
+    """Of a service that cannot be reached."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused", request=request)
 
-    images, transport = Images(places, Links()), httpx.MockTransport(answer)
+    transport = httpx.MockTransport(answer)
     with Session("http://127.0.0.1", transport=transport, retry=RetryPolicy(attempts=1)) as session:
-        note = images._note(session.where, "app", "1", None)
-        note.parent.mkdir()
-        note.write_text(found)
-        with pytest.raises(UnreachableError):
-            images.resolve(session, "app", "1", None, 1.0)
+        yield session
+
+
+@pytest.mark.parametrize("found", [b"", b"{", bytes(100), b"null", b"{}", b"\xff"], ids=range(6))
+def test_a_configuration_that_was_torn_is_fetched_again(
+    places: NodePlaces, app: tuple[Session, str, str, list[str]], found: bytes
+) -> None:
+    """After a loss of power a file may be there without its content: no container of the image could be started."""
+    images, (session, manifest, config, asked) = Images(places, Links()), app
+    assert images.config(session, "app", manifest) == config
+    (note,) = (places.state / "images").iterdir()
+    note.write_bytes(found)
+    assert images.config(session, "app", manifest) == note.read_text() == config
+    assert images.config(session, "app", manifest) == config
+    assert asked == ["manifests", "blobs"] * 2
+
+
+def test_a_configuration_that_cannot_be_noted(places: NodePlaces, app: tuple[Session, str, str, list[str]]) -> None:
+    """It is fetched each time, and containers start."""
+    images, (session, manifest, config, _) = Images(places, Links()), app
+    (places.state / "images").touch()
+    assert images.config(session, "app", manifest) == config
+
+
+@pytest.mark.parametrize("found", ["", "null", "[]", "{}", '{"tree": "torn", "manifest": ""}'], ids=range(5))
+def test_what_a_name_meant_that_cannot_be_read_is_not_known(places: NodePlaces, gone: Session, found: str) -> None:
+    """What is wrong is that the service is gone."""
+    images = Images(places, Links())
+    note = images._note(gone.where, "app", "1", None)
+    note.parent.mkdir()
+    note.write_text(found)
+    with pytest.raises(UnreachableError):
+        images.resolve(gone, "app", "1", None, 1.0)
+    tree, manifest = Digest("blake3", bytes(32)), "sha256:" + "b" * 64
+    note.write_text(json.dumps({"tree": str(tree), "manifest": manifest}))
+    assert images.resolve(gone, "app", "1", None, 1.0) == Resolved(tree, manifest, offline=True)

@@ -23,7 +23,18 @@ def test_nobody_else_may_look_into_them(tmp_path: Path) -> None:
     places.make()
     for directory in (places.state, places.run, *places.state.iterdir(), *places.run.iterdir()):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700, directory
+    assert sorted(path.name for path in places.state.iterdir()) == ["containers", "fetched", "trees"]
+    assert sorted(path.name for path in places.run.iterdir()) == ["lazy", "mounts", "serving", "sources", "trees"]
     places.make()
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    """Whoever made it could lead it elsewhere."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to("elsewhere")
+    with pytest.raises(DeniedError, match="run belongs to somebody else"):
+        NodePlaces(tmp_path / "state", tmp_path / "run").make()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
