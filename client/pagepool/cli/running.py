@@ -216,6 +216,7 @@ def _run(
 def _load_rest() -> None:
     with suppress(Exception):  # whoever needs it finds out
         importlib.import_module("pagepool.container.run")
+        importlib.import_module("pagepool.mount.kernel.listing")  # unmounts; by the end there may be another version
 
 
 def _tell_platform(request: roots.RootRequest, root: roots.Root) -> None:

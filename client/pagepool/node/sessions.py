@@ -58,7 +58,10 @@ class Sessions:
 
 
 def prepare() -> None:
-    """Load what the first mount needs, which takes longer than the rest of it: nobody waits for that now."""
+    """Load what the first mount needs, which takes longer than the rest of it: nobody waits for that now. And what
+    unmounts: by then there may be another version of it, until the node is replaced."""
+    importlib.import_module("pagepool.mount.kernel.listing")
+    importlib.import_module("pagepool.mount.records")
     with Session("http://127.0.0.1") as session:
         session.base.host.encode("idna")  # as a request does
     importlib.import_module("pagepool.mount.kernel.erofs")
