@@ -39,7 +39,8 @@ COPY --from=build /opt/pagepool /opt/pagepool
 ENV PATH=/opt/pagepool/bin:$PATH \
     PAGEPOOL_DATA=/var/lib/pagepool \
     PAGEPOOL_LISTEN=0.0.0.0:5000
-USER pagepool
+# By number: Kubernetes knows of no name whether it is root (runAsNonRoot).
+USER 10001
 WORKDIR /var/lib/pagepool
 # No VOLUME: a client has no use for one. A service keeps its data in /var/lib/pagepool: give it a volume there.
 EXPOSE 5000

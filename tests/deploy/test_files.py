@@ -108,7 +108,9 @@ def test_clients_by_the_library_have_no_privilege() -> None:
     options = load("compose.yaml")["volumes"]["cache"]["driver_opts"]
     assert options["type"] == "tmpfs"
     assert {f"uid={_SERVICE}", "mode=0755"} <= set(options["o"].split(","))
-    assert f"--uid {_SERVICE} " in (_ROOT / "Dockerfile").read_text()
+    dockerfile = (_ROOT / "Dockerfile").read_text()
+    assert f"--uid {_SERVICE} " in dockerfile
+    assert f"\nUSER {_SERVICE}\n" in dockerfile  # of a name Kubernetes does not know that it is not root
 
 
 def test_nobody_is_privileged_under_compose_and_only_who_mounts_is_root() -> None:
@@ -189,6 +191,23 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     exposure = re.search(r"exposure level for pagepool.service: (\d+\.\d)", said)
     assert exposure
     assert float(exposure[1]) < 2
+
+
+def test_pages_that_end_compose_end_what_its_profiles_started() -> None:
+    """Compose's `down` lets that go on whose profile it is not given: Prometheus, Grafana, a node."""
+    pages = [_DEPLOY / "README.md", *_ROOT.glob("docs/*.md")]
+    lines = [line for page in pages for line in re.findall(r"docker compose [^`\n]*\bdown\b", page.read_text())]
+    assert len(lines) > 1
+    assert [line for line in lines if '--profile "*"' not in line] == []
+
+
+def test_what_the_units_need_is_what_has_to_be_removed() -> None:
+    """What systemd-sysusers and systemd-tmpfiles find at the next boot would be made again."""
+    section = (_DEPLOY / "README.md").read_text().partition("\n## systemd\n")[2].partition("\n## ")[0]
+    installed = set(re.findall(r" (/usr/lib/\S+\.conf|/opt/\w+)(?=[\s/])", section))
+    assert len(installed) == 3
+    removal = (_ROOT / "docs/questions.md").read_text().partition("\n## How do I remove it?\n")[2].partition("\n## ")[0]
+    assert {path for path in installed if f"`{path}`" not in removal} == set()
 
 
 def test_the_dashboard_is_provisioned_and_whole() -> None:
