@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 import time
@@ -231,3 +233,19 @@ def test_without_a_terminal_nobody_is_asked_for_a_password() -> None:
     assert done.stderr == (
         "pagepool: error: Nobody can be asked here: give --password-stdin (see pagepool auth hash --help)\n"
     )
+
+
+def test_a_file_stays_whose_it_was(tmp_path: Path) -> None:
+    """Root adds to a file that the service reads as another user."""
+    if os.geteuid():
+        pytest.skip("needs root: files of others")
+    for words, name in ((("hash", "alice", "--password-stdin"), "users"), (("token", "new", "ci"), "tokens.toml")):
+        path = tmp_path / name
+        path.touch()
+        path.chmod(0o640)
+        os.chown(path, 4321, 1234)
+        command = [sys.executable, "-m", "pagepool.cli", "auth", *words, "--file", str(path)]
+        subprocess.run(command, input="secret\n", capture_output=True, text=True, check=True, timeout=60)
+        found = path.stat()
+        assert found.st_size
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (4321, 1234, 0o640)

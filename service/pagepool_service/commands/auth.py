@@ -174,11 +174,15 @@ def check_command(repositories: tuple[str, ...], users: tuple[str, ...], **files
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file in place of what was there, readable to its owner alone, or to whom the older one was.
+    """Write a file in place of what was there, readable to its owner alone, or to whom the older one was: it stays that
+    owner's and group's, as a service that runs as another user reads what root writes.
 
     On return it is on the disk: an empty one after a loss of power would lock everybody out.
+
+    Raises:
+        OSError: also if it belongs to another user, and may not be given to that one; it is as it was.
     """
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    older = path.stat() if path.exists() else None
     part = path.with_name(f".{path.name}.new")
     part.unlink(missing_ok=True)
     part.touch(mode=0o600, exist_ok=False)
@@ -186,8 +190,14 @@ def write_private(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    part.chmod(mode)
-    part.rename(path)
+    try:
+        if older is not None:
+            os.chown(part, older.st_uid, older.st_gid)
+            part.chmod(older.st_mode & 0o777)
+        part.rename(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 
