@@ -131,7 +131,20 @@ def test_the_host_network_has_the_same_commands() -> None:
             assert [strip.sub("@", word) for word in there["command"]] == [
                 strip.sub("@", word) for word in here["command"]
             ]
-        assert set(there.get("environment", {})) <= set(here.get("environment", {})) | {"PAGEPOOL_LISTEN"}
+        added = {"PAGEPOOL_LISTEN", "GF_SERVER_HTTP_ADDR", "GF_SERVER_HTTP_PORT"}
+        assert set(there.get("environment", {})) <= set(here.get("environment", {})) | added
+
+
+def test_the_host_network_is_the_loopback_interface_alone() -> None:
+    """Where no port is published, what listens on all addresses is reached by everybody: nobody has to log in."""
+    services = load("compose.host.yaml")["services"]
+    words = [word for service in services.values() for word in service.get("command", [])]
+    values = [value for service in services.values() for value in service.get("environment", {}).values()]
+    listening = [text for text in (*words, *values) if re.search(r"\d+\.\d+\.\d+\.\d+", text)]
+    assert len(listening) > 8
+    assert [text for text in listening if "127.0.0.1" not in text] == []
+    assert any(word.startswith("--web.listen-address=127.0.0.1:") for word in services["prometheus"]["command"])
+    assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
 
 
 def test_kubernetes_asks_where_the_program_answers() -> None:
