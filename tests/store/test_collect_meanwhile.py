@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from blake3 import blake3
@@ -16,6 +16,7 @@ from pagepool_service.store.catalogue import link_key, link_time, referrer_key
 from pagepool_service.store.collect import Collector, Policy, catalogue, collector, frames, marking
 from pagepool_service.store.collect.collector import CycleLostError
 from pagepool_service.store.collect.marking import Marker
+from pagepool_service.store.collect.policy import plan_manifests
 from pagepool_service.store.environment import Table
 from pagepool_service.store.fsck import check_store
 from pagepool_service.store.schema import u64
@@ -107,7 +108,7 @@ def test_in_the_smallest_of_snapshots_and_batches(store: Store, data: Path, monk
     assert keys(store, Table.EXTENTS) == kept.extents | pushed[0].extents
 
 
-@pytest.mark.parametrize("step", ["repositories", "marking", "records"])
+@pytest.mark.parametrize("step", ["repositories", "records"])
 def test_nothing_more_goes_once_another_collection_has_begun(store: Store, step: str) -> None:
     """Whoever writes from then on tells the other one, and not this one."""
     push_image(store, REPOSITORY, [layer(4)], tags=["1"])
@@ -256,6 +257,25 @@ def test_a_list_of_extents_that_was_swept_and_is_written_anew_keeps_what_it_name
         cycle.note(txn, cycle.NoteKind.OBJECT, [name])
     marker.catch_up()
     assert all(extent in marker.live for extent in extents)
+
+
+def test_a_manifest_that_comes_once_it_is_planned_what_goes_keeps_the_blobs_that_were_there(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client has found them with HEAD a moment ago, and pushes nothing else."""
+    image = push_image(store, REPOSITORY, [layer(4)], tags=["1"])
+    raw = store.registry.manifest(REPOSITORY, "1").raw
+    store.registry.delete_manifest(REPOSITORY, image.digest)
+    push_image(store, REPOSITORY, [layer(5)], tags=["2"], note="other")
+
+    def push_then(*arguments: Any) -> Any:
+        planned = plan_manifests(*arguments)
+        store.registry.put_manifest(REPOSITORY, image.digest, parse_manifest(raw, None), ["1"])
+        return planned
+
+    monkeypatch.setattr(catalogue, "plan_manifests", push_then)
+    collect(store)
+    assert_whole(store, REPOSITORY, image)
 
 
 def test_a_push_beside_many_referrers_and_damage_keeps_its_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
