@@ -20,6 +20,7 @@ from pagepool.pool import Pool
 from pagepool.transport import Session
 from pagepool_service.backup.repository import open_repository
 from pagepool_service.backup.taking import take_backup
+from pagepool_service.repair import salvage
 from pagepool_service.repair.bits import mend_record
 from pagepool_service.repair.sources import BackupSource, RegistrySource
 from pagepool_service.store.catalogue import tag_key
@@ -371,7 +372,10 @@ def _zero_heads(data: Path) -> None:
 
 @pytest.mark.usefixtures("crashing")
 @pytest.mark.parametrize("how", ["cut", "heads", *range(ROUNDS // 4)])
-def test_a_database_with_damaged_pages_is_saved(data: Path, made: Made, how: str | int) -> None:
+def test_a_database_with_damaged_pages_is_saved(
+    data: Path, made: Made, monkeypatch: pytest.MonkeyPatch, how: str | int
+) -> None:
+    monkeypatch.setattr(salvage, "_BATCH", 1 << 16)  # as of a large store: several to a table
     if how == "cut":
         _cut(data)
     elif how == "heads":
