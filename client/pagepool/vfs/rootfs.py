@@ -262,7 +262,7 @@ class MutableRootfs(Rootfs):
         """Make a directory; with `parents` those above it, too."""
         if parents:
             head = os.fsencode(path).rstrip(b"/").rpartition(b"/")[0]
-            if head and not self.is_dir(head):
+            if head and not self.exists(head):
                 self.mkdir(head, parents=True, exist_ok=True)
         try:
             self._create(path, Kind.DIRECTORY, mode)
@@ -356,12 +356,14 @@ class MutableRootfs(Rootfs):
         """The file to open for writing, made or emptied as the mode says."""
         if kind == "r":
             return resolve(self.fs, path)
+        if (raw := os.fsencode(path)).endswith(b"/"):  # the kernel makes no file of such a name, nor opens one
+            if above := raw.rstrip(b"/"):
+                resolve_parent(self.fs, above)
+            fail(errno.EISDIR, raw)
         if kind == "x":
             return self._create(path, Kind.REGULAR, 0o644)
         parent, name, ino = resolve_new(self.fs, path)
         if not ino:
-            if os.fsencode(path).endswith(b"/"):
-                fail(errno.EISDIR, os.fsencode(path))
             return self._out.create(parent, name, Kind.REGULAR, 0o644, 0, 0)
         if kind == "w" and self.fs.attributes(ino).kind is Kind.REGULAR:
             self._out.set_attributes(ino, Changes(size=0))
