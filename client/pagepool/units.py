@@ -19,7 +19,7 @@ _UNITS = {
 }
 _SHOWN = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _ADDRESS = re.compile(r"(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):)?([0-9]{1,5})")
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?")
+_SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([kmgt]i?)?b?")
 
 
 class SizeInvalidError(InvalidError):
@@ -60,7 +60,7 @@ def parse_size(text: str) -> int:
 
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhdw]?)")
+_DURATION = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([smhdw]?)")
 
 
 class DurationInvalidError(InvalidError):

@@ -117,9 +117,12 @@ def note_served(settings: Settings, pool: Pool) -> None:
         return
     place = pool.path / _SERVED
     part = place.with_name(f".{_SERVED}")
-    # ASCII, whatever bytes the path has.
-    part.write_text(json.dumps({"data": str(data), "root": _root()}), encoding="ascii")
-    part.replace(place)
+    try:
+        # ASCII, whatever bytes the path has.
+        part.write_text(json.dumps({"data": str(data), "root": _root()}), encoding="ascii")
+        part.replace(place)
+    except OSError as error:  # that memory is full, say; the pool does without
+        log.warning("whose %s is cannot be noted: %s", pool.path, error.strerror)
 
 
 def remove_abandoned() -> list[Path]:

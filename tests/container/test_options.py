@@ -58,7 +58,9 @@ def test_sizes() -> None:
     assert [parse_size(text) for text in ("1", "2b", "3k", "4KB", "1t")] == [1, 2, 3 << 10, 4 << 10, 1 << 40]
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1m", "5m", "1e9", "10 m", "10mm"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1m", "5m", "1e9", "10 m", "10mm", "٣٣m", pytest.param("9" * 400, id="long")]
+)
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(OptionInvalidError):
         parse_memory(text)

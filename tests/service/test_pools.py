@@ -62,6 +62,16 @@ def test_the_pool_of_a_data_directory_that_is_gone_goes(tmp_path: Path, name: st
 
 
 @pytest.mark.usefixtures("memory")
+def test_a_pool_that_cannot_be_noted_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The keeper ended of it, again and again, and with it the pool's door."""
+    settings = Settings(tmp_path / "data")
+    with Pool.open(cache_directory(settings), budget=1 << 20) as pool:
+        (pool.path / "served").mkdir()
+        note_served(settings, pool)
+        assert f"whose {pool.path} is cannot be noted: Is a directory" in caplog.text
+
+
+@pytest.mark.usefixtures("memory")
 def test_a_pool_elsewhere_is_nobodys_to_remove(tmp_path: Path) -> None:
     settings = Settings(tmp_path / "data", cache_dir=tmp_path / "cache")
     with Pool.open(cache_directory(settings), budget=1 << 20) as pool:

@@ -30,7 +30,9 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "1 2", "1e9", "10 parsecs", "KB", "1..5k", "٣"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "1 2", "1e9", "10 parsecs", "KB", "1..5k", "٣", pytest.param("9" * 400 + ".5", id="long")]
+)
 def test_what_is_no_size(text: str) -> None:
     """Is refused by name."""
     with pytest.raises(SettingInvalidError, match="size"):

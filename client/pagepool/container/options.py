@@ -23,7 +23,7 @@ BRIDGE: Final = "bridge"
 """The one that is there without being configured."""
 
 # Compiled when they are used: most containers have no such option.
-_SIZE: Final = r"(\d+(?:\.\d+)?)([bkmgt]?)b?"
+_SIZE: Final = r"([0-9]{1,20}(?:\.[0-9]{1,20})?)([bkmgt]?)b?"
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _MIN_MEMORY: Final = 6 << 20
 _NAME: Final = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
