@@ -29,7 +29,7 @@ from pagepool.oci import Reference
 from tests.fault import containers
 from tests.service.pushes import push_image
 from tests.support.nodeserver import running_node
-from tests.support.server import Service
+from tests.support.server import Service, running_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,21 +53,31 @@ def make_files(seed: int) -> dict[str, bytes]:
     return files | {f"large/{number}": randomness.randbytes(3 << 20) for number in range(3)}
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """With an image for each container. For all tests: what dies here is there again afterwards."""
+    directory = tmp_path_factory.mktemp("service")
+    with running_service(directory / "data", "--workers", "1") as running:
+        for number in range(CONTAINERS):
+            files = make_files(number)
+            with httpx.Client(base_url=running.url, timeout=120) as http:
+                push_image(http, f"image{number}", "1", files)
+            digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+            (directory / f"{number}.json").write_text(json.dumps(digests))
+        yield running
+
+
 @contextmanager
 def used(service: Service, node: NodeClient, tmp_path: Path, seconds: float) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Containers that use images, for so long."""
     with ExitStack() as stack:
         processes = []
         for number in range(CONTAINERS):
-            files = make_files(number)
-            manifest, at = tmp_path / f"{number}.json", tmp_path / f"mnt{number}"
-            manifest.write_text(json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}))
+            digests, at = service.data.with_name(f"{number}.json"), tmp_path / f"mnt{number}"
             at.mkdir()
-            with httpx.Client(base_url=service.url, timeout=120) as http:
-                push_image(http, f"image{number}", "1", files)
             wish = KernelMountOptions(temporary=True, fill=False)
             stack.enter_context(node.mount(service.url, Reference.parse(f"image{number}:1"), at, wish))
-            command = [sys.executable, containers.__file__, str(at), str(manifest), str(seconds)]
+            command = [sys.executable, containers.__file__, str(at), str(digests), str(seconds)]
             process = subprocess.Popen(command, stdout=subprocess.PIPE)
             stack.enter_context(process)
             stack.callback(process.kill)
@@ -142,12 +152,10 @@ def test_when_all_die_at_once_what_is_here_goes_on(service: Service, tmp_path: P
     files = make_files(1)
     at = tmp_path / "mnt"
     at.mkdir()
-    with httpx.Client(base_url=service.url, timeout=120) as http:
-        push_image(http, "image", "1", files)
     lazily = KernelMountOptions(temporary=True, fill=False)
     with (
         running_node(tmp_path, OPTIONS) as node,
-        node.mount(service.url, Reference.parse("image:1"), at, lazily),
+        node.mount(service.url, Reference.parse("image1:1"), at, lazily),
     ):
         here = [f"data/{number}" for number in range(50)]
         for name in here:
@@ -165,6 +173,6 @@ def test_when_all_die_at_once_what_is_here_goes_on(service: Service, tmp_path: P
         node.ensure()
         again = tmp_path / "again"
         again.mkdir()
-        with node.mount(service.url, Reference.parse("image:1"), again):
+        with node.mount(service.url, Reference.parse("image1:1"), again):
             assert {name: (again / name).read_bytes() for name in files} == files
         assert (at / "written").read_bytes() == b"still"
