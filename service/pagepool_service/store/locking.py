@@ -54,7 +54,7 @@ def lock_data(data: Path, *, read_only: bool) -> int | None:
             return None
         raise refused(error, str(error.filename)) from error
     deadline = time.monotonic() + _ENDING_S
-    while not _take(fd):
+    while not try_lock(fd):
         holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
         if not (holder.isdecimal() and has_ended(int(holder))) or time.monotonic() > deadline:
             os.close(fd)
@@ -65,7 +65,8 @@ def lock_data(data: Path, *, read_only: bool) -> int | None:
     return fd
 
 
-def _take(fd: int) -> bool:
+def try_lock(fd: int) -> bool:
+    """Lock an open file for this descriptor alone. False if somebody else has a lock on it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -14,6 +14,8 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pagepool_service.store.locking import try_lock
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -125,7 +127,7 @@ def is_file(path: Path, fd: int) -> bool:
 
 def is_made(fd: int) -> bool:
     """Whether somebody makes the file now."""
-    if not _try_lock(fd):
+    if not try_lock(fd):
         return True
     fcntl.flock(fd, fcntl.LOCK_UN)
     return False
@@ -178,18 +180,10 @@ def _open_locked(path: Path, flags: int) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        if _try_lock(fd) and is_file(path, fd):
+        if try_lock(fd) and is_file(path, fd):
             return fd
     except OSError:
         os.close(fd)
         raise
     os.close(fd)
     return None
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
