@@ -249,3 +249,16 @@ def test_a_file_stays_whose_it_was(tmp_path: Path) -> None:
         found = path.stat()
         assert found.st_size
         assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (4321, 1234, 0o640)
+
+
+def test_nothing_half_written_is_left(tmp_path: Path) -> None:
+    """Where the disk takes no more: it would have the secret in it."""
+    path = tmp_path / "tokens.toml"
+    path.write_text("# none\n")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20)); import signal; "
+    limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from pagepool.cli import main; main()"
+    command = [sys.executable, "-c", limit, "auth", "token", "new", "ci", "--file", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == "# none\n"

@@ -186,11 +186,11 @@ def write_private(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.new")
     part.unlink(missing_ok=True)
     part.touch(mode=0o600, exist_ok=False)
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
     try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         if older is not None:
             os.chown(part, older.st_uid, older.st_gid)
             part.chmod(older.st_mode & 0o777)
