@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 BOUND_S = 0.05
 """For how long a collection may keep anybody waiting."""
+_GRACE_S = 10.0  # of the collection: a push that is under way when it begins keeps what it has brought so far
 _PUSHED = 64 << 10  # bytes of a layer that is pushed meanwhile
 _PAUSE_S = 0.005  # between two requests of a client
 _PROBE_PAUSE_S = 0.05
@@ -82,11 +83,13 @@ def measure_collection(plan: CollectPlan) -> tuple[list[Figure], dict[str, Any]]
         work = Path(name)
         with plan.launcher.run(PAGEPOOL, work / "pagepool") as server:
             push_all(server, plan.images)
+            pushed = time.monotonic()
             plan.say(f"{len(plan.images)} images are there")
             pages = _pages(server, plan.images[0], work / "client")
             _delete(server, plan.images[1:])
             quiet, _ = _watch(server, pages, work, lambda: time.sleep(plan.quiet_s))
             plan.say(f"without a collection: {len(quiet.pushes)} images pushed")
+            time.sleep(max(0.0, pushed + _GRACE_S - time.monotonic()))  # what is deleted must be older
             loaded, said = _watch(server, pages, work, lambda: _collect(server, plan.environment))
             plan.say(f"with one: {len(loaded.pushes)} images pushed in {said['seconds']:.1f} s")
     return list(_figures(quiet, loaded, said)), said
@@ -187,7 +190,7 @@ def _sync_on(path: Path, took: list[float], over: threading.Event) -> None:
 
 def _collect(server: Server, environment: Mapping[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "pagepool.cli", "gc", "--data", str(server.data), "--json"]
-    command += ["--grace", "0", "--untagged-older-than", "0"]
+    command += ["--grace", f"{_GRACE_S}s", "--untagged-older-than", "0"]
     done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
     if done.returncode:
         raise UnreachableError("pagepool gc", done.stderr[-1000:])
