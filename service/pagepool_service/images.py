@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pagepool.errors import BlobUnknownError, ImageInvalidError, LimitError, NotFoundError
+from pagepool.errors import BlobUnknownError, ImageInvalidError, InvalidError, LimitError, NotFoundError
 from pagepool.oci import (
     MAX_INDEX_DEPTH,
     Config,
@@ -30,6 +30,7 @@ from pagepool.oci.platform import is_attestation
 from pagepool_service.store.environment import Table
 from pagepool_service.store.schema import LayerState
 from pagepool_service.treecache import TreeCache
+from pagepool_service.treeorigins import TreeOrigin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +84,8 @@ class ImageView:
         config: its configuration; None if that is not an image's.
         problem: why it cannot be mounted whatever its layers are; else "".
         layers: lowest first.
+        first: how many layers of the manifest these are, if they are not all: then it is said of these alone whether
+            they are ready; else None.
     """
 
     digest: Digest
@@ -91,6 +94,12 @@ class ImageView:
     config: Config | None
     problem: str
     layers: tuple[LayerView, ...]
+    first: int | None = None
+
+    @property
+    def origin(self) -> TreeOrigin:
+        """What its tree is made of."""
+        return TreeOrigin(self.digest, self.first)
 
     @property
     def state(self) -> str:
@@ -119,13 +128,17 @@ class ImageView:
         return sum(blob.size for blob in self.manifest.blobs)
 
 
-def resolve_image(store: Store, name: str, reference: Digest | str, platform: Platform | None = None) -> ImageView:
+def resolve_image(
+    store: Store, name: str, reference: Digest | str, platform: Platform | None = None, first: int | None = None
+) -> ImageView:
     """The image that a reference names.
 
     Args:
         platform: which image of an index; None for the one this machine runs.
+        first: with how many of its layers, from the lowest on; None for all.
 
     Raises:
+        InvalidError: it does not have `first` layers.
         ManifestUnknownError, NameUnknownError: there is none, or none for the platform.
         ImageInvalidError: too many indexes are in one another.
     """
@@ -143,7 +156,7 @@ def resolve_image(store: Store, name: str, reference: Digest | str, platform: Pl
         stored = store.registry.manifest(name, chosen.digest)
         digest = stored.digest
         document = parse_manifest(stored.raw, stored.media_type)
-    return view_image(store, name, digest, document, index)
+    return view_image(store, name, digest, document, index, first)
 
 
 def walk_documents(store: Store, name: str, digest: Digest) -> Iterator[tuple[Digest, Manifest | Index]]:
@@ -184,19 +197,30 @@ def listed_blobs(document: Index) -> Iterator[Descriptor]:
     return (entry for entry in document.manifests if entry.media_type not in DOCUMENTS)
 
 
-def view_image(store: Store, name: str, digest: Digest, manifest: Manifest, index: Digest | None = None) -> ImageView:
-    """An image of a repository whose manifest is at hand."""
+def view_image(
+    store: Store,
+    name: str,
+    digest: Digest,
+    manifest: Manifest,
+    index: Digest | None = None,
+    first: int | None = None,
+) -> ImageView:
+    """An image of a repository whose manifest is at hand. Arguments and errors as of `resolve_image`."""
+    count = len(manifest.layers)
+    if first is not None and not 1 <= first <= count:
+        raise InvalidError(str(first), f"{digest} has {count} layers")
+    first = None if first == count else first
     with store.env.read() as txn:
-        layers = tuple(_view_layer(store, txn, name, descriptor) for descriptor in manifest.layers)
+        layers = tuple(_view_layer(store, txn, name, descriptor) for descriptor in manifest.layers[:first])
     if not manifest.is_image:
         problem = f"it is no image: its configuration is of type {manifest.config.media_type}"
-        return ImageView(digest, index, manifest, None, problem, layers)
+        return ImageView(digest, index, manifest, None, problem, layers, first)
     try:
         config = parse_config(read_config(store, manifest))
     except (ImageInvalidError, BlobUnknownError, LimitError) as error:
-        return ImageView(digest, index, manifest, None, f"its configuration cannot be used: {error}", layers)
-    view = ImageView(digest, index, manifest, config, _contradiction(config, layers), layers)
-    if view.state == READY and (problem := TreeCache(store.data / "trees").problem_of(digest)):
+        return ImageView(digest, index, manifest, None, f"its configuration cannot be used: {error}", layers, first)
+    view = ImageView(digest, index, manifest, config, _contradiction(config, count, layers), layers, first)
+    if view.state == READY and (problem := TreeCache(store.data / "trees").problem_of(view.origin)):
         return replace(view, problem=problem)
     return view
 
@@ -340,11 +364,11 @@ def _view_layer(store: Store, txn: Reader, name: str, descriptor: Descriptor) ->
     return LayerView(descriptor, record, store.blobs.layer(txn, record))
 
 
-def _contradiction(config: Config, layers: tuple[LayerView, ...]) -> str:
-    """What a configuration and its layers disagree about; "" if nothing."""
-    if len(config.diff_ids) != len(layers):
-        return f"its configuration names {len(config.diff_ids)} layers, the manifest {len(layers)}"
-    for said, layer in zip(config.diff_ids, layers, strict=True):
+def _contradiction(config: Config, count: int, layers: tuple[LayerView, ...]) -> str:
+    """What a configuration and its layers, of which these are the first, disagree about; "" if nothing."""
+    if len(config.diff_ids) != count:
+        return f"its configuration names {len(config.diff_ids)} layers, the manifest {count}"
+    for said, layer in zip(config.diff_ids, layers, strict=False):
         found = None if layer.record is None else layer.record.diff_id
         if found is not None and found.algorithm == said.algorithm and found != said:
             return f"layer {layer.descriptor.digest} has the diff_id {found}, the configuration says {said}"

@@ -21,7 +21,7 @@ from pagepool_service.erofsimages import ErofsImages
 from pagepool_service.images import PENDING, READY, resolve_image
 from pagepool_service.making import Makings
 from pagepool_service.treecache import TreeCache
-from pagepool_service.treefiles import TreeFiles, making_name
+from pagepool_service.treefiles import TreeFiles
 from pagepool_service.trees import Trees
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Prebuilder:
             if view.state == PENDING:
                 self._pending[path] = self._clock() + _PENDING_S
                 return False
-            if self._makings.is_busy(making_name(manifest)):  # layers are not kept waiting for whoever makes it
+            if self._makings.is_busy(view.origin.file_name):  # layers are not kept waiting for whoever makes it
                 self._pending[path] = self._clock() + _PENDING_S
                 return False
             remove_file(path)

@@ -2,11 +2,13 @@
 
     HEX                    tree file, by the digest of the tree
     images/HEX             of a manifest, the tree that its layers became; or why they become none
-    links/HEX-HEX          of a tree and a repository (its name hashed), the manifests it came from, one a line
+    images/HEX-COUNT       the same of its first so many layers
+    links/HEX-HEX          of a tree and a repository (its name hashed), the origins it came from, one a line
 
 All of it is a cache: tree files as `TreeStore` keeps them, read whole and not mapped, so that what happens to a file
 afterwards neither reaches a client nor ends a worker. The others are renamed into place, too; but for a link, which
-grows by lines, and whose torn lines are skipped. Nothing is synced; all of it is made again from the store.
+grows by lines, and whose torn lines are skipped; earlier versions skip those of `treeorigins` that they do not know,
+and know nothing of the files of such names. Nothing is synced; all of it is made again from the store.
 
 The owner's alone: whoever could write here could give a repository another's trees. Any number of processes and
 threads.
@@ -19,9 +21,10 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from pagepool.digest import Digest, blake3_raw
+from pagepool.digest import blake3_raw
 from pagepool.errors import InvalidError
 from pagepool.image.treestore import TreeStore, list_files, remove_file, replace_file
+from pagepool_service.treeorigins import TreeOrigin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +33,7 @@ _TREE = re.compile(r"[0-9a-f]{64}")
 _MOST_NOTES = 8192  # files each of images and links
 _PROBLEM = "unmountable 1: "  # a version that merges more counts on
 _LONGEST_PROBLEM = 1000
-_MOST_MANIFESTS = 32  # of a repository, for one tree
+_MOST_ORIGINS = 32  # of a repository, for one tree
 
 
 class TreeCache(TreeStore):
@@ -40,61 +43,61 @@ class TreeCache(TreeStore):
         """The raw digests of the trees whose files are here."""
         return [bytes.fromhex(path.name) for path in list_files(self._directory) if _TREE.fullmatch(path.name)]
 
-    def tree_of(self, manifest: Digest) -> bytes | None:
-        """The raw digest of the tree that was made of an image."""
+    def tree_of(self, origin: TreeOrigin) -> bytes | None:
+        """The raw digest of the tree that was made of something."""
         try:
-            return bytes.fromhex(self._image_path(manifest).read_text("ascii"))
+            return bytes.fromhex(self._image_path(origin).read_text("ascii"))
         except (OSError, ValueError):
             return None
 
-    def note_tree(self, manifest: Digest, tree: bytes) -> None:
-        """Remember which tree an image has."""
-        path = self._image_path(manifest)
+    def note_tree(self, origin: TreeOrigin, tree: bytes) -> None:
+        """Remember which tree something became."""
+        path = self._image_path(origin)
         if replace_file(path, tree.hex().encode()):
             _drop_oldest(path.parent)
 
-    def problem_of(self, manifest: Digest) -> str:
-        """Why an image's layers cannot be merged, as this version merges them; "" if that is not known."""
+    def problem_of(self, origin: TreeOrigin) -> str:
+        """Why layers cannot be merged, as this version merges them; "" if that is not known."""
         try:
-            text = self._image_path(manifest).read_text()
+            text = self._image_path(origin).read_text()
         except (OSError, ValueError):
             return ""
         return text.removeprefix(_PROBLEM) if text.startswith(_PROBLEM) else ""
 
-    def note_problem(self, manifest: Digest, reason: str) -> None:
-        """Remember that an image's layers cannot be merged, and why."""
-        path = self._image_path(manifest)
+    def note_problem(self, origin: TreeOrigin, reason: str) -> None:
+        """Remember that layers cannot be merged, and why."""
+        path = self._image_path(origin)
         if replace_file(path, f"{_PROBLEM}{reason[:_LONGEST_PROBLEM]}".encode(errors="replace")):
             _drop_oldest(path.parent)
 
-    def manifests(self, name: str, tree: bytes) -> list[Digest]:
-        """The manifests of a repository that a tree came from, the last one first; it may have lost them since."""
-        found: list[Digest] = []
+    def origins(self, name: str, tree: bytes) -> list[TreeOrigin]:
+        """What of a repository a tree came from, the last one first; it may have lost the manifests since."""
+        found: list[TreeOrigin] = []
         try:
             lines = self._link_path(name, tree).read_bytes().decode("ascii", "replace").split("\n")
         except OSError:
             return []
         for line in lines:
             with contextlib.suppress(InvalidError):
-                found.append(Digest.parse(line))
+                found.append(TreeOrigin.parse(line))
         return list(dict.fromkeys(reversed(found)))
 
-    def link(self, name: str, tree: bytes, manifest: Digest) -> None:
-        """Remember that a repository has a tree through a manifest."""
-        known = self.manifests(name, tree)
-        if manifest in known:
+    def link(self, name: str, tree: bytes, origin: TreeOrigin) -> None:
+        """Remember that a repository has a tree through a manifest of it."""
+        known = self.origins(name, tree)
+        if origin in known:
             return
         path = self._link_path(name, tree)
-        if len(known) >= _MOST_MANIFESTS:
-            kept = [manifest, *known[: _MOST_MANIFESTS // 2]]
-            replace_file(path, b"".join(f"{digest}\n".encode() for digest in reversed(kept)))
+        if len(known) >= _MOST_ORIGINS:
+            kept = [origin, *known[: _MOST_ORIGINS // 2]]
+            replace_file(path, b"".join(f"{one}\n".encode() for one in reversed(kept)))
         elif known:
-            _append(path, f"{manifest}\n".encode())
-        elif replace_file(path, f"{manifest}\n".encode()):
+            _append(path, f"\n{origin}\n".encode())  # what is before it may be torn
+        elif replace_file(path, f"{origin}\n".encode()):
             _drop_oldest(path.parent)
 
-    def _image_path(self, manifest: Digest) -> Path:
-        return self._directory / "images" / blake3_raw(str(manifest).encode()).hex()
+    def _image_path(self, origin: TreeOrigin) -> Path:
+        return self._directory / "images" / origin.file_name
 
     def _link_path(self, name: str, tree: bytes) -> Path:
         return self._directory / "links" / f"{tree.hex()}-{blake3_raw(name.encode()).hex()}"

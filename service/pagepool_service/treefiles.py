@@ -1,10 +1,10 @@
 """Trees of images that are ready, and which repository has which: the authorisation of the routes below a tree.
 
-A tree is made when somebody asks for an image's tree, and kept in files that every worker finds (`treecache`), and the
-last ones in memory. With it is noted, for each repository that asked, the manifest it came from: a repository has a
-tree as long as it has such a manifest, and `_CHECKED_S` longer; or as long as there is a lease on the tree in this
-repository. A tree whose file was let go of is made again from its manifest as long as that note is there, or from the
-layers that a lease names; without either the image's tree has to be asked for once more.
+A tree is made when somebody asks for an image's tree, or for that of its first layers, and kept in files that every
+worker finds (`treecache`), and the last ones in memory. With it is noted, for each repository that asked, what it came
+from: a repository has a tree as long as it has the manifest of such an origin, and `_CHECKED_S` longer; or as long as
+there is a lease on the tree in this repository. A tree whose file was let go of is made again from its origin as long
+as that note is there, or from the layers that a lease names; without either it has to be asked for once more.
 
 Thread-safe.
 """
@@ -20,6 +20,7 @@ from pagepool.content import measure_sharing
 from pagepool.digest import Digest, blake3_raw
 from pagepool.errors import (
     BusyError,
+    InvalidError,
     LayerInvalidError,
     LimitError,
     NotFoundError,
@@ -29,6 +30,7 @@ from pagepool.errors import (
 from pagepool.image import TreeFile, encode_tree
 from pagepool_service.images import READY, resolve_image
 from pagepool_service.making import Makings
+from pagepool_service.treeorigins import TreeOrigin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
@@ -62,20 +64,20 @@ class TreeFiles:
         self._cache = cache
         self._lock = threading.Lock()
         self._open: OrderedDict[bytes, TreeFile] = OrderedDict()
-        self._made: OrderedDict[Digest, bytes] = OrderedDict()  # manifest -> tree
-        self._links: OrderedDict[tuple[str, bytes], tuple[Digest, float]] = OrderedDict()  # -> manifest, until when
+        self._made: OrderedDict[TreeOrigin, bytes] = OrderedDict()  # -> tree
+        self._links: OrderedDict[tuple[str, bytes], tuple[TreeOrigin, float]] = OrderedDict()  # -> until when
         self._waiting = threading.Semaphore(_MOST_WAITING)
 
     def known(self, name: str, view: ImageView) -> TreeFile | None:
         """The tree of an image if it was made before; else None. Reads one file at most."""
         if view.state != READY:  # another repository may have the same manifest, and all layers of it
             return None
-        tree = self._made.get(view.digest)
+        tree = self._made.get(view.origin)
         if tree is None and self._cache is not None:
-            tree = self._cache.tree_of(view.digest)
+            tree = self._cache.tree_of(view.origin)
         found = None if tree is None else self._find(tree)
         if found is not None:
-            self._note(name, found.digest, view.digest)
+            self._note(name, found.digest, view.origin)
         return found
 
     def build(self, name: str, view: ImageView) -> TreeFile:
@@ -93,7 +95,7 @@ class TreeFiles:
             return found
         if view.state != READY:
             return self._build(name, view, lambda _: None)  # which says why not
-        with self._makings.alone(making_name(view.digest)) as making:
+        with self._makings.alone(view.origin.file_name) as making:
             return self.known(name, view) or self._build(name, view, making.step)
 
     def _build(self, name: str, view: ImageView, step: Callable[[int], object]) -> TreeFile:
@@ -103,7 +105,7 @@ class TreeFiles:
             raw = encode_tree(tree, self._runs)
         except (LayerInvalidError, LimitError) as error:
             if self._cache is not None and view.state == READY:
-                self._cache.note_problem(view.digest, str(error))
+                self._cache.note_problem(view.origin, str(error))
             raise
         digest = blake3_raw(raw)
         found = self._find(digest)
@@ -112,8 +114,8 @@ class TreeFiles:
             if self._cache is not None:
                 self._cache.keep(digest, raw)
         if self._cache is not None:
-            self._cache.note_tree(view.digest, digest)
-        self._note(name, digest, view.digest)
+            self._cache.note_tree(view.origin, digest)
+        self._note(name, digest, view.origin)
         return found
 
     def resolve(self, name: str, tree: bytes, /) -> TreeFile:
@@ -125,13 +127,13 @@ class TreeFiles:
             BusyError: it has to be made again, and too many are waiting for that already.
             CorruptError: what it is made of is damaged.
         """
-        for manifest in self._manifests(name, tree):
-            if not self._has(name, manifest):
+        for origin in self._origins(name, tree):
+            if not self._has(name, origin):
                 continue
-            found = self._find(tree) or self._remake(name, tree, manifest)
+            found = self._find(tree) or self._remake(name, tree, origin)
             if found is not None:
                 with self._lock:
-                    self._remember(name, tree, manifest)
+                    self._remember(name, tree, origin)
                 return found
         return self._leased(name, tree)
 
@@ -141,22 +143,23 @@ class TreeFiles:
         Raises:
             TreeUnknownError: as `resolve`, or a layer of it is being read again.
         """
-        for manifest in self._manifests(name, tree):
-            try:
-                view = resolve_image(self._store, name, manifest)
-            except NotFoundError:
+        for origin in self._origins(name, tree):
+            view = self._look(name, origin)
+            if view is None:
                 continue
             layers = tuple(record.diff_id for record in (layer.record for layer in view.layers) if record is not None)
             if view.state == READY and all(layers):
-                return manifest, tuple(layer for layer in layers if layer is not None)
+                return origin.manifest, tuple(layer for layer in layers if layer is not None)
         lease = self._store.leases.find(name, tree)
         if lease is None:
             raise TreeUnknownError(Digest("blake3", tree))
         return lease.manifest, lease.layers
 
     def manifests(self, name: str, tree: bytes, /) -> list[Digest]:
-        """The manifests of a repository that a tree came from, those that it still has. Blocks for milliseconds."""
-        return [manifest for manifest in self._manifests(name, tree) if self._has(name, manifest)]
+        """The manifests of a repository all of whose layers became a tree, those that it still has. Blocks for
+        milliseconds."""
+        origins = [*self._origins(name, tree), *([] if self._cache is None else self._cache.origins(name, tree))]
+        return list(dict.fromkeys(origin.manifest for origin in origins if self._is_image(name, origin)))
 
     def warm(self, name: str, tree: bytes, /) -> TreeFile | None:
         """The same if it was resolved a moment ago, else None. Takes microseconds."""
@@ -173,19 +176,33 @@ class TreeFiles:
         with self._store.env.read() as txn:
             return self._store.extents.object_record(txn, digest, size).runs
 
-    def _has(self, name: str, manifest: Digest) -> bool:
+    def _has(self, name: str, origin: TreeOrigin) -> bool:
         try:
-            self._store.registry.manifest(name, manifest)
+            self._store.registry.manifest(name, origin.manifest)
         except NotFoundError:
             return False
         return True
 
-    def _manifests(self, name: str, tree: bytes) -> list[Digest]:
+    def _look(self, name: str, origin: TreeOrigin) -> ImageView | None:
+        """What a repository has of an origin; None if that is not there, or has never been: a note may be damaged."""
+        try:
+            return resolve_image(self._store, name, origin.manifest, first=origin.first)
+        except (NotFoundError, InvalidError):
+            return None
+
+    def _is_image(self, name: str, origin: TreeOrigin) -> bool:
+        """Whether it is a whole image that a repository has. A lease says only of how many layers its tree is."""
+        if origin.first is None:
+            return self._has(name, origin)
+        view = self._look(name, origin)
+        return view is not None and view.first is None
+
+    def _origins(self, name: str, tree: bytes) -> list[TreeOrigin]:
         """Through which a repository had a tree."""
         link = self._links.get((name, tree))
         found = [] if link is None else [link[0]]
         if link is None or not self._has(name, link[0]):
-            found += [] if self._cache is None else self._cache.manifests(name, tree)
+            found += [] if self._cache is None else self._cache.origins(name, tree)
         return found
 
     def _leased(self, name: str, tree: bytes) -> TreeFile:
@@ -200,7 +217,7 @@ class TreeFiles:
             if lease is None or found is None:
                 self._links.pop((name, tree), None)
                 raise TreeUnknownError(Digest("blake3", tree))
-            self._remember(name, tree, lease.manifest)
+            self._remember(name, tree, TreeOrigin(lease.manifest, len(lease.layers) or None))
         return found
 
     def _merge_again(self, tree: bytes, layers: Sequence[Digest]) -> TreeFile | None:
@@ -222,19 +239,20 @@ class TreeFiles:
             self._cache.keep(tree, raw)
         return self._keep(TreeFile(raw, tree))
 
-    def _remake(self, name: str, tree: bytes, manifest: Digest) -> TreeFile | None:
-        """A tree whose file is gone; None if this image does not become it, or cannot be merged any more."""
+    def _remake(self, name: str, tree: bytes, origin: TreeOrigin) -> TreeFile | None:
+        """A tree whose file is gone; None if this origin does not become it, or cannot be merged any more."""
         if not self._waiting.acquire(blocking=False):
             raise BusyError("too many trees are being merged; try again")
         try:
-            built = self.build(name, resolve_image(self._store, name, manifest))
+            view = self._look(name, origin)
+            built = None if view is None else self.build(name, view)
         except PendingError as error:
-            raise BusyError(f"a layer of {manifest} is being read; try again") from error
+            raise BusyError(f"a layer of {origin.manifest} is being read; try again") from error
         except (NotFoundError, LayerInvalidError, LimitError):
             return None
         finally:
             self._waiting.release()
-        return built if built.digest == tree else None
+        return built if built is not None and built.digest == tree else None
 
     def _find(self, tree: bytes) -> TreeFile | None:
         """One that is open, or in a file."""
@@ -254,23 +272,18 @@ class TreeFiles:
                 size -= len(self._open.popitem(last=False)[1].raw)
         return tree
 
-    def _note(self, name: str, tree: bytes, manifest: Digest) -> None:
+    def _note(self, name: str, tree: bytes, origin: TreeOrigin) -> None:
         """Remember whose a tree is, and what it came from."""
         with self._lock:
-            self._made[manifest] = tree
+            self._made[origin] = tree
             while len(self._made) > _MOST_LINKS:
                 self._made.popitem(last=False)
-            self._remember(name, tree, manifest)
+            self._remember(name, tree, origin)
         if self._cache is not None:
-            self._cache.link(name, tree, manifest)
+            self._cache.link(name, tree, origin)
 
-    def _remember(self, name: str, tree: bytes, manifest: Digest) -> None:
-        self._links[name, tree] = manifest, time.monotonic() + _CHECKED_S
+    def _remember(self, name: str, tree: bytes, origin: TreeOrigin) -> None:
+        self._links[name, tree] = origin, time.monotonic() + _CHECKED_S
         self._links.move_to_end((name, tree))
         while len(self._links) > _MOST_LINKS:
             self._links.popitem(last=False)
-
-
-def making_name(manifest: Digest) -> str:
-    """What an image's tree is called while it is made."""
-    return blake3_raw(str(manifest).encode()).hex()

@@ -20,6 +20,7 @@ from pagepool.image.treestore import list_files, remove_file
 from pagepool_service.store.collect.catalogue import repositories
 from pagepool_service.store.collect.marking import batches
 from pagepool_service.store.environment import Table
+from pagepool_service.treeorigins import TreeOrigin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,7 @@ def sweep_trees(store: Store, *, dry: bool = False, young_s: float = _YOUNG_S) -
     """
     trees = store.data / "trees"
     manifests = {
-        blake3_raw(str(Digest.from_key(key)).encode()).hex()
+        TreeOrigin(Digest.from_key(key)).file_name
         for batch in batches(store.env, Table.MANIFESTS, check=False)
         for key, _ in batch
     }
@@ -56,7 +57,7 @@ def sweep_trees(store: Store, *, dry: bool = False, young_s: float = _YOUNG_S) -
     gone = {name[:_HEX] for name in links} - alive
     sweep = _Sweep(dry, time.time() - young_s)
     for path in list_files(trees / "images"):
-        if path.name not in manifests:
+        if path.name.partition("-")[0] not in manifests:  # what follows says of how many layers
             sweep.remove("tree notes", path)
     for path in list_files(trees / "links"):
         if not links.get(path.name, True):
@@ -99,5 +100,5 @@ def _manifests(path: Path) -> set[str]:
     with contextlib.suppress(OSError):
         for line in path.read_text("ascii", "replace").split("\n"):
             with contextlib.suppress(InvalidError):
-                found.add(blake3_raw(str(Digest.parse(line)).encode()).hex())
+                found.add(TreeOrigin(TreeOrigin.parse(line).manifest).file_name)
     return found

@@ -14,6 +14,7 @@ from pagepool.digest import Digest, blake3_raw
 from pagepool.image import Kind, Node, Tree, encode_tree
 from pagepool_service import treecache
 from pagepool_service.treecache import TreeCache
+from pagepool_service.treeorigins import TreeOrigin
 
 _ROOT = Path(__file__).parents[2]
 
@@ -25,8 +26,8 @@ def make_tree(number: int, size: int = 0) -> tuple[bytes, bytes]:
     return blake3_raw(raw), raw
 
 
-def manifest(number: int) -> Digest:
-    return Digest.of(b"%d" % number)
+def origin(number: int, first: int | None = None) -> TreeOrigin:
+    return TreeOrigin(Digest.of(b"%d" % number), first)
 
 
 def test_trees_come_back(tmp_path: Path) -> None:
@@ -74,10 +75,10 @@ def test_links(tmp_path: Path) -> None:
     cache = TreeCache(tmp_path)
     tree = make_tree(1)[0]
     for number in (1, 2, 1, 3):
-        cache.link("team/app", tree, manifest(number))
-    assert cache.manifests("team/app", tree) == [manifest(3), manifest(2), manifest(1)]
-    assert cache.manifests("team/other", tree) == []
-    assert cache.manifests("team/app", make_tree(2)[0]) == []
+        cache.link("team/app", tree, origin(number))
+    assert cache.origins("team/app", tree) == [origin(3), origin(2), origin(1)]
+    assert cache.origins("team/other", tree) == []
+    assert cache.origins("team/app", make_tree(2)[0]) == []
 
 
 def test_links_do_not_grow_without_end(tmp_path: Path) -> None:
@@ -85,30 +86,30 @@ def test_links_do_not_grow_without_end(tmp_path: Path) -> None:
     cache = TreeCache(tmp_path)
     tree = make_tree(1)[0]
     for number in range(200):
-        cache.link("app", tree, manifest(number))
-        assert cache.manifests("app", tree)[0] == manifest(number)
-    assert 10 <= len(cache.manifests("app", tree)) <= 32
+        cache.link("app", tree, origin(number))
+        assert cache.origins("app", tree)[0] == origin(number)
+    assert 10 <= len(cache.origins("app", tree)) <= 32
 
 
 def test_torn_links(tmp_path: Path) -> None:
     """A line that was cut short, or is not one, is passed over."""
     cache = TreeCache(tmp_path)
     tree = make_tree(1)[0]
-    cache.link("app", tree, manifest(1))
+    cache.link("app", tree, origin(1))
     (path,) = (tmp_path / "links").iterdir()
-    path.write_bytes(b"\xff\0\n" + path.read_bytes() + f"{manifest(2)}"[:-5].encode() + b"\n")
-    assert cache.manifests("app", tree) == [manifest(1)]
+    path.write_bytes(b"\xff\0\n" + path.read_bytes() + f"{origin(2)}"[:-5].encode() + b"\n")
+    assert cache.origins("app", tree) == [origin(1)]
 
 
 def test_which_tree_an_image_has(tmp_path: Path) -> None:
     """Noted once; nonsense is no tree."""
     cache = TreeCache(tmp_path)
-    cache.note_tree(manifest(1), make_tree(1)[0])
-    assert cache.tree_of(manifest(1)) == make_tree(1)[0]
-    assert cache.tree_of(manifest(2)) is None
+    cache.note_tree(origin(1), make_tree(1)[0])
+    assert cache.tree_of(origin(1)) == make_tree(1)[0]
+    assert cache.tree_of(origin(2)) is None
     (path,) = (tmp_path / "images").iterdir()
     path.write_text("no hex")
-    assert cache.tree_of(manifest(1)) is None
+    assert cache.tree_of(origin(1)) is None
 
 
 def test_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +117,9 @@ def test_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(treecache, "_MOST_NOTES", 20)
     cache = TreeCache(tmp_path)
     for number in range(100):
-        cache.note_tree(manifest(number), bytes(32))
-        cache.link(f"app{number}", bytes(32), manifest(number))
-        assert cache.tree_of(manifest(number)) == bytes(32)
+        cache.note_tree(origin(number), bytes(32))
+        cache.link(f"app{number}", bytes(32), origin(number))
+        assert cache.tree_of(origin(number)) == bytes(32)
     assert len(list((tmp_path / "images").iterdir())) <= 20
     assert len(list((tmp_path / "links").iterdir())) <= 20
 
@@ -140,9 +141,9 @@ def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
     cache = TreeCache(tmp_path / "file")
     digest, raw = make_tree(1)
     cache.keep(digest, raw)
-    cache.link("app", digest, manifest(1))
-    cache.note_tree(manifest(1), digest)
-    assert (cache.load(digest), cache.tree_of(manifest(1)), cache.manifests("app", digest)) == (None, None, [])
+    cache.link("app", digest, origin(1))
+    cache.note_tree(origin(1), digest)
+    assert (cache.load(digest), cache.tree_of(origin(1)), cache.origins("app", digest)) == (None, None, [])
 
 
 _WORKER = """

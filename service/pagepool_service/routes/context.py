@@ -67,7 +67,7 @@ class TreeFiles(Protocol):
         ...
 
     def manifests(self, name: str, tree: bytes, /) -> list[Digest]:
-        """The manifests of the repository that the tree came from, those that are still there. Blocks."""
+        """The manifests of the repository all of whose layers became the tree, those that are still there. Blocks."""
         ...
 
     def measure_sharing(self, present: Container[bytes], /) -> Sharing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote_to_bytes
@@ -61,12 +62,14 @@ _FILES = json_object(("entries",), entries={"type": "array", "items": {"type": "
 
 _COUNT = {"type": "integer", "minimum": 0}
 _TREE = json_object(
+    ("image", "tree", "size", "nodes", "objects", "object_bytes", "cache"),
     image={**_TEXT, "description": "Digest of the manifest."},
     tree={**_TEXT, "description": "BLAKE3 of the tree file."},
     size={**_COUNT, "description": "Bytes of the tree file."},
     nodes={**_COUNT, "description": "Files, directories and others; hard links once."},
     objects={**_COUNT, "description": "Distinct contents of files."},
     object_bytes=_COUNT,
+    layers={**_COUNT, "description": "Of how many layers it is; only where `layers` asked for that."},
     cache={
         "type": ["object", "null"],
         "description": "The pool that the service reads objects from, for clients on the same machine.",
@@ -110,6 +113,14 @@ PlatformQuery = Annotated[
     Query(description="Which image of an index, `os/architecture[/variant]`; that of the service's machine."),
 ]
 
+LayersQuery = Annotated[
+    str | None,
+    Query(
+        description="The tree of the first so many layers only, whether those above them are ready or not.",
+        json_schema_extra={"type": "integer", "minimum": 1},
+    ),
+]
+
 
 @router.get("/v1/images", response_class=JSONResponse, responses=_IMAGES_ANSWERS)
 async def list_images(service: Service, caller: Caller, n: Limit, last: Last) -> Response:
@@ -150,12 +161,21 @@ async def get_image(
     openapi_extra={"parameters": [PREFER]},
 )
 async def get_tree(
-    request: Request, service: Service, name: Repository, reference: Reference, platform: PlatformQuery = None
+    request: Request,
+    service: Service,
+    name: Repository,
+    reference: Reference,
+    platform: PlatformQuery = None,
+    layers: LayersQuery = None,
 ) -> JSONResponse:
     """Name the merged tree of an image that is ready, for the routes below ``trees``."""
+    first = None if layers is None else _parse_layers(layers)
+    heeded = {} if first is None else {"layers": first}  # an earlier version did not know of it
     try:
-        view, tree = await _make_tree(service, name, reference, platform, preferred_wait_s(request))
-        return tree.answer() if isinstance(tree, Unfinished) else JSONResponse(_describe_tree(service, view, tree))
+        view, tree = await _make_tree(service, name, reference, platform, preferred_wait_s(request), first)
+        if isinstance(tree, Unfinished):
+            return tree.answer()
+        return JSONResponse(_describe_tree(service, view, tree) | heeded)
     except PendingError as error:
         return JSONResponse({"waiting": list(error.waiting)}, 202, {"Retry-After": "1"})
 
@@ -224,13 +244,23 @@ async def find_tree(
 
 
 async def _make_tree(
-    service: Context, name: str, reference: Digest | str, platform: str | None, wait_s: float | None
+    service: Context,
+    name: str,
+    reference: Digest | str,
+    platform: str | None,
+    wait_s: float | None,
+    first: int | None = None,
 ) -> tuple[ImageView, TreeFile | Unfinished]:
-    """The same; waits for a tree that has to be merged at most so long, if there is a limit."""
+    """The same, of the first so many layers; waits for a tree that has to be merged at most so long, if there is a
+    limit.
+
+    Raises:
+        InvalidError: the image does not have so many layers.
+    """
     wanted = None if platform is None else Platform.parse(platform)
 
     def look() -> tuple[ImageView, TreeFile | None]:
-        view = resolve_image(service.store, name, reference, wanted)
+        view = resolve_image(service.store, name, reference, wanted, first)
         if view.state == PENDING:
             raise PendingError(view.digest, view.waiting)
         return view, service.treefiles.known(name, view)
@@ -238,8 +268,14 @@ async def _make_tree(
     view, known = await service.threads.run(look)
     if known is not None:
         return view, known
-    key = ("tree", name, str(view.digest))
+    key = ("tree", name, str(view.origin))
     return view, await service.makers.make(key, wait_s, service.treefiles.build, name, view)
+
+
+def _parse_layers(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not int(text):
+        raise InvalidError(text[:32], "layers is a number, 1 or more")
+    return int(text)
 
 
 def _describe_tree(service: Context, view: ImageView, tree: TreeFile) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pagepool.digest import Digest
 from pagepool.errors import NotFoundError, PagepoolError
 from pagepool.oci import Index, Platform, parse_manifest, select_platform
 from pagepool_service.seeing.contents import read_contents
+from pagepool_service.treeorigins import TreeOrigin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -174,7 +175,7 @@ class SharingIndex:
 
     def _tree_of(self, image: TaggedImage) -> bytes | None:
         """The tree that a tag leads to, of an index that for this machine; None if it has none yet."""
-        tree = self._trees.tree_of(image.digest)
+        tree = self._trees.tree_of(TreeOrigin(image.digest))
         if tree is not None:
             return tree
         try:
@@ -182,7 +183,7 @@ class SharingIndex:
             document = parse_manifest(stored.raw, stored.media_type)
             if not isinstance(document, Index):
                 return None
-            return self._trees.tree_of(select_platform(document.manifests, Platform.local()).digest)
+            return self._trees.tree_of(TreeOrigin(select_platform(document.manifests, Platform.local()).digest))
         except (NotFoundError, PagepoolError):
             return None
 
