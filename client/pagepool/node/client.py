@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableError
+from pagepool.errors import BusyError, InvalidError, PagepoolError, UnreachableError, UnsupportedError
 from pagepool.mount import kernel
 from pagepool.mount.mountinfo import mounted_at
 from pagepool.mount.turns import turn
@@ -56,6 +56,7 @@ class KernelMountOptions:
         config: whether the image's configuration is wanted, too: `KernelMount.fields` has it as "config".
         programs: what will be run on it at once, as far as that is known: paths or names; the node has what that
             needs ready. None: nothing will.
+        layers: mount only the first so many layers of the image, whether the others are ready or not; None: all.
     """
 
     upper: Path | None = None
@@ -69,6 +70,7 @@ class KernelMountOptions:
     owner: str = ""
     config: bool = False
     programs: tuple[str, ...] | None = None
+    layers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,8 @@ class NodeClient:
             BusyError: the upper is in use, or an image is mounted there already.
             InvalidError: upper and directory are in each other, or the node sees another directory by that name.
             KernelLimitError: the image has something in it that the kernel cannot hold: FUSE can.
+            UnsupportedError: the node, or the service, is of an earlier version, and does not know of `layers`; or the
+                image does not have so many.
             PagepoolError, OSError: it cannot be mounted. Nothing is left of it.
         """
         options = options or KernelMountOptions()
@@ -214,6 +218,11 @@ class NodeClient:
             elif "mount" in message:
                 descriptor = channel.descriptors.pop()
                 try:
+                    if options.layers is not None and message.get("layers") != options.layers:
+                        raise UnsupportedError(
+                            f"the node mounts all layers of {reference}, where the first {options.layers} were asked "
+                            "for: it is of an earlier version; end it, so that it is started again"
+                        )
                     with turn(target):  # somebody else's may be there by now
                         _check_target(target)
                         kernel.attach(descriptor, target)
@@ -274,6 +283,7 @@ class NodeClient:
             "config": options.config,
             "platform": None if platform is None else str(platform),
             "programs": None if options.programs is None else list(options.programs),
+            "layers": options.layers,
         }
         if credentials is not None:
             found |= {

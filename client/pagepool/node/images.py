@@ -54,7 +54,7 @@ class Resolved:
     """An image, resolved.
 
     Args:
-        tree: of its file system.
+        tree: of its file system, or of that of its first layers.
         manifest: of its manifest, "" if it is not known.
         offline: whether the service could not be asked.
     """
@@ -89,19 +89,21 @@ class Images:
         platform: Platform | None,
         wait_s: float,
         patience: Patience | None = None,
+        layers: int | None = None,
     ) -> Resolved:
         """What a name means now; if the service is gone, what it meant last, if that image is here.
 
         Args:
             wait_s: how long to wait while the image's layers are read.
             patience: how long for its tree, if it has to be made first.
+            layers: of how many layers the tree is, counted from the lowest; None: of all.
 
         Raises:
             PagepoolError: as `TreeClient.resolve`.
         """
-        note = self._note(session.where, repository, target, platform)
+        note = self._note(session.where, repository, target, platform, layers)
         try:
-            state = TreeClient(session).resolve(repository, target, platform, wait_s, patience)
+            state = TreeClient(session).resolve(repository, target, platform, wait_s, patience, layers)
         except (UnreachableError, ResponseError) as error:
             if not is_down(error):
                 raise
@@ -266,8 +268,11 @@ class Images:
             return before is not None and before == _identity(path)
         return False
 
-    def _note(self, where: str, repository: str, target: str, platform: Platform | None) -> Path:
+    def _note(
+        self, where: str, repository: str, target: str, platform: Platform | None, layers: int | None = None
+    ) -> Path:
         key = "\n".join((where, repository, target, str(platform or "")))
+        key += "" if layers is None else f"\n{layers}"
         return self._notes / f"{blake3_raw(key.encode()).hex()[:32]}.json"
 
     @contextlib.contextmanager

@@ -64,6 +64,7 @@ class MountWish:
         quota: most bytes that may be written; 0 for no limit.
         owner: what it belongs to.
         fill: whether the rest of the image is to be fetched when there is time; for the record.
+        layers: how many layers of the image these are; None: all; for the record.
     """
 
     path: str
@@ -76,6 +77,7 @@ class MountWish:
     quota: int = 0
     owner: str = ""
     fill: bool = True
+    layers: int | None = None
 
 
 class _How(NamedTuple):
@@ -279,7 +281,7 @@ class NodeMounts:
         if find_upper(directory) is not None or (directory / NAME).exists():
             found = read_upper_info(directory / UPPER)
             if found.tree != tree:
-                reason = f"is of another image, {found.image}, or of another version of it"
+                reason = f"is of another image, {found.image or found.repository}, or of another version of it"
                 raise InvalidError(str(directory), reason)
             return
         if any(found.name != PART for found in directory.iterdir()):
@@ -287,7 +289,9 @@ class NodeMounts:
         if wish.upper is None:
             (directory / _TEMPORARY).touch()
         manifest = Digest.parse(record.manifest) if record.manifest else None
-        info = UpperInfo(record.repository, record.url, tree, wish.image, manifest)
+        # Of the first layers of an image only the tree is said: committed over the image it would be another one.
+        image = "" if manifest is None else wish.image
+        info = UpperInfo(record.repository, record.url, tree, image, manifest)
         info.write(directory, durable=wish.upper is not None)
 
     def _mount_tree(self, tree: str, metadata: Path) -> None:
@@ -315,6 +319,7 @@ class NodeMounts:
             owner=wish.owner,
             fill=wish.fill,
             lazy=self._lazy,
+            layers=wish.layers,
         )
 
     # -- listing and removing ----------------------------------------------------------------------------------

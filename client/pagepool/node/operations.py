@@ -92,13 +92,14 @@ class Operations:
         mounts, source = self._worker.mounts, None
         try:
             with mounts.expecting():
-                source, metadata, offline = self._open_source(channel, request)
+                source, metadata, resolved = self._open_source(channel, request)
                 if request.get("mounted"):
-                    return self._take_over(request, source, offline=offline)
+                    return self._take_over(request, source, resolved)
+                offline = resolved.offline
                 if self._worker.options.profiles and not offline and not request.get("eager"):
                     self._worker.profiles.ahead(source)
                 _check_seen(request)
-                config = self._config(source) if request.get("config") else None
+                config = self._config(source, resolved) if request.get("config") else None
                 if isinstance(request.get("programs"), list) and not offline and not request.get("eager"):
                     self._worker.guesses.begin(source, [str(name) for name in request["programs"]], config)
                 if request.get("eager"):
@@ -106,7 +107,7 @@ class Operations:
                 self._worker.keep_lazy()
                 record, descriptor = mounts.make(source, metadata, _wish(request))
             self._hand_over(channel, record, descriptor, source, metadata, offline=offline)
-            return self._mounted(record, source, config, offline=offline)
+            return self._mounted(record, source, config, resolved)
         except BaseException:
             if source is not None:
                 mounts.drop(source.record.tree)
@@ -121,7 +122,7 @@ class Operations:
             try:
                 if worker.options.profiles and not offline:
                     worker.profiles.begin(record.id, descriptor, source, metadata)
-                channel.send({"mount": record.id}, (descriptor,))
+                channel.send({"mount": record.id, "layers": record.layers}, (descriptor,))
             finally:
                 os.close(descriptor)
             answer = channel.receive()
@@ -135,23 +136,23 @@ class Operations:
             worker.mounts.attached(record)
             raise
 
-    def _take_over(self, request: dict[str, Any], source: Source, *, offline: bool) -> dict[str, Any]:
+    def _take_over(self, request: dict[str, Any], source: Source, resolved: Resolved) -> dict[str, Any]:
         """A mount that is in its place already: the worker that made it has died just then."""
         record = self._worker.mounts.find(str(request["mounted"]))
-        config = self._config(source) if request.get("config") else None
-        return self._mounted(record, source, config, offline=offline)
+        config = self._config(source, resolved) if request.get("config") else None
+        return self._mounted(record, source, config, resolved)
 
-    def _mounted(self, record: MountRecord, source: Source, config: str | None, *, offline: bool) -> dict[str, Any]:
+    def _mounted(self, record: MountRecord, source: Source, config: str | None, resolved: Resolved) -> dict[str, Any]:
         worker = self._worker
         record = worker.mounts.attached(record)
         worker.sources.update(record.tree, released=0.0)
         worker.leases.want(record.tree)
         if worker.options.fill and record.fill:
             worker.filler.complete(source)
-        return {**record.shown(), "offline": offline, "manifest": source.record.manifest, "config": config}
+        return {**record.shown(), "offline": resolved.offline, "manifest": resolved.manifest, "config": config}
 
-    def _open_source(self, channel: Channel, request: dict[str, Any]) -> tuple[Source, Path, bool]:
-        """The tree that a request means, and its metadata image."""
+    def _open_source(self, channel: Channel, request: dict[str, Any]) -> tuple[Source, Path, Resolved]:
+        """The tree that a request means, its metadata image, and the image."""
         worker = self._worker
         record = SourceRecord(
             tree="",
@@ -177,22 +178,24 @@ class Operations:
             lambda: files.tree(session, record.repository, tree),
             lambda: files.metadata(session, record.repository, tree, patience),
         )
-        record = replace(record, tree=tree.hex, manifest=resolved.manifest)
-        return worker.sources.add(record, asked=not resolved.offline), metadata, resolved.offline
+        # What is taken for the image elsewhere, as when what was written over it is committed, is all of its layers.
+        manifest = resolved.manifest if _layers(request) is None else ""
+        record = replace(record, tree=tree.hex, manifest=manifest)
+        return worker.sources.add(record, asked=not resolved.offline), metadata, resolved
 
     def _have_config(self, session: Session, record: SourceRecord, resolved: Resolved) -> None:
         with suppress(PagepoolError, OSError):
             self._worker.images.config(session, record.repository, resolved.manifest)
 
-    def _config(self, source: Source) -> str:
+    def _config(self, source: Source, resolved: Resolved) -> str:
         """The image's configuration, as it is stored."""
-        record = source.record
-        return self._worker.images.config(source.session, record.repository, record.manifest)
+        return self._worker.images.config(source.session, source.record.repository, resolved.manifest)
 
     def _resolve(self, session: Session, record: SourceRecord, request: dict[str, Any], patience: Patience) -> Resolved:
         platform = Platform.parse(str(request["platform"])) if request.get("platform") else None
         wait_s, target = float(request.get("wait_s", 60.0)), str(request["target"])
-        return self._worker.images.resolve(session, record.repository, target, platform, wait_s, patience)
+        layers = _layers(request)
+        return self._worker.images.resolve(session, record.repository, target, platform, wait_s, patience, layers)
 
     # -- looking and undoing -----------------------------------------------------------------------------------
 
@@ -307,6 +310,10 @@ def _verify(value: object) -> bool | str:
     return value if isinstance(value, str) else bool(value)
 
 
+def _layers(request: dict[str, Any]) -> int | None:
+    return None if request.get("layers") is None else int(request["layers"])
+
+
 def _wish(request: dict[str, Any]) -> MountWish:
     return MountWish(
         path=str(request["path"]),
@@ -319,6 +326,7 @@ def _wish(request: dict[str, Any]) -> MountWish:
         quota=int(request.get("quota", 0)),
         owner=str(request.get("owner", "")),
         fill=bool(request.get("fill", True)),
+        layers=_layers(request),
     )
 
 

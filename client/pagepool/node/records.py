@@ -47,7 +47,7 @@ class SourceRecord:
         url: of the service.
         repository: where the image is.
         image: its name, for people.
-        manifest: digest of its manifest, "" if it is not known.
+        manifest: digest of the manifest whose layers are the tree, all of them; "" if none is known.
         username, password, identity_token: who we are to the service; empty: nobody.
         verify: whether its certificate is checked; or files of those who vouch for it (`pagepool.transport.trust`).
         lease: the lease that the node holds on the tree; "" if it has none.
@@ -97,6 +97,7 @@ class MountRecord:
         owner: what it belongs to ("" or the id of a container).
         fill: whether the rest of its image is to be fetched when there is time.
         lazy: device of the lazy mount that it asks, ``major:minor``; "" if that is not known.
+        layers: how many layers of the image these are, counted from the lowest; None: all.
     """
 
     id: str
@@ -113,6 +114,7 @@ class MountRecord:
     owner: str = ""
     fill: bool = True
     lazy: str = ""
+    layers: int | None = None
 
     def shown(self) -> dict[str, Any]:
         """The fields, for others: `since` is in seconds since 1970."""

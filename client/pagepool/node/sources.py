@@ -132,13 +132,14 @@ class Sources:
         with self._adding:
             known = self._sources.get(record.tree)
             if not asked and known is not None and not known.record.released:
-                record = replace(known.record, image=record.image, manifest=record.manifest)
+                record = replace(known.record, image=record.image, manifest=record.manifest or known.record.manifest)
             return self._take_up(record) or self._add(record)
 
     def _add(self, record: SourceRecord, *, noted: bool = False) -> Source:
         former = self._sources.get(record.tree)
         if former is not None and former.record.place == record.place:
-            record = replace(record, lease=former.record.lease)
+            manifest = record.manifest or former.record.manifest
+            record = replace(record, lease=former.record.lease, manifest=manifest)
         source = self._open(record)
         self._index(source)
         if not noted:
@@ -174,7 +175,8 @@ class Sources:
                 return None
             self._sources.move_to_end(record.tree)
         self._index(known)
-        self.update(record.tree, image=record.image, manifest=record.manifest, released=record.released)
+        manifest = record.manifest or known.record.manifest  # the tree may be that of another image's first layers, too
+        self.update(record.tree, image=record.image, manifest=manifest, released=record.released)
         return known
 
     def _index(self, source: Source) -> None:

@@ -88,6 +88,7 @@ class TreeClient:
         platform: Platform | None = None,
         timeout_s: float = 60.0,
         patience: Patience | None = None,
+        layers: int | None = None,
     ) -> TreeState:
         """The tree of an image, once all its layers have been read.
 
@@ -97,15 +98,19 @@ class TreeClient:
             platform: of an index, which image; None: as the service chooses.
             timeout_s: how long to wait for the layers.
             patience: how long for the tree, if it has to be made first.
+            layers: the tree of the first so many layers only, which does not wait for the others; None: of all.
 
         Raises:
             ManifestUnknownError: there is no such image.
+            UnsupportedError: the service is of an earlier version, which does not know of `layers`; or the image does
+                not have so many.
             PendingError: it is not ready after `timeout_s`, or the tree takes longer than there is patience.
             LayerInvalidError, ResponseError: it cannot be mounted.
         """
         shown = f"{name}{'@' if ':' in reference else ':'}{reference}"
         about = Subject(ManifestUnknownError, shown, name)
-        params = (("platform", str(platform)),) if platform else ()
+        wanted = (("platform", platform), ("layers", layers))
+        params = tuple((key, str(value)) for key, value in wanted if value is not None)
         waiting = Waiting(self._session, shown, patience or Patience(), self._clock)
         call = Call(
             "GET",
@@ -122,6 +127,11 @@ class TreeClient:
             response = self._session.request(call)
             fields = load_object(response.content, "answer", answer_error)
             if response.status_code == 200:
+                if layers is not None and (not fields.has("layers") or fields.integer("layers") != layers):
+                    raise UnsupportedError(
+                        f"{self._session.where} gives the tree of all layers of {shown}, where the first {layers} were "
+                        "asked for: the service is of an earlier version"
+                    )
                 pool = fields.object("cache") if fields.has("cache") else None
                 place = None if pool is None else PoolPlace(pool.string("id"), Path(pool.string("path")))
                 return TreeState(fields.digest("image"), fields.digest("tree"), fields.integer("size"), place)

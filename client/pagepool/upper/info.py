@@ -42,7 +42,7 @@ class UpperInfo:
         repository: where the image is.
         url: of the service.
         tree: digest of its tree.
-        image: its reference, as it was mounted.
+        image: its reference, as it was mounted; "" if it is no image, but a tree alone.
         manifest: digest of its manifest, where that is known.
     """
 
