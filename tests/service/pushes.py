@@ -12,7 +12,7 @@ from pagepool.digest import Digest
 from pagepool.oci.mediatypes import OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import httpx
 
@@ -59,17 +59,23 @@ def image_parts(
 ) -> tuple[bytes, bytes, bytes]:
     """The manifest, configuration and only layer of an image; `extra` are more fields of the manifest."""
     tar = tar_layer(files or {"etc/hello": b"hello\n"}) if tar is None else tar
-    layer = gzip.compress(tar, mtime=0)
-    rootfs = {"type": "layers", "diff_ids": [str(Digest.of(tar))]}
+    manifest, config, (layer,) = layered_parts([tar], **extra)
+    return manifest, config, layer
+
+
+def layered_parts(tars: Sequence[bytes], **extra: Any) -> tuple[bytes, bytes, list[bytes]]:
+    """The manifest, configuration and layers of an image."""
+    layers = [gzip.compress(tar, mtime=0) for tar in tars]
+    rootfs = {"type": "layers", "diff_ids": [str(Digest.of(tar)) for tar in tars]}
     config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}).encode()
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": descriptor(OCI_CONFIG, config),
-        "layers": [descriptor(OCI_LAYER_GZIP, layer)],
+        "layers": [descriptor(OCI_LAYER_GZIP, layer) for layer in layers],
         **extra,
     }
-    return json.dumps(manifest).encode(), config, layer
+    return json.dumps(manifest).encode(), config, layers
 
 
 def push_image(
@@ -78,6 +84,14 @@ def push_image(
     """Push an image of one layer."""
     manifest, config, layer = image_parts(files, **extra)
     for blob in (config, layer):
+        push_blob(http, repository, blob)
+    return put_manifest(http, repository, reference, manifest)
+
+
+def push_layers(http: httpx.Client, repository: str, reference: str, tars: Sequence[bytes]) -> Digest:
+    """Push an image of these layers, the lowest first."""
+    manifest, config, layers = layered_parts(tars)
+    for blob in (config, *layers):
         push_blob(http, repository, blob)
     return put_manifest(http, repository, reference, manifest)
 

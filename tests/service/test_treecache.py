@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pagepool.digest import Digest, blake3_raw
+from pagepool.errors import InvalidError
 from pagepool.image import Kind, Node, Tree, encode_tree
 from pagepool_service import treecache
 from pagepool_service.treecache import TreeCache
@@ -99,6 +100,52 @@ def test_torn_links(tmp_path: Path) -> None:
     (path,) = (tmp_path / "links").iterdir()
     path.write_bytes(b"\xff\0\n" + path.read_bytes() + f"{origin(2)}"[:-5].encode() + b"\n")
     assert cache.origins("app", tree) == [origin(1)]
+
+
+def test_links_of_the_first_layers(tmp_path: Path) -> None:
+    """They are others than those of all, and no digests: what knows only these passes them over."""
+    cache = TreeCache(tmp_path)
+    tree = make_tree(1)[0]
+    linked = [origin(1), origin(1, 12), origin(1, 2), origin(2, 1)]
+    for one in linked:
+        cache.link("app", tree, one)
+    assert cache.origins("app", tree) == linked[::-1]
+    (path,) = (tmp_path / "links").iterdir()
+    lines = [line for line in path.read_text().split("\n") if line]
+    assert lines == [str(one) for one in linked]
+    assert lines[0] == str(origin(1).manifest)
+    for line in lines[1:]:
+        with pytest.raises(InvalidError):
+            Digest.parse(line)
+
+
+def test_a_torn_link_is_no_other(tmp_path: Path) -> None:
+    """Wherever it was cut, and whatever was written behind it."""
+    cache = TreeCache(tmp_path)
+    tree = make_tree(1)[0]
+    cache.link("app", tree, origin(1))
+    (path,) = (tmp_path / "links").iterdir()
+    whole = path.read_bytes()
+    for length in range(len(str(origin(2, 12)))):
+        path.write_bytes(whole + str(origin(2, 12)).encode()[:length])
+        cache.link("app", tree, origin(3))
+        assert cache.origins("app", tree) == [origin(3), origin(1)]
+
+
+@pytest.mark.parametrize("text", ["", "/", "0/{}", "01/{}", "-1/{}", "1/2/{}", "x/{}", "1/", "1/{}/", "9999999999/{}"])
+def test_what_is_no_origin(text: str) -> None:
+    with pytest.raises(InvalidError):
+        TreeOrigin.parse(text.format(origin(1).manifest))
+
+
+def test_which_tree_the_first_layers_have(tmp_path: Path) -> None:
+    """That, and why they have none, is noted of each number by itself."""
+    cache = TreeCache(tmp_path)
+    cache.note_tree(origin(1, 2), make_tree(1)[0])
+    cache.note_problem(origin(1), "no tree")
+    cache.note_tree(origin(1, 12), make_tree(2)[0])
+    assert [cache.tree_of(origin(1, first)) for first in (2, 12, None)] == [make_tree(1)[0], make_tree(2)[0], None]
+    assert [cache.problem_of(origin(1, first)) for first in (2, 12, None)] == ["", "", "no tree"]
 
 
 def test_which_tree_an_image_has(tmp_path: Path) -> None:
