@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -21,12 +22,14 @@ from pagepool_service.images import READY, resolve_image
 from pagepool_service.store.store import Store
 from pagepool_service.treecache import TreeCache
 from pagepool_service.treefiles import TreeFiles
+from pagepool_service.treeorigins import TreeOrigin
 from pagepool_service.trees import Trees
 from pagepool_service.treesweep import sweep_trees
 from tests.service.pushes import layered_parts, push_layers, tar_layer
 from tests.service.test_images_api import settled
 from tests.service.test_leases import await_gone, delete_all, take
 from tests.store.helpers import ingest_all, push
+from tests.support.making import being_made
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -145,8 +148,26 @@ def test_a_profile_of_it_is_not_that_of_the_image(http: httpx.Client) -> None:
     assert [one["images"] for one in http.get(f"/v1/{name}/profiles").json()["profiles"]] == [[]]
     base = push_layers(http, name, "base", TARS[:2])
     settled(http, f"/v1/{name}/images/base")
-    assert http.get(f"/v1/{name}/images/base/tree").json()["tree"] == tree
+    assert http.get(f"/v1/{name}/images/base/tree").json()["tree"] == tree_of(http, 2, name)["tree"] == tree
     assert [one["images"] for one in http.get(f"/v1/{name}/profiles").json()["profiles"]] == [[str(base)]]
+
+
+def test_each_is_made_by_itself(http: httpx.Client, service: Service) -> None:
+    """Who asks for one is not given another that is being made just then."""
+    name = "layers/made"
+    tars = [tar_layer({"own": name.encode()}), *TARS[1:]]
+    making = TreeOrigin(Digest.of(layered_parts(tars)[0]), 1).file_name
+    path, told = f"/v1/{name}/images/latest/tree", {"Prefer": "respond-async, wait=0"}
+    with being_made(service.data, making) as held, ThreadPoolExecutor(1) as pool:
+        push_layers(http, name, "latest", tars)
+        settled(http, f"/v1/{name}/images/latest")
+        assert http.get(path, params={"layers": 1}, headers=told).status_code == 202
+        waiting = [pool.submit(tree_of, http, layers, name) for layers in (2, 1)]
+        assert http.get(path, params={"layers": 2}, headers=told).status_code == 202
+        held.release()
+        trees = [one.result()["tree"] for one in waiting]
+    assert trees == [tree_of(http, layers, name)["tree"] for layers in (2, 1)]
+    assert trees[0] != trees[1]
 
 
 @pytest.mark.usefixtures("image")
@@ -308,6 +329,8 @@ def test_files_of_before_are_read(store: Store) -> None:
     assert note.name == blake3(str(manifest).encode()).hexdigest()
     assert note.read_text() == whole.digest.hex()
     assert link.read_text() == f"{manifest}\n"
+    assert build(store, 3).digest == whole.digest
+    assert [*notes.iterdir(), *links.iterdir()] == [note, link]
     build(store, 1)
     assert len(list(notes.iterdir())) == 2
     new = next(path for path in links.iterdir() if path != link)
