@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pagepool.errors import BusyError, UnreachableError
+from pagepool.errors import BusyError, UnreachableError, UnsupportedError
 from pagepool.node.answering import ControlServer
-from pagepool.node.client import NodeClient
+from pagepool.node.client import KernelMountOptions, NodeClient
 from pagepool.node.control import Channel, NodeGoneError, ask, converse, decode_error, encode_error
+from pagepool.oci import Reference
 from pagepool.oci.mediatypes import MAX_CONFIG_SIZE
+from tests.support.descriptors import count_open
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,3 +182,32 @@ def test_a_scrub_whose_worker_dies(places: NodePlaces) -> None:
         server.start()
         assert asked.result(_PATIENCE_S) == {"objects": 3}
         server.retire()
+
+
+def test_a_node_that_mounts_all_layers_is_refused(places: NodePlaces, tmp_path: Path) -> None:
+    """An earlier version passes over how many it was asked for. Nothing is put into its place, and it is told so."""
+    answers: list[dict[str, Any] | None] = []
+
+    def mount(channel: Channel, request: dict[str, Any]) -> dict[str, Any]:
+        assert request["layers"] == 2
+        with (tmp_path / "tree").open("w") as file:
+            channel.send({"mount": "id"}, (file.fileno(),))
+        answers.append(channel.receive())
+        return {"id": "id"}
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(places.control))
+        listener.listen()
+        server = ControlServer(listener, {"mount": mount})
+        server.start()
+        at, options = tmp_path / "at", KernelMountOptions(layers=2)
+        at.mkdir()
+        before = count_open()
+        with pytest.raises(UnsupportedError, match=r"all layers of app:1, where the first 2 .* earlier version"):
+            NodeClient(places).mount("http://127.0.0.1:9", Reference.parse("app:1"), at, options)
+        deadline = time.monotonic() + _PATIENCE_S
+        while not answers or count_open() != before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert answers == [None]

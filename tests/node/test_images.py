@@ -167,3 +167,27 @@ def test_what_a_name_meant_that_cannot_be_read_is_not_known(places: NodePlaces, 
     tree, manifest = Digest("blake3", bytes(32)), "sha256:" + "b" * 64
     note.write_text(json.dumps({"tree": str(tree), "manifest": manifest}))
     assert images.resolve(gone, "app", "1", None, 1.0) == Resolved(tree, manifest, offline=True)
+
+
+def test_what_a_name_meant_is_known_of_each_number_of_layers(places: NodePlaces) -> None:
+    """Without the service an image would be mounted without its last layers, or with them."""
+    manifest, is_down = "sha256:" + "b" * 64, False
+
+    def tree_of(layers: int | None) -> Digest:
+        return Digest.of(str(layers).encode(), "blake3")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if is_down:
+            raise httpx.ConnectError("refused", request=request)
+        layers = int(request.url.params["layers"]) if "layers" in request.url.params else None
+        said = {"image": manifest, "tree": str(tree_of(layers)), "size": 1, "cache": None, "layers": layers}
+        return httpx.Response(200, stream=httpx.ByteStream(json.dumps(said).encode()))
+
+    images, transport = Images(places, Links()), httpx.MockTransport(answer)
+    with Session("http://127.0.0.1", transport=transport, retry=RetryPolicy(attempts=1)) as session:
+        for is_down in (False, True):
+            for layers in (1, None, 12):
+                found = images.resolve(session, "app", "1", None, 1.0, layers=layers)
+                assert found == Resolved(tree_of(layers), manifest, offline=is_down)
+        with pytest.raises(UnreachableError):
+            images.resolve(session, "app", "1", None, 1.0, layers=2)

@@ -66,6 +66,22 @@ def test_mounted_again_with_the_same_credentials(sources: Sources, record: Sourc
     assert (again.record.image, again.record.lease) == ("image:2", "lease")
 
 
+def test_the_image_that_a_tree_is_stays_known(sources: Sources, record: SourceRecord) -> None:
+    """Also when the same tree is mounted as the first layers of another image."""
+    part, whole, other = record, replace(record, manifest="sha256:whole"), replace(record, manifest="sha256:other")
+    for mounted, known in (
+        (part, ""),
+        (whole, "sha256:whole"),
+        (part, "sha256:whole"),
+        (replace(part, username="user"), "sha256:whole"),
+        (replace(other, username="user"), "sha256:other"),
+        (replace(part, repository="elsewhere"), ""),
+    ):
+        assert sources.add(mounted).record.manifest == known
+    sources.add(whole)
+    assert sources.add(part, asked=False).record.manifest == "sha256:whole"
+
+
 def test_mounted_again_with_other_credentials(sources: Sources, record: SourceRecord) -> None:
     """What is being fetched with the old ones goes on."""
     first = sources.add(record)
