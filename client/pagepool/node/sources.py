@@ -132,7 +132,7 @@ class Sources:
         with self._adding:
             known = self._sources.get(record.tree)
             if not asked and known is not None and not known.record.released:
-                record = replace(known.record, image=record.image, manifest=record.manifest or known.record.manifest)
+                record = replace(known.record, image=record.image, manifest=record.manifest)
             return self._take_up(record) or self._add(record)
 
     def _add(self, record: SourceRecord, *, noted: bool = False) -> Source:
