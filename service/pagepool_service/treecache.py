@@ -27,7 +27,10 @@ from pagepool.image.treestore import TreeStore, list_files, remove_file, replace
 from pagepool_service.treeorigins import TreeOrigin
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from pagepool.image.treefile import TreeFile
 
 _TREE = re.compile(r"[0-9a-f]{64}")
 _MOST_NOTES = 8192  # files each of images and links
@@ -40,8 +43,16 @@ class TreeCache(TreeStore):
     """The files. Nothing it does fails: what cannot be read is not there, what cannot be written is not kept."""
 
     def names(self) -> list[bytes]:
-        """The raw digests of the trees whose files are here."""
-        return [bytes.fromhex(path.name) for path in list_files(self._directory) if _TREE.fullmatch(path.name)]
+        """The raw digests of the trees of images whose files are here; no others, which would count as images."""
+        parts = self._parts()
+        found = (bytes.fromhex(path.name) for path in list_files(self._directory) if _TREE.fullmatch(path.name))
+        return [tree for tree in found if tree not in parts]
+
+    def trees(self) -> Iterator[TreeFile]:
+        """Those that `names` says, one after the other; the caller closes each."""
+        for name in self.names():
+            if (found := self.load(name)) is not None:
+                yield found
 
     def tree_of(self, origin: TreeOrigin) -> bytes | None:
         """The raw digest of the tree that was made of something."""
@@ -95,6 +106,18 @@ class TreeCache(TreeStore):
             _append(path, f"\n{origin}\n".encode())  # what is before it may be torn
         elif replace_file(path, f"{origin}\n".encode()):
             _drop_oldest(path.parent)
+
+    def _parts(self) -> set[bytes]:
+        """The trees of first layers that are not those of whole images, too."""
+        notes = [path for path in list_files(self._directory / "images") if not path.name.startswith(".")]
+        if not any("-" in path.name for path in notes):
+            return set()
+        parts: set[bytes] = set()
+        wholes: set[bytes] = set()
+        for path in notes:
+            with contextlib.suppress(OSError, ValueError):
+                (parts if "-" in path.name else wholes).add(bytes.fromhex(path.read_text("ascii")))
+        return parts - wholes
 
     def _image_path(self, origin: TreeOrigin) -> Path:
         return self._directory / "images" / origin.file_name

@@ -148,6 +148,22 @@ def test_which_tree_the_first_layers_have(tmp_path: Path) -> None:
     assert [cache.problem_of(origin(1, first)) for first in (2, 12, None)] == ["", "", "no tree"]
 
 
+def test_the_first_layers_are_no_image(tmp_path: Path) -> None:
+    """An image would be said to share all of its files, with a part of itself. A part may be an image of its own."""
+    cache = TreeCache(tmp_path)
+    whole, part, base, unknown = (make_tree(number) for number in range(4))
+    for digest, raw in (whole, part, base, unknown):
+        cache.keep(digest, raw)
+    cache.note_tree(origin(1), whole[0])
+    cache.note_problem(origin(3), "no tree")
+    assert len(cache.names()) == 4
+    for first, made in ((1, base), (2, part)):
+        cache.note_tree(origin(1, first), made[0])
+    cache.note_tree(origin(2), base[0])
+    assert set(cache.names()) == {whole[0], base[0], unknown[0]}
+    assert {tree.digest for tree in cache.trees()} == set(cache.names())
+
+
 def test_which_tree_an_image_has(tmp_path: Path) -> None:
     """Noted once; nonsense is no tree."""
     cache = TreeCache(tmp_path)
