@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGES = {
+    "containerd-shim-runc-v2": "containerd",
     "ctr": "containerd",
     "docker": "docker.io",
     "dockerd": "docker.io",
     "mksquashfs": "squashfs-tools",
+    "nsenter": "util-linux",
     "setpriv": "util-linux",
     "unshare": "util-linux",
 }
