@@ -193,7 +193,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     for unit in _DEPLOY.glob("systemd/*.service"):
         shutil.copy(unit, units)
         names.append(unit.name)
-    assert len(names) == 2
+    assert len(names) == 3
     done = subprocess.run(
         ["systemd-analyze", "verify", f"--root={tmp_path}", *names], capture_output=True, text=True, check=False
     )

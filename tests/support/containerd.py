@@ -31,6 +31,8 @@ _HIDDEN = ("/run/containerd",)
 """Shims and runc keep things there, whatever containerd is told."""
 
 # Left out is what writes elsewhere. Without restrict_oom_score_adj no sandbox starts where root may not lower it.
+# The runtime is the usual one: containerd 2 makes its own kind of configuration of this, and leaves out the snapshotter
+# where there is no runtime.
 _CONFIGURATION = """\
 version = 2
 root = "{directory}/root"
@@ -45,6 +47,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "{snapshotter}"
     disable_snapshot_annotations = false
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = "{directory}/cni"
   [plugins."io.containerd.grpc.v1.cri".registry]

@@ -31,7 +31,7 @@ LARGE = bytes(range(256)) * 1024
 
 def push_pause(http: httpx.Client, repository: str, reference: str) -> Digest:
     """Push an image for the sandboxes of pods: it sleeps."""
-    return push_layers(http, repository, reference, [_busybox()])
+    return push_layers(http, repository, reference, [busybox()])
 
 
 def push_workload(http: httpx.Client, repository: str, reference: str) -> Digest:
@@ -40,6 +40,11 @@ def push_workload(http: httpx.Client, repository: str, reference: str) -> Digest
     ``app/kept`` is of the second layer, ``app/changed`` of the second and third, where ``app/removed`` is gone, and
     what ``app/opaque`` had before. ``app/link`` leads to ``kept``.
     """
+    return push_layers(http, repository, reference, workload())
+
+
+def workload() -> list[bytes]:
+    """The layers of `push_workload`."""
     second = make_tar(
         {
             "app/kept": b"kept\n",
@@ -58,7 +63,7 @@ def push_workload(http: httpx.Client, repository: str, reference: str) -> Digest
             "app/opaque/after": b"after\n",
         }
     )
-    return push_layers(http, repository, reference, [_busybox(), second, third])
+    return [busybox(), second, third]
 
 
 def push_layers(
@@ -100,7 +105,8 @@ def make_tar(members: Mapping[str, bytes | str]) -> bytes:
     return buffer.getvalue()
 
 
-def _busybox() -> bytes:
+def busybox() -> bytes:
+    """A layer with a shell and tools in ``/bin``."""
     if not _BUSYBOX.exists():
         pytest.skip("needs busybox (apt-get install busybox-static)")
     links = dict.fromkeys((f"bin/{tool}" for tool in _TOOLS), "busybox")

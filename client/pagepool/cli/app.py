@@ -46,6 +46,7 @@ _COMMANDS = {
     "wait": "Wait until containers end, and print their exit codes.",
     "container": "Remove what is kept of containers that have ended.",
     "node": "Run the node, which mounts images by the kernel.",
+    "snapshotter": "Let containerd start containers on kernel mounts.",
     "memory": "Show what containers take in memory, and what sharing saves.",
     "cache": "Show, fill, check or empty what is kept on this machine.",
     "stats": "Show sizes, and what sharing saves.",

@@ -6,12 +6,14 @@ mount holds is not seen.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pagepool.mount.kernel import PREFIX
+from pagepool.mount.kernel import KIND, PREFIX
+from pagepool.mount.mountinfo import mounted_at, resolve
 from pagepool.node.records import MountRecord, read_records
 
 if TYPE_CHECKING:
@@ -23,6 +25,25 @@ _MARK: Final = re.compile(f" - overlay {PREFIX}([^: ]+)".encode())
 def noted_mounts(places: NodePlaces) -> list[MountRecord]:
     """The mounts that a node has noted, whether they are there or not."""
     return list(read_records(places.mounts, MountRecord))
+
+
+def is_cut_off(places: NodePlaces, path: Path) -> bool:
+    """Whether the kernel mount at a path asks a lazy mount that is not this node's any more: all of that had ended, and
+    what is not here cannot be had through it. Looks at nothing but this one.
+
+    Args:
+        path: absolute, without symlinks.
+    """
+    point = mounted_at(path)
+    if point is None or point.type != KIND or not point.source.startswith(PREFIX):
+        return False
+    identity = point.source.removeprefix(PREFIX).partition(":")[0]
+    try:
+        asked = json.loads((places.mounts / f"{identity}.json").read_bytes()).get("lazy", "")
+    except (OSError, ValueError, AttributeError):
+        return False
+    lazy = mounted_at(resolve(places.lazy.parent) / places.lazy.name)
+    return asked not in ("", "" if lazy is None else "{}:{}".format(*lazy.device))
 
 
 def mounts_alive() -> set[str]:

@@ -20,7 +20,7 @@ _OURS = {
     *("trees", "profiles", "auth", "cache", "rebuilt", "encoders"),
 }
 """What a data directory may hold before it is one: of a start that was cut off, or put there for it."""
-_BESIDE = {"node", "logs", "ended"}
+_BESIDE = {"node", "snapshotter", "logs", "ended"}
 """What a node and the containers of root keep in `/var/lib/pagepool`, which is root's data directory, too."""
 _ENDING_S = 15.0
 """What the processes of a service that was killed are given to be gone: one that writes to a disk ends after that."""
