@@ -60,9 +60,20 @@ def mounted_at(path: Path) -> MountPoint | None:
         path: absolute, without symlinks.
     """
     # Of hundreds of mounts only those that may be there are looked at.
-    shown = b" %b " % _SHOWN.sub(lambda found: b"\\%03o" % found[0][0], os.fsencode(path))
+    shown = b" %b " % _shown(path)
     lines = [line for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n") if shown in line]
     return next((point for point in reversed(parse_mountinfo(b"\n".join(lines))) if point.path == path), None)
+
+
+def mounted_below(directory: Path) -> list[MountPoint]:
+    """What is mounted in a directory, or below it, and not upon it, in the order in which it was mounted.
+
+    Args:
+        directory: absolute, without symlinks.
+    """
+    shown = b" %b/" % _shown(directory)
+    lines = [line for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n") if shown in line]
+    return [point for point in parse_mountinfo(b"\n".join(lines)) if directory in point.path.parents]
 
 
 def is_dead(path: Path) -> bool:
@@ -83,6 +94,10 @@ def _lines(data: bytes) -> list[bytes]:
     # Not `splitlines`: of what ends a line elsewhere, a carriage return for one, the kernel shows all but \n as it is,
     # and any user can have it in the name of a mount.
     return [line for line in data.split(b"\n") if line]
+
+
+def _shown(path: Path) -> bytes:
+    return _SHOWN.sub(lambda found: b"\\%03o" % found[0][0], os.fsencode(path))
 
 
 def _text(field: bytes) -> str:

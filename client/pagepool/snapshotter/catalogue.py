@@ -53,12 +53,16 @@ CREATE TABLE snapshots(
     inodes INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX children ON snapshots(parent);
+CREATE INDEX targets ON snapshots(json_extract(labels, '$."containerd.io/snapshot.ref"'));
 """
 _COLUMNS: Final = """
 SELECT s.id, s.name, s.kind, p.name, s.labels, s.created_ns, s.updated_ns, s.depth, s.container, s.size, s.inodes,
        i.server, i.repository, i.manifest, i.layers, i.name, i.id
 FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent LEFT JOIN images i ON i.id = s.image
 """
+_TARGETED: Final = "json_extract(s.labels, '$.\"containerd.io/snapshot.ref\"')"  # as the index has it
+_ORDER: Final = "ORDER BY s.image IS NOT NULL, s.id"
+"""Of several of a chain containerd takes the first: rather what was unpacked, which needs no service."""
 
 
 class SnapshotUnknownError(NotFoundError):
@@ -170,6 +174,9 @@ class Catalogue:
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             self._prepare()
+        except OSError:
+            self._database.close()
+            raise
         except sqlite3.DatabaseError as error:
             self._database.close()
             raise InvalidError(str(path), f"it cannot be used: {error}") from error
@@ -177,6 +184,8 @@ class Catalogue:
     def _prepare(self) -> None:
         self._database.execute("PRAGMA foreign_keys = ON")
         self._database.execute("PRAGMA synchronous = FULL")
+        # The journal keeps its place on the disk: what is removed when that is full needs one.
+        self._database.execute("PRAGMA journal_mode = PERSIST")
         with self._transaction() as database:
             version = int(database.execute("PRAGMA user_version").fetchone()[0])
             if version == 0:
@@ -269,15 +278,21 @@ class Catalogue:
             ).lastrowid
             yield Created(int(number or 0), ancestors)
 
-    def claim(self, target: str, parent: str, labels: Mapping[str, str], image: ImageRecord, depth: int) -> None:
-        """Write down that a chain of layers is that of an image. Does nothing if it is there already.
+    def claim(
+        self, target: str, parent: str, labels: Mapping[str, str], image: ImageRecord, depth: int
+    ) -> tuple[Snapshot, bool]:
+        """Write down that a chain of layers is that of an image, if it is not there already.
 
         Args:
             depth: how many layers of the image the chain has.
+
+        Returns:
+            the snapshot that is there now, and whether it was written down just now.
         """
         with self._transaction() as database:
-            if _find_target(database, target, parent) is not None:
-                return
+            found = _find_target(database, target, parent)
+            if found is not None:
+                return found, False
             number = _image_number(database, image)
             above = _get(database, parent).id if parent else None
             now = time.time_ns()
@@ -289,6 +304,7 @@ class Catalogue:
             # By its number, since another parent may have the same chain; nobody gives names like this one.
             name = f"pagepool/{inserted}/{target}"
             database.execute("UPDATE snapshots SET name = ? WHERE id = ?", (name, inserted))
+            return _get(database, name), True
 
     def commit(self, key: str, name: str, labels: Mapping[str, str], size: int, inodes: int) -> None:
         """Make an active snapshot a committed one, under another name.
@@ -363,13 +379,15 @@ class Catalogue:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
             try:
+                self._database.execute("BEGIN IMMEDIATE")
                 yield self._database
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
+                self._database.execute("COMMIT")
+            except sqlite3.OperationalError as error:  # there is no room, or the disk is broken
+                raise OSError(f"{self._path}: {error}") from error
+            finally:
+                if self._database.in_transaction:  # not if SQLite has undone it by itself
+                    self._database.execute("ROLLBACK")
 
 
 def _check_new(database: sqlite3.Connection, name: str, parent: str) -> None:
@@ -398,8 +416,9 @@ def _chain(database: sqlite3.Connection, name: str) -> list[Snapshot]:
 
 def _find_target(database: sqlite3.Connection, target: str, parent: str) -> Snapshot | None:
     above = _get(database, parent).id if parent else None
-    rows = database.execute(f"{_COLUMNS} WHERE s.parent IS ? AND s.kind = ?", (above, Kind.COMMITTED))
-    return next((found for found in map(_read, rows) if found.labels.get(TARGET) == target), None)
+    where = f"WHERE {_TARGETED} = ? AND s.parent IS ? AND s.kind = ? {_ORDER} LIMIT 1"
+    row = database.execute(f"{_COLUMNS} {where}", (target, above, Kind.COMMITTED)).fetchone()
+    return None if row is None else _read(row)
 
 
 def _image_number(database: sqlite3.Connection, image: ImageRecord) -> int:

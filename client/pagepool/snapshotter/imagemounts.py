@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -24,9 +22,10 @@ from pagepool.mount.mountinfo import is_dead
 from pagepool.node.alive import is_cut_off
 from pagepool.node.client import KernelMountOptions
 from pagepool.oci import Reference
+from pagepool.snapshotter.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from pagepool.node.client import NodeClient
@@ -55,9 +54,7 @@ class ImageMounts:
         self._servers = servers
         self._directory = directory
         self._wait_s = wait_s
-        self._lock = threading.Lock()
-        self._turns: dict[Path, threading.Lock] = {}
-        self._waiting: Counter[Path] = Counter()
+        self._turns: Turns[Path] = Turns()
 
     def image(self, image: ImageRecord, depth: int) -> Path:
         """Where the first layers of an image are mounted; they are if they are not.
@@ -86,7 +83,7 @@ class ImageMounts:
         return directory / ROOT
 
     def _mount(self, image: ImageRecord, path: Path, options: KernelMountOptions) -> None:
-        with self._alone(path):
+        with self._turns.turn(path):
             self._node.ensure()
             if os.path.ismount(path) and not is_cut_off(self._node.places, path):
                 return
@@ -107,7 +104,7 @@ class ImageMounts:
 
     def unmount(self, path: Path) -> None:
         """Unmount what is mounted somewhere, if anything is, and remove the directory. Whoever uses it keeps it."""
-        with self._alone(path):
+        with self._turns.turn(path):
             self._unmount(path)
             with suppress(FileNotFoundError):
                 path.rmdir()
@@ -134,18 +131,3 @@ class ImageMounts:
                 directory.rmdir()
             except (PagepoolError, OSError) as error:
                 log.warning("%s is not unmounted: %s", directory, error)
-
-    @contextmanager
-    def _alone(self, path: Path) -> Iterator[None]:
-        """One thread at a time for each place."""
-        with self._lock:
-            turn = self._turns.setdefault(path, threading.Lock())
-            self._waiting[path] += 1
-        try:
-            with turn:
-                yield
-        finally:
-            with self._lock:
-                self._waiting[path] -= 1
-                if not self._waiting[path]:
-                    del self._waiting[path], self._turns[path]

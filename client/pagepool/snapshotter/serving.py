@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
@@ -50,6 +51,8 @@ class SnapshotServer:
         self._server: Any = grpc.server(ThreadPoolExecutor(_THREADS, "snapshots"), options=(("grpc.so_reuseport", 0),))
         self._server.add_generic_rpc_handlers((_handlers(_Methods(snapshotter)),))
         address.parent.mkdir(parents=True, exist_ok=True)
+        if _is_served(address):  # which would be replaced
+            raise ListenError(str(address), "another process does; end it, or choose another --address")
         before = os.umask(0o177)
         try:
             self._server.add_insecure_port(f"unix:{address}")
@@ -65,6 +68,15 @@ class SnapshotServer:
     def stop(self, grace_s: float) -> None:
         """Answer nothing new, and wait for what is under way, at most so long."""
         self._server.stop(grace_s).wait()
+
+
+def _is_served(address: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(address))
+        except OSError:
+            return False
+    return True
 
 
 class _Methods:

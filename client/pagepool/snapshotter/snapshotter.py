@@ -29,16 +29,18 @@ from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import BusyError, InvalidError, PagepoolError
 from pagepool.linux.directories import remove_tree
+from pagepool.mount.mountinfo import mounted_below
 from pagepool.snapshotter.catalogue import TARGET, Catalogue, Kind, SnapshotExistsError, SnapshotStateError
 from pagepool.snapshotter.claims import MANIFEST, REFERENCE
 from pagepool.snapshotter.imagemounts import ROOT, WRITTEN
+from pagepool.snapshotter.turns import Turns
 from pagepool.snapshotter.usage import measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from pagepool.snapshotter.catalogue import Snapshot
+    from pagepool.snapshotter.catalogue import ImageRecord, Snapshot
     from pagepool.snapshotter.claims import Claims
     from pagepool.snapshotter.imagemounts import ImageMounts
 
@@ -84,11 +86,16 @@ class Snapshotter:
         for directory in (root, self._snapshots, root / "images"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._held = _hold(root / "lock")
-        self._catalogue = Catalogue(root / "snapshots.db")
+        database = root / "snapshots.db"
+        if not database.exists() or not database.stat().st_size:
+            _check_empty(root)
+        self._catalogue = Catalogue(database)
         self._claims = claims
         self._mounts = make_mounts(root / "images")
         self._tidying = threading.RLock()
         """Held while records of images are made, and while mounts without one are taken away."""
+        self._turns: Turns[tuple[str, str, str]] = Turns()
+        """Held, of an image, while it is mounted for a claim."""
         self._failed: dict[tuple[str, str], float] = {}  # reference and manifest -> until when, by time.monotonic
 
     def close(self) -> None:
@@ -149,7 +156,7 @@ class Snapshotter:
             PagepoolError, OSError: its image cannot be mounted. Nothing is left.
         """
         target = labels.get(TARGET, "")
-        if target and (self._catalogue.find_target(target, parent) or self._claim(target, parent, labels)):
+        if target and self._is_here(target, parent, labels):
             raise SnapshotExistsError(f"the layers {target} are here already")
         return self._create(Kind.ACTIVE, key, parent, labels, unpacks=bool(target))
 
@@ -169,7 +176,10 @@ class Snapshotter:
         size, inodes = measure(self._upper(found)) if found.kind is Kind.ACTIVE else (0, 0)
         self._catalogue.commit(key, name, labels, size, inodes)
         if found.container:  # nothing is written to it any more
-            self._unmount(found)
+            try:
+                self._mounts.unmount(self._directory(found.id) / ROOT)
+            except (PagepoolError, OSError) as error:  # it is committed all the same
+                log.warning("what was committed as %s is still mounted: %s", name, error)
 
     def update(self, key: str, labels: Mapping[str, str], mask: Sequence[str]) -> Snapshot:
         """Change labels. Raises as `Catalogue.update`."""
@@ -216,37 +226,55 @@ class Snapshotter:
 
     # -- how -------------------------------------------------------------------------------------------------
 
-    def _claim(self, target: str, parent: str, labels: Mapping[str, str]) -> bool:
-        """Take a chain of layers for that of an image, if it is one, and that can be mounted.
+    def _is_here(self, target: str, parent: str, labels: Mapping[str, str]) -> bool:
+        """Whether a chain of layers is unpacked, or is that of an image that is mounted; that is done if it can be.
 
         What failed is not tried again for each further layer of the same image.
         """
+        found = self._catalogue.find_target(target, parent)
+        if found is not None and found.image is None:
+            return True
         wanted = (labels.get(REFERENCE, ""), labels.get(MANIFEST, ""))
         if time.monotonic() < self._failed.get(wanted, 0.0):
             return False
         try:
-            below = _chain_of(self._catalogue.stat(parent)) if parent else None
-            claim = self._claims.find(target, below, labels)
-            if claim is None:
-                return False
-            with self._tidying:
-                self._catalogue.claim(target, parent, labels, claim.image, claim.depth)
-            found = self._catalogue.find_target(target, parent)
             if found is None or found.image is None:
-                return found is not None
-            try:
+                return self._claim(target, parent, labels)
+            # Its mount may be gone, or have never been: a kill leaves a claim that nobody has tried.
+            with self._turns.turn(_place(found.image)):
                 self._mounts.image(found.image, found.image.layers)
-            except BaseException:
-                with suppress(PagepoolError):
-                    self._catalogue.remove(found.name)
-                self._drop_images()
-                raise
         except (PagepoolError, OSError) as error:
             log.warning("%s is unpacked, and not mounted: %s", wanted[0] or target, error)
             now = time.monotonic()
             self._failed = {key: until for key, until in self._failed.items() if until > now}
             self._failed[wanted] = now + _AGAIN_S
             return False
+        return True
+
+    def _claim(self, target: str, parent: str, labels: Mapping[str, str]) -> bool:
+        """Take a chain of layers for that of an image, if it is one.
+
+        Raises:
+            PagepoolError, OSError: it cannot be mounted. No claim is left.
+        """
+        below = _chain_of(self._catalogue.stat(parent)) if parent else None
+        claim = self._claims.find(target, below, labels)
+        if claim is None:
+            return False
+        # Nobody is to rely on a claim that is taken back: another pull of the image waits.
+        with self._turns.turn(_place(claim.image)):
+            with self._tidying:
+                found, is_new = self._catalogue.claim(target, parent, labels, claim.image, claim.depth)
+            if found.image is None:
+                return True
+            try:
+                self._mounts.image(found.image, found.image.layers)
+            except BaseException:
+                if is_new:
+                    with suppress(PagepoolError, OSError):
+                        self._catalogue.remove(found.name)
+                    self._drop_images()
+                raise
         return True
 
     def _create(
@@ -267,7 +295,7 @@ class Snapshotter:
                 self._make_upper(directory, ancestors)
             return self._mounts_of(created.id, kind, ancestors, container=container)
         except BaseException:
-            with suppress(PagepoolError):
+            with suppress(PagepoolError, OSError):
                 self.remove(key)
             raise
 
@@ -323,13 +351,11 @@ class Snapshotter:
     def _directory(self, number: int) -> Path:
         return self._snapshots / str(number)
 
-    def _unmount(self, snapshot: Snapshot) -> None:
-        self._mounts.unmount(self._directory(snapshot.id) / ROOT)
-
     def _remove_directory(self, directory: Path) -> None:
         self._mounts.unmount(directory / ROOT)
-        if os.path.ismount(directory / ROOT):  # of somebody else: what it shows is not ours to remove
-            raise BusyError(f"{directory / ROOT} is still mounted")
+        # What others have mounted there shows what is not ours to remove.
+        for point in mounted_below(directory):
+            raise BusyError(f"{point.source} is mounted at {point.path}")
         remove_tree(directory)
 
     def _drop_images(self) -> None:
@@ -337,9 +363,26 @@ class Snapshotter:
             self._mounts.drop({str(image.id) for image in self._catalogue.images()})
 
 
+def _place(image: ImageRecord) -> tuple[str, str, str]:
+    return image.server, image.repository, image.manifest
+
+
 def _chain_of(snapshot: Snapshot) -> str:
     """The chain ID of a committed snapshot: by its label, or by its name, at the end of which containerd puts it."""
     return snapshot.labels.get(TARGET) or snapshot.name.rpartition("/")[2]
+
+
+def _check_empty(root: Path) -> None:
+    """Nothing that is of no snapshot stays in these directories: they must not be another program's.
+
+    Raises:
+        InvalidError: they may be.
+    """
+    for directory in (root / "snapshots", root / "images"):
+        if any(directory.iterdir()):
+            raise InvalidError(
+                str(root), f"there is no snapshots.db, but {directory} is not empty: choose another --root"
+            )
 
 
 def _hold(path: Path) -> int:
