@@ -57,6 +57,8 @@ class KernelMountOptions:
         programs: what will be run on it at once, as far as that is known: paths or names; the node has what that
             needs ready. None: nothing will.
         layers: mount only the first so many layers of the image, whether the others are ready or not; None: all.
+        noted: of an image by its digest: what the node noted when it mounted that last is enough, and the service is
+            asked only where there is no such note. So it is mounted whatever has become of it at the service.
     """
 
     upper: Path | None = None
@@ -71,6 +73,7 @@ class KernelMountOptions:
     config: bool = False
     programs: tuple[str, ...] | None = None
     layers: int | None = None
+    noted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +287,7 @@ class NodeClient:
             "platform": None if platform is None else str(platform),
             "programs": None if options.programs is None else list(options.programs),
             "layers": options.layers,
+            "noted": options.noted,
         }
         if credentials is not None:
             found |= {

@@ -108,9 +108,7 @@ class Images:
             if not is_down(error):
                 raise
             with contextlib.suppress(*_TORN):
-                found = json.loads(note.read_text())
-                _touch(note)
-                return Resolved(Digest.parse(found["tree"]), str(found["manifest"]), offline=True)
+                return _read_note(note, offline=True)
             raise
         resolved = Resolved(state.tree, str(state.image))
         data = json.dumps({"tree": str(state.tree), "manifest": str(state.image)}).encode()
@@ -121,6 +119,16 @@ class Images:
                     _replace(note, data)
                     self._noted[note] = data
         return resolved
+
+    def noted(
+        self, session: Session, repository: str, target: str, platform: Platform | None, layers: int | None = None
+    ) -> Resolved | None:
+        """What a name meant last, without asking the service; None if that, or a file of it, is not here."""
+        with contextlib.suppress(*_TORN):
+            found = _read_note(self._note(session.where, repository, target, platform, layers))
+            here = (self._trees / found.tree.hex).exists() and any(self._trees.glob(f"{found.tree.hex}.*.erofs"))
+            return found if here else None
+        return None
 
     def tree(self, session: Session, repository: str, tree: Digest) -> None:
         """See that a tree file is in its place, and what it should be. It is read whole once by this process.
@@ -282,6 +290,12 @@ class Images:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
             yield
+
+
+def _read_note(note: Path, *, offline: bool = False) -> Resolved:
+    found = json.loads(note.read_text())
+    _touch(note)
+    return Resolved(Digest.parse(found["tree"]), str(found["manifest"]), offline)
 
 
 def _touch(path: Path) -> bool:

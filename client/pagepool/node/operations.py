@@ -195,6 +195,10 @@ class Operations:
         platform = Platform.parse(str(request["platform"])) if request.get("platform") else None
         wait_s, target = float(request.get("wait_s", 60.0)), str(request["target"])
         layers = _layers(request)
+        if request.get("noted") and ":" in target:  # a digest, which never means anything else
+            found = self._worker.images.noted(session, record.repository, target, platform, layers)
+            if found is not None:
+                return found
         return self._worker.images.resolve(session, record.repository, target, platform, wait_s, patience, layers)
 
     # -- looking and undoing -----------------------------------------------------------------------------------

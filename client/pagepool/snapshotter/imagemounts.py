@@ -56,15 +56,19 @@ class ImageMounts:
         self._wait_s = wait_s
         self._turns: Turns[Path] = Turns()
 
-    def image(self, image: ImageRecord, depth: int) -> Path:
+    def image(self, image: ImageRecord, depth: int, *, asks: bool = False) -> Path:
         """Where the first layers of an image are mounted; they are if they are not.
+
+        Args:
+            asks: whether the service is asked for it, though the node knows the image: it may not be there any more,
+                or be denied to us. What is on this machine is used all the same, as containerd does.
 
         Raises:
             PagepoolError, OSError: they cannot be.
         """
         whole = depth == image.layers
         path = self._directory / str(image.id) / ("all" if whole else str(depth))
-        options = KernelMountOptions(dev=True, fill=whole, owner=OWNER, layers=None if whole else depth)
+        options = KernelMountOptions(dev=True, fill=whole, owner=OWNER, layers=None if whole else depth, noted=not asks)
         self._mount(image, path, options)
         return path
 
@@ -78,7 +82,7 @@ class ImageMounts:
             PagepoolError, OSError: it cannot be.
         """
         layers = None if depth == image.layers else depth
-        options = KernelMountOptions(upper=directory / WRITTEN, dev=True, owner=OWNER, layers=layers)
+        options = KernelMountOptions(upper=directory / WRITTEN, dev=True, owner=OWNER, layers=layers, noted=True)
         self._mount(image, directory / ROOT, options)
         return directory / ROOT
 

@@ -26,6 +26,7 @@ log = logging.getLogger("pagepool.snapshotter")
 
 _THREADS: Final = 32
 _PAGE: Final = 100
+_LONGEST: Final = 107  # see unix(7)
 _CODES: Final = (
     (SnapshotExistsError, grpc.StatusCode.ALREADY_EXISTS),
     (SnapshotStateError, grpc.StatusCode.FAILED_PRECONDITION),
@@ -51,8 +52,7 @@ class SnapshotServer:
         self._server: Any = grpc.server(ThreadPoolExecutor(_THREADS, "snapshots"), options=(("grpc.so_reuseport", 0),))
         self._server.add_generic_rpc_handlers((_handlers(_Methods(snapshotter)),))
         address.parent.mkdir(parents=True, exist_ok=True)
-        if _is_served(address):  # which would be replaced
-            raise ListenError(str(address), "another process does; end it, or choose another --address")
+        _check_address(address)
         before = os.umask(0o177)
         try:
             self._server.add_insecure_port(f"unix:{address}")
@@ -70,13 +70,19 @@ class SnapshotServer:
         self._server.stop(grace_s).wait()
 
 
-def _is_served(address: Path) -> bool:
+def _check_address(address: Path) -> None:
+    """Refuse what gRPC refuses without a reason, and a socket that somebody serves, which it would replace.
+
+    Raises:
+        ListenError: it cannot be listened there.
+    """
+    if len(os.fsencode(address)) > _LONGEST:
+        raise ListenError(str(address), f"paths of sockets have at most {_LONGEST} bytes")
+    if address.exists() and not address.is_socket():
+        raise ListenError(str(address), "something is there that is no socket")
     with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(address))
-        except OSError:
-            return False
-    return True
+        if probe.connect_ex(str(address)) == 0:
+            raise ListenError(str(address), "another process does; end it, or choose another --address")
 
 
 class _Methods:

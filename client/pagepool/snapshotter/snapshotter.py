@@ -268,7 +268,7 @@ class Snapshotter:
             if found.image is None:
                 return True
             try:
-                self._mounts.image(found.image, found.image.layers)
+                self._mounts.image(found.image, found.image.layers, asks=True)
             except BaseException:
                 if is_new:
                     with suppress(PagepoolError, OSError):

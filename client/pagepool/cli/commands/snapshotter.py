@@ -201,11 +201,12 @@ def _serve(snapshotter: Snapshotter, root: Path, address: Path, servers: Sequenc
             pass
         notify(manager, "STOPPING=1")
         server.stop(_GRACE_S)
-        keeper.join(_GRACE_S)
     finally:
         ended.set()
         snapshotter.close()
     output.note("ended")
+    output.flush()
+    os._exit(0)  # not waiting for threads that wait for a service: what they do is undone when this process is gone
 
 
 def _keep(snapshotter: Snapshotter, ended: threading.Event) -> None:
