@@ -129,6 +129,17 @@ def test_claims(catalogue: Catalogue) -> None:
     assert catalogue.images() == []
 
 
+def test_a_full_disk(catalogue: Catalogue) -> None:
+    """What fails leaves no transaction behind, and what makes room goes on."""
+    _add(catalogue, "a")
+    pages = catalogue._database.execute("PRAGMA page_count").fetchone()[0]
+    catalogue._database.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(OSError, match="full"), catalogue.creating(Kind.ACTIVE, "b", "", {"large": "x" * 100_000}):
+        pass
+    catalogue.remove("a")
+    assert catalogue.find(()) == []
+
+
 def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "db"
     Catalogue(path).close()

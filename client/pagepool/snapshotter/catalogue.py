@@ -228,7 +228,7 @@ class Catalogue:
         """
         is_meant = parse_filters(filters)
         with self._transaction() as database:
-            found = [_read(row) for row in database.execute(f"{_COLUMNS} ORDER BY s.id")]
+            found = [_read(row) for row in database.execute(f"{_COLUMNS} {_ORDER}")]
         return [snapshot for snapshot in found if is_meant(snapshot.get)]
 
     def find_target(self, target: str, parent: str) -> Snapshot | None:
