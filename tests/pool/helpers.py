@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagepool.digest import blake3_raw
 from pagepool.extents import EXTENT_SIZE
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pagepool.pool import Partial, PoolStats
 
 PAGE = 4096
@@ -62,7 +62,8 @@ def object_path(pool: Path, digest: bytes) -> Path:
 
 def files_below(path: Path) -> list[Path]:
     """All regular files."""
-    return sorted(found for found in path.rglob("*") if found.is_file())
+    found = [Path(top, name) for top, _, names in os.walk(path) for name in names]  # much faster than Path.rglob
+    return sorted(one for one in found if one.is_file())
 
 
 def bytes_on_disk(pool: Path) -> int:

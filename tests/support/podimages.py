@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import httpx
 
 _BUSYBOX = Path("/bin/busybox")
-_TOOLS = ("cat", "ls", "rm", "sh", "sleep", "stat", "touch", "wc")
+_TOOLS = ("cat", "dd", "ls", "rm", "sh", "sha256sum", "sleep", "stat", "touch", "wc")
 _SLEEP = ("/bin/sleep", "infinity")
 
 
