@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.support.cri import Pod
+from pagepool_service.bench.cri import Pod
 from tests.support.kernelmounts import skip_without_kernel_mounts
 from tests.support.podimages import LARGE, busybox, make_tar, push_layers, push_pause, push_workload, workload
 from tests.support.snapshotting import Snapshotting, containerd_on, snapshotting

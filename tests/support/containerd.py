@@ -9,61 +9,27 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagepool.container.cgroup import remove_groups
-from tests.support.cri import CriError, connected
+from pagepool_service.bench.containerd import PodSettings, listens, write_configuration
+from pagepool_service.bench.cri import CriError, connected
 from tests.support.namespaces import own_namespaces
 from tests.support.tools import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.cri import Cri
+    from pagepool_service.bench.cri import Cri
     from tests.support.namespaces import Daemon, Namespaces
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _HIDDEN = ("/run/containerd",)
 """Shims and runc keep things there, whatever containerd is told."""
 
-# Left out is what writes elsewhere. Without restrict_oom_score_adj no sandbox starts where root may not lower it.
-# The runtime is the usual one: containerd 2 makes its own kind of configuration of this, and leaves out the snapshotter
-# where there is no runtime.
-_CONFIGURATION = """\
-version = 2
-root = "{directory}/root"
-state = "{directory}/state"
-disabled_plugins = ["io.containerd.internal.v1.opt"]
-[grpc]
-  address = "{directory}/containerd"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{sandbox_image}"
-  restrict_oom_score_adj = true
-  stats_collect_period = 1
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "{snapshotter}"
-    disable_snapshot_annotations = false
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    conf_dir = "{directory}/cni"
-  [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "{directory}/hosts"
-"""
-_PROXY = """\
-[proxy_plugins.{snapshotter}]
-  type = "snapshot"
-  address = "{address}"
-"""
-_HOST = """\
-server = "http://{host}"
-[host."http://{host}"]
-  capabilities = ["pull", "resolve"]
-"""
 _numbers = itertools.count()
 
 
@@ -114,17 +80,12 @@ def running_containerd(
         address: the socket of a proxy snapshotter, which need not be there yet.
     """
     directory = place.directory
-    text = _CONFIGURATION + (_PROXY if address is not None else "")
-    names = {"directory": directory, "sandbox_image": sandbox_image, "snapshotter": snapshotter, "address": address}
-    (directory / "containerd.toml").write_text(text.format(**names))
-    (directory / "cni").mkdir()
-    (directory / "hosts" / host).mkdir(parents=True)
-    (directory / "hosts" / host / "hosts.toml").write_text(_HOST.format(host=host))
+    write_configuration(directory, snapshotter, address, PodSettings(host, sandbox_image, stats_s=1))
     group = f"pagepool-cri-{os.getpid()}-{next(_numbers)}"
     daemon = _start(place)
     running = None
     try:
-        daemon.await_ready(lambda: _listens(_socket(place)))
+        daemon.await_ready(lambda: listens(_socket(place)))
         with connected(_socket(place), directory / "pods", f"/{group}") as cri:
             _await(daemon, cri)
             running = Containerd(place, cri, daemon)
@@ -151,11 +112,6 @@ def _await(daemon: Daemon, cri: Cri) -> None:
 
 def _socket(place: Namespaces) -> Path:
     return place.directory / "containerd"
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 def _remove_groups(name: str) -> None:

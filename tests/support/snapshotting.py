@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from pagepool_service.bench.cri import Cri
     from tests.support.containerd import Containerd
-    from tests.support.cri import Cri
     from tests.support.namespaces import Daemon, Namespaces
 
 _TIMEOUT_S = 60.0

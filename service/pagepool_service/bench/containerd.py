@@ -1,4 +1,4 @@
-"""A containerd of a benchmark's own, beside it stargz-snapshotter if wanted: both in namespaces that end with them.
+"""A containerd of a benchmark's own, beside it a proxy snapshotter if wanted: both in namespaces that end with them.
 
 The daemons, and every container and mount that they make, are in a PID and a mount namespace. Whatever happens, nothing
 is left but the directory once the first process in there has been killed: the kernel ends all others and undoes the
@@ -15,23 +15,18 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import UnreachableError
-from pagepool_service.bench.origins import HOST
 from pagepool_service.bench.subjects import BenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 DAEMON: Final = "containerd"
-SNAPSHOTTER: Final = "containerd-stargz-grpc"
 CLIENT: Final = "ctr"
-LAZY_CLIENT: Final = "ctr-remote"
-"""`ctr` with commands for eStargz; the others are not always those of another version of containerd."""
-
-_PROXY: Final = "stargz"
 _HIDDEN: Final = "/run/containerd"
 _START_TIMEOUT_S: Final = 60.0
 _END_TIMEOUT_S: Final = 20.0
@@ -42,21 +37,98 @@ _CONFIGURATION: Final = """\
 version = 2
 root = "{directory}/root"
 state = "{directory}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+disabled_plugins = [{disabled}]
 [grpc]
   address = "{directory}/containerd"
 """
-_PLUGIN: Final = """\
-[proxy_plugins.stargz]
-  type = "snapshot"
-  address = "{directory}/stargz"
+_OPT: Final = '"io.containerd.internal.v1.opt"'
+_CRI: Final = '"io.containerd.grpc.v1.cri"'
+# Without restrict_oom_score_adj no sandbox starts where root may not lower it. The runtime is the usual one: containerd
+# 2 makes its own kind of configuration of this, and leaves out the snapshotter where there is no runtime.
+_PODS: Final = """\
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{sandbox_image}"
+  restrict_oom_score_adj = true
+  stats_collect_period = {stats_s}
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "{snapshotter}"
+    disable_snapshot_annotations = false
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = "{directory}/cni"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{directory}/hosts"
 """
-_SNAPSHOTTER: Final = """\
-[[resolver.host."{host}".mirrors]]
-  host = "{host}"
-  insecure = true
+_PROXY: Final = """\
+[proxy_plugins.{snapshotter}]
+  type = "snapshot"
+  address = "{address}"
+"""
+_REGISTRY: Final = """\
+server = "http://{host}"
+[host."http://{host}"]
+  capabilities = ["pull", "resolve"]
 """
 _HIDE: Final = f"mkdir -p {_HIDDEN} && mount -t tmpfs tmpfs {_HIDDEN} || exit"
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy snapshotter, to run beside containerd.
+
+    Args:
+        name: as containerd calls it. It listens at a socket of that name in containerd's directory.
+        prepare: is told that directory, writes there what it needs, and returns the command, for a shell.
+    """
+
+    name: str
+    prepare: Callable[[Path], str]
+
+
+@dataclass(frozen=True, slots=True)
+class PodSettings:
+    """What containerd is told so that it runs pods.
+
+    Args:
+        host: a registry that speaks plain HTTP, ``HOST:PORT``.
+        sandbox_image: what pods begin with.
+        stats_s: how often it counts what containers have written, in seconds.
+    """
+
+    host: str
+    sandbox_image: str
+    stats_s: int = 10
+
+
+def write_configuration(
+    directory: Path, snapshotter: str = "overlayfs", address: Path | None = None, pods: PodSettings | None = None
+) -> Path:
+    """Write containerd's configuration. Returns the file.
+
+    Args:
+        directory: for all that it keeps; it listens at ``containerd`` in there.
+        snapshotter: which one pods use; one of containerd's own without an address.
+        address: the socket of a proxy snapshotter of that name.
+        pods: None: only its own clients ask it.
+    """
+    text = _CONFIGURATION + (_PODS if pods else "") + (_PROXY if address else "")
+    names = {"directory": directory, "snapshotter": snapshotter, "address": address}
+    disabled = _OPT if pods else f"{_CRI}, {_OPT}"
+    if pods:
+        names |= {"sandbox_image": pods.sandbox_image, "stats_s": pods.stats_s}
+        (directory / "cni").mkdir()
+        (directory / "hosts" / pods.host).mkdir(parents=True)
+        (directory / "hosts" / pods.host / "hosts.toml").write_text(_REGISTRY.format(host=pods.host))
+    path = directory / "containerd.toml"
+    path.write_text(text.format(disabled=disabled, **names))
+    return path
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody listens at a socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 class Containerd:
@@ -66,16 +138,25 @@ class Containerd:
         directory: for all that it keeps, short, since sockets are in it; made and removed here.
         environment: of its processes.
         enter: what to put before a command, to run it where the daemons are to run.
-        lazy: with stargz-snapshotter, which fetches from `HOST`.
+        proxy: a snapshotter to start with it.
+        pods: so that it runs pods, with that snapshotter if there is one.
     """
 
     def __init__(
-        self, directory: Path, environment: Mapping[str, str], enter: Sequence[str] = (), *, lazy: bool = False
+        self,
+        directory: Path,
+        environment: Mapping[str, str],
+        enter: Sequence[str] = (),
+        *,
+        proxy: Proxy | None = None,
+        pods: PodSettings | None = None,
     ) -> None:
-        self._directory, self._enter, self._lazy = directory, enter, lazy
+        self._directory, self._enter, self._proxy, self._pods = directory, enter, proxy, pods
         self._environment = {**environment, "TMPDIR": str(directory)}
         self._process: subprocess.Popen[bytes] | None = None
-        self._group = f"pagepool-bench-{os.getpid()}"  # containerd's name space, and its containers' control groups
+        self.group: Final = f"pagepool-bench-{os.getpid()}"
+        """containerd's name space, and its containers' control groups."""
+        self.socket: Final = directory / "containerd"
 
     def start(self) -> None:
         """Start with nothing; returns when the daemons take requests.
@@ -87,9 +168,13 @@ class Containerd:
         if len(os.fsencode(self._directory)) > _PATH_SIZE:
             raise BenchError(f"{self._directory}: too long for the sockets in it; give a shorter --work")
         self._directory.mkdir()
-        self._write("containerd.toml", _CONFIGURATION + (_PLUGIN if self._lazy else ""))
-        self._write("stargz.toml", _SNAPSHOTTER)
-        script = f"{_HIDE}; {self._snapshotter() if self._lazy else ''}exec {self._daemon()}"
+        proxy = self._proxy
+        if proxy is None:
+            before, configuration = "", write_configuration(self._directory, pods=self._pods)
+        else:
+            before, address = f"{proxy.prepare(self._directory)} & ", self._directory / proxy.name
+            configuration = write_configuration(self._directory, proxy.name, address, self._pods)
+        script = f"{_HIDE}; {before}exec {shlex.join([DAEMON, '--config', str(configuration)])}"
         words = ["setpriv", "--pdeathsig", "KILL", *self._enter, "unshare", "--mount", "--propagation", "private"]
         words += ["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
         with (self._directory / "log").open("wb") as log:
@@ -101,16 +186,19 @@ class Containerd:
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C is for us; we end it in our own time
             )
-        for name in ("containerd", *(("stargz",) if self._lazy else ())):
+        for name in ("containerd", *((proxy.name,) if proxy else ())):
             self._await(self._process, self._directory / name)
 
     def command(self, client: str, *words: str | Path) -> list[str]:
-        """A command of CLIENT or LAZY_CLIENT, run where the daemons are: meanwhile it makes mounts of its own."""
+        """A command of CLIENT, or of one like it, run where the daemons are: meanwhile it makes mounts of its own."""
+        return self.inside(client, "--address", self.socket, "--namespace", self.group, *words)
+
+    def inside(self, *words: str | Path) -> list[str]:
+        """A command, run where the daemons are."""
         assert self._process is not None
         names = Path("/proc", str(self._process.pid), "ns")
         places = [f"--net={names / 'net'}", f"--mount={names / 'mnt'}", f"--pid={names / 'pid_for_children'}"]
-        options = ["--address", str(self._directory / "containerd"), "--namespace", self._group]
-        return ["nsenter", *places, client, *options, *map(str, words)]
+        return ["nsenter", *places, *map(str, words)]
 
     def stop(self) -> None:
         """Kill everything and remove everything. May be called at any time, more than once.
@@ -132,32 +220,17 @@ class Containerd:
                 raise BenchError(f"{DAEMON} did not end when it was killed") from error
         _remove(self._directory)
         for place in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")):
-            for group in (*place.glob(f"{self._group}/*/"), place / self._group):
+            for group in (*place.glob(f"{self.group}/*/"), place / self.group):
                 with suppress(OSError):
                     group.rmdir()
 
-    def _write(self, name: str, text: str) -> None:
-        (self._directory / name).write_text(text.format(directory=self._directory, host=HOST))
-
-    def _daemon(self) -> str:
-        return shlex.join([DAEMON, "--config", str(self._directory / "containerd.toml")])
-
-    def _snapshotter(self) -> str:
-        options = ["--address", str(self._directory / "stargz"), "--root", str(self._directory / "lazy")]
-        return shlex.join([SNAPSHOTTER, *options, "--config", str(self._directory / "stargz.toml")]) + " & "
-
     def _await(self, process: subprocess.Popen[bytes], path: Path) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while not _listens(path):
+        while not listens(path):
             if process.poll() is not None or time.monotonic() > deadline:
                 said = (self._directory / "log").read_text(errors="replace")[-1000:].strip()
                 raise UnreachableError(path.name, f"it did not start: {said}")
             time.sleep(_POLL_S)
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 def _children(pid: int) -> list[int]:

@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pagepool_service.bench.containerd import CLIENT, LAZY_CLIENT, Containerd
+from pagepool_service.bench.containerd import CLIENT, Containerd
+from pagepool_service.bench.stargz import LAZY_CLIENT
 from pagepool_service.bench.subjects import run
 
 if TYPE_CHECKING:

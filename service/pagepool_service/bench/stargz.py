@@ -10,7 +10,7 @@ import shlex
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from pagepool_service.bench.containerd import CLIENT, DAEMON, LAZY_CLIENT, SNAPSHOTTER, Containerd
+from pagepool_service.bench.containerd import CLIENT, DAEMON, Containerd, Proxy
 from pagepool_service.bench.origins import HOST
 from pagepool_service.bench.servers import PEER
 from pagepool_service.bench.subjects import first_output_s
@@ -23,11 +23,21 @@ if TYPE_CHECKING:
 
 STARGZ: Final = "stargz-snapshotter"
 """The kind, as PAGEPOOL and PEER are. Its images come from PEER."""
+LAZY_CLIENT: Final = "ctr-remote"
+"""`ctr` with commands for eStargz; the others are not always those of another version of containerd."""
+
+_SNAPSHOTTER: Final = "containerd-stargz-grpc"
+_NAME: Final = "stargz"
+_CONFIGURATION: Final = """\
+[[resolver.host."{host}".mirrors]]
+  host = "{host}"
+  insecure = true
+"""
 
 _RELEASE: Final = "a release of github.com/containerd/stargz-snapshotter"
 TOOLS: Final[Mapping[str, str]] = {
     DAEMON: f"apt-get install {DAEMON}",
-    SNAPSHOTTER: _RELEASE,
+    _SNAPSHOTTER: _RELEASE,
     LAZY_CLIENT: _RELEASE,
     "runc": "apt-get install runc",
     PEER: f"apt-get install {PEER}",
@@ -48,7 +58,7 @@ class Stargz:
 
     def __init__(self, link: Link, directory: Path, environment: Mapping[str, str], _: Sequence[str] = ()) -> None:
         self._environment = environment
-        self._engine = Containerd(directory, environment, link.client, lazy=True)
+        self._engine = Containerd(directory, environment, link.client, proxy=Proxy(_NAME, _prepare))
 
     def start(self) -> None:
         """See `Starter`. Its daemons are running, as pagepool's node is."""
@@ -60,7 +70,7 @@ class Stargz:
         reference = f"{HOST}/{image}:latest"
         pull = self._engine.command(LAZY_CLIENT, "images", "rpull", "--plain-http", reference)
         # A filter of system calls, and no network, as the others have by themselves.
-        options = ("--rm", "--seccomp", "--snapshotter", "stargz")
+        options = ("--rm", "--seccomp", "--snapshotter", _NAME)
         start = self._engine.command(CLIENT, "run", *options, reference, "container", *command)
         return first_output_s(
             ["sh", "-c", f"{shlex.join(pull)} >/dev/null && exec {shlex.join(start)}"], self._environment
@@ -69,6 +79,13 @@ class Stargz:
     def stop(self) -> None:
         """See `Starter`."""
         self._engine.stop()
+
+
+def _prepare(directory: Path) -> str:
+    configuration = directory / "stargz.toml"
+    configuration.write_text(_CONFIGURATION.format(host=HOST))
+    options = ["--address", str(directory / _NAME), "--root", str(directory / "lazy")]
+    return shlex.join([_SNAPSHOTTER, *options, "--config", str(configuration)])
 
 
 def stargz_missing() -> list[str]:

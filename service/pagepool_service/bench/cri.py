@@ -1,4 +1,4 @@
-"""A client of the Container Runtime Interface, runtime.v1: what the kubelet says to containerd, as far as tests need.
+"""A client of the Container Runtime Interface, runtime.v1: what the kubelet says to containerd, as far as we need.
 
 The messages are made out of a table of fields, there is nothing to generate. The numbers are those of api.proto of
 k8s.io/cri-api v0.26.0, which never change; a field that is not in the table is not sent, and is passed over in answers.
