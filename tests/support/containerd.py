@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pagepool.container.cgroup import remove_groups
 from pagepool_service.bench.containerd import PodSettings, listens, write_configuration
-from pagepool_service.bench.cri import CriError, connected
+from pagepool_service.bench.cri import connected
 from tests.support.namespaces import own_namespaces
 from tests.support.tools import require
 
@@ -51,7 +51,7 @@ class Containerd:
         """End it and start it again; containers go on meanwhile."""
         self.daemon.end(how)
         self.daemon = _start(self.place)
-        _await(self.daemon, self.cri)
+        self.daemon.await_ready(self.cri.is_ready)
 
     def ctr(self, *argv: str) -> str:
         """Run containerd's own client on what there is of CRI, and return what it printed."""
@@ -87,7 +87,7 @@ def running_containerd(
     try:
         daemon.await_ready(lambda: listens(_socket(place)))
         with connected(_socket(place), directory / "pods", f"/{group}") as cri:
-            _await(daemon, cri)
+            daemon.await_ready(cri.is_ready)
             running = Containerd(place, cri, daemon)
             yield running
     finally:
@@ -97,17 +97,6 @@ def running_containerd(
 
 def _start(place: Namespaces) -> Daemon:
     return place.start("containerd", "containerd", "--config", place.directory / "containerd.toml")
-
-
-def _await(daemon: Daemon, cri: Cri) -> None:
-    def answers() -> bool:
-        try:
-            cri.version()
-        except CriError:  # it listens before it can do anything
-            return False
-        return True
-
-    daemon.await_ready(answers)
 
 
 def _socket(place: Namespaces) -> Path:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from pagepool_service.bench.subjects import BenchError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
@@ -134,7 +136,7 @@ def _add_field(message: Any, number: str, kind: str, name: str) -> None:
 _CLASSES = _classes()
 
 
-class CriError(Exception):
+class CriError(BenchError):
     """A call failed.
 
     Args:
@@ -182,6 +184,14 @@ class Cri:
         """The runtime's name and version."""
         answer = self._runtime("Version")
         return f"{answer.runtime_name} {answer.runtime_version}"
+
+    def is_ready(self) -> bool:
+        """Whether it takes calls: it listens before it can do anything."""
+        try:
+            self.version()
+        except CriError:
+            return False
+        return True
 
     def pull(self, image: str, login: tuple[str, str] | None = None) -> str:
         """Pull an image, with a user's name and password if there are any. Returns the ID of the image."""

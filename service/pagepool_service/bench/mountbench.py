@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import compileall
-import os
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import pagepool
-from pagepool.errors import UnsupportedError
 from pagepool_service.bench import mountcache, mountmany, mountstart, mountwarm, mountwrite, stargz
+from pagepool_service.bench.installed import compile_client, missing_tools, require_tools
 from pagepool_service.bench.servers import PAGEPOOL, PEER
 
 if TYPE_CHECKING:
@@ -51,20 +47,13 @@ def measure_mounts(lab: Lab, phases: Sequence[str]) -> MountFigures:
         PagepoolError: a step failed. Nothing is left behind.
     """
     check_tools(lab.kinds, lazy=lab.lazy)
-    _compile()
+    compile_client()
     rows: list[Row] = []
     for phase in PHASES:
         if phase in phases:
             lab.say(f"measuring: {phase}")
             rows += PHASES[phase](lab)
     return MountFigures(rows)
-
-
-def _compile() -> None:
-    """Have bytecode beside the client's modules, as where it was installed: else each command compiles what it loads,
-    which takes longer than to run it, where Python is told to write none (PYTHONDONTWRITEBYTECODE)."""
-    for directory in pagepool.__path__:
-        compileall.compile_dir(directory, quiet=2)
 
 
 def check_tools(kinds: Sequence[str], *, lazy: bool = False) -> None:
@@ -77,16 +66,12 @@ def check_tools(kinds: Sequence[str], *, lazy: bool = False) -> None:
     wanted = {tool: f"apt-get install {package}" for tool, package in packages.items()}
     if lazy:
         wanted.update(stargz.TOOLS)
-    missing = [f"{tool} ({how})" for tool, how in wanted.items() if shutil.which(tool) is None]
-    if os.geteuid():
-        missing.append("root")
-    if missing:
-        raise UnsupportedError(f"bench mount needs {', '.join(missing)}")
+    require_tools("bench mount", wanted)
 
 
 def peer_tools_installed() -> bool:
     """Whether podman and docker-registry are there."""
-    return all(shutil.which(tool) is not None for tool in _PEER_TOOLS)
+    return not missing_tools(_PEER_TOOLS)
 
 
 def kinds_of(ours: bool, peer: bool) -> list[str]:

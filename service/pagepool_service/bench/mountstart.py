@@ -20,7 +20,7 @@ from pagepool_service.bench.stargz import STARGZ, Stargz
 from pagepool_service.bench.subjects import drop_caches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from pagepool_service.bench.lab import Lab
     from pagepool_service.bench.link import Link
@@ -39,6 +39,10 @@ class Program(NamedTuple):
     name: str
     images: tuple[str, ...]
     command: tuple[str, ...]
+
+    def image_in(self, layouts: Collection[str]) -> str | None:
+        """The image that is taken; None if there is none."""
+        return next((name for name in self.images if name in layouts), None)
 
 
 PROGRAMS: Final = (
@@ -66,7 +70,7 @@ def measure_start(lab: Lab, programs: Sequence[Program] = PROGRAMS) -> Iterator[
     with tempfile.TemporaryDirectory(prefix="ppb-e-", dir=lab.directory) as converted:
         for shape, words, aim in ((None, "", 4.0), (SLOW, ", 100 Mbit/s, 20 ms", 10.0)):
             for program in programs:
-                image = next((name for name in program.images if name in lab.layouts), None)
+                image = program.image_in(lab.layouts)
                 if image is not None:
                     measurement = _Measurement(lab, program, image, shape, Path(converted))
                     yield from _measure(measurement, f"{program.name}{words}", aim)

@@ -8,7 +8,6 @@ its file system has less afterwards. Reflinks share disk, not memory: the change
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tarfile
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from pagepool_service.bench.charging import brought_in
+from pagepool_service.bench.layouts import blobs_of, complete_layout
 from pagepool_service.bench.mountcache import read_files
 from pagepool_service.bench.mountrows import MB, row
 from pagepool_service.bench.servers import PAGEPOOL
@@ -34,7 +34,6 @@ PHASE: Final = "write"
 _NAME: Final = "large"
 _PIECE: Final = 1 << 20
 _BLOCK: Final = 4096
-_TYPES: Final = "application/vnd.oci.image"
 
 
 class _Write(NamedTuple):
@@ -99,7 +98,7 @@ def write_large_layout(layout: Path, size: int) -> None:
         layout: its directory; made here.
         size: of the file, a multiple of 1 MiB.
     """
-    blobs = layout / "blobs/sha256"
+    blobs = blobs_of(layout)
     blobs.mkdir(parents=True)
     passing = blobs / "layer"
     hasher = hashlib.sha256()
@@ -110,27 +109,9 @@ def write_large_layout(layout: Path, size: int) -> None:
         for _ in range(size // _PIECE):
             _add(file, hasher, os.urandom(_PIECE))
         _add(file, hasher, bytes(2 * tarfile.BLOCKSIZE))
-    layer_digest = hasher.hexdigest()
-    passing.rename(blobs / layer_digest)
-
-    def put(document: object, kind: str) -> dict[str, object]:
-        data = json.dumps(document).encode()
-        digest = hashlib.sha256(data).hexdigest()
-        (blobs / digest).write_bytes(data)
-        return {"mediaType": f"{_TYPES}.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
-
-    rootfs = {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]}
-    layer = {"mediaType": f"{_TYPES}.layer.v1.tar", "digest": f"sha256:{layer_digest}"}
-    config = put({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}, "config.v1+json")
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": f"{_TYPES}.manifest.v1+json",
-        "config": config,
-        "layers": [{**layer, "size": (blobs / layer_digest).stat().st_size}],
-    }
-    index = {"schemaVersion": 2, "manifests": [put(manifest, "manifest.v1+json")]}
-    (layout / "index.json").write_text(json.dumps(index))
-    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    layer = hasher.hexdigest()
+    passing.rename(blobs / layer)
+    complete_layout(layout, layer)
 
 
 def _add(file: BinaryIO, hasher: hashlib._Hash, data: bytes) -> None:

@@ -7,10 +7,10 @@ apart. The command that is timed is the two of its documentation, one after the 
 from __future__ import annotations
 
 import shlex
-import shutil
 from typing import TYPE_CHECKING, Final
 
 from pagepool_service.bench.containerd import CLIENT, DAEMON, Containerd, Proxy
+from pagepool_service.bench.installed import missing_tools
 from pagepool_service.bench.origins import HOST
 from pagepool_service.bench.servers import PEER
 from pagepool_service.bench.subjects import first_output_s
@@ -90,4 +90,4 @@ def _prepare(directory: Path) -> str:
 
 def stargz_missing() -> list[str]:
     """Which of its programs are not there, each with how to get it."""
-    return [f"{tool} ({how})" for tool, how in TOOLS.items() if shutil.which(tool) is None]
+    return missing_tools(TOOLS)

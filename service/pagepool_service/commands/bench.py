@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING
 
 import click
 
 from pagepool.cli import output
 from pagepool.cli.options import output_options
 from pagepool_service.bench.collecting import CollectPlan, measure_collection
-from pagepool_service.bench.figures import Figure
 from pagepool_service.bench.images import find_images, find_pair
 from pagepool_service.bench.reads import ReadPlan
 from pagepool_service.bench.reads import measure as measure_reads
 from pagepool_service.bench.registry import Plan, measure
 from pagepool_service.bench.report import make_report
-from pagepool_service.bench.servers import PEER, Launcher, peer_installed
+from pagepool_service.bench.servers import PEER, Launcher
+from pagepool_service.commands.benchcommon import environment, interrupt, number, print_figures, with_peer
 from pagepool_service.commands.benchmount import mount
 from pagepool_service.commands.benchoptions import images_option, work_option
+from pagepool_service.commands.benchpods import pods
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pagepool_service.bench.report import Line, Report, Target
 
 _EXPECTED = 8
@@ -69,6 +67,7 @@ def bench() -> None:
 
 
 bench.add_command(mount)
+bench.add_command(pods)
 
 
 @bench.command(epilog=_EPILOG, short_help="Push and pull real images.")
@@ -107,9 +106,9 @@ def registry(
     images = find_images(places)
     if len(images) < _EXPECTED:
         output.warn(f"{len(images)} images; the figures mean little with fewer than {_EXPECTED}")
-    launcher = Launcher(_environment(), workers, ["--rebuild-compressed"] if rebuild_compressed else ())
-    plan = Plan(images, runs, _with_peer(peer), big, launcher, work or Path(tempfile.gettempdir()), output.note)
-    signal.signal(signal.SIGTERM, _interrupt)
+    launcher = Launcher(environment(), workers, ["--rebuild-compressed"] if rebuild_compressed else ())
+    plan = Plan(images, runs, with_peer(peer), big, launcher, work or Path(tempfile.gettempdir()), output.note)
+    signal.signal(signal.SIGTERM, interrupt)
     report = make_report(measure(plan))
     text = json.dumps(report.as_json(), indent=2)
     if report_path:
@@ -136,13 +135,13 @@ def reads(places: tuple[Path, ...], peer: bool | None, clients: int, work: Path 
     if pair is None:
         raise click.UsageError(f"which images? Build some with\n\n    {_BUILD} --dir DIR\n\nand give --images DIR.")
     directory = work or Path(tempfile.gettempdir())
-    launcher = Launcher(_environment(), 1)
-    signal.signal(signal.SIGTERM, _interrupt)
-    figures = measure_reads(ReadPlan(pair, clients, _with_peer(peer), launcher, directory, output.note))
+    launcher = Launcher(environment(), 1)
+    signal.signal(signal.SIGTERM, interrupt)
+    figures = measure_reads(ReadPlan(pair, clients, with_peer(peer), launcher, directory, output.note))
     if output.current().json:
         output.print_json({"images": [image.name for image in pair], "figures": [one.as_json() for one in figures]})
         return
-    _print_figures(figures)
+    print_figures(figures)
 
 
 @bench.command(epilog=_COLLECT_EPILOG, short_help="See what others notice of a collection.")
@@ -167,52 +166,16 @@ def collect(places: tuple[Path, ...], workers: int, work: Path | None, quiet_tim
     images = find_images(places) if places else []
     if len(images) < 2:
         raise click.UsageError(f"two images at least: build some with\n\n    {_BUILD} --dir DIR\n\nand give --images.")
-    environment = _environment()
-    signal.signal(signal.SIGTERM, _interrupt)
-    launcher = Launcher(environment, workers)
-    plan = CollectPlan(images, launcher, environment, work or Path(tempfile.gettempdir()), quiet_time, output.note)
+    processes = environment()
+    signal.signal(signal.SIGTERM, interrupt)
+    launcher = Launcher(processes, workers)
+    plan = CollectPlan(images, launcher, processes, work or Path(tempfile.gettempdir()), quiet_time, output.note)
     figures, said = measure_collection(plan)
     if output.current().json:
         names = [image.name for image in images]
         output.print_json({"images": names, "figures": [one.as_json() for one in figures], "collection": said})
         return
-    _print_figures(figures)
-
-
-def _print_figures(figures: Sequence[Figure]) -> None:
-    headers = ("", "pagepool", "beside it", "ratio", "aim", "", "what is beside it")
-    output.print_table(headers, [_figure_cells(one) for one in figures], right=(1, 2, 3, 4))
-
-
-def _figure_cells(one: Figure) -> tuple[str, ...]:
-    aim = "" if one.aim is None else f"{'>=' if one.at_least else '<='} {one.aim:g}"
-    return (
-        one.name,
-        _number(one.value),
-        "-" if one.other is None else _number(one.other),
-        "-" if one.ratio is None else f"{one.ratio:.2f}",
-        aim,
-        {True: "met", False: "MISSED", None: ""}[one.met],
-        one.against,
-    )
-
-
-def _with_peer(wanted: bool | None) -> bool:
-    if wanted is False or peer_installed():
-        return wanted is not False
-    if wanted:
-        raise click.UsageError(f"{PEER} is not installed (apt-get install {PEER})")
-    output.warn(f"{PEER} is not installed (apt-get install {PEER}): measuring without it")
-    return False
-
-
-def _environment() -> dict[str, str]:
-    """What the registries inherit: not the settings of this machine's own service."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PAGEPOOL_")}
-
-
-def _interrupt(*_: object) -> Never:
-    raise KeyboardInterrupt  # so that SIGTERM cleans up as Ctrl-C does
+    print_figures(figures)
 
 
 def _print(report: Report) -> None:
@@ -235,15 +198,10 @@ def _print(report: Report) -> None:
 
 
 def _cells(line: Line) -> tuple[str, str, str, str]:
-    peer = "-" if line.peer is None else _number(line.peer)
-    return line.name, _number(line.pagepool), peer, "-" if line.ratio is None else f"{line.ratio:.2f}"
+    return line.name, number(line.pagepool), number(line.peer), "-" if line.ratio is None else f"{line.ratio:.2f}"
 
 
 def _judged(target: Target) -> tuple[str, str, str, str, str]:
-    value = "-" if target.value is None else _number(target.value)
+    value = number(target.value)
     judgement = {True: "met", False: "MISSED", None: "not measured"}[target.met]
     return target.name, ">=" if target.at_least else "<=", f"{target.bound:.3g}", value, judgement
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

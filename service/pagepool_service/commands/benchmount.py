@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING
 
 import click
 
 from pagepool.cli import output
 from pagepool.cli.options import output_options
-from pagepool_service.bench.images import find_images
 from pagepool_service.bench.lab import Lab
 from pagepool_service.bench.mountbench import PHASES, kinds_of, measure_mounts, peer_tools_installed
 from pagepool_service.bench.mountstart import PHASE as START
 from pagepool_service.bench.stargz import stargz_missing
+from pagepool_service.commands.benchcommon import environment, find_layouts, interrupt, number
 from pagepool_service.commands.benchoptions import images_option, work_option
 
 if TYPE_CHECKING:
@@ -97,21 +96,20 @@ def mount(
     with_stargz = START in phases and _with_stargz(stargz)
     if not ours and not with_peer and not (with_stargz and phases == (START,)):
         raise click.UsageError("nothing to measure: --no-ours and no peer")
-    layouts = {path.resolve().name: path.resolve() for path in _layouts(places)}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PAGEPOOL_")}
+    layouts = find_layouts(places)
     lab = Lab(
         layouts,
         kinds_of(ours, with_peer),
         runs,
         work or Path(tempfile.gettempdir()),
-        environment,
+        environment(),
         output.note,
         lazy=with_stargz,
         mounts=mounts,
         containers=containers,
         big_size=large << 20,
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     figures = measure_mounts(lab, phases)
     text = json.dumps({"images": sorted(layouts), "figures": figures.as_json()}, indent=2)
     if report_path:
@@ -136,21 +134,12 @@ def _with_stargz(wanted: bool | None) -> bool:
     return not missing if wanted is None else wanted
 
 
-def _layouts(places: tuple[Path, ...]) -> list[Path]:
-    """The directories of the images in them."""
-    find_images(places)  # raises for what is none
-    found = []
-    for place in places:
-        found += [place] if (place / "oci-layout").is_file() else [path.parent for path in place.glob("*/oci-layout")]
-    return found
-
-
 def _cells(one: Row) -> tuple[str, ...]:
     sign = ">=" if one.how == "faster" else "<="
     return (
         one.name,
-        _number(one.pagepool),
-        _number(one.peer),
+        number(one.pagepool),
+        number(one.peer),
         _judged(one, one.judged) if one.how else "",
         "" if one.aim is None else f"{sign} {one.aim:.4g}",
         {True: "met", False: "MISSED", None: ""}[one.met],
@@ -158,18 +147,8 @@ def _cells(one: Row) -> tuple[str, ...]:
 
 
 def _lazy_cells(one: Row) -> tuple[str, ...]:
-    return (one.name, _number(one.lazy), _judged(one, one.lazy_judged), _judged(one, one.to_lazy))
+    return (one.name, number(one.lazy), _judged(one, one.lazy_judged), _judged(one, one.to_lazy))
 
 
 def _judged(one: Row, value: float | None) -> str:
     return "" if value is None else f"{value:.2f}{'x' if one.how == 'faster' else ''}"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _interrupt(*_: object) -> Never:
-    raise KeyboardInterrupt  # so that SIGTERM cleans up as Ctrl-C does

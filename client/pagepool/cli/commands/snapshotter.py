@@ -118,7 +118,7 @@ def command(
     """
     if os.geteuid():
         raise UnsupportedError("a snapshotter needs root: it mounts file systems for containers")
-    if not all(_is_there(name) for name in _NEEDS):
+    if not is_installed():
         raise UnsupportedError("the snapshotter needs pagepool[containerd]: pip install 'pagepool[containerd]'")
     trust: TrustOptions = {
         "insecure": insecure,
@@ -130,6 +130,11 @@ def command(
     known = [_server(text, trust, plain_http=plain_http) for text in named]
     root = root.resolve()
     _serve(_open(root, known, wait_s), root, address.absolute(), known)
+
+
+def is_installed() -> bool:
+    """Whether there is what the extra ``containerd`` installs."""
+    return all(_is_there(name) for name in _NEEDS)
 
 
 def _is_there(name: str) -> bool:
