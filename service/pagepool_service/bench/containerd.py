@@ -174,20 +174,25 @@ class Containerd:
         else:
             before, address = f"{proxy.prepare(self._directory)} & ", self._directory / proxy.name
             configuration = write_configuration(self._directory, proxy.name, address, self._pods)
-        script = f"{_HIDE}; {before}exec {shlex.join([DAEMON, '--config', str(configuration)])}"
+        # containerd waits for us: it tries a snapshotter that does not listen yet again only after seconds.
+        script = f"{_HIDE}; {before}read go && exec {shlex.join([DAEMON, '--config', str(configuration)])}"
         words = ["setpriv", "--pdeathsig", "KILL", *self._enter, "unshare", "--mount", "--propagation", "private"]
         words += ["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
         with (self._directory / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 words,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C is for us; we end it in our own time
             )
-        for name in ("containerd", *((proxy.name,) if proxy else ())):
-            self._await(self._process, self._directory / name)
+        if proxy is not None:
+            self._await(self._process, self._directory / proxy.name)
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as commands:  # it has ended, as the next line says
+            commands.write(b"go\n")
+        self._await(self._process, self.socket)
 
     def command(self, client: str, *words: str | Path) -> list[str]:
         """A command of CLIENT, or of one like it, run where the daemons are: meanwhile it makes mounts of its own."""
