@@ -137,7 +137,7 @@ def measure_pods(plan: PodPlan, programs: Sequence[Program] = PROGRAMS) -> PodRe
             bench.origins[kind] = link, stack.enter_context(serving)
         for program, image in images.items():
             rounds[program.name] = bench.measure(program, image)
-            figures += _figures(program.name, {way: best_of(some) for way, some in rounds[program.name].items()})
+            figures += compare_ways(program.name, {way: best_of(some) for way, some in rounds[program.name].items()})
     return PodResults(figures, rounds)
 
 
@@ -197,13 +197,12 @@ def best_of(rounds: Sequence[PodTimes]) -> PodTimes:
     return fastest._replace(pull_s=min(one.pull_s for one in rounds), further_s=min(one.further_s for one in rounds))
 
 
-def _figures(program: str, best: Mapping[str, PodTimes]) -> Iterator[Figure]:
-    """Ours beside each other way that was measured."""
+def compare_ways(program: str, best: Mapping[str, PodTimes]) -> Iterator[Figure]:
+    """Ours beside each other way that was measured, by name."""
     for ours, words in ((COLD, ""), (LEARNED, ", learned")):
         for way in (OVERLAYFS, OVERLAYFS_PEER):
             if way.name in best:
-                both = zip(_named(best[ours.name]), _named(best[way.name]), strict=True)
-                for (what, value), (_, other) in both:
+                for (what, value), (_, other) in zip(_named(best[ours.name]), _named(best[way.name]), strict=True):
                     yield Figure(f"{program}{words}: {what}", value, other, way.name)
 
 
