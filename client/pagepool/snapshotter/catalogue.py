@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pagepool.errors import InvalidError, NotFoundError, PagepoolError
+from pagepool.errors import InvalidError, NotFoundError
 from pagepool.snapshotter.filters import parse_filters
 
 if TYPE_CHECKING:
@@ -71,12 +71,16 @@ class SnapshotUnknownError(NotFoundError):
     what = "snapshot"
 
 
-class SnapshotExistsError(PagepoolError):
+class SnapshotExistsError(InvalidError):
     """A snapshot of that name, or of what was to be unpacked, is there already."""
 
+    what = "snapshot"
 
-class SnapshotStateError(PagepoolError):
+
+class SnapshotStateError(InvalidError):
     """A snapshot that is not as it must be for that: of another kind, or with children."""
+
+    what = "snapshot"
 
 
 class Kind(enum.IntEnum):
@@ -322,10 +326,10 @@ class Catalogue:
             if not name:
                 raise InvalidError(name, "a snapshot has a name")
             if database.execute("SELECT 1 FROM snapshots WHERE name = ?", (name,)).fetchone():
-                raise SnapshotExistsError(f"snapshot {name} is there already")
+                raise SnapshotExistsError(name, "it is there already")
             found = _get(database, key)
             if found.kind is not Kind.ACTIVE:
-                raise SnapshotStateError(f"snapshot {key} is not active, and cannot be committed")
+                raise SnapshotStateError(key, "it is not active, and cannot be committed")
             now = time.time_ns()
             database.execute(
                 "UPDATE snapshots SET name = ?, kind = ?, labels = ?, created_ns = ?, updated_ns = ?, "
@@ -371,7 +375,7 @@ class Catalogue:
         with self._transaction() as database:
             found = _get(database, name)
             if _has_children(database, found.id):
-                raise SnapshotStateError(f"snapshot {name} has children, and cannot be removed")
+                raise SnapshotStateError(name, "it has children, and cannot be removed")
             database.execute("DELETE FROM snapshots WHERE id = ?", (found.id,))
             database.execute("DELETE FROM images WHERE id NOT IN (SELECT image FROM snapshots WHERE image IS NOT NULL)")
             return found
@@ -396,7 +400,7 @@ def _check_new(database: sqlite3.Connection, name: str, parent: str) -> None:
     if parent and database.execute("SELECT 1 FROM snapshots WHERE name = ?", (parent,)).fetchone() is None:
         raise SnapshotUnknownError(parent)
     if database.execute("SELECT 1 FROM snapshots WHERE name = ?", (name,)).fetchone():
-        raise SnapshotExistsError(f"snapshot {name} is there already")
+        raise SnapshotExistsError(name, "it is there already")
 
 
 def _get(database: sqlite3.Connection, name: str) -> Snapshot:

@@ -142,7 +142,7 @@ class Snapshotter:
         """
         found = self._catalogue.stat(key)
         if found.kind is Kind.COMMITTED:
-            raise SnapshotStateError(f"snapshot {key} is committed: there are no mounts of it")
+            raise SnapshotStateError(key, "it is committed: there are no mounts of it")
         return self._mounts_of(found.id, found.kind, self._catalogue.ancestors(key), container=found.container)
 
     # -- changing --------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Snapshotter:
         """
         target = labels.get(TARGET, "")
         if target and self._is_here(target, parent, labels):
-            raise SnapshotExistsError(f"the layers {target} are here already")
+            raise SnapshotExistsError(target, "these layers are here already")
         return self._create(Kind.ACTIVE, key, parent, labels, unpacks=bool(target))
 
     def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
