@@ -141,5 +141,21 @@ def test_an_image_of_ours_upon_layers_that_are_unpacked(service: Service, runnin
     assert any(mount["image"].startswith(f"{service.host}/upon:1@") for mount in running.mounts())
 
 
+def test_what_is_here_is_started_whatever_the_service_says(service: Service, running: Snapshotting) -> None:
+    """As by containerd's own snapshotters: an image that was pulled is asked for no more."""
+    cri, image = running.cri, f"{service.host}/gone:1"
+    with httpx.Client(base_url=service.url) as http:
+        digest = push_layers(http, "gone", "1", [*workload(), make_tar({"own": b"own\n"})])
+        cri.pull(f"{service.host}/pause:1")  # whose only layer is this image's first one
+        cri.pull(image)
+        assert http.delete(f"/v2/gone/manifests/{digest}").status_code == 202
+    pod = cri.run_pod("gone")
+    assert cri.exec(cri.run(pod, image), "cat", "/own", "/app/kept").stdout == b"own\nkept\n"
+    running.pagepool("node", "stop")
+    assert cri.exec(cri.run(pod, image), "cat", "/own", "/app/kept").stdout == b"own\nkept\n"
+    cri.remove_pod(pod)
+    cri.remove_image(image)
+
+
 def _listed(running: Snapshotting, container: str) -> list[str]:
     return running.cri.exec(container, "ls", "/").stdout.decode().split()
