@@ -111,6 +111,8 @@ def test_what_dies_is_not_seen(running: Snapshotting, image: str) -> None:
     another = cri.run(pod, image)
     assert cri.exec(another, "sh", "-c", _SCRIPT).stdout.decode() == _PRINTED
     assert cri.exec(container, "cat", "/app/new").stdout == b"written\n"
+    mounts = running.ctr("snapshots", "--snapshotter", "pagepool", "mounts", "/mnt", container)
+    assert mounts.split()[3].removeprefix(f"{running.place.directory}") in "".join(running.place.mounts())
     cri.remove_pod(pod)
 
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pagepool.digest import Digest
-from pagepool.errors import NotFoundError, PagepoolError, UnreachableError
+from pagepool.errors import BusyError, NotFoundError, PagepoolError, UnreachableError
+from pagepool.linux.mounts import clone_mount
+from pagepool.mount import kernel
 from pagepool.mount.mountinfo import is_dead
 from pagepool.node.alive import is_cut_off
 from pagepool.node.client import KernelMountOptions
@@ -25,7 +27,7 @@ from pagepool.oci import Reference
 from pagepool.snapshotter.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from pagepool.node.client import NodeClient
@@ -91,20 +93,38 @@ class ImageMounts:
             self._node.ensure()
             if os.path.ismount(path) and not is_cut_off(self._node.places, path):
                 return
-            self._unmount(path)  # all processes of its node had ended
             server = self._servers.get(image.server)
             if server is None:
                 raise UnreachableError(image.server, "it is none of the services that this snapshotter was told of")
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._node.mount(
-                server.url,
-                replace(Reference.parse(image.name), digest=Digest.parse(image.manifest)),
-                path,
-                options,
-                credentials=server.credentials(image.repository),
-                verify=server.verify,
-                wait_s=self._wait_s,
-            )
+            with self._replacing(path):
+                self._node.mount(
+                    server.url,
+                    replace(Reference.parse(image.name), digest=Digest.parse(image.manifest)),
+                    path,
+                    options,
+                    credentials=server.credentials(image.repository),
+                    verify=server.verify,
+                    wait_s=self._wait_s,
+                )
+
+    @contextmanager
+    def _replacing(self, path: Path) -> Iterator[None]:
+        """Take away a mount all of whose node had ended, for another one; it is put back if a container still uses what
+        it writes to: that is what containerd wants to see then."""
+        if not os.path.ismount(path):
+            self._unmount(path)  # one that is dead
+            yield
+            return
+        former = clone_mount(path)
+        try:
+            self._unmount(path)
+            try:
+                yield
+            except BusyError:
+                kernel.attach(former, path)
+        finally:
+            os.close(former)
 
     def unmount(self, path: Path) -> None:
         """Unmount what is mounted somewhere, if anything is, and remove the directory. Whoever uses it keeps it."""
