@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pagepool_service.bench.origins import Origin
 
 MB: Final = 1e6
+_FURTHER: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class PodTimes(NamedTuple):
     Args:
         first_s: from the beginning of the pull to the end of a container that ran the program.
         pull_s: of the pull alone.
-        further_s: of a further container in the same pod, from its creation to its end.
+        further_s: of a further container in the same pod, from its creation to its end; the fastest of three.
         received: bytes that had come over the link when the first container ended.
     """
 
@@ -186,9 +187,12 @@ class _Bench:
             ended = time.monotonic()
             received = link.received() - before
             os.sync()  # what was unpacked is not being written while the next container starts
-            again = time.monotonic()
-            engine.run(pod, image, program.command)
-            return PodTimes(ended - begun, pulled - begun, time.monotonic() - again, received)
+            further = []
+            for _ in range(_FURTHER):
+                again = time.monotonic()
+                engine.run(pod, image, program.command)
+                further.append(time.monotonic() - again)
+            return PodTimes(ended - begun, pulled - begun, min(further), received)
 
 
 def best_of(rounds: Sequence[PodTimes]) -> PodTimes:
