@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from pagepool_service.bench.cri import Pod
+from pagepool_service.bench.cri import CriError, Pod
 from tests.support.kernelmounts import skip_without_kernel_mounts
 from tests.support.podimages import LARGE, busybox, make_tar, push_layers, push_pause, push_workload, workload
 from tests.support.snapshotting import Snapshotting, containerd_on, snapshotting
@@ -161,3 +161,26 @@ def test_what_is_here_is_started_whatever_the_service_says(service: Service, run
 
 def _listed(running: Snapshotting, container: str) -> list[str]:
     return running.cri.exec(container, "ls", "/").stdout.decode().split()
+
+
+@pytest.mark.usefixtures("image")
+def test_layers_of_an_image_that_the_service_has_no_more(service: Service, running: Snapshotting) -> None:
+    """Another registry's image begins with them: its own layers cannot be unpacked upon what cannot be mounted."""
+    cri = running.cri
+    begin = [make_tar({"begin": b"begin\n"}), busybox()]  # not as the image of sandboxes begins
+    gone, other = f"{service.host}/gone:1", f"localhost:{service.host.partition(':')[2]}/other:1"
+    with httpx.Client(base_url=service.url) as http:
+        digest = push_layers(http, "gone", "1", [*begin, make_tar({"gone": b"gone\n"})])
+        push_layers(http, "other", "1", [*begin, make_tar({"own": b"own\n"})])
+        cri.pull(gone)
+        assert http.delete(f"/v2/gone/manifests/{digest}").status_code == 202
+    with pytest.raises(CriError, match=f"layers of {gone} are needed.* remove that image") as found:
+        cri.pull(other)
+    assert found.value.code == "UNAVAILABLE"
+    pod = cri.run_pod("gone")
+    assert "gone" in _listed(running, cri.run(pod, gone))
+    cri.remove_pod(pod)
+    cri.remove_image(gone)
+    cri.pull(other)
+    pod = cri.run_pod("other")
+    assert _listed(running, cri.run(pod, other)) == ["begin", "bin", "dev", "etc", "own", "proc", "sys"]

@@ -14,6 +14,7 @@ import grpc
 from pagepool.errors import InvalidError, ListenError, NotFoundError, PagepoolError, UnreachableError
 from pagepool.snapshotter.catalogue import SnapshotExistsError, SnapshotStateError
 from pagepool.snapshotter.messages import EMPTY, MESSAGES, SERVICE
+from pagepool.snapshotter.snapshotter import LayersGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ _LONGEST: Final = 107  # see unix(7)
 _CODES: Final = (
     (SnapshotExistsError, grpc.StatusCode.ALREADY_EXISTS),
     (SnapshotStateError, grpc.StatusCode.FAILED_PRECONDITION),
+    (LayersGoneError, grpc.StatusCode.UNAVAILABLE),
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
     (InvalidError, grpc.StatusCode.INVALID_ARGUMENT),
     (UnreachableError, grpc.StatusCode.UNAVAILABLE),

@@ -23,11 +23,11 @@ import os
 import stat
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pagepool.errors import BusyError, InvalidError, PagepoolError
+from pagepool.errors import BusyError, InvalidError, NotFoundError, PagepoolError
 from pagepool.linux.directories import remove_tree
 from pagepool.mount.mountinfo import mounted_below
 from pagepool.snapshotter.catalogue import TARGET, Catalogue, Kind, SnapshotExistsError, SnapshotStateError
@@ -37,7 +37,7 @@ from pagepool.snapshotter.turns import Turns
 from pagepool.snapshotter.usage import measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pagepool.snapshotter.catalogue import ImageRecord, Snapshot
@@ -49,6 +49,22 @@ log = logging.getLogger("pagepool.snapshotter")
 _AGAIN_S: Final = 60.0
 _UPPER: Final = "upper"  # as `pagepool.upper` calls it
 _SPECIAL: Final = frozenset(":,\\")
+
+
+class LayersGoneError(NotFoundError):
+    """Layers of an image that its service does not have any more, and that are not mounted.
+
+    Args:
+        name: of the image.
+        reason: what the service said.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name)
+        self.args = (
+            f"layers of {name} are needed, and its service has them no more: {reason}; "
+            "remove that image from containerd, and pull again",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +334,8 @@ class Snapshotter:
         found = []
         for snapshot in ancestors:
             if snapshot.image is not None:  # which has all that is below it
-                found.append(self._mounts.image(snapshot.image, snapshot.depth))
+                with _needing(snapshot.image):
+                    found.append(self._mounts.image(snapshot.image, snapshot.depth))
                 break
             found.append(self._upper(snapshot))
         return found
@@ -329,7 +346,8 @@ class Snapshotter:
         if container:
             claimed = ancestors[0]
             assert claimed.image is not None
-            path = self._mounts.container(claimed.image, claimed.depth, directory)
+            with _needing(claimed.image):
+                path = self._mounts.container(claimed.image, claimed.depth, directory)
             return [Mount("bind", str(path), (access, "rbind"))]
         lower = self._lower(ancestors)
         if not lower or (kind is Kind.VIEW and len(lower) == 1):
@@ -361,6 +379,15 @@ class Snapshotter:
     def _drop_images(self) -> None:
         with self._tidying:
             self._mounts.drop({str(image.id) for image in self._catalogue.images()})
+
+
+@contextmanager
+def _needing(image: ImageRecord) -> Iterator[None]:
+    """Tell what to do where an image's service has it no more. containerd would take that for an unknown snapshot."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise LayersGoneError(image.name, str(error)) from error
 
 
 def _place(image: ImageRecord) -> tuple[str, str, str]:
