@@ -27,6 +27,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
+from pagepool.linux.descriptors import is_readable
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -72,7 +74,7 @@ class Forked:
         return code
 
     def _look(self, timeout_s: float | None) -> int | None:
-        if self.returncode is None and select.select([self._status], [], [], timeout_s)[0]:
+        if self.returncode is None and is_readable(self._status, timeout_s):
             said = os.read(self._status, 4)
             os.close(self._status)
             assert len(said) == 4, "the fork server is gone"

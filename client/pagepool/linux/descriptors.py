@@ -1,9 +1,11 @@
-"""Descriptors: those that come over a Unix socket (SCM_RIGHTS, unix(7)), and those that cannot be had just now."""
+"""Descriptors: those that come over a Unix socket (SCM_RIGHTS, unix(7)), those that cannot be had just now, and whether
+there is something to read."""
 
 from __future__ import annotations
 
 import array
 import errno
+import select
 import socket
 from typing import Final
 
@@ -14,6 +16,16 @@ _PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errn
 def is_passing(error: OSError) -> bool:
     """Whether what was refused, a file or a connection, may be had a moment later: once others have closed theirs."""
     return error.errno in _PASSING
+
+
+def is_readable(descriptor: int, timeout_s: float | None) -> bool:
+    """Whether something can be read from a descriptor, or comes within that time; None: wait for it.
+
+    By poll(2): select(2) knows no descriptor from 1024 on, and a program that reads images may have thousands.
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else 1000 * timeout_s))
 
 
 def receive_descriptors(channel: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:

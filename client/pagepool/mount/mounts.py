@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import select
 import signal
 from contextlib import suppress
 from dataclasses import replace
@@ -23,6 +22,7 @@ from threading import Lock, current_thread, main_thread
 from typing import TYPE_CHECKING, Final
 
 from pagepool.errors import BusyError, UnreachableError
+from pagepool.linux.descriptors import is_readable
 from pagepool.mount import records
 from pagepool.mount.device import MountOptions, flush_device, is_root, mount_device, unmount_device
 from pagepool.mount.fuse.server import MAX_THREADS, FuseServer
@@ -313,6 +313,6 @@ def _wait_end(pid: int, timeout_s: float) -> bool:
     except OSError:
         return True
     try:
-        return bool(select.select([descriptor], [], [], timeout_s)[0])
+        return is_readable(descriptor, timeout_s)
     finally:
         os.close(descriptor)
