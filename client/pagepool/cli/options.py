@@ -94,6 +94,16 @@ def access_options(command: _Command) -> _Command:
 
 def trust_options(command: _Command) -> _Command:
     """Who vouches for a server, and who we are to it: of `access_options` those for a server that is given as a URL."""
+    for option in (
+        click.option("--password-stdin", is_flag=True, help="Read the password from standard input."),
+        click.option("--username", metavar="NAME", help="User name [from docker's or podman's login]."),
+    ):
+        command = option(command)
+    return certificate_options(command)
+
+
+def certificate_options(command: _Command) -> _Command:
+    """Who vouches for a server: of `trust_options` those that are not about us."""
     for option in reversed(
         (
             click.option("--insecure", is_flag=True, help="Do not check the server's certificate."),
@@ -105,8 +115,6 @@ def trust_options(command: _Command) -> _Command:
                 help="Who vouches for the server's certificate, beside the system's authorities "
                 "[$PAGEPOOL_CA_CERTIFICATE, and what docker and podman trust].",
             ),
-            click.option("--username", metavar="NAME", help="User name [from docker's or podman's login]."),
-            click.option("--password-stdin", is_flag=True, help="Read the password from standard input."),
         )
     ):
         command = option(command)

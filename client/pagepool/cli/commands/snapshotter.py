@@ -18,7 +18,7 @@ from pagepool.cli.connect import host_of, verify_of
 from pagepool.cli.credentials import find_credentials
 from pagepool.cli.nodeclient import node_client
 from pagepool.cli.nodes import node_options
-from pagepool.cli.options import DEFAULT_SERVER, output_options
+from pagepool.cli.options import DEFAULT_SERVER, certificate_options, output_options
 from pagepool.errors import InvalidError, UnsupportedError
 from pagepool.transport.addresses import is_loopback
 
@@ -73,15 +73,7 @@ _NEEDS: Final = ("grpc", "google.protobuf")
     help="How long to wait for a service that still reads an image's layers; after that they are unpacked.",
 )
 @click.option("--plain-http", is_flag=True, help="http also for hosts other than this machine.")
-@click.option("--insecure", is_flag=True, help="Do not check the servers' certificates.")
-@click.option(
-    "--ca-certificate",
-    envvar="PAGEPOOL_CA_CERTIFICATE",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True),
-    metavar="FILE",
-    help="Who vouches for the servers' certificates, beside the system's authorities "
-    "[$PAGEPOOL_CA_CERTIFICATE, and what docker and podman trust].",
-)
+@certificate_options
 @output_options
 @node_options
 def command(
