@@ -226,6 +226,23 @@ RULES = (
         ("pagepool.library.near", "from pagepool.node.sources import Sources\n"),
     ),
     Rule(
+        "a snapshotter is a client of the node",
+        "it may die, hang and be replaced at any time: whatever a container needs is held by the node and the kernel",
+        _only(
+            *("pagepool.snapshotter", "pagepool.node.client", "pagepool.node.alive", "pagepool.mount"),
+            *("pagepool.linux", "pagepool.transport", "pagepool.oci", "pagepool.digest", "pagepool.errors"),
+        ),
+        ("pagepool.snapshotter.pools", "from pagepool.pool import Pool\n"),
+    ),
+    Rule(
+        "gRPC is for those who have it",
+        "it is an extra: the snapshotter's commands have to load without it, and say what is missing",
+        _nobody_but(
+            ("pagepool.snapshotter.serving", "pagepool.snapshotter.messages", "pagepool_service.bench.cri"), "grpc"
+        ),
+        ("pagepool.snapshotter.claims", "import grpc\n"),
+    ),
+    Rule(
         "a node's client knows the conversation, not the work",
         "it is loaded for each mount; what works is loaded by `start` alone, in a process of its own, when none runs",
         _only(
