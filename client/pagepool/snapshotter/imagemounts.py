@@ -110,8 +110,8 @@ class ImageMounts:
 
     @contextmanager
     def _replacing(self, path: Path) -> Iterator[None]:
-        """Take away a mount all of whose node had ended, for another one; it is put back if a container still uses what
-        it writes to: that is what containerd wants to see then."""
+        """Take away a mount all of whose node had ended, for another one. It is put back if that cannot be made, which
+        is no error where a container still uses what it writes to: the mount is what containerd wants to see then."""
         if not os.path.ismount(path):
             self._unmount(path)  # one that is dead
             yield
@@ -121,8 +121,10 @@ class ImageMounts:
             self._unmount(path)
             try:
                 yield
-            except BusyError:
+            except (PagepoolError, OSError) as error:
                 kernel.attach(former, path)
+                if not isinstance(error, BusyError):
+                    raise
         finally:
             os.close(former)
 
